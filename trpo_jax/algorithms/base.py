@@ -1,0 +1,67 @@
+"""What every algorithm looks like from outside, and how every policy sees an observation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+
+from trpo_jax.distributions import Distribution
+from trpo_jax.envs.episodes import Transition
+from trpo_jax.networks import Network
+from trpo_jax.normalization import RunningStatistics, normalize
+
+State = Any  # an immutable pytree that holds the whole run; it has a field `actor`
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Actor(NamedTuple):
+    """All that acting needs.
+
+    Attributes:
+        policy_params: parameters of the policy network.
+        observation_statistics: what observations are standardised by.
+    """
+
+    policy_params: PyTree[Array]
+    observation_statistics: RunningStatistics
+
+
+class Algorithm(NamedTuple):
+    """A learning algorithm as pure functions; each can be jitted, vmapped and scanned.
+
+    Attributes:
+        init: `key -> state`.
+        update: `state -> (state, metrics)`, which is `learn` after `collect`.
+        collect: `state -> (state, trajectory [T, B])`.
+        learn: `(state, trajectory) -> (state, metrics)`.
+        policy: `(state.actor, observations [*batch, ...]) -> action distribution`, for
+            observations as the environment shows them.
+        steps_per_update: environment steps in one update.
+    """
+
+    init: Callable[[PRNGKeyArray], State]
+    update: Callable[[State], tuple[State, Metrics]]
+    collect: Callable[[State], tuple[State, Transition]]
+    learn: Callable[[State, Transition], tuple[State, Metrics]]
+    policy: Callable[[Actor, Num[Array, "..."]], Distribution]
+    steps_per_update: int
+
+
+def observe(
+    statistics: RunningStatistics, observations: Num[Array, "..."], normalized: bool
+) -> Float[Array, "..."]:
+    """Returns observations as networks see them: float32, and standardised if `normalized`."""
+    return normalize(statistics, observations) if normalized else observations.astype(jnp.float32)
+
+
+def make_acting(
+    network: Network, normalized: bool
+) -> Callable[[Actor, Num[Array, "..."]], Distribution]:
+    """Returns the function `(actor, observations) -> action distribution` of a policy network."""
+
+    def policy(actor: Actor, observations: Num[Array, "..."]) -> Distribution:
+        seen = observe(actor.observation_statistics, observations, normalized)
+        return network.apply(actor.policy_params, seen)
+
+    return policy

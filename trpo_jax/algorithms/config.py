@@ -1,0 +1,104 @@
+"""Fields that explain and check themselves, for the algorithms' config dataclasses.
+
+A config is a frozen `flax.struct.dataclass`. What fixes shapes or control flow (integers, names,
+booleans) is static; every real number is a pytree leaf, so that `jax.vmap` runs over it.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+from trpo_jax.errors import ConfigurationError
+
+
+def real(
+    default: float,
+    help: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+) -> Any:
+    """Returns a real-valued field in [low, high], or (low, high] if `open_low`; a pytree leaf."""
+    low_bracket = "(" if open_low or low == -math.inf else "["
+    high_bracket = ")" if high == math.inf else "]"
+    metadata = {
+        "help": help,
+        "kind": float,
+        "allowed": f"a number in {low_bracket}{low:g}, {high:g}{high_bracket}",
+        "accepts": lambda x: (low < x if open_low else low <= x) and x <= high,
+    }
+    return struct.field(default=default, metadata=metadata)
+
+
+def integer(default: int, help: str, low: int) -> Any:
+    """Returns a static integer field of at least `low`."""
+    return _static(default, help, int, f"an integer of at least {low}", lambda x: x >= low)
+
+
+def integers(default: tuple[int, ...], help: str, low: int) -> Any:
+    """Returns a static field that holds a sequence of integers of at least `low`."""
+    allowed = f"integers of at least {low}"
+    return _static(
+        default, help, tuple, allowed, lambda xs: all(_is_integer(x) and x >= low for x in xs)
+    )
+
+
+def flag(default: bool, help: str) -> Any:
+    """Returns a static yes-or-no field."""
+    return _static(default, help, bool, "true or false", lambda x: True)
+
+
+def choice(default: str, help: str, options: Sequence[str]) -> Any:
+    """Returns a static field that holds one of a few names."""
+    return _static(default, help, str, "one of " + ", ".join(options), lambda x: x in options)
+
+
+def validate(config: Any) -> None:
+    """Checks every field of a config that has a concrete value; traced ones are skipped.
+
+    Raises:
+        ConfigurationError: naming the first field that cannot work, its value and what is allowed.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, jax.core.Tracer):
+            continue
+        values = (
+            np.ravel(value).tolist()
+            if field.metadata["kind"] is float and np.ndim(value)
+            else [value]
+        )
+        if not all(
+            _has_kind(v, field.metadata["kind"]) and field.metadata["accepts"](v) for v in values
+        ):
+            raise ConfigurationError(
+                f"{field.name} = {value!r} cannot work: it must be {field.metadata['allowed']} "
+                f"({field.metadata['help']}; default {field.default})."
+            )
+
+
+def _static(default, help, kind, allowed, accepts) -> Any:
+    metadata = {"help": help, "kind": kind, "allowed": allowed, "accepts": accepts}
+    return struct.field(pytree_node=False, default=default, metadata=metadata)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _has_kind(value: Any, kind: type) -> bool:
+    if kind is float:
+        number = isinstance(value, (numbers.Real, np.ndarray, jax.Array)) and not isinstance(
+            value, bool
+        )
+        return number and math.isfinite(value)
+    if kind is int:
+        return _is_integer(value)
+    return isinstance(value, kind)

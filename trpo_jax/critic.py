@@ -1,0 +1,88 @@
+"""Fitting a value function to its targets by minibatch Adam."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+
+
+class CriticState(NamedTuple):
+    """Parameters of the critic and the moments of its optimiser."""
+
+    params: PyTree[Array]
+    optimizer: optax.OptState
+
+
+def init_critic(params: PyTree[Array]) -> CriticState:
+    """Returns the state of a critic that has not been fitted yet."""
+    # The moments do not depend on the learning rate, which `fit_critic` is given at each call.
+    return CriticState(params, optax.adam(0.0).init(params))
+
+
+def fit_critic(
+    key: PRNGKeyArray,
+    apply: Callable[[PyTree[Array], Num[Array, "..."]], Float[Array, "..."]],
+    critic: CriticState,
+    observations: Num[Array, "N ..."],
+    targets: Float[Array, " N"],
+    *,
+    learning_rate: Float[Array, ""] | float,
+    epochs: int,
+    minibatches: int,
+) -> tuple[CriticState, Float[Array, ""]]:
+    """Minimises the mean squared error of V(s) - target by Adam (Kingma and Ba 2015).
+
+    Each epoch visits all N samples once, in a fresh random order, in `minibatches` equal parts.
+
+    Args:
+        key: consumed to shuffle.
+        apply: `(params, observations) -> values`.
+        critic: state to start from.
+        observations: N observations.
+        targets: what V should be at them.
+        learning_rate: Adam's step size.
+        epochs: passes over the samples.
+        minibatches: parts of each pass; must divide N.
+
+    Returns:
+        The fitted critic, and the mean squared error over the last pass.
+    """
+    num_samples = targets.shape[0]
+    optimizer = optax.adam(learning_rate)
+
+    def loss(params, minibatch_observations, minibatch_targets):
+        values = apply(params, minibatch_observations)
+        chex.assert_equal_shape([values, minibatch_targets])
+        return jnp.mean((values - minibatch_targets) ** 2)
+
+    def minibatch_step(critic, indices):
+        value, gradient = jax.value_and_grad(loss)(
+            critic.params, observations[indices], targets[indices]
+        )
+        updates, moments = optimizer.update(gradient, critic.optimizer)
+        return CriticState(optax.apply_updates(critic.params, updates), moments), value
+
+    def epoch(critic, epoch_key):
+        order = jax.random.permutation(epoch_key, num_samples).reshape(minibatches, -1)
+        critic, losses = jax.lax.scan(minibatch_step, critic, order)
+        return critic, jnp.mean(losses)
+
+    critic, losses = jax.lax.scan(epoch, critic, jax.random.split(key, epochs))
+    return critic, losses[-1]
+
+
+def explained_variance(
+    values: Float[Array, " *B"], targets: Float[Array, " *B"]
+) -> Float[Array, ""]:
+    """Returns 1 - Var(target - value) / Var(target): 1 is perfect, 0 no better than a constant.
+
+    A batch of constant targets has nothing to explain and counts as 0.
+    """
+    chex.assert_equal_shape([values, targets])
+    variance = jnp.var(targets)
+    explained = 1 - jnp.var(targets - values) / jnp.where(variance > 0, variance, 1.0)
+    return jnp.where(variance > 0, explained, 0.0)

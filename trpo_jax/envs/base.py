@@ -1,0 +1,108 @@
+"""The environment protocol: two pure functions and what a learner must know of them.
+
+An environment never resets itself; `trpo_jax.envs.episodes` does that, once for all suites. Its
+state is a pytree, so any state can be stored, repeated and restarted from.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
+
+
+class ArraySpec(NamedTuple):
+    """Shape and dtype of one observation."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Discrete(NamedTuple):
+    """One integer action in {0, ..., num_actions - 1}."""
+
+    num_actions: int
+
+
+class MultiDiscrete(NamedTuple):
+    """A vector of integer actions, component k in {0, ..., num_actions[k] - 1}."""
+
+    num_actions: tuple[int, ...]
+
+
+class Box(NamedTuple):
+    """A real array within bounds; policies see it as a vector of `size` components.
+
+    Attributes:
+        low: lower bounds, in the action's shape; -inf for none.
+        high: upper bounds, likewise.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Number of components."""
+        return math.prod(self.low.shape)
+
+
+class StepResult(NamedTuple):
+    """What one step of one environment gives.
+
+    Attributes:
+        observation: the observation that follows the action, before any reset.
+        reward: float32 scalar.
+        terminated: whether the episode ended by the task's own rules.
+        truncated: whether it was cut short, by a time limit for instance.
+    """
+
+    observation: Num[Array, "..."]
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+
+
+class Environment(NamedTuple):
+    """A task, for one copy of it; batches are `jax.vmap`s.
+
+    Attributes:
+        name: the name that `trpo_jax.envs.make` knows it by.
+        reset: `key -> (state, observation)`.
+        step: `(key, state, action) -> (state, StepResult)`, without resetting.
+        observation: what it shows.
+        action: what it accepts.
+        time_limit: number of steps after which an episode is truncated, or None.
+    """
+
+    name: str
+    reset: Callable[[PRNGKeyArray], tuple[Any, Num[Array, "..."]]]
+    step: Callable[[PRNGKeyArray, Any, Num[Array, "..."]], tuple[Any, StepResult]]
+    observation: ArraySpec
+    action: Discrete | MultiDiscrete | Box
+    time_limit: int | None
+
+
+def to_environment_action(
+    spec: Discrete | MultiDiscrete | Box, action: Num[Array, "..."]
+) -> Num[Array, "..."]:
+    """Returns what the environment is given when the policy chose `action`.
+
+    Discrete actions pass through. A policy over a bounded `Box` works in units in which every
+    component spans [-1, 1], so that one initial standard deviation suits every task: it is clipped
+    to that range and mapped onto the bounds. The log-probability is that of the unclipped action:
+    the clipping belongs to the environment. Unbounded components pass through.
+
+    Args:
+        spec: the environment's actions.
+        action: one action (no batch axes), for a `Box` a vector of `spec.size` components.
+    """
+    if not isinstance(spec, Box):
+        return action
+    bounded = np.isfinite(spec.low) & np.isfinite(spec.high)
+    low, high = np.where(bounded, spec.low, -1.0), np.where(bounded, spec.high, 1.0)
+    action = action.reshape(spec.low.shape)
+    scaled = low + (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (high - low))
+    return jnp.where(bounded, scaled, action).astype(jnp.float32)

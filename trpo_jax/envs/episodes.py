@@ -1,0 +1,96 @@
+"""Auto-reset, time limits and episode statistics, for any environment of the protocol."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+
+from trpo_jax.envs.base import Environment, to_environment_action
+
+
+class Episode(NamedTuple):
+    """A running episode; batches have leading axes.
+
+    Attributes:
+        state: the environment's own state.
+        observation: the observation the next action is for.
+        length: steps taken so far.
+        total_reward: rewards received so far, undiscounted.
+    """
+
+    state: Any
+    observation: Num[Array, "..."]
+    length: Int[Array, "*B"]
+    total_reward: Float[Array, "*B"]
+
+
+class Transition(NamedTuple):
+    """One step of one episode; a trajectory is a Transition with leading axes `[T, B]`.
+
+    Attributes:
+        observation: s_t.
+        action: a_t, as the policy chose it.
+        reward: r_t.
+        terminated: whether the episode ended by the task's own rules.
+        truncated: whether it was cut short.
+        next_observation: s'_t, what followed the action before any reset.
+        length: steps of the episode up to and with this one.
+        total_reward: its rewards up to and with this one; the episode's return where it ended.
+    """
+
+    observation: Num[Array, "..."]
+    action: Num[Array, "..."]
+    reward: Float[Array, "*B"]
+    terminated: Bool[Array, "*B"]
+    truncated: Bool[Array, "*B"]
+    next_observation: Num[Array, "..."]
+    length: Int[Array, "*B"]
+    total_reward: Float[Array, "*B"]
+
+    @property
+    def done(self) -> Bool[Array, "*B"]:
+        """Whether the episode ended, either way."""
+        return self.terminated | self.truncated
+
+
+def start_episode(env: Environment, key: PRNGKeyArray) -> Episode:
+    """Returns a fresh episode of one environment."""
+    state, observation = env.reset(key)
+    return Episode(state, observation, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+
+def advance_episode(
+    env: Environment, key: PRNGKeyArray, episode: Episode, action: Num[Array, "..."]
+) -> tuple[Episode, Transition]:
+    """Steps one environment and starts a new episode where the old one ended.
+
+    Args:
+        env: the environment.
+        key: consumed by the step and the reset.
+        episode: the running episode.
+        action: as the policy chose it, one action.
+
+    Returns:
+        The episode to go on with, and the transition, with the observation before the reset.
+    """
+    step_key, reset_key = jax.random.split(key)
+    state, result = env.step(step_key, episode.state, to_environment_action(env.action, action))
+    length = episode.length + 1
+    total_reward = episode.total_reward + result.reward
+    truncated = result.truncated
+    if env.time_limit is not None:
+        truncated |= length >= env.time_limit
+    transition = Transition(
+        observation=episode.observation,
+        action=action,
+        reward=result.reward,
+        terminated=result.terminated,
+        truncated=truncated,
+        next_observation=result.observation,
+        length=length,
+        total_reward=total_reward,
+    )
+    stepped = Episode(state, result.observation, length, total_reward)
+    fresh = start_episode(env, reset_key)
+    return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), fresh, stepped), transition

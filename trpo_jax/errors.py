@@ -1,0 +1,20 @@
+"""Errors meant for the person at the keyboard."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigurationError(ValueError):
+    """A setting that cannot work: the message says what is wrong, what is allowed, what to do."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigurationError:
+    """Returns the error for a `name` that is not among the `known` ones of its `kind`.
+
+    The message leads with the nearest known names, so that a typing mistake can be seen at once.
+    """
+    known = sorted(known)
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
+    nearest = f" Did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
+    return ConfigurationError(f"Unknown {kind} {name!r}.{nearest} Known: {', '.join(known)}.")

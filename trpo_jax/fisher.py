@@ -1,0 +1,74 @@
+"""Fisher-vector products of a policy, by one Jacobian-vector and one vector-Jacobian product.
+
+The Fisher information matrix of a policy over N states is F = (1/N) sum_n J_n^T M_n J_n, where J_n
+is the Jacobian of the distribution's parameters in the network's parameters and M_n the Fisher
+metric of the distribution itself (Schulman et al. 2015, arXiv:1502.05477, appendix C.1). It equals
+the Hessian of the mean KL divergence at the old parameters, where the second-derivative term of
+the network drops out, and so needs first derivatives only: it is exact for any differentiable
+network, and costs about half of differentiating the KL divergence twice.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from trpo_jax.distributions import Distribution
+
+Params = PyTree[Array]
+MatrixVectorProduct = Callable[[Params], Params]
+
+
+def fisher_vector_product(
+    distribution_fn: Callable[[Params], Distribution], params: Params
+) -> MatrixVectorProduct:
+    """Returns the function `v -> F v` at `params`.
+
+    The network is linearised here, once: the returned function reuses the stored activations, so
+    build it outside of the solver's loop.
+
+    Args:
+        distribution_fn: maps parameters to the action distributions at N states; their batch axes
+            may have any shape.
+        params: parameters at which F is taken.
+
+    Returns:
+        A function that takes and returns a tree like `params`.
+    """
+    distribution, jvp = jax.linearize(distribution_fn, params)
+    vjp = jax.linear_transpose(jvp, params)
+    num_states = jax.eval_shape(lambda d: d.entropy(), distribution).size
+
+    def product(vector: Params) -> Params:
+        metric_product = distribution.fisher_product(jvp(vector))
+        (result,) = vjp(jax.tree.map(lambda x: x / num_states, metric_product))
+        return result
+
+    return product
+
+
+def dense_fisher(
+    distribution_fn: Callable[[Params], Distribution], params: Params
+) -> Float[Array, "P P"]:
+    """Returns the whole Fisher matrix in raveled parameters, for tests and small networks.
+
+    Computed from the dense Jacobian, independently of `fisher_vector_product`. Memory grows as
+    N P K for K distribution parameters a state, and as P^2.
+
+    Args:
+        distribution_fn: maps parameters to the action distributions at N states.
+        params: parameters at which F is taken; P numbers in all.
+    """
+    flat_params, unravel = ravel_pytree(params)
+    distribution = distribution_fn(params)
+    jacobian = jax.jacfwd(lambda flat: distribution_fn(unravel(flat)))(flat_params)
+    metric_times_jacobian = jax.vmap(distribution.fisher_product, in_axes=-1, out_axes=-1)(jacobian)
+    num_states = distribution.entropy().size
+    blocks = jax.tree.map(
+        lambda j, mj: j.reshape(-1, flat_params.size).T @ mj.reshape(-1, flat_params.size),
+        jacobian,
+        metric_times_jacobian,
+    )
+    return sum(jax.tree.leaves(blocks)) / jnp.asarray(num_states, flat_params.dtype)

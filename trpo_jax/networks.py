@@ -1,0 +1,180 @@
+"""Policies and critics: flax linen modules behind pairs of pure functions.
+
+Everything outside this file sees a `Network`, so a hand-written function, or a module of another
+library, serves as well as these.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+
+from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "elu": nn.elu,
+    "gelu": nn.gelu,
+    "swish": nn.swish,
+}
+
+
+class Network(NamedTuple):
+    """A function with parameters.
+
+    Attributes:
+        init: `key -> params`.
+        apply: `(params, observations [*batch, *shape]) -> output`: for a policy the action
+            distributions, for a critic the values `[*batch]`.
+    """
+
+    init: Callable[[PRNGKeyArray], PyTree[Array]]
+    apply: Callable[[PyTree[Array], Num[Array, "..."]], Any]
+
+
+class Torso(nn.Module):
+    """Observations to features: a convolution for images, then fully connected layers.
+
+    The convolution (16 filters of 3x3, stride 1) is that of the MinAtar paper (Young and Tian
+    2019, arXiv:1903.03176); images are `[*batch, height, width, channels]`.
+
+    Attributes:
+        observation_shape: shape of one observation; three axes mean an image.
+        hidden_sizes: width of each fully connected layer.
+        activation: name of the nonlinearity, a key of `ACTIVATIONS`.
+    """
+
+    observation_shape: tuple[int, ...]
+    hidden_sizes: Sequence[int]
+    activation: str
+
+    @nn.compact
+    def __call__(self, observations: Num[Array, "..."]) -> Float[Array, "..."]:
+        activation = ACTIVATIONS[self.activation]
+        kernel_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+        x = observations.astype(jnp.float32)
+        if len(self.observation_shape) == 3:
+            x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=kernel_init)(x))
+        batch_shape = x.shape[: x.ndim - len(self.observation_shape)]
+        x = x.reshape(*batch_shape, -1)
+        for size in self.hidden_sizes:
+            x = activation(nn.Dense(size, kernel_init=kernel_init)(x))
+        return x
+
+
+class CategoricalHead(nn.Module):
+    """Features to a `Categorical` over `num_actions`."""
+
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "..."]) -> Categorical:
+        return Categorical(_policy_head(self.num_actions)(features))
+
+
+class MultiCategoricalHead(nn.Module):
+    """Features to a `MultiCategorical` with `num_actions[k]` actions in factor k."""
+
+    num_actions: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "..."]) -> MultiCategorical:
+        return MultiCategorical(
+            tuple(Categorical(_policy_head(n)(features)) for n in self.num_actions)
+        )
+
+
+class GaussianHead(nn.Module):
+    """Features to a `DiagGaussian` over `size` dimensions.
+
+    Attributes:
+        size: number of action dimensions.
+        log_std_init: initial logarithm of the standard deviation.
+        state_dependent_std: whether log_std is a function of the features or one free vector.
+    """
+
+    size: int
+    log_std_init: Float[Array, ""] | float
+    state_dependent_std: bool
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "..."]) -> DiagGaussian:
+        mean = _policy_head(self.size)(features)
+        initial = nn.initializers.constant(self.log_std_init)
+        if self.state_dependent_std:
+            return DiagGaussian(mean, _policy_head(self.size, bias_init=initial)(features))
+        log_std = self.param("log_std", initial, (self.size,), jnp.float32)
+        return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+
+
+class ValueHead(nn.Module):
+    """Features `[*batch, F]` to values `[*batch]`."""
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "..."]) -> Float[Array, "..."]:
+        return nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(features)[..., 0]
+
+
+def make_policy(
+    observation: ArraySpec,
+    action: Discrete | MultiDiscrete | Box,
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    log_std_init: Float[Array, ""] | float = 0.0,
+    state_dependent_std: bool = False,
+) -> Network:
+    """Returns a policy: orthogonal initialisation, output layer scaled by 0.01.
+
+    The small output layer makes the initial policy nearly the same at every state (uniform, or of
+    mean 0), the initialisation with the largest effect in Andrychowicz et al. 2021
+    (arXiv:2006.05990, section 3.2).
+
+    Args:
+        observation: what the environment shows.
+        action: what it accepts; decides the distribution.
+        hidden_sizes: width of each hidden layer.
+        activation: a key of `ACTIVATIONS`.
+        log_std_init: initial log standard deviation, for `Box` actions.
+        state_dependent_std: whether the standard deviation depends on the state, for `Box` actions.
+
+    Returns:
+        A `Network` whose output is a `Distribution`.
+    """
+    match action:
+        case Discrete(num_actions):
+            head = CategoricalHead(num_actions)
+        case MultiDiscrete(num_actions):
+            head = MultiCategoricalHead(num_actions)
+        case Box():
+            head = GaussianHead(action.size, log_std_init, state_dependent_std)
+    return _network(Torso(observation.shape, tuple(hidden_sizes), activation), head, observation)
+
+
+def make_critic(
+    observation: ArraySpec, *, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh"
+) -> Network:
+    """Returns a state-value function with parameters of its own; see `make_policy`."""
+    torso = Torso(observation.shape, tuple(hidden_sizes), activation)
+    return _network(torso, ValueHead(), observation)
+
+
+def _policy_head(size: int, **kwargs) -> nn.Dense:
+    return nn.Dense(size, kernel_init=nn.initializers.orthogonal(0.01), **kwargs)
+
+
+def _network(torso: nn.Module, head: nn.Module, observation: ArraySpec) -> Network:
+    module = nn.Sequential([torso, head])
+    example = jnp.zeros(observation.shape, observation.dtype)
+
+    def init(key: PRNGKeyArray) -> PyTree[Array]:
+        return module.init(key, example)["params"]
+
+    def apply(params: PyTree[Array], observations: Num[Array, "..."]) -> Distribution | Array:
+        return module.apply({"params": params}, observations)
+
+    return Network(init, apply)

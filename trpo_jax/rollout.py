@@ -1,0 +1,67 @@
+"""Policy and environments to trajectories."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num, PRNGKeyArray
+
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
+
+
+def start_episodes(env: Environment, key: PRNGKeyArray, num_envs: int) -> Episode:
+    """Returns `num_envs` fresh episodes, leading axis `[B]`."""
+    return jax.vmap(partial(start_episode, env))(jax.random.split(key, num_envs))
+
+
+def rollout(
+    env: Environment,
+    act: Callable[[PRNGKeyArray, Num[Array, "B ..."]], Num[Array, "B ..."]],
+    key: PRNGKeyArray,
+    episodes: Episode,
+    num_steps: int,
+) -> tuple[Episode, Transition]:
+    """Runs B environments for T = `num_steps` steps each; episodes restart where they end.
+
+    Args:
+        env: the environment.
+        act: `(key, observations [B, ...]) -> actions [B, ...]`.
+        key: consumed by actions, steps and resets.
+        episodes: running episodes, leading axis `[B]`.
+        num_steps: T.
+
+    Returns:
+        The episodes to go on with, and a trajectory with leading axes `[T, B]`.
+    """
+    num_envs = episodes.length.shape[0]
+    act_key, env_key = jax.random.split(key)
+    advance = jax.vmap(partial(advance_episode, env))
+
+    def body(episodes, keys):
+        act_key, env_keys = keys
+        return advance(env_keys, episodes, act(act_key, episodes.observation))
+
+    keys = jax.random.split(act_key, num_steps), jax.random.split(env_key, (num_steps, num_envs))
+    return jax.lax.scan(body, episodes, keys)
+
+
+def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:
+    """Returns means over the episodes that ended in a trajectory `[T, B]`, and their number.
+
+    Returns:
+        `episodic_return` (undiscounted) and `episode_length`, NaN if none ended, and
+        `num_episodes`; float32 scalars.
+    """
+    done = trajectory.done
+    count = jnp.sum(done)
+
+    def mean(x):
+        return jnp.where(count > 0, jnp.sum(jnp.where(done, x, 0)) / jnp.maximum(count, 1), jnp.nan)
+
+    return {
+        "episodic_return": mean(trajectory.total_reward),
+        "episode_length": mean(trajectory.length),
+        "num_episodes": count.astype(jnp.float32),
+    }

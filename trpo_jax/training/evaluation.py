@@ -1,0 +1,106 @@
+"""Returns of a fixed policy over fresh episodes, and their statistics over seeds."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float, Num, PRNGKeyArray
+
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.episodes import advance_episode
+from trpo_jax.rollout import start_episodes
+
+MAX_STEPS = 100_000  # bound on an episode in an environment without a time limit
+
+
+def evaluate(
+    env: Environment,
+    act: Callable[[PRNGKeyArray, Num[Array, "E ..."]], Num[Array, "E ..."]],
+    key: PRNGKeyArray,
+    num_episodes: int,
+) -> Float[Array, " E"]:
+    """Returns the undiscounted returns of E = `num_episodes` fresh episodes.
+
+    All episodes run side by side until the last has ended; each counts once, so that short
+    episodes are not over-represented.
+
+    Args:
+        env: the environment.
+        act: `(key, observations [E, ...]) -> actions [E, ...]`.
+        key: consumed by resets, actions and steps.
+        num_episodes: E.
+    """
+    reset_key, run_key = jax.random.split(key)
+    advance = jax.vmap(partial(advance_episode, env))
+
+    def unfinished(carry):
+        step, _, finished, _ = carry
+        return ~jnp.all(finished) & (step < (env.time_limit or MAX_STEPS))
+
+    def body(carry):
+        step, episodes, finished, returns = carry
+        act_key, env_key = jax.random.split(jax.random.fold_in(run_key, step))
+        actions = act(act_key, episodes.observation)
+        env_keys = jax.random.split(env_key, num_episodes)
+        episodes, transition = advance(env_keys, episodes, actions)
+        returns = jnp.where(finished, returns, transition.total_reward)
+        return step + 1, episodes, finished | transition.done, returns
+
+    start = (
+        jnp.zeros((), jnp.int32),
+        start_episodes(env, reset_key, num_episodes),
+        jnp.zeros(num_episodes, bool),
+        jnp.zeros(num_episodes, jnp.float32),
+    )
+    return jax.lax.while_loop(unfinished, body, start)[-1]
+
+
+class ScoreSummary(NamedTuple):
+    """One score a seed, summarised over seeds.
+
+    Attributes:
+        mean: mean over seeds.
+        std: sample standard deviation over seeds (n - 1); None for a single seed.
+        iqm: interquartile mean, the mean of the middle half of the seeds.
+        ci95: 95 % percentile-bootstrap interval of the mean over seeds; None for a single seed,
+            which says nothing about the spread.
+    """
+
+    mean: float
+    std: float | None
+    iqm: float
+    ci95: tuple[float, float] | None
+
+
+def summarize(scores: np.ndarray) -> ScoreSummary:
+    """Returns the summary of one score a seed, `[num_seeds]`."""
+    scores = np.asarray(scores, np.float64)
+    mean, iqm = float(scores.mean()), float(interquartile_mean(scores))
+    if len(scores) == 1:
+        return ScoreSummary(mean, None, iqm, None)
+    interval = bootstrap_interval(scores, np.mean)
+    return ScoreSummary(
+        mean, float(scores.std(ddof=1)), iqm, (float(interval[0]), float(interval[1]))
+    )
+
+
+def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Returns the mean of the middle half along an axis (Agarwal et al. 2021, arXiv:2108.13264)."""
+    return scipy.stats.trim_mean(scores, 0.25, axis=axis)
+
+
+def bootstrap_interval(
+    scores: np.ndarray, statistic: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the 95 % percentile-bootstrap interval of a statistic over seeds, the first axis.
+
+    The resampling is seeded: the same scores always give the same interval.
+    """
+    interval = scipy.stats.bootstrap(
+        (scores,), statistic, axis=0, n_resamples=2000, method="percentile", random_state=0
+    ).confidence_interval
+    return interval.low, interval.high

@@ -1,0 +1,215 @@
+"""The trust-region step: gradient, metric, solver, length and acceptance.
+
+maximise L(params) subject to mean KL(old || new) <= max_kl (Schulman et al. 2015,
+arXiv:1502.05477, equation 14), solved as in its appendix C: a natural-gradient direction by
+conjugate gradient, scaled to the edge of the region in the quadratic model of the KL divergence,
+then shortened until the surrogate itself improves and the KL divergence itself is small enough.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Num, PyTree
+
+from trpo_jax.distributions import Distribution
+from trpo_jax.fisher import MatrixVectorProduct
+from trpo_jax.line_search import backtracking
+from trpo_jax.solvers import conjugate_gradient
+
+Params = PyTree[Array]
+Surrogate = Callable[[Distribution, Distribution], Float[Array, ""]]
+
+
+class NaturalStep(NamedTuple):
+    """A step to the edge of the quadratic trust region, before any acceptance test.
+
+    Attributes:
+        step: a tree like the parameters.
+        gradient_dot_direction: g.x for the solution x of (F + damping I) x = g, scalar.
+        predicted_gain: first-order gain of the surrogate along the step, g.step, scalar.
+        cg_residual: ||g - (F + damping I) x|| / ||g||, scalar.
+        cg_iterations: iterations that changed x, scalar.
+    """
+
+    step: Params
+    gradient_dot_direction: Float[Array, ""]
+    predicted_gain: Float[Array, ""]
+    cg_residual: Float[Array, ""]
+    cg_iterations: Int[Array, ""]
+
+
+class TrustRegionInfo(NamedTuple):
+    """What one step did; all scalars, KL divergences in nats, gains in units of the surrogate.
+
+    Attributes:
+        surrogate_gain: L(new) - L(old); 0 if the step was rejected.
+        surrogate_gain_predicted: its first-order prediction at the fraction taken.
+        surrogate_gain_ratio: actual over predicted gain; 1 where the surrogate is linear.
+        kl: mean of KL(old || new) over the states.
+        kl_max: its maximum over the states.
+        entropy: mean entropy of the new policy.
+        cg_residual: relative residual of the linear solve.
+        cg_iterations: conjugate-gradient iterations used.
+        gradient_dot_direction: g.x, the squared length of the gradient in the inverse metric.
+        step_fraction: fraction of the full step taken by the line search; 0 if rejected.
+        step_rejected: 1 if no candidate was accepted and the parameters stayed as they were.
+    """
+
+    surrogate_gain: Float[Array, ""]
+    surrogate_gain_predicted: Float[Array, ""]
+    surrogate_gain_ratio: Float[Array, ""]
+    kl: Float[Array, ""]
+    kl_max: Float[Array, ""]
+    entropy: Float[Array, ""]
+    cg_residual: Float[Array, ""]
+    cg_iterations: Int[Array, ""]
+    gradient_dot_direction: Float[Array, ""]
+    step_fraction: Float[Array, ""]
+    step_rejected: Bool[Array, ""]
+
+
+def importance_sampled_surrogate(
+    actions: Num[Array, "..."], advantages: Float[Array, "*batch"]
+) -> Surrogate:
+    """Returns L(new) = mean of new(a|s) / old(a|s) A(s, a), equation 14, with a drawn from old.
+
+    Its gradient at new = old is the policy gradient.
+
+    Args:
+        actions: the actions taken, `[*batch, ...]`.
+        advantages: their advantages.
+    """
+
+    def surrogate(new: Distribution, old: Distribution) -> Float[Array, ""]:
+        log_ratio = new.log_prob(actions) - old.log_prob(actions)
+        chex.assert_equal_shape([log_ratio, advantages])
+        return jnp.mean(jnp.exp(log_ratio) * advantages)
+
+    return surrogate
+
+
+def natural_step(
+    gradient: Params,
+    metric_product: MatrixVectorProduct,
+    *,
+    max_kl: Float[Array, ""] | float,
+    damping: Float[Array, ""] | float,
+    cg_iters: int,
+    damped_scaling: bool = False,
+) -> NaturalStep:
+    """Returns sqrt(2 max_kl / x^T M x) x with (F + damping I) x = gradient.
+
+    Conjugate gradient leaves x^T (F + damping I) x = g.x, so neither choice of M costs a product:
+
+    Args:
+        gradient: gradient g of the surrogate, a tree like the parameters.
+        metric_product: `v -> F v`.
+        max_kl: radius of the trust region, in nats.
+        damping: added to the diagonal of F in the solve.
+        cg_iters: conjugate-gradient iterations.
+        damped_scaling: whether M is F + damping I, as most implementations have it, or F alone.
+            The damped product overstates the KL divergence, so the step falls short of `max_kl`.
+    """
+
+    def damped_product(vector):
+        return optax.tree.add_scale(metric_product(vector), damping, vector)
+
+    solution = conjugate_gradient(damped_product, gradient, cg_iters)
+    gradient_dot_direction = optax.tree.vdot(gradient, solution.x)
+    curvature = gradient_dot_direction
+    if not damped_scaling:
+        curvature -= damping * optax.tree.vdot(solution.x, solution.x)
+    # Below the rounding of that subtraction the curvature is noise; the line search does the rest.
+    epsilon = jnp.finfo(gradient_dot_direction.dtype).eps
+    curvature = jnp.maximum(curvature, 10 * epsilon * gradient_dot_direction)
+    positive = curvature > 0
+    scale = jnp.where(positive, jnp.sqrt(2 * max_kl / jnp.where(positive, curvature, 1.0)), 0.0)
+    return NaturalStep(
+        step=optax.tree.scale(scale, solution.x),
+        gradient_dot_direction=gradient_dot_direction,
+        predicted_gain=scale * gradient_dot_direction,
+        cg_residual=solution.residual,
+        cg_iterations=solution.iterations,
+    )
+
+
+def trust_region_step(
+    params: Params,
+    distribution_fn: Callable[[Params], Distribution],
+    surrogate: Surrogate,
+    metric_product: MatrixVectorProduct,
+    *,
+    max_kl: Float[Array, ""] | float,
+    damping: Float[Array, ""] | float,
+    cg_iters: int,
+    line_search_steps: int,
+    line_search_shrink: Float[Array, ""] | float,
+    damped_scaling: bool = False,
+) -> tuple[Params, TrustRegionInfo]:
+    """Takes one trust-region step; the parameters are returned unchanged if none is acceptable.
+
+    Surrogate, gradient and KL divergences run with full float32 matrix products whatever the
+    device's default is, since a KL divergence of 1e-2 is a difference of numbers near 1. The
+    direction does not need it, and `metric_product` keeps the precision it was made with.
+
+    Args:
+        params: the old parameters.
+        distribution_fn: maps parameters to the action distributions at all states of the batch.
+        surrogate: maps (new, old) distributions at those states to the objective L(new), which is
+            to be increased.
+        metric_product: `v -> F v` at `params`, from `fisher_vector_product`, possibly over fewer
+            states.
+        max_kl: radius of the trust region, in nats.
+        damping: added to the diagonal of F in the solve.
+        cg_iters: conjugate-gradient iterations.
+        line_search_steps: candidates tried at the most.
+        line_search_shrink: factor between one candidate and the next.
+        damped_scaling: see `natural_step`.
+
+    Returns:
+        The new parameters and what happened.
+    """
+    with jax.default_matmul_precision("float32"):
+        old = distribution_fn(params)
+        old_value, gradient = jax.value_and_grad(lambda p: surrogate(distribution_fn(p), old))(
+            params
+        )
+        full = natural_step(
+            gradient,
+            metric_product,
+            max_kl=max_kl,
+            damping=damping,
+            cg_iters=cg_iters,
+            damped_scaling=damped_scaling,
+        )
+
+        def evaluate(candidate):
+            new = distribution_fn(candidate)
+            return surrogate(new, old) - old_value, jnp.mean(old.kl(new))
+
+        search = backtracking(
+            evaluate, params, full.step, max_kl, line_search_shrink, line_search_steps
+        )
+        new = distribution_fn(search.params)
+        kl = old.kl(new)
+        gain = jnp.where(search.accepted, surrogate(new, old) - old_value, 0.0)
+    predicted = jnp.where(search.accepted, search.fraction * full.predicted_gain, 0.0)
+    return search.params, TrustRegionInfo(
+        surrogate_gain=gain,
+        surrogate_gain_predicted=predicted,
+        surrogate_gain_ratio=jnp.where(
+            predicted > 0, gain / jnp.where(predicted > 0, predicted, 1.0), 0.0
+        ),
+        kl=jnp.mean(kl),
+        kl_max=jnp.max(kl),
+        entropy=jnp.mean(new.entropy()),
+        cg_residual=full.cg_residual,
+        cg_iterations=full.cg_iterations,
+        gradient_dot_direction=full.gradient_dot_direction,
+        step_fraction=search.fraction,
+        step_rejected=~search.accepted,
+    )
