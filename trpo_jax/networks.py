@@ -4,10 +4,12 @@ Everything outside this file sees a `Network`, so a hand-written function, or a 
 library, serves as well as these.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
@@ -21,6 +23,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": nn.gelu,
     "swish": nn.swish,
 }
+
+
+def orthogonal(scale: float) -> nn.initializers.Initializer:
+    """Returns an initialiser: orthogonal columns (rows, if they are fewer) of norm `scale`.
+
+    Uniform over such matrices (Saxe et al. 2014, arXiv:1312.6120), by Gram-Schmidt on Gaussian
+    columns. jax's own initialiser calls LAPACK's QR, and two batched ones at a time, as in networks
+    initialised under `jax.vmap`, can wait for each other for ever on a CPU with few cores.
+    """
+
+    def init(
+        key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+    ) -> Float[Array, "..."]:
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        gaussian = jax.random.normal(key, (max(rows, columns), min(rows, columns)), dtype)
+
+        def add_column(index, basis):
+            column = gaussian[:, index]
+            for _ in range(2):  # once more for what rounding left over
+                column -= basis @ (basis.T @ column)
+            return basis.at[:, index].set(column / jnp.linalg.norm(column))
+
+        basis = jax.lax.fori_loop(0, gaussian.shape[1], add_column, jnp.zeros_like(gaussian))
+        return scale * (basis if rows >= columns else basis.T).reshape(shape)
+
+    return init
 
 
 class Network(NamedTuple):
@@ -55,7 +83,7 @@ class Torso(nn.Module):
     @nn.compact
     def __call__(self, observations: Num[Array, "..."]) -> Float[Array, "..."]:
         activation = ACTIVATIONS[self.activation]
-        kernel_init = nn.initializers.orthogonal(jnp.sqrt(2.0))
+        kernel_init = orthogonal(math.sqrt(2.0))
         x = observations.astype(jnp.float32)
         if len(self.observation_shape) == 3:
             x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=kernel_init)(x))
@@ -116,7 +144,7 @@ class ValueHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "..."]) -> Float[Array, "..."]:
-        return nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(features)[..., 0]
+        return nn.Dense(1, kernel_init=orthogonal(1.0))(features)[..., 0]
 
 
 def make_policy(
@@ -164,7 +192,7 @@ def make_critic(
 
 
 def _policy_head(size: int, **kwargs) -> nn.Dense:
-    return nn.Dense(size, kernel_init=nn.initializers.orthogonal(0.01), **kwargs)
+    return nn.Dense(size, kernel_init=orthogonal(0.01), **kwargs)
 
 
 def _network(torso: nn.Module, head: nn.Module, observation: ArraySpec) -> Network:

@@ -1,6 +1,6 @@
 """Returns of a fixed policy over fresh episodes, and their statistics over seeds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from jaxtyping import Array, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
+from trpo_jax.algorithms.base import Actor
+from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import advance_episode
 from trpo_jax.rollout import start_episodes
 
+EVALUATION = 0xE7A1  # sets the keys of evaluation apart
 MAX_STEPS = 100_000  # bound on an episode in an environment without a time limit
 
 
@@ -57,6 +60,34 @@ def evaluate(
         jnp.zeros(num_episodes, jnp.float32),
     )
     return jax.lax.while_loop(unfinished, body, start)[-1]
+
+
+def evaluate_seeds(
+    env: Environment,
+    policy: Callable[[Actor, Num[Array, "E ..."]], Distribution],
+    actor: Actor,
+    seeds: Sequence[int],
+    num_episodes: int,
+) -> np.ndarray:
+    """Returns the mean return of each seed's deterministic policy over fresh episodes.
+
+    Args:
+        env: the environment.
+        policy: of the algorithm.
+        actor: of all seeds, leading axis `[num_seeds]`.
+        seeds: the seeds; they decide the episodes too, by keys that training does not use.
+        num_episodes: episodes a seed.
+
+    Returns:
+        `[num_seeds]`, on the host.
+    """
+
+    def one_seed(seed: Int[Array, ""], actor: Actor) -> Float[Array, ""]:
+        key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
+        act = lambda _, observations: policy(actor, observations).mode()
+        return jnp.mean(evaluate(env, act, key, num_episodes))
+
+    return np.asarray(jax.jit(jax.vmap(one_seed))(jnp.asarray(seeds, jnp.uint32), actor))
 
 
 class ScoreSummary(NamedTuple):

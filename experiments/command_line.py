@@ -1,0 +1,92 @@
+"""Flags, defaults and error exits shared by the scripts."""
+
+import argparse
+import dataclasses
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from trpo_jax.errors import ConfigurationError
+
+DEFAULTS_FILE = Path(__file__).parent / "defaults.toml"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one paragraph."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what was wrong and where to look, and exits with 2."""
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns a `ConfigurationError` into its message and exit code 2, without a stack trace."""
+    try:
+        yield
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def defaults_for(algorithm: str, environment: str) -> dict[str, Any]:
+    """Returns the defaults of a run: those of the algorithm, then those of the environment."""
+    tables = tomllib.loads(DEFAULTS_FILE.read_text()).get(algorithm, {})
+    return {**tables.get("default", {}), **tables.get(environment, {})}
+
+
+def add_config_flags(
+    parser: argparse.ArgumentParser, module: ModuleType, defaults: dict[str, Any]
+) -> None:
+    """Adds one flag for each field of an algorithm's config, with its help and its default."""
+    group = parser.add_argument_group(f"hyperparameters of {module.__name__.rsplit('.', 1)[-1]}")
+    for field in dataclasses.fields(module.Config):
+        default = defaults.get(field.name, field.default)
+        kind = field.metadata["kind"]
+        shown = " ".join(map(str, default)) if kind is tuple else default
+        help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
+        options: dict[str, Any] = {"default": default, "help": help_text}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            options |= {"type": int, "nargs": "+", "metavar": "N"}
+        else:
+            options |= {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+        group.add_argument("--" + field.name.replace("_", "-"), **options)
+
+
+def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
+    """Returns the algorithm's config from parsed flags."""
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(module.Config)}
+    return module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Returns a config's fields by name, as JSON can hold them."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def step_count(text: str) -> int:
+    """Returns a number of steps written as 100000, 100_000 or 1e5."""
+    number = float(text)
+    if not number.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(number)
+
+
+def first_pass(argv: Sequence[str] | None, **flags: str) -> argparse.Namespace:
+    """Returns the flags that decide what the other flags and their defaults are.
+
+    Args:
+        argv: the command line.
+        **flags: name and default of each.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    for name, default in flags.items():
+        parser.add_argument(f"--{name}", default=default)
+    return parser.parse_known_args(argv)[0]

@@ -1,0 +1,245 @@
+"""Trains an algorithm on an environment, several seeds in one program, and writes what happened.
+
+Without a flag: TRPO on CartPole-v1. `--help` explains every flag; defaults for each environment are
+in `experiments/defaults.toml`.
+"""
+
+import argparse
+import datetime
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from command_line import (
+    Parser,
+    add_config_flags,
+    config_from,
+    config_to_dict,
+    defaults_for,
+    first_pass,
+    step_count,
+    user_errors,
+)
+from display import print_evaluation, print_files, with_progress
+from rich.console import Console
+
+from trpo_jax import algorithms, envs
+from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.training.evaluation import evaluate_seeds, summarize
+from trpo_jax.training.figures import learning_curve
+from trpo_jax.training.files import MetricsFile, create_run_folder, write_json
+from trpo_jax.training.loop import (
+    NonFiniteError,
+    Program,
+    choose_chunk,
+    compile_program,
+    run_chunks,
+)
+from trpo_jax.training.policies import save_policy
+
+EVALUATION_EPISODES = 64
+
+
+class Run(NamedTuple):
+    """A run whose settings were checked."""
+
+    args: argparse.Namespace
+    env: Environment
+    config: Any
+    algorithm: Algorithm
+    seeds: tuple[int, ...]
+    num_updates: int
+    folder: Path
+
+
+class Outcome(NamedTuple):
+    """How far a run came."""
+
+    actor: Actor
+    env_steps: np.ndarray
+    returns: np.ndarray
+    seconds: float
+    stopped_by: BaseException | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    started = time.perf_counter()
+    with user_errors():
+        run = prepare(argv)
+    console = Console(quiet=run.args.quiet, highlight=False)
+    per_update = run.algorithm.steps_per_update
+    console.print(
+        f"{run.args.algorithm.upper()} on {run.env.name}: {len(run.seeds)} seeds x "
+        f"{run.num_updates * per_update:,} steps, {run.num_updates:,} updates of {per_update:,} "
+        f"steps, on {jax.devices()[0].device_kind}"
+    )
+    write_json(run.folder / "config.json", describe(run, argv))
+    try:
+        with console.status("Compiling"):
+            chunk_size = choose_chunk(run.num_updates)
+            program = compile_program(run.algorithm, run.seeds, chunk_size)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted while compiling; {run.folder} holds config.json only.")
+        return 130
+    console.print(f"Compiled in {program.compile_seconds:.1f} s")
+    outcome = train(run, program, console)
+    save_policy(run.folder / "policy.msgpack", run.env, run.config, outcome.actor, run.seeds)
+    title = f"{run.args.algorithm.upper()} on {run.env.name}"
+    figure = learning_curve(outcome.env_steps, outcome.returns, title)
+    figure.savefig(run.folder / "learning_curve.png", dpi=150)
+    if outcome.stopped_by is not None:
+        return report_stop(run, outcome, console)
+
+    scores = evaluate_seeds(
+        run.env, run.algorithm.policy, outcome.actor, run.seeds, EVALUATION_EPISODES
+    )
+    save_policy(
+        run.folder / "policy.msgpack", run.env, run.config, outcome.actor, run.seeds, scores
+    )
+    summary = summarize(scores)
+    total_steps = run.num_updates * per_update * len(run.seeds)
+    write_json(
+        run.folder / "summary.json",
+        {
+            "env": run.env.name,
+            "algorithm": run.args.algorithm,
+            "num_seeds": len(run.seeds),
+            "total_steps": run.num_updates * per_update,
+            "env_steps_per_second": total_steps / outcome.seconds,
+            "compile_seconds": program.compile_seconds,
+            "wall_seconds": time.perf_counter() - started,
+            "evaluation": {
+                "episodes_per_seed": EVALUATION_EPISODES,
+                "per_seed": scores.tolist(),
+                **summary._asdict(),
+            },
+        },
+    )
+    print_evaluation(console, run.seeds, scores, summary, EVALUATION_EPISODES)
+    print_files(console, run.folder)
+    return 0
+
+
+def prepare(argv: Sequence[str] | None) -> Run:
+    """Parses and checks everything that can be checked before compilation.
+
+    Raises:
+        ConfigurationError: if a setting cannot work.
+    """
+    first = first_pass(argv, env="CartPole-v1", algorithm="trpo")
+    module = algorithms.get(first.algorithm)
+    args = build_parser(module, first).parse_args(argv)
+    env = envs.make(args.env)
+    config = config_from(args, module)
+    algorithm = module.make(env, config)
+    num_updates = args.total_steps // algorithm.steps_per_update
+    if num_updates < 1:
+        raise ConfigurationError(
+            f"total_steps = {args.total_steps:,} is less than one batch of num_envs * num_steps = "
+            f"{config.num_envs} * {config.num_steps} = {algorithm.steps_per_update:,} steps. "
+            "Raise --total-steps or lower --num-envs or --num-steps."
+        )
+    if args.num_seeds < 1:
+        raise ConfigurationError(f"num_seeds = {args.num_seeds} must be at least 1.")
+    if not 0 <= args.seed <= 2**32 - args.num_seeds:
+        raise ConfigurationError(
+            f"seed = {args.seed} must be at least 0, and the last seed less than 2^32."
+        )
+    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = create_run_folder(args.out or Path("runs", args.env, args.algorithm, time_name))
+    seeds = tuple(range(args.seed, args.seed + args.num_seeds))
+    return Run(args, env, config, algorithm, seeds, num_updates, folder)
+
+
+def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
+    """Returns the parser whose defaults are those of the chosen algorithm and environment."""
+    defaults = defaults_for(first.algorithm, first.env)
+    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    known = ", ".join(algorithms.ALGORITHMS)
+    add("--env", default="CartPole-v1", metavar="NAME", help="environment (default: CartPole-v1)")
+    add("--algorithm", default="trpo", metavar="NAME", help=f"one of {known} (default: trpo)")
+    add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")
+    total_steps, num_seeds = defaults["total_steps"], defaults["num_seeds"]
+    help_text = f"number of seeds, trained side by side (default: {num_seeds})"
+    add("--num-seeds", default=num_seeds, type=int, metavar="N", help=help_text)
+    help_text = (
+        f"environment steps of each seed, rounded down to whole updates (default: {total_steps:,})"
+    )
+    add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
+    help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
+    add("--out", type=Path, metavar="FOLDER", help=help_text)
+    add("--quiet", action="store_true", help="print errors only")
+    add_config_flags(parser, module, defaults)
+    return parser
+
+
+def describe(run: Run, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Returns everything needed to run it again."""
+    device = jax.devices()[0]
+    packages = ("trpo_jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+    return {
+        "command": ["experiments/train.py", *(sys.argv[1:] if argv is None else argv)],
+        "env": run.env.name,
+        "algorithm": run.args.algorithm,
+        "seed": run.args.seed,
+        "num_seeds": run.args.num_seeds,
+        "total_steps": run.args.total_steps,
+        "config": config_to_dict(run.config),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def train(run: Run, program: Program, console: Console) -> Outcome:
+    """Trains to the end, or as far as it goes, writing metrics.csv along the way."""
+    per_update = run.algorithm.steps_per_update
+    actor = jax.device_get(program.state.actor)
+    returns = [np.full((len(run.seeds), 0), np.nan)]
+    seconds, stopped_by = 0.0, None
+    chunks = run_chunks(program, run.num_updates // program.updates_per_chunk)
+    try:
+        with (
+            MetricsFile(run.folder / "metrics.csv", run.seeds, per_update) as metrics,
+            closing(with_progress(chunks, console, run.num_updates, per_update)) as shown,
+        ):
+            for chunk in shown:
+                metrics.write(chunk)
+                actor, seconds = chunk.actor, chunk.seconds
+                returns.append(chunk.metrics["episodic_return"])
+    except (KeyboardInterrupt, NonFiniteError) as error:
+        stopped_by = error
+    all_returns = np.concatenate(returns, axis=1)
+    env_steps = per_update * np.arange(1, all_returns.shape[1] + 1)
+    return Outcome(actor, env_steps, all_returns, seconds, stopped_by)
+
+
+def report_stop(run: Run, outcome: Outcome, console: Console) -> int:
+    """Says why a run stopped early and what is left of it; returns the exit code."""
+    done = len(outcome.env_steps)
+    kept = f"metrics.csv and policy.msgpack hold the run up to update {done} of {run.num_updates}."
+    if isinstance(outcome.stopped_by, NonFiniteError):
+        print(f"error: {outcome.stopped_by} {kept}", file=sys.stderr)
+    else:
+        console.print(f"Interrupted. {kept}")
+    print_files(console, run.folder)
+    return 1 if isinstance(outcome.stopped_by, NonFiniteError) else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
