@@ -10,13 +10,14 @@ which `trpo_jax.fisher` computes without knowing which distribution it holds.
 Every KL divergence is KL(self || other) in nats, summed over the action's dimensions.
 """
 
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """What the rest of the library asks of an action distribution; `*batch` are leading axes."""
 
@@ -32,10 +33,10 @@ class Distribution(Protocol):
     def entropy(self) -> Float[Array, "*batch"]:
         """Returns the (differential) entropy, in nats."""
 
-    def kl(self, other: Self) -> Float[Array, "*batch"]:
+    def kl(self, other: "Distribution") -> Float[Array, "*batch"]:
         """Returns KL(self || other), in nats, summed over action dimensions."""
 
-    def fisher_product(self, tangent: Self) -> Self:
+    def fisher_product(self, tangent: "Distribution") -> "Distribution":
         """Returns M v for a tangent v of the distribution's parameters."""
 
 

@@ -24,15 +24,21 @@ def real(
     high: float = math.inf,
     *,
     open_low: bool = False,
+    open_high: bool = False,
 ) -> Any:
-    """Returns a real-valued field in [low, high], or (low, high] if `open_low`; a pytree leaf."""
-    low_bracket = "(" if open_low or low == -math.inf else "["
-    high_bracket = ")" if high == math.inf else "]"
+    """Returns a real-valued field in [low, high], without the ends that are open; a pytree leaf."""
+    bounds = {
+        "more than" if open_low else "at least": low,
+        "less than" if open_high else "at most": high,
+    }
+    described = [f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound)]
     metadata = {
         "help": help,
         "kind": float,
-        "allowed": f"a number in {low_bracket}{low:g}, {high:g}{high_bracket}",
-        "accepts": lambda x: (low < x if open_low else low <= x) and x <= high,
+        "allowed": " ".join(["a finite number", " and ".join(described)]).strip(),
+        "accepts": lambda x: (
+            (low < x if open_low else low <= x) and (x < high if open_high else x <= high)
+        ),
     }
     return struct.field(default=default, metadata=metadata)
 

@@ -7,7 +7,7 @@ arXiv:1506.02438, section 5).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from trpo_jax.rollout import episode_metrics, rollout, start_episodes
 from trpo_jax.trust_region import TrustRegionInfo, importance_sampled_surrogate, trust_region_step
 
 
+@no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config:
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
@@ -57,7 +58,7 @@ class Config:
     )
     line_search_steps: int = fields.integer(10, "step lengths tried at the most", 1)
     line_search_shrink: float = fields.real(
-        0.8, "factor from one step length to the next", 0.0, 1.0, open_low=True
+        0.8, "factor from one step length to the next", 0.0, 1.0, open_low=True, open_high=True
     )
     critic_lr: float = fields.real(1e-3, "step size of Adam for the critic", 0.0)
     critic_epochs: int = fields.integer(10, "passes over the batch when fitting the critic", 1)

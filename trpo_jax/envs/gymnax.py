@@ -2,7 +2,6 @@
 
 from functools import partial
 from typing import Any
-from urllib.error import URLError
 
 import gymnax
 import jax
@@ -33,7 +32,7 @@ def make(name: str) -> Environment:
         raise unknown_name("environment", name, gymnax.registered_envs)
     try:
         env, params = gymnax.make(name)
-    except URLError as error:
+    except OSError as error:
         raise ConfigurationError(
             f"Environment {name!r} downloads data when it is made, and that failed: {error}."
         ) from error

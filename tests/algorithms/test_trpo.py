@@ -1,0 +1,244 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probes
+import pytest
+
+from trpo_jax import envs
+from trpo_jax.advantages import generalized_advantages
+from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms.base import Actor
+from trpo_jax.critic import explained_variance
+from trpo_jax.envs.episodes import Transition
+from trpo_jax.networks import make_critic
+from trpo_jax.normalization import normalize
+
+SMALL = {"num_envs": 4, "num_steps": 16, "hidden_sizes": (8,), "critic_minibatches": 4}
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    return envs.make("CartPole-v1")
+
+
+def train(env, num_updates, **settings):
+    algorithm = trpo.make(env, trpo.Config(**(SMALL | settings)))
+
+    @jax.jit
+    def run(key):
+        scan = lambda s, _: algorithm.update(s)
+        return jax.lax.scan(scan, algorithm.init(key), length=num_updates)
+
+    state, metrics = run(jax.random.key(0))
+    return algorithm, state, metrics
+
+
+# --- five probes: what exactly is learnt
+
+LEARN = {"num_steps": 8, "critic_lr": 0.01, "normalize_observations": False}
+
+
+def values(env, state, observations):
+    critic = make_critic(env.observation, hidden_sizes=SMALL["hidden_sizes"])
+    return critic.apply(state.critic.params, jnp.asarray(observations, jnp.float32)[:, None])
+
+
+def test_probe_constant_value():
+    env = probes.constant_value()
+    _, state, _ = train(env, 30, **LEARN)
+    np.testing.assert_allclose(values(env, state, [0.0]), [1.0], atol=0.03)
+
+
+def test_probe_value_of_observation():
+    env = probes.value_of_observation()
+    _, state, _ = train(env, 30, **LEARN)
+    np.testing.assert_allclose(values(env, state, [1.0, -1.0]), [1.0, -1.0], atol=0.05)
+
+
+def test_probe_discounting():
+    env = probes.discounting()
+    _, state, _ = train(env, 60, gamma=0.7, **LEARN)
+    np.testing.assert_allclose(values(env, state, [0.0, 1.0]), [0.7, 1.0], atol=0.05)
+
+
+def test_probe_action_choice():
+    algorithm, state, _ = train(probes.action_choice(), 30, max_kl=0.05, **LEARN)
+    distribution = algorithm.policy(state.actor, jnp.zeros((1, 1)))
+    assert jax.nn.softmax(distribution.logits)[0, 1] > 0.95
+
+
+def test_probe_action_from_observation():
+    algorithm, state, _ = train(probes.action_from_observation(), 40, max_kl=0.05, **LEARN)
+    probs = jax.nn.softmax(algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]])).logits)
+    assert probs[0, 1] > 0.9
+    assert probs[1, 0] > 0.9
+
+
+def test_probe_continuous_action_from_observation():
+    env = probes.action_from_observation(continuous=True)
+    algorithm, state, _ = train(env, 80, max_kl=0.05, **(LEARN | {"num_steps": 32}))
+    distribution = algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]]))
+    np.testing.assert_allclose(distribution.mode()[:, 0], [0.5, -0.5], atol=0.15)
+    assert distribution.log_std.max() < -1.0
+
+
+# --- one update
+
+
+@pytest.fixture(scope="module")
+def one_update(cartpole):
+    algorithm = trpo.make(cartpole, trpo.Config(**SMALL, fisher_subsample=4))
+    state = jax.jit(algorithm.init)(jax.random.key(3))
+    state, _ = jax.jit(algorithm.update)(state)  # statistics that are not those of an empty start
+    collected, trajectory = jax.jit(algorithm.collect)(state)
+    learnt, metrics = jax.jit(algorithm.learn)(collected, trajectory)
+    return algorithm, state, collected, trajectory, learnt, metrics
+
+
+def test_update_is_learn_after_collect(one_update):
+    algorithm, state, _, _, learnt, metrics = one_update
+    new_state, new_metrics = jax.jit(algorithm.update)(state)
+    chex.assert_trees_all_close(new_state.actor, learnt.actor, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(new_metrics, metrics, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kl_is_that_of_the_two_policies_through_the_statistics_of_collection(one_update):
+    algorithm, state, collected, trajectory, learnt, metrics = one_update
+    chex.assert_trees_all_equal(collected.actor, state.actor)
+    frozen = state.actor.observation_statistics
+    assert learnt.actor.observation_statistics.count == frozen.count + 64
+    old = algorithm.policy(state.actor, trajectory.observation)
+    new = algorithm.policy(Actor(learnt.actor.policy_params, frozen), trajectory.observation)
+    kl = old.kl(new)
+    np.testing.assert_allclose(metrics["kl"], kl.mean(), rtol=1e-3)
+    np.testing.assert_allclose(metrics["kl_max"], kl.max(), rtol=1e-3)
+    assert 0 < metrics["kl"] <= 0.01
+    drifted = algorithm.policy(learnt.actor, trajectory.observation)
+    assert abs(float(old.kl(drifted).mean() / kl.mean() - 1)) > 0.01  # the wrong one can be told
+
+
+def test_the_critic_is_fitted_after_its_values_were_used(one_update):
+    _, state, _, trajectory, _, metrics = one_update
+    critic = make_critic(envs.make("CartPole-v1").observation, hidden_sizes=(8,))
+    see = lambda x: normalize(state.actor.observation_statistics, x)
+    old_values = critic.apply(state.critic.params, see(trajectory.observation))
+    advantages = generalized_advantages(
+        trajectory.reward,
+        old_values,
+        critic.apply(state.critic.params, see(trajectory.next_observation)),
+        trajectory.terminated,
+        trajectory.truncated,
+        0.99,
+        0.95,
+    )
+    expected = explained_variance(old_values, old_values + advantages)
+    np.testing.assert_allclose(metrics["explained_variance"], expected, rtol=1e-3)
+
+
+def test_only_the_fisher_matrix_is_subsampled():
+    """States that the stride skips still move the policy."""
+    algorithm = trpo.make(
+        probes.constant_value(), trpo.Config(**SMALL, fisher_subsample=4, gae_lambda=0.0)
+    )
+    state = algorithm.init(jax.random.key(0))
+    state, trajectory = algorithm.collect(state)
+    skipped = jnp.arange(16)[:, None] % 4 != 0
+    silent = jnp.zeros_like(trajectory.reward)
+    # Rewards only where the stride skips, centred so that the others have no advantage.
+    reward = jnp.where(skipped, 1.0 - 2.0 * trajectory.action, silent)
+    critic = jax.tree.map(jnp.zeros_like, state.critic)
+    state = state._replace(critic=critic)
+    _, metrics = algorithm.learn(state, trajectory._replace(reward=reward))
+    assert metrics["surrogate_gain"] > 0.01
+    assert metrics["step_rejected"] == 0
+
+
+def test_a_failed_search_restores_the_policy_bit_for_bit(cartpole):
+    algorithm = trpo.make(cartpole, trpo.Config(**SMALL, max_kl=1e-30))
+    state = algorithm.init(jax.random.key(0))
+    new_state, metrics = jax.jit(algorithm.update)(state)
+    assert metrics["step_rejected"] == 1
+    assert metrics["kl"] == 0
+    chex.assert_trees_all_equal(new_state.actor.policy_params, state.actor.policy_params)
+
+
+def test_truncation_is_bootstrapped_and_termination_is_not():
+    """A reward of 1 for ever is worth 1 / (1 - gamma) if time limits are seen through."""
+
+    def critic_targets(**settings):
+        env = probes.counter(reward=1.0, **settings)
+        _, state, _ = train(env, 150, gamma=0.8, critic_lr=0.01)
+        critic = make_critic(env.observation, hidden_sizes=SMALL["hidden_sizes"])
+        observations = normalize(state.actor.observation_statistics, jnp.arange(4.0)[:, None])
+        return critic.apply(state.critic.params, observations)
+
+    np.testing.assert_allclose(critic_targets(time_limit=4, visible=False), 5.0, atol=0.25)
+    geometric = [(1 - 0.8**n) / 0.2 for n in (4, 3, 2, 1)]
+    np.testing.assert_allclose(critic_targets(terminates_at=4), geometric, atol=0.25)
+
+
+# --- many runs in one program
+
+
+def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
+    algorithm = trpo.make(cartpole, trpo.Config(**SMALL))
+    run = lambda key: jax.lax.scan(lambda s, _: algorithm.update(s), algorithm.init(key), length=3)[
+        1
+    ]
+    keys = jax.vmap(jax.random.key)(jnp.arange(64))
+    together = jax.jit(jax.vmap(run))(keys)
+    alone_run = jax.jit(run)
+    for seed in (0, 7, 63):
+        alone = alone_run(keys[seed])
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda x, seed=seed: x[seed], together), alone, rtol=1e-2, atol=1e-3
+        )
+    returns = np.asarray(together["episodic_return"])
+    assert len(np.unique(returns[:, 0])) > 10  # the seeds do differ
+
+
+def test_every_real_field_sweeps_in_one_program(cartpole):
+    names = [
+        "gamma",
+        "gae_lambda",
+        "max_kl",
+        "damping",
+        "line_search_shrink",
+        "critic_lr",
+        "log_std_init",
+    ]
+    assert len(names) == len(jax.tree.leaves(trpo.Config()))
+    base = trpo.Config(**SMALL)
+    variants = {name: jnp.full(len(names), getattr(base, name)) for name in names}
+    changed = {name: x.at[i].set(x[i] * 0.9 + 0.01) for i, (name, x) in enumerate(variants.items())}
+    configs = base.replace(**changed)
+    pendulum = envs.make("Pendulum-v1")
+
+    def run(config):
+        algorithm = trpo.make(pendulum, config)
+        state = algorithm.init(jax.random.key(0))
+        return jax.lax.scan(lambda s, _: algorithm.update(s), state, length=2)[1]
+
+    swept = jax.jit(jax.vmap(run))(configs)
+    single = jax.jit(run)(jax.tree.map(lambda x: x[2], configs))
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[2], swept), single, rtol=1e-2, atol=1e-3)
+    for metric in ("kl", "critic_loss"):
+        assert len(np.unique(np.asarray(swept[metric])[:, 1])) >= 5
+
+
+def test_reward_scaling_divides_by_the_deviation_of_discounted_sums():
+    env = probes.counter(time_limit=6)
+    algorithm = trpo.make(env, trpo.Config(**SMALL, scale_rewards=True))
+    state = algorithm.init(jax.random.key(0))
+    state, trajectory = algorithm.collect(state)
+    assert isinstance(trajectory, Transition)
+    state, _ = algorithm.learn(state, trajectory)
+    sums, total = [], 0.0
+    for reward, done in zip(trajectory.reward[:, 0], trajectory.done[:, 0], strict=True):
+        total = reward + 0.99 * total
+        sums.append(total)
+        total = 0.0 if done else total
+    assert state.reward_statistics.count == 64
+    np.testing.assert_allclose(state.reward_statistics.mean, np.mean(sums), rtol=1e-4)
+    np.testing.assert_allclose(state.reward_sums, np.full(4, total), rtol=1e-5)

@@ -1,0 +1,109 @@
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trpo_jax import envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.envs.base import Box, Discrete
+from trpo_jax.envs.episodes import advance_episode, start_episode
+from trpo_jax.errors import ConfigurationError
+
+DOWNLOADS = "MNISTBandit-bsuite"
+NAMES = [name for name in gymnax.registered_envs if name != DOWNLOADS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_gives_what_a_reset_gives_in_fixed_types(name):
+    env = envs.make(name)
+    key = jax.random.key(0)
+    state, observation = jax.eval_shape(env.reset, key)
+    action = (
+        jax.ShapeDtypeStruct((), jnp.int32)
+        if isinstance(env.action, Discrete)
+        else jax.ShapeDtypeStruct(env.action.low.shape, jnp.float32)
+    )
+    next_state, result = jax.eval_shape(env.step, key, state, action)
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+    assert describe(state) == describe(next_state)
+    assert not any(x.weak_type for x in jax.tree.leaves((next_state, result)))
+    assert describe(observation) == describe(result.observation)
+    assert (observation.shape, observation.dtype) == (env.observation.shape, env.observation.dtype)
+    assert (result.reward.shape, result.reward.dtype) == ((), jnp.float32)
+    for flag in (result.terminated, result.truncated):
+        assert (flag.shape, flag.dtype) == ((), bool)
+    assert isinstance(env.time_limit, int)
+    assert env.time_limit > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_updates_are_finite_and_compile_once(name):
+    config = trpo.Config(
+        num_envs=2,
+        num_steps=6,
+        hidden_sizes=(8,),
+        cg_iters=2,
+        critic_epochs=1,
+        critic_minibatches=2,
+    )
+    algorithm = trpo.make(envs.make(name), config)
+    traces = []
+
+    @jax.jit
+    def update(state):
+        traces.append(name)
+        return algorithm.update(state)
+
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    for _ in range(2):
+        state, metrics = update(state)
+    assert len(traces) == 1
+    assert update._cache_size() == 1
+    finite = {k: v for k, v in metrics.items() if k not in ("episodic_return", "episode_length")}
+    assert all(np.isfinite(x) for x in finite.values()), metrics
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.actor, state.critic)))
+
+
+def test_scalar_integer_observations_are_one_hot():
+    env = envs.make("FrozenLake-misc")
+    _, observation = env.reset(jax.random.key(0))
+    assert env.observation.shape == (16,)
+    assert observation.sum() == 1
+
+
+def test_box_bounds_come_from_the_space():
+    env = envs.make("PointRobot-misc")
+    assert isinstance(env.action, Box)
+    np.testing.assert_allclose(env.action.low, [-0.1, -0.1])
+    assert envs.make("Pendulum-v1").action.size == 1
+
+
+def test_a_time_limit_truncates_and_keeps_the_last_observation():
+    env = envs.make("Pendulum-v1")
+    episode = start_episode(env, jax.random.key(0))
+
+    def body(episode, key):
+        return advance_episode(env, key, episode, jnp.zeros(1))
+
+    episode, transitions = jax.lax.scan(body, episode, jax.random.split(jax.random.key(1), 201))
+    assert not transitions.terminated.any()
+    np.testing.assert_array_equal(np.flatnonzero(transitions.truncated), [199])
+    assert jnp.abs(transitions.next_observation[199] - transitions.observation[200]).max() > 1e-3
+    np.testing.assert_array_equal(
+        transitions.next_observation[:199], transitions.observation[1:200]
+    )
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigurationError, match=r"Did you mean CartPole-v1"):
+        envs.make("cartpole")
+
+
+def test_an_environment_that_must_download_says_so(monkeypatch):
+    def fail(name):
+        raise OSError("no network")
+
+    monkeypatch.setattr(gymnax, "make", fail)
+    with pytest.raises(ConfigurationError, match="downloads"):
+        envs.make(DOWNLOADS)

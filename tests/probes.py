@@ -1,0 +1,84 @@
+"""Five tiny environments, each of which isolates one thing that a learner can get wrong.
+
+After Andy Jones, "Debugging reinforcement learning systems" (2021). All but the last two ignore the
+action; `continuous` asks for a number instead of a choice.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
+
+
+def probe(name, observe, reward, num_steps=1, continuous=False):
+    """Returns an environment with one hidden sign and episodes of `num_steps` steps."""
+
+    def reset(key):
+        sign = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
+        state = (sign, jnp.zeros((), jnp.int32))
+        return state, observe(*state)
+
+    def step(key, state, action):
+        sign, step_index = state
+        state = (sign, step_index + 1)
+        done = step_index + 1 >= num_steps
+        result = reward(sign, step_index, action)
+        return state, StepResult(
+            observe(*state), jnp.asarray(result, jnp.float32), done, jnp.zeros((), bool)
+        )
+
+    action = (
+        Box(np.full(1, -1.0, np.float32), np.full(1, 1.0, np.float32))
+        if continuous
+        else Discrete(2)
+    )
+    return Environment(name, reset, step, ArraySpec((1,), np.dtype(np.float32)), action, None)
+
+
+def constant_value():
+    """The value is 1."""
+    return probe("constant value", lambda s, t: jnp.zeros(1), lambda s, t, a: 1.0)
+
+
+def value_of_observation():
+    """The value is the observation."""
+    return probe("value of observation", lambda s, t: s[None], lambda s, t, a: s)
+
+
+def discounting():
+    """The value is gamma, then 1."""
+    observe = lambda s, t: t[None].astype(jnp.float32)
+    return probe("discounting", observe, lambda s, t, a: 1.0 * (t == 1), num_steps=2)
+
+
+def action_choice(continuous=False):
+    """Action 1 is right; or the number 0.5."""
+    reward = (lambda s, t, a: -((a[0] - 0.5) ** 2)) if continuous else (lambda s, t, a: 1.0 * a)
+    return probe("action choice", lambda s, t: jnp.zeros(1), reward, continuous=continuous)
+
+
+def action_from_observation(continuous=False):
+    """The observation's sign says which action is right; or half of it is."""
+    if continuous:
+        reward = lambda s, t, a: -((a[0] - 0.5 * s) ** 2)
+    else:
+        reward = lambda s, t, a: 1.0 * (a == (s > 0))
+    return probe("action from observation", lambda s, t: s[None], reward, continuous=continuous)
+
+
+def counter(time_limit=None, terminates_at=None, reward=None, visible=True):
+    """Counts its steps; shows the count if visible; rewards with ten times the one before."""
+
+    def reset(key):
+        return jnp.zeros((), jnp.int32), jnp.zeros(1)
+
+    def step(key, count, action):
+        new = count + 1
+        terminated = new == (terminates_at or -1)
+        observation = new[None].astype(jnp.float32) * visible
+        value = jnp.asarray(10.0 * count if reward is None else reward, jnp.float32)
+        return new, StepResult(observation, value, terminated, jnp.zeros((), bool))
+
+    spec = ArraySpec((1,), np.dtype(np.float32))
+    return Environment("counter", reset, step, spec, Discrete(2), time_limit)

@@ -1,0 +1,98 @@
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trpo_jax.advantages import discounted_returns, generalized_advantages, standardize
+
+GAMMA, LAMBDA = 0.9, 0.8
+
+
+def batch(num_steps=12, num_envs=5, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (num_steps, num_envs)
+    floats = [rng.normal(size=shape).astype(np.float32) for _ in range(3)]
+    flags = [rng.random(shape) < 0.2 for _ in range(2)]
+    return [jnp.asarray(x) for x in (*floats, *flags)]
+
+
+def quadratic_sum(rewards, values, next_values, terminated, truncated):
+    """A_t = sum_l (gamma lambda)^l delta_{t+l}, up to the end of the episode that row t is in."""
+    rewards, values, next_values, terminated, truncated = map(
+        np.asarray, (rewards, values, next_values, terminated, truncated)
+    )
+    advantages = np.zeros(rewards.shape)
+    for t in range(rewards.shape[0]):
+        for b in range(rewards.shape[1]):
+            for k in range(t, rewards.shape[0]):
+                bootstrap = 0.0 if terminated[k, b] else GAMMA * next_values[k, b]
+                delta = rewards[k, b] + bootstrap - values[k, b]
+                advantages[t, b] += (GAMMA * LAMBDA) ** (k - t) * delta
+                if terminated[k, b] or truncated[k, b]:
+                    break
+    return advantages
+
+
+def test_recursion_is_the_quadratic_sum():
+    arrays = batch()
+    result = generalized_advantages(*arrays, GAMMA, LAMBDA)
+    np.testing.assert_allclose(result, quadratic_sum(*arrays), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "expected"),
+    [
+        (False, False, [1 + 0.9 * 5 - 2 + 0.72 * (10 + 0.9 * 7 - 3), 10 + 0.9 * 7 - 3]),
+        (True, False, [1 - 2, 10 + 0.9 * 7 - 3]),
+        (False, True, [1 + 0.9 * 5 - 2, 10 + 0.9 * 7 - 3]),
+        (True, True, [1 - 2, 10 + 0.9 * 7 - 3]),
+    ],
+)
+def test_table_of_episode_ends(terminated, truncated, expected):
+    column = lambda *x: jnp.array(x)[:, None]
+    result = generalized_advantages(
+        column(1.0, 10.0),
+        column(2.0, 3.0),
+        column(5.0, 7.0),
+        column(terminated, False),
+        column(truncated, False),
+        GAMMA,
+        LAMBDA,
+    )
+    np.testing.assert_allclose(result[:, 0], expected, rtol=1e-6)
+
+
+def test_lambda_one_is_the_discounted_return_minus_the_value():
+    rewards, values, next_values, terminated, _ = batch()
+    next_values = jnp.concatenate([values[1:], next_values[-1:]])  # one episode: the sum telescopes
+    never = jnp.zeros_like(terminated)
+    result = generalized_advantages(rewards, values, next_values, never, never, GAMMA, 1.0)
+    future = next_values[-1]
+    for reward in rewards[::-1]:
+        future = reward + GAMMA * future
+    np.testing.assert_allclose(result[0], future - values[0], rtol=1e-5, atol=1e-5)
+
+
+def test_mismatched_shapes_are_refused_instead_of_broadcast():
+    rewards, values, *rest = batch()
+    unchecked = inspect.unwrap(generalized_advantages)  # as users call it, without the import hook
+    with pytest.raises(AssertionError, match="shape"):
+        unchecked(rewards, values[..., None], *rest, GAMMA, LAMBDA)
+
+
+def test_discounted_returns_restart_after_an_episode_and_carry_over():
+    rewards = jnp.array([1.0, 2.0, 3.0])[:, None]
+    done = jnp.array([False, True, False])[:, None]
+    carry, sums = discounted_returns(rewards, done, jnp.array([10.0]), 0.5)
+    np.testing.assert_allclose(sums[:, 0], [6.0, 5.0, 3.0])
+    np.testing.assert_allclose(carry, [3.0])
+
+
+def test_standardize_divides_by_the_standard_deviation():
+    advantages = jax.random.normal(jax.random.key(0), (7, 3)) * 5 + 2
+    result = standardize(advantages)
+    np.testing.assert_allclose(result.mean(), 0, atol=1e-6)
+    np.testing.assert_allclose(result.std(), 1, rtol=1e-5)
+    np.testing.assert_array_equal(standardize(jnp.full((4,), 3.0)), 0)

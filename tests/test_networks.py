@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.networks import make_critic, make_policy, orthogonal
+
+VECTOR = ArraySpec((4,), np.dtype(np.float32))
+BOX = Box(np.full(2, -1.0, np.float32), np.full(2, 1.0, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (4, 64), (64, 2), (9, 16), (1, 1)])
+def test_orthogonal_matrices_are_orthogonal_for_many_seeds_at_once(shape):
+    keys = jax.random.split(jax.random.key(0), 16)
+    matrices = np.asarray(jax.jit(jax.vmap(lambda k: orthogonal(2.0)(k, shape)))(keys))
+    if shape[0] < shape[1]:
+        matrices = matrices.transpose(0, 2, 1)
+    gram = matrices.transpose(0, 2, 1) @ matrices
+    np.testing.assert_allclose(gram, np.broadcast_to(4 * np.eye(min(shape)), gram.shape), atol=1e-5)
+    assert len({m.tobytes() for m in matrices}) == (16 if shape != (1, 1) else 2)
+
+
+@pytest.mark.parametrize(
+    ("action", "kind"),
+    [(Discrete(3), Categorical), (MultiDiscrete((2, 3)), MultiCategorical), (BOX, DiagGaussian)],
+)
+@pytest.mark.parametrize("shape", [(4,), (5, 3), (10, 10, 4)])
+def test_every_observation_shape_and_action_space_gives_its_distribution(action, kind, shape):
+    observation = ArraySpec(shape, np.dtype(np.int32))
+    policy = make_policy(observation, action, hidden_sizes=(8,))
+    critic = make_critic(observation, hidden_sizes=(8,))
+    observations = jnp.ones((2, 3, *shape), jnp.int32)
+    distribution = policy.apply(policy.init(jax.random.key(0)), observations)
+    assert isinstance(distribution, kind)
+    assert distribution.entropy().shape == (2, 3)
+    values = critic.apply(critic.init(jax.random.key(0)), observations)
+    assert values.shape == (2, 3)
+    assert values.dtype == jnp.float32
+
+
+def test_the_initial_policy_is_nearly_the_same_everywhere():
+    observations = jax.random.normal(jax.random.key(1), (100, 4)) * 3
+    policy = make_policy(VECTOR, Discrete(3))
+    distribution = policy.apply(policy.init(jax.random.key(0)), observations)
+    assert distribution.entropy().min() > 0.999 * np.log(3)
+
+
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+def test_log_std_starts_where_it_is_told(state_dependent_std):
+    policy = make_policy(VECTOR, BOX, log_std_init=-0.7, state_dependent_std=state_dependent_std)
+    params = policy.init(jax.random.key(0))
+    observations = jax.random.normal(jax.random.key(1), (100, 4))
+    distribution = policy.apply(params, observations)
+    np.testing.assert_allclose(distribution.log_std, -0.7, atol=0.15)
+    varies = bool((distribution.log_std != distribution.log_std[0]).any())
+    assert varies == state_dependent_std
+    assert np.abs(distribution.mean).max() < 0.15
+
+
+def test_images_are_convolved():
+    policy = make_policy(ArraySpec((10, 10, 4), np.dtype(np.float32)), Discrete(3))
+    params = policy.init(jax.random.key(0))
+    kernel = params["layers_0"]["Dense_0"]["kernel"]
+    assert kernel.shape == (36, 16)
+    images = jax.random.normal(jax.random.key(1), (5, 10, 10, 4))
+    expected = jax.lax.conv_general_dilated(
+        images,
+        kernel.reshape(3, 3, 4, 16),
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    x = jnp.tanh(expected + params["layers_0"]["Dense_0"]["bias"]).reshape(5, -1)
+    for name in ("Dense_1", "Dense_2"):
+        x = jnp.tanh(x @ params["layers_0"][name]["kernel"] + params["layers_0"][name]["bias"])
+    head = params["layers_1"]["Dense_0"]
+    logits = policy.apply(params, images).logits
+    np.testing.assert_allclose(logits, x @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-6)

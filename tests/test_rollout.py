@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import counter
+
+from trpo_jax.rollout import episode_metrics, rollout, start_episodes
+
+NUM_ENVS, NUM_STEPS = 3, 8
+
+
+def collect(env, episodes=None, num_steps=NUM_STEPS):
+    episodes = start_episodes(env, jax.random.key(0), NUM_ENVS) if episodes is None else episodes
+    act = lambda key, observations: jax.random.randint(key, observations.shape[:1], 0, 2)
+    return rollout(env, act, jax.random.key(1), episodes, num_steps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "terminated", "truncated"),
+    [
+        ({"terminates_at": 3}, True, False),
+        ({"time_limit": 3}, False, True),
+        ({"terminates_at": 3, "time_limit": 3}, True, True),
+    ],
+)
+def test_episodes_end_restart_and_keep_their_last_observation(settings, terminated, truncated):
+    _, trajectory = collect(counter(**settings))
+    first = jax.tree.map(lambda x: np.asarray(x[:, 0]), trajectory)
+    np.testing.assert_array_equal(first.observation[:, 0], [0, 1, 2, 0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(first.next_observation[:, 0], [1, 2, 3, 1, 2, 3, 1, 2])
+    ends = np.array([0, 0, 1, 0, 0, 1, 0, 0], bool)
+    np.testing.assert_array_equal(first.terminated, ends & terminated)
+    np.testing.assert_array_equal(first.truncated, ends & truncated)
+    np.testing.assert_array_equal(first.length, [1, 2, 3, 1, 2, 3, 1, 2])
+    np.testing.assert_array_equal(first.total_reward, [0, 10, 30, 0, 10, 30, 0, 10])
+    assert trajectory.reward.shape == (NUM_STEPS, NUM_ENVS)
+
+
+def test_episodes_go_on_from_one_rollout_to_the_next():
+    env = counter(time_limit=5)
+    episodes, _ = collect(env, num_steps=3)
+    _, trajectory = collect(env, episodes, num_steps=3)
+    np.testing.assert_array_equal(trajectory.observation[:, 1, 0], [3, 4, 0])
+    np.testing.assert_array_equal(trajectory.total_reward[:, 1], [60, 100, 0])
+
+
+def test_episode_metrics_are_means_over_the_episodes_that_ended():
+    _, trajectory = collect(counter(time_limit=3))
+    metrics = episode_metrics(trajectory)
+    assert metrics["num_episodes"] == 2 * NUM_ENVS
+    assert metrics["episodic_return"] == 30
+    assert metrics["episode_length"] == 3
+    _, trajectory = collect(counter(), num_steps=2)
+    metrics = episode_metrics(trajectory)
+    assert metrics["num_episodes"] == 0
+    assert jnp.isnan(metrics["episodic_return"])
+
+
+def test_actions_and_environments_draw_from_keys_of_their_own():
+    _, trajectory = collect(counter(), num_steps=32)
+    actions = np.asarray(trajectory.action)
+    assert len({column.tobytes() for column in actions.T}) == NUM_ENVS
+    assert len({row.tobytes() for row in actions}) > 1

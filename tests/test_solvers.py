@@ -1,0 +1,72 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trpo_jax.solvers import conjugate_gradient
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SIZE = 12
+
+
+def problem(seed=0, spread=3.0):
+    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(SIZE, SIZE)))[0]
+    matrix = jnp.asarray(basis @ np.diag(np.logspace(0, spread, SIZE)) @ basis.T)
+    return matrix, jax.random.normal(jax.random.key(seed), (SIZE,))
+
+
+def test_full_solve_is_cholesky():
+    matrix, b = problem()
+    result = conjugate_gradient(lambda v: matrix @ v, b, 4 * SIZE)
+    expected = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), b)
+    np.testing.assert_allclose(result.x, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 6])
+def test_residual_is_the_true_one_and_curvature_comes_free(iterations):
+    matrix, b = problem()
+    result = conjugate_gradient(lambda v: matrix @ v, b, iterations)
+    true_residual = jnp.linalg.norm(b - matrix @ result.x) / jnp.linalg.norm(b)
+    np.testing.assert_allclose(result.residual, true_residual, rtol=1e-8)
+    assert result.residual > 1e-3
+    assert result.iterations == iterations
+    np.testing.assert_allclose(result.x @ matrix @ result.x, result.x @ b, rtol=1e-8)
+
+
+def test_freezes_when_converged_and_counts_the_iterations():
+    _, b = problem()
+    result = conjugate_gradient(lambda v: 3.0 * v, b, 10)
+    assert result.iterations == 1
+    np.testing.assert_allclose(result.x, b / 3)
+    loose = conjugate_gradient(lambda v: problem()[0] @ v, b, 40, tolerance=0.1)
+    assert 1 < loose.iterations < 12
+    assert loose.residual <= 0.1
+
+
+def test_zero_right_hand_side_gives_zero():
+    matrix, b = problem()
+    result = conjugate_gradient(lambda v: matrix @ v, jnp.zeros_like(b), 5)
+    chex.assert_trees_all_equal(result.x, jnp.zeros_like(b))
+    assert result.residual == 0
+    assert result.iterations == 0
+
+
+def test_stops_at_negative_curvature_with_finite_numbers():
+    _, b = problem()
+    result = conjugate_gradient(lambda v: -v, b, 5)
+    np.testing.assert_array_equal(result.x, 0)
+    assert result.residual == 1
+
+
+def test_works_on_trees_and_under_vmap():
+    matrix, b = problem()
+    single = conjugate_gradient(lambda v: matrix @ v, b, 5)
+    split = lambda v: {"a": v[:4], "b": v[4:].reshape(2, 4)}
+    join = lambda t: jnp.concatenate([t["a"], t["b"].ravel()])
+    tree = conjugate_gradient(lambda t: split(matrix @ join(t)), split(b), 5)
+    np.testing.assert_allclose(join(tree.x), single.x)
+    scales = jnp.array([1.0, 0.0, 1e-3])
+    batch = jax.vmap(lambda s: conjugate_gradient(lambda v: matrix @ v, s * b, 5))(scales)
+    np.testing.assert_allclose(batch.x, scales[:, None] * single.x, rtol=1e-8)

@@ -1,0 +1,144 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from problems import POLICIES, policies
+
+from trpo_jax.fisher import dense_fisher, fisher_vector_product
+from trpo_jax.trust_region import importance_sampled_surrogate, natural_step, trust_region_step
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SETTINGS = {
+    "max_kl": 0.01,
+    "damping": 0.1,
+    "cg_iters": 50,
+    "line_search_steps": 10,
+    "line_search_shrink": 0.8,
+}
+
+
+def problem(name, seed=0):
+    params, distribution_fn = policies(jax.random.key(seed))[name]
+    actions = distribution_fn(params).sample(jax.random.key(seed + 1))
+    advantages = jax.random.normal(jax.random.key(seed + 2), (2, 3))
+    return params, distribution_fn, importance_sampled_surrogate(actions, advantages)
+
+
+def step(name, seed=0, **changes):
+    params, distribution_fn, surrogate = problem(name, seed)
+    fvp = fisher_vector_product(distribution_fn, params)
+    settings = SETTINGS | changes
+    new, info = trust_region_step(params, distribution_fn, surrogate, fvp, **settings)
+    return params, new, info
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_accepted_step_improves_the_surrogate_inside_the_region(name, seed):
+    params, distribution_fn, surrogate = problem(name, seed)
+    _, new, info = step(name, seed)
+    assert not info.step_rejected
+    old_distribution, new_distribution = distribution_fn(params), distribution_fn(new)
+    kl = old_distribution.kl(new_distribution)
+    gain = surrogate(new_distribution, old_distribution) - surrogate(
+        old_distribution, old_distribution
+    )
+    assert 0 < kl.mean() <= 0.01
+    assert gain > 0
+    np.testing.assert_allclose(info.kl, kl.mean())
+    np.testing.assert_allclose(info.kl_max, kl.max())
+    np.testing.assert_allclose(info.surrogate_gain, gain)
+    np.testing.assert_allclose(info.entropy, new_distribution.entropy().mean())
+
+
+def test_gradient_of_the_surrogate_is_the_policy_gradient():
+    params, distribution_fn = policies(jax.random.key(0))["gaussian"]
+    actions = distribution_fn(params).sample(jax.random.key(1))
+    advantages = jax.random.normal(jax.random.key(2), (2, 3))
+    surrogate = importance_sampled_surrogate(actions, advantages)
+    old = distribution_fn(params)
+    gradient = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
+    score = jax.grad(lambda p: jnp.mean(distribution_fn(p).log_prob(actions) * advantages))(params)
+    chex.assert_trees_all_close(gradient, score, rtol=1e-9)
+
+
+@pytest.mark.parametrize("damped_scaling", [False, True])
+def test_the_full_step_solves_the_damped_system_and_ends_at_the_edge(damped_scaling):
+    params, distribution_fn, surrogate = problem("gaussian")
+    old = distribution_fn(params)
+    gradient = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
+    fvp = fisher_vector_product(distribution_fn, params)
+    result = natural_step(
+        gradient, fvp, max_kl=0.01, damping=0.1, cg_iters=50, damped_scaling=damped_scaling
+    )
+    flat_step, _ = ravel_pytree(result.step)
+    flat_gradient, _ = ravel_pytree(gradient)
+    fisher = dense_fisher(distribution_fn, params)
+    damped = fisher + 0.1 * jnp.eye(len(fisher))
+    direction = jnp.linalg.solve(damped, flat_gradient)
+    metric = damped if damped_scaling else fisher
+    np.testing.assert_allclose(flat_step @ metric @ flat_step / 2, 0.01, rtol=1e-6)
+    scale = jnp.linalg.norm(flat_step) / jnp.linalg.norm(direction)
+    np.testing.assert_allclose(flat_step, scale * direction, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(result.gradient_dot_direction, flat_gradient @ direction, rtol=1e-6)
+    np.testing.assert_allclose(result.predicted_gain, flat_gradient @ flat_step, rtol=1e-6)
+    if damped_scaling:  # the undershoot: part of the budget is spent on the damping
+        assert flat_step @ fisher @ flat_step / 2 < 0.0095
+
+
+def test_a_small_step_gains_what_was_predicted_and_uses_the_kl_it_was_given():
+    _, _, info = step("gaussian", max_kl=1e-8)
+    np.testing.assert_allclose(info.surrogate_gain_ratio, 1, rtol=1e-3)
+    np.testing.assert_allclose(info.kl, 1e-8, rtol=0.5)
+    assert info.cg_residual < 1e-6
+
+
+def test_few_iterations_report_a_large_residual():
+    _, _, one = step("gaussian", cg_iters=1, damping=1e-3)
+    _, _, many = step("gaussian", cg_iters=100, damping=1e-3)
+    assert one.cg_residual > 0.05
+    assert many.cg_residual < 1e-6
+    assert one.cg_iterations == 1
+
+
+@pytest.mark.parametrize("broken", [jnp.nan, 0.0])
+def test_a_rejected_step_changes_nothing_bit_for_bit(broken):
+    params, distribution_fn, _ = problem("categorical")
+    actions = distribution_fn(params).sample(jax.random.key(1))
+    surrogate = importance_sampled_surrogate(actions, jnp.full((2, 3), broken))
+    fvp = fisher_vector_product(distribution_fn, params)
+    new, info = trust_region_step(params, distribution_fn, surrogate, fvp, **SETTINGS)
+    assert info.step_rejected
+    assert info.kl == 0
+    assert info.step_fraction == 0
+    assert info.surrogate_gain == 0
+    chex.assert_trees_all_equal(new, params)
+
+
+def test_the_step_does_not_change_with_the_scale_of_the_advantages():
+    params, distribution_fn = policies(jax.random.key(0))["categorical"]
+    actions = distribution_fn(params).sample(jax.random.key(1))
+    advantages = jax.random.normal(jax.random.key(2), (2, 3))
+    fvp = fisher_vector_product(distribution_fn, params)
+    small, large = (
+        trust_region_step(
+            params,
+            distribution_fn,
+            importance_sampled_surrogate(actions, scale * advantages),
+            fvp,
+            **SETTINGS,
+        )[0]
+        for scale in (1.0, 1e3)
+    )
+    chex.assert_trees_all_close(small, large, rtol=1e-6)
+
+
+def test_kl_direction_is_old_to_new():
+    params, new_params, info = step("state_dependent_gaussian", max_kl=0.5)
+    distribution_fn = policies(jax.random.key(0))["state_dependent_gaussian"][1]
+    old, new = distribution_fn(params), distribution_fn(new_params)
+    np.testing.assert_allclose(info.kl, old.kl(new).mean())
+    assert abs(float(new.kl(old).mean() / info.kl - 1)) > 0.01
