@@ -8,6 +8,10 @@ install_import_hook("trpo_jax", "beartype.beartype")
 import jax
 import pytest
 
+# Compilation is most of what these tests cost, and this halves it. The scripts, which are tested in
+# processes of their own, compile as users' programs do.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture
 def x64():

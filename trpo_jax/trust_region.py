@@ -73,21 +73,25 @@ class TrustRegionInfo(NamedTuple):
 
 
 def importance_sampled_surrogate(
-    actions: Num[Array, "..."], advantages: Float[Array, "*batch"]
+    actions: Num[Array, "..."],
+    advantages: Float[Array, "*batch"],
+    entropy_coef: Float[Array, ""] | float = 0.0,
 ) -> Surrogate:
     """Returns L(new) = mean of new(a|s) / old(a|s) A(s, a), equation 14, with a drawn from old.
 
-    Its gradient at new = old is the policy gradient.
+    Its gradient at new = old is the policy gradient. `entropy_coef` adds that many times the mean
+    entropy of the new policy, against a collapse that no exploration comes back from.
 
     Args:
         actions: the actions taken, `[*batch, ...]`.
         advantages: their advantages.
+        entropy_coef: weight of the entropy.
     """
 
     def surrogate(new: Distribution, old: Distribution) -> Float[Array, ""]:
         log_ratio = new.log_prob(actions) - old.log_prob(actions)
         chex.assert_equal_shape([log_ratio, advantages])
-        return jnp.mean(jnp.exp(log_ratio) * advantages)
+        return jnp.mean(jnp.exp(log_ratio) * advantages + entropy_coef * new.entropy())
 
     return surrogate
 

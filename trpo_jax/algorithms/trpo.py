@@ -60,6 +60,9 @@ class Config:
     line_search_shrink: float = fields.real(
         0.8, "factor from one step length to the next", 0.0, 1.0, open_low=True, open_high=True
     )
+    entropy_coef: float = fields.real(
+        0.0, "weight of the policy's mean entropy in the surrogate, advantages having deviation 1"
+    )
     critic_lr: float = fields.real(1e-3, "step size of Adam for the critic", 0.0)
     critic_epochs: int = fields.integer(10, "passes over the batch when fitting the critic", 1)
     critic_minibatches: int = fields.integer(
@@ -266,7 +269,9 @@ def _policy_step(
     return trust_region_step(
         params,
         lambda p: policy_apply(p, batch.observations),
-        importance_sampled_surrogate(batch.actions, standardize(batch.advantages)),
+        importance_sampled_surrogate(
+            batch.actions, standardize(batch.advantages), config.entropy_coef
+        ),
         fisher_vector_product(lambda p: policy_apply(p, fisher_observations), params),
         max_kl=config.max_kl,
         damping=config.damping,

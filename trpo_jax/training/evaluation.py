@@ -119,7 +119,7 @@ def summarize(scores: np.ndarray) -> ScoreSummary:
     )
 
 
-def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray:
+def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray | np.floating:
     """Returns the mean of the middle half along an axis (Agarwal et al. 2021, arXiv:2108.13264)."""
     return scipy.stats.trim_mean(scores, 0.25, axis=axis)
 
@@ -134,4 +134,4 @@ def bootstrap_interval(
     interval = scipy.stats.bootstrap(
         (scores,), statistic, axis=0, n_resamples=2000, method="percentile", random_state=0
     ).confidence_interval
-    return interval.low, interval.high
+    return np.asarray(interval.low), np.asarray(interval.high)

@@ -92,7 +92,7 @@ class MetricsFile:
         self._file.flush()
 
 
-def _cell(value: float) -> str:
+def _cell(value: int | float | np.floating) -> str:
     if isinstance(value, int):
         return str(value)
     return "" if np.isnan(value) else f"{value:.7g}"

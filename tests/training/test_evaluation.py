@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import counter
+
+from trpo_jax import envs
+from trpo_jax.training.evaluation import evaluate, interquartile_mean, summarize
+
+
+def test_each_episode_counts_once_and_is_whole():
+    act = lambda key, observations: jnp.zeros(len(observations), jnp.int32)
+    returns = evaluate(counter(terminates_at=4), act, jax.random.key(0), 5)
+    np.testing.assert_array_equal(returns, np.full(5, 60.0))
+    returns = evaluate(counter(time_limit=3), act, jax.random.key(0), 5)
+    np.testing.assert_array_equal(returns, np.full(5, 30.0))
+
+
+def test_short_episodes_keep_their_return_while_long_ones_go_on():
+    env = envs.make("CartPole-v1")
+    act = lambda key, observations: (observations[:, 2] > 0).astype(jnp.int32)
+    returns = np.asarray(evaluate(env, act, jax.random.key(0), 16))
+    assert len(set(returns)) > 3
+    assert returns.min() > 8
+    assert returns.max() < 200
+
+
+def test_summary_of_scores():
+    scores = np.array([1.0, 2.0, 3.0, 100.0])
+    summary = summarize(scores)
+    assert summary.mean == 26.5
+    assert summary.iqm == 2.5
+    np.testing.assert_allclose(summary.std, np.std(scores, ddof=1))
+    low, high = summary.ci95
+    assert 1 <= low < 26.5 < high <= 100
+    assert summarize(scores) == summary  # seeded
+
+
+def test_seeds_that_agree_have_an_interval_of_no_width_and_one_seed_has_none():
+    assert summarize(np.full(5, 500.0)).ci95 == (500.0, 500.0)
+    single = summarize(np.array([7.0]))
+    assert (single.mean, single.iqm, single.std, single.ci95) == (7.0, 7.0, None, None)
+
+
+@pytest.mark.parametrize(("scores", "expected"), [([0, 1, 2, 3, 4, 5, 6, 100], 3.5), ([5], 5)])
+def test_interquartile_mean(scores, expected):
+    assert interquartile_mean(np.array(scores, float)) == expected
