@@ -78,37 +78,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         run = prepare(argv)
     console = Console(quiet=run.args.quiet, highlight=False)
-    per_update = run.algorithm.steps_per_update
-    console.print(
-        f"{run.args.algorithm.upper()} on {run.env.name}: {len(run.seeds)} seeds x "
-        f"{run.num_updates * per_update:,} steps, {run.num_updates:,} updates of {per_update:,} "
-        f"steps, on {jax.devices()[0].device_kind}"
-    )
     write_json(run.folder / "config.json", describe(run, argv))
     try:
-        with console.status("Compiling"):
-            chunk_size = choose_chunk(run.num_updates)
-            program = compile_program(run.algorithm, run.seeds, chunk_size)
+        return execute(run, console, started)
     except KeyboardInterrupt:
-        console.print(f"Interrupted while compiling; {run.folder} holds config.json only.")
+        console.print("Interrupted.")
+        print_files(console, run.folder)
         return 130
+
+
+def execute(run: Run, console: Console, started: float) -> int:
+    """Trains, evaluates and writes the files of a run; returns the exit code."""
+    per_update = run.algorithm.steps_per_update
+    title = f"{run.args.algorithm.upper()} on {run.env.name}"
+    console.print(
+        f"{title}: {len(run.seeds)} seeds x {run.num_updates * per_update:,} steps, "
+        f"{run.num_updates:,} updates of {per_update:,} steps, on {jax.devices()[0].device_kind}"
+    )
+    with console.status("Compiling"):
+        program = compile_program(run.algorithm, run.seeds, choose_chunk(run.num_updates))
     console.print(f"Compiled in {program.compile_seconds:.1f} s")
     outcome = train(run, program, console)
-    save_policy(run.folder / "policy.msgpack", run.env, run.config, outcome.actor, run.seeds)
-    title = f"{run.args.algorithm.upper()} on {run.env.name}"
+    policy_file = run.folder / "policy.msgpack"
+    save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds)
     figure = learning_curve(outcome.env_steps, outcome.returns, title)
     figure.savefig(run.folder / "learning_curve.png", dpi=150)
     if outcome.stopped_by is not None:
         return report_stop(run, outcome, console)
 
-    scores = evaluate_seeds(
-        run.env, run.algorithm.policy, outcome.actor, run.seeds, EVALUATION_EPISODES
-    )
-    save_policy(
-        run.folder / "policy.msgpack", run.env, run.config, outcome.actor, run.seeds, scores
-    )
+    with console.status("Evaluating"):
+        scores = evaluate_seeds(
+            run.env, run.algorithm.policy, outcome.actor, run.seeds, EVALUATION_EPISODES
+        )
+    save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds, scores)
     summary = summarize(scores)
-    total_steps = run.num_updates * per_update * len(run.seeds)
+    all_steps = run.num_updates * per_update * len(run.seeds)
     write_json(
         run.folder / "summary.json",
         {
@@ -116,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "algorithm": run.args.algorithm,
             "num_seeds": len(run.seeds),
             "total_steps": run.num_updates * per_update,
-            "env_steps_per_second": total_steps / outcome.seconds,
+            "env_steps_per_second": all_steps / outcome.seconds,
             "compile_seconds": program.compile_seconds,
             "wall_seconds": time.perf_counter() - started,
             "evaluation": {

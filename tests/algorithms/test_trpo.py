@@ -209,6 +209,7 @@ def test_every_real_field_sweeps_in_one_program(cartpole):
         "damping",
         "line_search_shrink",
         "critic_lr",
+        "entropy_coef",
         "log_std_init",
     ]
     assert len(names) == len(jax.tree.leaves(trpo.Config()))

@@ -61,7 +61,7 @@ class Config:
         0.8, "factor from one step length to the next", 0.0, 1.0, open_low=True, open_high=True
     )
     entropy_coef: float = fields.real(
-        0.0, "weight of the policy's mean entropy in the surrogate, advantages having deviation 1"
+        0.0, "weight of the policy's mean entropy beside the standardised advantages", 0.0
     )
     critic_lr: float = fields.real(1e-3, "step size of Adam for the critic", 0.0)
     critic_epochs: int = fields.integer(10, "passes over the batch when fitting the critic", 1)

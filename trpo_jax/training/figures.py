@@ -25,7 +25,7 @@ def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Fi
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")  # no pyplot: no window, no backend
     axes = figure.subplots()
-    if num_seeds > 1:
+    if num_seeds > 1 and len(env_steps) > 0:
         axes.plot(env_steps, returns.T, color="0.6", linewidth=0.7, alpha=0.7)
         axes.plot([], [], color="0.6", linewidth=0.7, label=f"each of {num_seeds} seeds")
         low, high = bootstrap_interval(returns, interquartile_mean)

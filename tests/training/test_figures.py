@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from trpo_jax.training.figures import learning_curve
+
+NAN = np.nan
+
+
+def lines(figure):
+    return {line.get_label(): line for line in figure.axes[0].lines}
+
+
+def test_seeds_are_thin_and_the_interquartile_mean_is_bold():
+    returns = np.array([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [30.0, 40.0, 50.0], [3.0, 4.0, 5.0]])
+    figure = learning_curve(np.array([10, 20, 30]), returns, "TRPO on Test")
+    (axes,) = figure.axes
+    assert axes.get_title() == "TRPO on Test"
+    assert axes.get_xlabel() == "environment steps"
+    assert axes.get_ylabel() == "return of training episodes"
+    bold = lines(figure)["interquartile mean"]
+    np.testing.assert_allclose(bold.get_ydata(), [2.5, 3.5, 4.5])
+    np.testing.assert_allclose(bold.get_xdata(), [10, 20, 30])
+    assert len(axes.lines) == 4 + 1 + 1  # seeds, their label, the mean
+    assert len(axes.collections) == 1
+
+
+def test_a_return_stands_until_the_next_episode_ends():
+    returns = np.array([[NAN, 1.0, NAN, 3.0], [NAN, 3.0, 5.0, NAN]])
+    figure = learning_curve(np.arange(4), returns, "")
+    np.testing.assert_allclose(lines(figure)["interquartile mean"].get_ydata(), [2, 3, 4])
+
+
+@pytest.mark.parametrize("returns", [np.zeros((3, 0)), np.full((2, 4), NAN), np.full((1, 4), NAN)])
+def test_nothing_to_show_is_an_empty_figure(returns):
+    figure = learning_curve(np.arange(returns.shape[1]), returns, "")
+    assert all(len(line.get_xdata()) == 0 for line in figure.axes[0].lines)
+
+
+def test_one_seed_has_no_band():
+    figure = learning_curve(np.arange(3), np.ones((1, 3)), "")
+    assert not figure.axes[0].collections
+    assert "one seed" in lines(figure)
