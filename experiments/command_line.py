@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -35,9 +36,12 @@ def user_errors() -> Iterator[None]:
 
 
 def defaults_for(algorithm: str, environment: str) -> dict[str, Any]:
-    """Returns the defaults of a run: those of the algorithm, then those of the environment."""
-    tables = tomllib.loads(DEFAULTS_FILE.read_text()).get(algorithm, {})
-    return {**tables.get("default", {}), **tables.get(environment, {})}
+    """Returns the defaults of a run: every matching table of defaults.toml, later ones winning."""
+    defaults: dict[str, Any] = {}
+    for pattern, table in tomllib.loads(DEFAULTS_FILE.read_text())[algorithm].items():
+        if fnmatchcase(environment, pattern):
+            defaults |= table
+    return defaults
 
 
 def add_config_flags(
@@ -73,9 +77,12 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 def step_count(text: str) -> int:
     """Returns a number of steps written as 100000, 100_000 or 1e5."""
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
     if not number.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of steps")
     return int(number)
 
 

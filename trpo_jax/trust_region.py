@@ -103,7 +103,7 @@ def natural_step(
     max_kl: Float[Array, ""] | float,
     damping: Float[Array, ""] | float,
     cg_iters: int,
-    damped_scaling: bool = False,
+    damped_scaling: bool = True,
 ) -> NaturalStep:
     """Returns sqrt(2 max_kl / x^T M x) x with (F + damping I) x = gradient.
 
@@ -152,7 +152,7 @@ def trust_region_step(
     cg_iters: int,
     line_search_steps: int,
     line_search_shrink: Float[Array, ""] | float,
-    damped_scaling: bool = False,
+    damped_scaling: bool = True,
 ) -> tuple[Params, TrustRegionInfo]:
     """Takes one trust-region step; the parameters are returned unchanged if none is acceptable.
 

@@ -50,7 +50,7 @@ class Config:
         0.1, "added to the diagonal of the Fisher matrix in the solve", 0.0
     )
     damped_scaling: bool = fields.flag(
-        False, "scale the step by the damped Fisher matrix, which falls short of max_kl"
+        True, "scale the step by the damped Fisher matrix, which falls somewhat short of max_kl"
     )
     cg_iters: int = fields.integer(10, "conjugate-gradient iterations", 1)
     fisher_subsample: int = fields.integer(
