@@ -30,7 +30,7 @@ def with_progress(
         BarColumn(bar_width=24),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} updates"),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}"),
+        TextColumn("left  {task.description}"),
     )
     printed = 0
     latest_return = None

@@ -93,11 +93,12 @@ def execute(run: Run, console: Console, started: float) -> int:
     title = f"{run.args.algorithm.upper()} on {run.env.name}"
     console.print(
         f"{title}: {len(run.seeds)} seeds x {run.num_updates * per_update:,} steps, "
-        f"{run.num_updates:,} updates of {per_update:,} steps, on {jax.devices()[0].device_kind}"
+        f"in {run.num_updates:,} updates"
     )
     with console.status("Compiling"):
         program = compile_program(run.algorithm, run.seeds, choose_chunk(run.num_updates))
-    console.print(f"Compiled in {program.compile_seconds:.1f} s")
+    device = jax.devices()[0].device_kind
+    console.print(f"Compiled for {device} in {program.compile_seconds:.1f} s")
     outcome = train(run, program, console)
     policy_file = run.folder / "policy.msgpack"
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds)

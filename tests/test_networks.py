@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import make_critic, make_policy, orthogonal
 
 VECTOR = ArraySpec((4,), np.dtype(np.float32))
@@ -78,3 +81,8 @@ def test_images_are_convolved():
     head = params["layers_1"]["Dense_0"]
     logits = policy.apply(params, images).logits
     np.testing.assert_allclose(logits, x @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-6)
+
+
+def test_an_action_space_without_a_distribution_is_refused():
+    with pytest.raises(ConfigurationError, match="actions of type str"):
+        inspect.unwrap(make_policy)(VECTOR, "buttons")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.errors import ConfigurationError
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": nn.tanh,
@@ -186,6 +187,9 @@ def make_policy(
 
     Returns:
         A `Network` whose output is a `Distribution`.
+
+    Raises:
+        ConfigurationError: if the action space is none of these.
     """
     match action:
         case Discrete(num_actions):
@@ -194,6 +198,11 @@ def make_policy(
             head = MultiCategoricalHead(num_actions)
         case Box():
             head = GaussianHead(action.size, log_std_init, state_dependent_std)
+        case _:
+            raise ConfigurationError(
+                f"No policy here can produce actions of type {type(action).__name__}. "
+                "Supported: Discrete, MultiDiscrete and Box."
+            )
     return _network(Torso(observation.shape, tuple(hidden_sizes), activation), head, observation)
 
 

@@ -246,3 +246,19 @@ def test_reward_scaling_divides_by_the_deviation_of_discounted_sums():
     assert state.reward_statistics.count == 64
     np.testing.assert_allclose(state.reward_statistics.mean, np.mean(sums), rtol=1e-4)
     np.testing.assert_allclose(state.reward_sums, np.full(4, total), rtol=1e-5)
+
+
+def test_a_state_saved_and_restored_goes_on_bit_for_bit(one_update):
+    algorithm, state, *_ = one_update
+    update = jax.jit(algorithm.update)
+    leaves, treedef = jax.tree.flatten(state._replace(key=jax.random.key_data(state.key)))
+    restored = jax.tree.unflatten(treedef, [jnp.asarray(np.array(leaf)) for leaf in leaves])
+    restored = restored._replace(key=jax.random.wrap_key_data(restored.key))
+    for _ in range(2):
+        state, metrics = update(state)
+        restored, restored_metrics = update(restored)
+    chex.assert_trees_all_equal(metrics, restored_metrics)
+    chex.assert_trees_all_equal(
+        (state.actor, state.critic, state.episodes),
+        (restored.actor, restored.critic, restored.episodes),
+    )

@@ -107,3 +107,23 @@ def test_an_environment_that_must_download_says_so(monkeypatch):
     monkeypatch.setattr(gymnax, "make", fail)
     with pytest.raises(ConfigurationError, match="downloads"):
         envs.make(DOWNLOADS)
+
+
+def test_spaces_that_no_policy_handles_are_refused_by_name(monkeypatch):
+    spaces = gymnax.environments.spaces
+    env, params = gymnax.make("CartPole-v1")
+    monkeypatch.setattr(gymnax, "make", lambda name: (env, params))
+    monkeypatch.setattr(
+        type(env), "action_space", lambda self, params: spaces.Tuple([spaces.Discrete(2)])
+    )
+    monkeypatch.setattr(spaces.Tuple, "sample", lambda self, key: 0)
+    with pytest.raises(ConfigurationError, match=r"actions of type Tuple.*Supported: Discrete"):
+        envs.make("CartPole-v1")
+
+
+def test_observations_of_several_arrays_are_refused(monkeypatch):
+    env, params = gymnax.make("CartPole-v1")
+    monkeypatch.setattr(gymnax, "make", lambda name: (env, params))
+    monkeypatch.setattr(type(env), "get_obs", lambda self, state, **_: {"x": state.x})
+    with pytest.raises(ConfigurationError, match="several arrays"):
+        envs.make("CartPole-v1")

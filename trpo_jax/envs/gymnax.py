@@ -47,6 +47,11 @@ def make(name: str) -> Environment:
     # environments, and would compile every program twice: both are cast to the dtypes of a step.
     state_spec, observation_spec = _shapes(env, params)
     cast_state = partial(jax.tree.map, lambda spec, x: jnp.asarray(x, spec.dtype), state_spec)
+    if not isinstance(observation_spec, jax.ShapeDtypeStruct):
+        raise ConfigurationError(
+            f"Environment {name!r} shows several arrays at a time, and networks here take one. "
+            "Wrap it so that they are joined, and register the wrapped environment with gymnax."
+        )
     shown_spec = jax.eval_shape(show, observation_spec)
 
     def observe(observation):
@@ -103,5 +108,6 @@ def _action_spec(name: str, space: Any) -> Discrete | Box:
         return Box(low, high)
     raise ConfigurationError(
         f"Environment {name!r} has actions of type {type(space).__name__}, which no policy here "
-        "can produce. Supported: Discrete, and Box of floating-point numbers."
+        "can produce. Supported: Discrete, and Box of floating-point numbers. Wrap it so that it "
+        "takes one of these, and register the wrapped environment with gymnax."
     )
