@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from trpo_jax.errors import ConfigurationError
 
+MAX_STEPS = 10**15  # whole numbers that a float holds exactly, and some centuries of stepping
 DEFAULTS_FILE = Path(__file__).parent / "defaults.toml"
 
 
@@ -81,8 +82,10 @@ def step_count(text: str) -> int:
         number = float(text)
     except ValueError:
         number = float("nan")
-    if not number.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of steps")
+    if not (number.is_integer() and number <= MAX_STEPS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no whole number of steps up to {MAX_STEPS:,}"
+        )
     return int(number)
 
 

@@ -31,6 +31,7 @@ from command_line import (
 from display import print_evaluation, print_files, with_progress
 from rich.console import Console
 
+import trpo_jax
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.envs.base import Environment
@@ -75,15 +76,15 @@ class Outcome(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     started = time.perf_counter()
-    with user_errors():
-        run = prepare(argv)
-    console = Console(quiet=run.args.quiet, highlight=False)
-    write_json(run.folder / "config.json", describe(run, argv))
+    run = None
     try:
-        return execute(run, console, started)
+        with user_errors():
+            run = prepare(argv)
+        write_json(run.folder / "config.json", describe(run, argv))
+        return execute(run, Console(quiet=run.args.quiet, highlight=False), started)
     except KeyboardInterrupt:
-        console.print("Interrupted.")
-        print_files(console, run.folder)
+        kept = f"{run.folder} keeps what was written." if run else "Nothing was written."
+        print(f"Interrupted. {kept}", file=sys.stderr)
         return 130
 
 
@@ -193,7 +194,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
 def describe(run: Run, argv: Sequence[str] | None) -> dict[str, Any]:
     """Returns everything needed to run it again."""
     device = jax.devices()[0]
-    packages = ("trpo_jax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
     return {
         "command": ["experiments/train.py", *(sys.argv[1:] if argv is None else argv)],
         "env": run.env.name,
@@ -203,6 +204,7 @@ def describe(run: Run, argv: Sequence[str] | None) -> dict[str, Any]:
         "total_steps": run.args.total_steps,
         "config": config_to_dict(run.config),
         "versions": {
+            "trpo_jax": trpo_jax.__version__,
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
         },
@@ -238,12 +240,11 @@ def report_stop(run: Run, outcome: Outcome, console: Console) -> int:
     """Says why a run stopped early and what is left of it; returns the exit code."""
     done = len(outcome.env_steps)
     kept = f"metrics.csv and policy.msgpack hold the run up to update {done} of {run.num_updates}."
-    if isinstance(outcome.stopped_by, NonFiniteError):
-        print(f"error: {outcome.stopped_by} {kept}", file=sys.stderr)
-    else:
-        console.print(f"Interrupted. {kept}")
+    broken = isinstance(outcome.stopped_by, NonFiniteError)
+    reason = f"error: {outcome.stopped_by}" if broken else "Interrupted."
+    print(reason, kept, file=sys.stderr)
     print_files(console, run.folder)
-    return 1 if isinstance(outcome.stopped_by, NonFiniteError) else 130
+    return 1 if broken else 130
 
 
 if __name__ == "__main__":

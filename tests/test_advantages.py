@@ -95,4 +95,10 @@ def test_standardize_divides_by_the_standard_deviation():
     result = standardize(advantages)
     np.testing.assert_allclose(result.mean(), 0, atol=1e-6)
     np.testing.assert_allclose(result.std(), 1, rtol=1e-5)
-    np.testing.assert_array_equal(standardize(jnp.full((4,), 3.0)), 0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.0, -7.3, 100.1])
+def test_a_constant_batch_has_no_advantages(value):
+    noise = jax.random.normal(jax.random.key(0), (2048,)) * abs(value) * 1e-7
+    np.testing.assert_array_equal(standardize(jnp.full((2048,), value)), 0)
+    np.testing.assert_array_equal(standardize(value + noise), 0)

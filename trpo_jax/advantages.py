@@ -84,7 +84,12 @@ def discounted_returns(
 def standardize(advantages: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """Returns the advantages shifted to mean 0 and divided by their standard deviation.
 
-    A TRPO step does not change with the scale, only with the centre; a constant batch becomes 0.
+    A TRPO step does not change with their scale, only with their centre. So a batch that is
+    constant but for rounding becomes exactly 0: scaled up, the rounding would be followed at full
+    length.
     """
     centred = advantages - jnp.mean(advantages)
-    return centred / (jnp.std(advantages) + 1e-8)
+    deviation = jnp.std(advantages)
+    rounding = 10 * jnp.finfo(advantages.dtype).eps * jnp.max(jnp.abs(advantages))
+    varies = deviation > rounding
+    return jnp.where(varies, centred / jnp.where(varies, deviation, 1.0), 0.0)

@@ -73,7 +73,7 @@ class Torso(nn.Module):
     2019, arXiv:1903.03176); images are `[*batch, height, width, channels]`.
 
     Attributes:
-        observation_shape: shape of one observation; three axes mean an image.
+        observation_shape: shape of one observation; three axes mean an image (of 3x3 or more).
         hidden_sizes: width of each fully connected layer.
         activation: name of the nonlinearity, a key of `ACTIVATIONS`.
     """
@@ -87,7 +87,7 @@ class Torso(nn.Module):
         activation = ACTIVATIONS[self.activation]
         kernel_init = orthogonal(math.sqrt(2.0))
         x = observations.astype(jnp.float32)
-        if len(self.observation_shape) == 3:
+        if len(self.observation_shape) == 3 and min(self.observation_shape[:2]) >= 3:
             x = activation(nn.Dense(16, kernel_init=kernel_init)(_patches(x, 3)))
         batch_shape = x.shape[: x.ndim - len(self.observation_shape)]
         x = x.reshape(*batch_shape, -1)

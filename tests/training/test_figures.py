@@ -33,7 +33,14 @@ def test_a_return_stands_until_the_next_episode_ends():
 @pytest.mark.parametrize("returns", [np.zeros((3, 0)), np.full((2, 4), NAN), np.full((1, 4), NAN)])
 def test_nothing_to_show_is_an_empty_figure(returns):
     figure = learning_curve(np.arange(returns.shape[1]), returns, "")
-    assert all(len(line.get_xdata()) == 0 for line in figure.axes[0].lines)
+    assert all(np.isnan(line.get_ydata()).all() for line in figure.axes[0].lines)
+
+
+def test_a_seed_without_an_episode_does_not_hide_the_others():
+    returns = np.array([[1.0, 2.0, 3.0], [NAN, NAN, NAN]])
+    figure = learning_curve(np.arange(3), returns, "")
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [1, 2, 3])
+    assert len(lines(figure)["interquartile mean"].get_xdata()) == 0
 
 
 def test_one_seed_has_no_band():

@@ -1,6 +1,8 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from probes import counter
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
@@ -50,11 +52,36 @@ def test_the_updates_are_those_of_the_plain_loop(algorithm):
 
 def test_numbers_that_are_not_finite_stop_the_run_with_update_and_seed_named():
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**CONFIG, critic_lr=1e38))
-    chunks = run_chunks(compile_program(algorithm, (7, 8), 1), 50)
-    with pytest.raises(NonFiniteError, match=r"Update \d+ of seed [78] .*critic_loss"):
-        list(chunks)
+    chunks = []
+    with pytest.raises(NonFiniteError, match=r"Update \d+ of seed [78] ") as caught:
+        chunks.extend(run_chunks(compile_program(algorithm, (7, 8), 3), 50))
+    assert not chunks or all(np.isfinite(x).all() for x in jax.tree.leaves(chunks[-1].actor))
+    good = sum(chunk.metrics["kl"].shape[1] for chunk in chunks)
+    assert f"Update {good + 1} of" in str(caught.value)
 
 
-@pytest.mark.parametrize(("num_updates", "expected"), [(1, 1), (48, 1), (97, 1), (1953, 31)])
+def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
+    """The environment shows an infinite number to seed 1 from its sixth step on."""
+    env = counter()
+
+    def step(key, count, action):
+        count, result = env.step(key, count, action)
+        broken = jnp.where(count > 4 * 8 + 3, jnp.inf, result.observation)
+        return count, result._replace(observation=broken)
+
+    algorithm = trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
+    chunks = []
+    with pytest.raises(NonFiniteError, match="Update 5 of seed 3 "):
+        chunks.extend(run_chunks(compile_program(algorithm, (3, 4), 3), 4))
+    assert [chunk.metrics["kl"].shape[1] for chunk in chunks] == [3, 1]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(chunks[-1].actor))
+    expected = run(algorithm, (3, 4), 4, 1)[0].actor
+    for a, b in zip(*map(jax.tree.leaves, (chunks[-1].actor, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_updates", "expected"), [(1, 1), (48, 1), (97, 1), (1953, 31), (10**12, 2 * 10**10)]
+)
 def test_chunks_divide_the_run(num_updates, expected):
     assert choose_chunk(num_updates) == expected

@@ -50,7 +50,7 @@ def integer(default: int, help: str, low: int) -> Any:
 
 def integers(default: tuple[int, ...], help: str, low: int) -> Any:
     """Returns a static field that holds a sequence of integers of at least `low`."""
-    allowed = f"integers of at least {low}"
+    allowed = f"a tuple of integers of at least {low}"
     return _static(
         default, help, tuple, allowed, lambda xs: all(_is_integer(x) and x >= low for x in xs)
     )

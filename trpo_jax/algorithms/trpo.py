@@ -143,7 +143,8 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         return state._replace(episodes=episodes), trajectory
 
     def learn(state: TrainState, trajectory: Transition) -> tuple[TrainState, Metrics]:
-        state, batch = _estimate(config, critic_network.apply, state, trajectory)
+        statistics = _statistics_to_learn_with(state, trajectory)
+        state, batch = _estimate(config, critic_network.apply, statistics, state, trajectory)
         policy_params, step_info = _policy_step(
             config, policy_network.apply, state.actor.policy_params, batch
         )
@@ -240,11 +241,27 @@ def _scale_rewards(
     return trajectory.reward / standard_deviation(statistics), state
 
 
+def _statistics_to_learn_with(state: TrainState, trajectory: Transition) -> RunningStatistics:
+    """Returns the statistics of collection, but for the first batch its own.
+
+    There were none to collect the first batch with. Learning from it as it was seen would move the
+    policy by several times `max_kl` as soon as there are; and an initial policy hardly depends on
+    what it sees, so its actions are on-policy either way.
+    """
+    frozen = state.actor.observation_statistics
+    own = update_statistics(frozen, trajectory.observation)
+    return jax.tree.map(lambda a, b: jnp.where(frozen.count > 0, a, b), frozen, own)
+
+
 def _estimate(
-    config: Config, critic_apply: Callable[..., Array], state: TrainState, trajectory: Transition
+    config: Config,
+    critic_apply: Callable[..., Array],
+    statistics: RunningStatistics,
+    state: TrainState,
+    trajectory: Transition,
 ) -> tuple[TrainState, _Batch]:
     observations, next_observations = (
-        observe(state.actor.observation_statistics, x, config.normalize_observations)
+        observe(statistics, x, config.normalize_observations)
         for x in (trajectory.observation, trajectory.next_observation)
     )
     rewards, state = _scale_rewards(config, state, trajectory)
@@ -266,13 +283,15 @@ def _policy_step(
     config: Config, policy_apply: Callable[..., Distribution], params: PyTree[Array], batch: _Batch
 ) -> tuple[PyTree[Array], TrustRegionInfo]:
     fisher_observations = batch.observations[:: config.fisher_subsample]
+    with jax.default_matmul_precision("float32"):
+        fvp = fisher_vector_product(lambda p: policy_apply(p, fisher_observations), params)
     return trust_region_step(
         params,
         lambda p: policy_apply(p, batch.observations),
         importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages), config.entropy_coef
         ),
-        fisher_vector_product(lambda p: policy_apply(p, fisher_observations), params),
+        fvp,
         max_kl=config.max_kl,
         damping=config.damping,
         cg_iters=config.cg_iters,

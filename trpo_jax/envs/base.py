@@ -93,7 +93,7 @@ def to_environment_action(
     Discrete actions pass through. A policy over a bounded `Box` works in units in which every
     component spans [-1, 1], so that one initial standard deviation suits every task: it is clipped
     to that range and mapped onto the bounds. The log-probability is that of the unclipped action:
-    the clipping belongs to the environment. Unbounded components pass through.
+    the clipping belongs to the environment. Components without two finite bounds pass through.
 
     Args:
         spec: the environment's actions.

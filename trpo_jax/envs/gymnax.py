@@ -37,6 +37,7 @@ def make(name: str) -> Environment:
             f"Environment {name!r} downloads data when it is made, and that failed: {error}."
         ) from error
 
+    action = _action_spec(name, env.action_space(params))
     observation_space = env.observation_space(params)
     show = (
         _one_hot(observation_space.n)
@@ -67,6 +68,7 @@ def make(name: str) -> Environment:
             observation=observe(observation),
             reward=jnp.asarray(reward, jnp.float32).reshape(()),
             terminated=jnp.asarray(terminated, bool).reshape(()),
+            # The time limit, unless the environment has another rule.
             truncated=jnp.asarray(env.is_truncated(state, params), bool).reshape(()),
         )
 
@@ -75,7 +77,7 @@ def make(name: str) -> Environment:
         reset=reset,
         step=step,
         observation=ArraySpec(shown_spec.shape, np.dtype(shown_spec.dtype)),
-        action=_action_spec(name, env.action_space(params)),
+        action=action,
         time_limit=int(params.max_steps_in_episode),
     )
 

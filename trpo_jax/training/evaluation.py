@@ -132,6 +132,12 @@ def bootstrap_interval(
     The resampling is seeded: the same scores always give the same interval.
     """
     interval = scipy.stats.bootstrap(
-        (scores,), statistic, axis=0, n_resamples=2000, method="percentile", random_state=0
+        (scores,),
+        statistic,
+        axis=0,
+        n_resamples=2000,
+        method="percentile",
+        batch=max(1, 10_000_000 // scores.size),  # numbers held at a time
+        random_state=0,
     ).confidence_interval
     return np.asarray(interval.low), np.asarray(interval.high)

@@ -11,28 +11,30 @@ def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Fi
     """Returns a figure of training return against environment steps.
 
     Every seed is a thin line; the interquartile mean over seeds is bold, with its 95 % bootstrap
-    interval. Where no episode ended, a seed's last return stands.
+    interval. Where no episode ended, a seed's last return stands; the bold line starts where every
+    seed has one.
 
     Args:
         env_steps: `[U]`.
         returns: `[num_seeds, U]`, NaN where no episode ended.
         title: shown above.
     """
+    num_seeds = len(returns)
     returns = _fill_forward(returns)
     known = ~np.isnan(returns).any(axis=0)
-    env_steps, returns = env_steps[known], returns[:, known]
-    num_seeds = len(returns)
+    all_steps, all_known = env_steps[known], returns[:, known]
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")  # no pyplot: no window, no backend
     axes = figure.subplots()
-    if num_seeds > 1 and len(env_steps) > 0:
+    if num_seeds > 1:
         axes.plot(env_steps, returns.T, color="0.6", linewidth=0.7, alpha=0.7)
         axes.plot([], [], color="0.6", linewidth=0.7, label=f"each of {num_seeds} seeds")
-        low, high = bootstrap_interval(returns, interquartile_mean)
-        band = axes.fill_between(env_steps, low, high, color="tab:blue", alpha=0.25, linewidth=0)
+    if num_seeds > 1 and known.any():
+        low, high = bootstrap_interval(all_known, interquartile_mean)
+        band = axes.fill_between(all_steps, low, high, color="tab:blue", alpha=0.25, linewidth=0)
         band.set_label("95 % bootstrap interval")
     label = "interquartile mean" if num_seeds > 1 else "one seed"
-    axes.plot(env_steps, interquartile_mean(returns), color="tab:blue", linewidth=2, label=label)
+    axes.plot(all_steps, interquartile_mean(all_known), color="tab:blue", linewidth=2, label=label)
     axes.set_title(title)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return of training episodes")

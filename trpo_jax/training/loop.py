@@ -3,6 +3,7 @@
 Everything that is not mathematics (progress, files, Ctrl-C) happens on the host, between two calls.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
-from trpo_jax.algorithms.base import Actor, Algorithm, State
+from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, State
 
 NAN_MEANS_NONE = ("episodic_return", "episode_length")  # NaN where no episode ended
 
@@ -21,7 +23,8 @@ class Program(NamedTuple):
 
     Attributes:
         state: states of all seeds, leading axis `[num_seeds]`.
-        advance: `state -> (state, metrics [num_seeds, updates_per_chunk])`; donates its argument.
+        advance: `state -> (state, (metrics, finite))`, each `[num_seeds, updates_per_chunk]`;
+            donates its argument. A seed stops at its last finite state.
         seeds: the seeds.
         updates_per_chunk: updates in one call of `advance`.
         compile_seconds: time spent compiling.
@@ -39,7 +42,7 @@ class Chunk(NamedTuple):
 
     Attributes:
         first_update: number of its first update, counted from 1.
-        metrics: each `[num_seeds, updates_per_chunk]`.
+        metrics: each `[num_seeds, updates]`.
         actor: what acting needs after its last update, leading axis `[num_seeds]`.
         seconds: training time until its end, compilation excluded.
     """
@@ -66,8 +69,14 @@ def compile_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chun
         updates_per_chunk: updates in one call.
     """
 
+    def guarded_update(state, _):
+        new_state, metrics = algorithm.update(state)
+        finite = _all_finite(metrics, new_state.actor)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+        return state, (metrics, finite)
+
     def advance(state):
-        return jax.lax.scan(lambda s, _: algorithm.update(s), state, length=updates_per_chunk)
+        return jax.lax.scan(guarded_update, state, length=updates_per_chunk)
 
     started = time.perf_counter()
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
@@ -88,36 +97,36 @@ def run_chunks(program: Program, num_chunks: int) -> Iterator[Chunk]:
         num_chunks: how many calls to make.
 
     Raises:
-        NonFiniteError: naming the first update and seed whose metrics are not finite; the chunks
-            before were yielded.
+        NonFiniteError: naming the first update and seed that gave numbers which are not finite.
+            All updates before it were yielded, and their actors are the last good ones.
     """
     state = program.state
-    started = time.perf_counter()
+    seconds = 0.0
     for index in range(num_chunks):
-        state, metrics = program.advance(state)
-        metrics, actor = jax.device_get((metrics, state.actor))
+        started = time.perf_counter()
+        state, outputs = program.advance(state)
+        (metrics, finite), actor = jax.device_get((outputs, state.actor))
+        seconds += time.perf_counter() - started
         first_update = index * program.updates_per_chunk + 1
-        _check_finite(metrics, program.seeds, first_update)
-        yield Chunk(first_update, metrics, actor, time.perf_counter() - started)
+        num_good = int(np.argmin(finite.all(axis=0))) if not finite.all() else finite.shape[1]
+        good = {name: x[:, :num_good] for name, x in metrics.items()}
+        if num_good > 0:
+            yield Chunk(first_update, good, actor, seconds)
+        if num_good < finite.shape[1]:
+            seed = program.seeds[int(np.argmin(finite[:, num_good]))]
+            raise NonFiniteError(
+                f"Update {first_update + num_good} of seed {seed} gave numbers that are not "
+                "finite. A smaller critic_lr or max_kl, more damping, or scale_rewards often helps."
+            )
 
 
 def choose_chunk(num_updates: int, num_chunks: int = 50) -> int:
     """Returns the largest divisor of `num_updates` that makes at least `num_chunks` chunks."""
     most = max(1, num_updates // num_chunks)
-    return max(divisor for divisor in range(1, most + 1) if num_updates % divisor == 0)
+    small = (d for d in range(1, math.isqrt(num_updates) + 1) if num_updates % d == 0)
+    return max(d for divisor in small for d in (divisor, num_updates // divisor) if d <= most)
 
 
-def _check_finite(
-    metrics: dict[str, np.ndarray], seeds: tuple[int, ...], first_update: int
-) -> None:
-    checked = {name: x for name, x in metrics.items() if name not in NAN_MEANS_NONE}
-    broken = ~np.logical_and.reduce([np.isfinite(x) for x in checked.values()])
-    if not broken.any():
-        return
-    column = int(np.argmax(broken.any(axis=0)))
-    row = int(np.argmax(broken[:, column]))
-    names = ", ".join(name for name, x in checked.items() if not np.isfinite(x[row, column]))
-    raise NonFiniteError(
-        f"Update {first_update + column} of seed {seeds[row]} gave numbers that are not finite "
-        f"({names}). A smaller critic_lr or max_kl, more damping, or scale_rewards often helps."
-    )
+def _all_finite(metrics: Metrics, actor: Actor) -> Bool[Array, ""]:
+    checked = [x for name, x in metrics.items() if name not in NAN_MEANS_NONE]
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((checked, actor))]))

@@ -71,9 +71,7 @@ def save_policy(
     temporary.replace(path)
 
 
-def load_policy(
-    path: str | Path, seed: int | None = None
-) -> Callable[[Num[Array, "..."], PRNGKeyArray | None], Num[Array, "..."]]:
+def load_policy(path: str | Path, seed: int | None = None) -> Callable[..., Num[Array, "..."]]:
     """Returns a function `(observation, key=None) -> action` from a `policy.msgpack`.
 
     The function takes one observation or a batch of them, as the environment shows them, and
