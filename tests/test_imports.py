@@ -57,6 +57,24 @@ def test_imports_go_one_way(module):
         assert layer(other) <= layer(module), f"{module or 'trpo_jax'} imports {other}"
 
 
+MATHS = {"distributions", "fisher", "solvers", "line_search", "trust_region", "advantages"}
+MATHS |= {"critic", "normalization"}
+
+
+@pytest.mark.parametrize("module", sorted(MATHS))
+def test_the_maths_knows_no_environment_and_no_config(module):
+    assert set(imported(module)) <= MATHS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_are_absolute(module):
+    path = PACKAGE / Path(*module.split("."))
+    text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    assert not any(
+        isinstance(node, ast.ImportFrom) and node.level > 0 for node in ast.walk(ast.parse(text))
+    )
+
+
 def test_importing_the_library_imports_no_environment_suite():
     code = "import sys, trpo_jax, trpo_jax.algorithms; print(sorted(sys.modules))"
     output = subprocess.run(

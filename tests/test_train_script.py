@@ -17,6 +17,8 @@ import train
 
 import trpo_jax
 
+pytestmark = pytest.mark.xdist_group("script")  # one worker, so that the run is shared
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = [sys.executable, "experiments/train.py"]
 SMALL = ["--num-envs", "2", "--num-steps", "64", "--hidden-sizes", "8", "--critic-epochs", "2"]
@@ -46,6 +48,19 @@ def test_config_says_everything_needed_to_run_it_again(finished_run):
     assert config["config"]["hidden_sizes"] == [8]
     assert {"jax", "trpo_jax"} <= set(config["versions"])
     assert config["device"]["platform"] == "cpu"
+
+
+def test_the_command_in_the_config_gives_the_same_numbers_again(finished_run, tmp_path):
+    folder, _ = finished_run
+    command = json.loads((folder / "config.json").read_text())["command"]
+    command[command.index("--out") + 1] = str(tmp_path / "again")
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    for ours, theirs in zip(
+        csv.DictReader((folder / "metrics.csv").open()),
+        csv.DictReader((tmp_path / "again" / "metrics.csv").open()),
+        strict=True,
+    ):
+        assert ours | {"seconds": ""} == theirs | {"seconds": ""}
 
 
 def test_metrics_hold_one_row_for_each_seed_and_update(finished_run):

@@ -136,9 +136,25 @@ def test_the_step_does_not_change_with_the_scale_of_the_advantages():
     chex.assert_trees_all_close(small, large, rtol=1e-6)
 
 
-def test_kl_direction_is_old_to_new():
-    params, new_params, info = step("state_dependent_gaussian", max_kl=0.5)
-    distribution_fn = policies(jax.random.key(0))["state_dependent_gaussian"][1]
-    old, new = distribution_fn(params), distribution_fn(new_params)
-    np.testing.assert_allclose(info.kl, old.kl(new).mean())
-    assert abs(float(new.kl(old).mean() / info.kl - 1)) > 0.01
+@pytest.mark.parametrize(
+    ("name", "seed"), [("state_dependent_gaussian", 3), ("gaussian", 3), ("categorical", 4)]
+)
+def test_the_search_checks_the_kl_from_old_to_new(name, seed):
+    """The full step is too long one way and not the other, and too short if dimensions average."""
+    params, distribution_fn, surrogate = problem(name, seed)
+    old = distribution_fn(params)
+    fvp = fisher_vector_product(distribution_fn, params)
+    gradient = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
+    settings = {"max_kl": 0.5, "damping": 0.1, "cg_iters": 50, "damped_scaling": False}
+    full = natural_step(gradient, fvp, **settings).step
+    too_far = distribution_fn(jax.tree.map(jnp.add, params, full))
+    assert too_far.kl(old).mean() < 0.5 < old.kl(too_far).mean()
+    assert surrogate(too_far, old) > surrogate(old, old)
+
+    new_params, info = trust_region_step(
+        params, distribution_fn, surrogate, fvp, **(SETTINGS | settings)
+    )
+    assert 0 < info.step_fraction < 1
+    forward = old.kl(distribution_fn(new_params)).mean()
+    assert forward <= 0.5
+    np.testing.assert_allclose(info.kl, forward)

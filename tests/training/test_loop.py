@@ -28,7 +28,7 @@ def test_a_run_does_not_depend_on_its_chunks(algorithm):
     for name, values in whole[0].metrics.items():
         joined = np.concatenate([chunk.metrics[name] for chunk in parts], axis=1)
         assert joined.shape == (2, 6)
-        np.testing.assert_allclose(joined, values, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(joined, values, err_msg=name)
 
 
 def test_a_seed_does_not_depend_on_the_seeds_beside_it(algorithm):

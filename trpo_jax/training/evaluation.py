@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
@@ -82,7 +82,7 @@ def evaluate_seeds(
         `[num_seeds]`, on the host.
     """
 
-    def one_seed(seed: Int[Array, ""], actor: Actor) -> Float[Array, ""]:
+    def one_seed(seed: Integer[Array, ""], actor: Actor) -> Float[Array, ""]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         act = lambda _, observations: policy(actor, observations).mode()
         return jnp.mean(evaluate(env, act, key, num_episodes))
