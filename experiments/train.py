@@ -112,7 +112,7 @@ def execute(run: Run, console: Console, started: float) -> int:
         scores = evaluate_seeds(
             run.env, run.algorithm.policy, outcome.actor, run.seeds, EVALUATION_EPISODES
         )
-    save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds, scores)
+    save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds, scores.tolist())
     summary = summarize(scores)
     all_steps = run.num_updates * per_update * len(run.seeds)
     write_json(
