@@ -1,9 +1,8 @@
 """Backtracking along a step until it improves the surrogate and stays in the trust region.
 
-The step sqrt(2 max_kl / x^T F x) x rests on a linear model of the surrogate and a quadratic one
-of the KL divergence. The line search checks both against the truth: without it the method
-"occasionally computes large steps that cause a catastrophic degradation of performance"
-(Schulman et al. 2015, arXiv:1502.05477, appendix C).
+The full step rests on a linear model of the surrogate and a quadratic one of the KL divergence. Now
+and then they are far off, and the policy would be ruined in one step; the line search checks both
+against the truth (Schulman et al. 2015, arXiv:1502.05477, appendix C).
 """
 
 from collections.abc import Callable

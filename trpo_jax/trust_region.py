@@ -2,8 +2,9 @@
 
 maximise L(params) subject to mean KL(old || new) <= max_kl (Schulman et al. 2015,
 arXiv:1502.05477, equation 14), solved as in its appendix C: a natural-gradient direction by
-conjugate gradient, scaled to the edge of the region in the quadratic model of the KL divergence,
-then shortened until the surrogate itself improves and the KL divergence itself is small enough.
+conjugate gradient, scaled to about the edge of the region by a quadratic model of the KL
+divergence, then shortened until the surrogate itself improves and the KL divergence itself is small
+enough.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ Surrogate = Callable[[Distribution, Distribution], Float[Array, ""]]
 
 
 class NaturalStep(NamedTuple):
-    """A step to the edge of the quadratic trust region, before any acceptance test.
+    """A step to about the edge of the trust region, before any acceptance test.
 
     Attributes:
         step: a tree like the parameters.
@@ -105,9 +106,9 @@ def natural_step(
     cg_iters: int,
     damped_scaling: bool = True,
 ) -> NaturalStep:
-    """Returns sqrt(2 max_kl / x^T M x) x with (F + damping I) x = gradient.
+    """Returns sqrt(2 max_kl / c) x with (F + damping I) x = gradient and c the curvature along x.
 
-    Conjugate gradient leaves x^T (F + damping I) x = g.x, so neither choice of M costs a product:
+    Conjugate gradient leaves x^T (F + damping I) x = g.x, so neither curvature costs a product.
 
     Args:
         gradient: gradient g of the surrogate, a tree like the parameters.
@@ -115,8 +116,9 @@ def natural_step(
         max_kl: radius of the trust region, in nats.
         damping: added to the diagonal of F in the solve.
         cg_iters: conjugate-gradient iterations.
-        damped_scaling: whether M is F + damping I, as most implementations have it, or F alone.
-            The damped product overstates the KL divergence, so the step falls short of `max_kl`.
+        damped_scaling: whether c is x^T (F + damping I) x, as most implementations have it, or
+            x^T F x. The damped one overstates the KL divergence, so the step falls short of
+            `max_kl`; the other one overshoots where F is known from few states.
     """
 
     def damped_product(vector):
