@@ -22,7 +22,7 @@ def test_orthogonal_matrices_are_orthogonal_for_many_seeds_at_once(shape):
         matrices = matrices.transpose(0, 2, 1)
     gram = matrices.transpose(0, 2, 1) @ matrices
     np.testing.assert_allclose(gram, np.broadcast_to(4 * np.eye(min(shape)), gram.shape), atol=1e-5)
-    assert len({m.tobytes() for m in matrices}) == (16 if shape != (1, 1) else 2)
+    assert len({np.round(m, 4).tobytes() for m in matrices}) == (16 if shape != (1, 1) else 2)
 
 
 @pytest.mark.parametrize(
