@@ -28,7 +28,9 @@ def test_the_defaults_make_an_algorithm(name):
     module = algorithms.get("trpo")
     defaults = {k: v for k, v in defaults_for("trpo", name).items() if k not in RUN_SETTINGS}
     fields = {field.name: field.default for field in dataclasses.fields(module.Config)}
-    module.make(envs.make(name), config_from(argparse.Namespace(**(fields | defaults)), module))
+    config = config_from(argparse.Namespace(**(fields | defaults)), module)
+    algorithm = module.make(envs.make(name), config)
+    assert algorithm.steps_per_update <= defaults_for("trpo", name)["total_steps"]
 
 
 def test_later_tables_win():

@@ -64,8 +64,8 @@ def test_the_fisher_stride_cannot_skip_everything():
 
 def test_numbers_of_other_kinds_are_fine():
     for value in (1, np.float32(0.5), jnp.float32(0.5), np.array(0.5), np.array([0.1, 0.2])):
-        trpo.make(ENV, trpo.Config(max_kl=value))
-    trpo.make(ENV, trpo.Config(num_envs=np.int64(8)))
+        assert trpo.make(ENV, trpo.Config(max_kl=value)).steps_per_update == 2048
+    assert trpo.make(ENV, trpo.Config(num_envs=np.int64(4))).steps_per_update == 1024
 
 
 def test_real_fields_are_leaves_and_the_others_static():
