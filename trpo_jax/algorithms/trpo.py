@@ -143,8 +143,15 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         return state._replace(episodes=episodes), trajectory
 
     def learn(state: TrainState, trajectory: Transition) -> tuple[TrainState, Metrics]:
-        statistics = _statistics_to_learn_with(state, trajectory)
-        state, batch = _estimate(config, critic_network.apply, statistics, state, trajectory)
+        frozen = state.actor.observation_statistics
+        updated = update_statistics(frozen, trajectory.observation)
+        # The first batch was collected without any statistics, and is seen through its own: to
+        # learn from it as it was would move the policy by several times `max_kl` once there are
+        # some. An initial policy hardly depends on what it sees, so the actions stay on-policy.
+        seen_through = jax.tree.map(
+            lambda old, new: jnp.where(frozen.count > 0, old, new), frozen, updated
+        )
+        state, batch = _estimate(config, critic_network.apply, seen_through, state, trajectory)
         policy_params, step_info = _policy_step(
             config, policy_network.apply, state.actor.policy_params, batch
         )
@@ -165,11 +172,10 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             "critic_loss": critic_loss,
             "explained_variance": explained_variance(batch.values, batch.targets),
         }
-        # Last: old log-probabilities, KL divergences and the Fisher matrix all assume that the
-        # policy saw the batch through the same statistics.
-        statistics = update_statistics(state.actor.observation_statistics, trajectory.observation)
+        # The updated statistics come last: old log-probabilities, KL divergences and the Fisher
+        # matrix all assume that the policy saw the batch through the same ones.
         state = state._replace(
-            actor=Actor(policy_params, statistics),
+            actor=Actor(policy_params, updated),
             critic=critic,
             num_updates=state.num_updates + 1,
         )
@@ -239,18 +245,6 @@ def _scale_rewards(
     statistics = update_statistics(state.reward_statistics, sums)
     state = state._replace(reward_statistics=statistics, reward_sums=reward_sums)
     return trajectory.reward / standard_deviation(statistics), state
-
-
-def _statistics_to_learn_with(state: TrainState, trajectory: Transition) -> RunningStatistics:
-    """Returns the statistics of collection, but for the first batch its own.
-
-    There were none to collect the first batch with. Learning from it as it was seen would move the
-    policy by several times `max_kl` as soon as there are; and an initial policy hardly depends on
-    what it sees, so its actions are on-policy either way.
-    """
-    frozen = state.actor.observation_statistics
-    own = update_statistics(frozen, trajectory.observation)
-    return jax.tree.map(lambda a, b: jnp.where(frozen.count > 0, a, b), frozen, own)
 
 
 def _estimate(
