@@ -39,9 +39,10 @@ def user_errors() -> Iterator[None]:
 def defaults_for(algorithm: str, environment: str) -> dict[str, Any]:
     """Returns the defaults of a run: every matching table of defaults.toml, later ones winning."""
     defaults: dict[str, Any] = {}
-    for pattern, table in tomllib.loads(DEFAULTS_FILE.read_text())[algorithm].items():
-        if fnmatchcase(environment, pattern):
-            defaults |= table
+    for algorithms, tables in tomllib.loads(DEFAULTS_FILE.read_text()).items():
+        for pattern, table in tables.items():
+            if fnmatchcase(algorithm, algorithms) and fnmatchcase(environment, pattern):
+                defaults |= table
     return defaults
 
 
@@ -54,6 +55,8 @@ def add_config_flags(
         default = defaults.get(field.name, field.default)
         kind = field.metadata["kind"]
         shown = " ".join(map(str, default)) if kind is tuple else default
+        if follows := field.metadata.get("follows"):
+            default, shown = None, follows
         help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
         options: dict[str, Any] = {"default": default, "help": help_text}
         if kind is bool:
@@ -67,7 +70,11 @@ def add_config_flags(
 
 def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
     """Returns the algorithm's config from parsed flags."""
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(module.Config)}
+    values = {}
+    for field in dataclasses.fields(module.Config):
+        value = getattr(args, field.name)
+        follows = field.metadata.get("follows")
+        values[field.name] = getattr(args, follows) if follows and value is None else value
     return module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

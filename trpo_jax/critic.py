@@ -1,4 +1,4 @@
-"""Fitting a value function to its targets by minibatch Adam."""
+"""Fitting a value function to its targets: minibatch Adam, or a step in a trust region."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+
+from trpo_jax.fisher import gauss_newton_product
+from trpo_jax.solvers import conjugate_gradient
 
 
 class CriticState(NamedTuple):
@@ -73,6 +76,56 @@ def fit_critic(
 
     critic, losses = jax.lax.scan(epoch, critic, jax.random.split(key, epochs))
     return critic, losses[-1]
+
+
+def trust_region_fit(
+    apply: Callable[[PyTree[Array], Num[Array, "..."]], Float[Array, "..."]],
+    critic: CriticState,
+    observations: Num[Array, "N ..."],
+    targets: Float[Array, " N"],
+    *,
+    max_change: Float[Array, ""] | float,
+    damping: float = 1e-3,
+    cg_iters: int = 10,
+) -> tuple[CriticState, Float[Array, ""]]:
+    """Takes one Gauss-Newton step that changes the values by a bounded amount.
+
+    minimise mean (V(s) - target)^2 subject to mean (V(s) - V_old(s))^2 / (2 sigma^2) <= max_change,
+    with sigma^2 the mean squared error of V_old (Schulman et al. 2016, arXiv:1506.02438, equation
+    29). The Gauss-Newton matrix is H = mean j j^T with j the gradient of V(s), solved by conjugate
+    gradient, and is the metric of the bound too. A step that solves the quadratic problem inside of
+    the region is taken as it is; the paper would lengthen it up to the bound.
+
+    Args:
+        apply: `(params, observations) -> values`.
+        critic: state to start from; its optimiser is left alone.
+        observations: N observations.
+        targets: what V should be at them.
+        max_change: the bound; 0.5 lets the values change by as much as they are wrong.
+        damping: added to the diagonal of H.
+        cg_iters: conjugate-gradient iterations.
+
+    Returns:
+        The fitted critic, and the mean squared error before the step.
+    """
+    params = critic.params
+    with jax.default_matmul_precision("float32"):
+        values, pull_back = jax.vjp(lambda p: apply(p, observations), params)
+        chex.assert_equal_shape([values, targets])
+        errors = targets - values
+        (gradient,) = pull_back(errors / errors.size)
+        squared_error = jnp.mean(errors**2)
+        product = gauss_newton_product(
+            lambda p: apply(p, observations), params, lambda _, u: u / u.size
+        )
+        damped = lambda v: optax.tree.add_scale(product(v), damping, v)
+        solution = conjugate_gradient(damped, gradient, cg_iters)
+    # After conjugate gradient x.(H + damping I)x = gradient.x, at least the mean squared change.
+    change = optax.tree.vdot(gradient, solution.x) / 2
+    bound = max_change * squared_error
+    positive = change > bound
+    scale = jnp.where(positive, jnp.sqrt(bound / jnp.where(positive, change, 1.0)), 1.0)
+    return critic._replace(params=optax.tree.add_scale(params, scale, solution.x)), squared_error
 
 
 def explained_variance(

@@ -8,7 +8,9 @@ the network drops out, and so needs first derivatives only: it is exact for any 
 network, and costs about half of differentiating the KL divergence twice.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,32 +23,68 @@ Params = PyTree[Array]
 MatrixVectorProduct = Callable[[Params], Params]
 
 
+def gauss_newton_product(
+    fn: Callable[[Params], Any], params: Params, output_metric: Callable[[Any, Any], Any]
+) -> MatrixVectorProduct:
+    """Returns the function `v -> J^T H J v`, with J the Jacobian of `fn` at `params`.
+
+    `fn` is linearised here, once: the returned function reuses the stored activations, so build it
+    outside of the solver's loop.
+
+    Args:
+        fn: maps parameters to any pytree of outputs.
+        params: parameters at which J is taken.
+        output_metric: `(outputs, tangent u of the outputs) -> H u`, linear in u.
+
+    Returns:
+        A function that takes and returns a tree like `params`.
+    """
+    outputs, jvp = jax.linearize(fn, params)
+    vjp = jax.linear_transpose(jvp, params)
+
+    def product(vector: Params) -> Params:
+        (result,) = vjp(output_metric(outputs, jvp(vector)))
+        return result
+
+    return product
+
+
 def fisher_vector_product(
-    distribution_fn: Callable[[Params], Distribution], params: Params
+    distribution_fn: Callable[[Params], Distribution],
+    params: Params,
+    state_weights: Float[Array, "*batch"] | None = None,
 ) -> MatrixVectorProduct:
     """Returns the function `v -> F v` at `params`.
-
-    The network is linearised here, once: the returned function reuses the stored activations, so
-    build it outside of the solver's loop.
 
     Args:
         distribution_fn: maps parameters to the action distributions at N states; their batch axes
             may have any shape.
         params: parameters at which F is taken.
+        state_weights: a weight for each state, of mean 1; all 1 if None.
 
     Returns:
         A function that takes and returns a tree like `params`.
     """
-    distribution, jvp = jax.linearize(distribution_fn, params)
-    vjp = jax.linear_transpose(jvp, params)
-    num_states = jax.eval_shape(lambda d: d.entropy(), distribution).size
+    return gauss_newton_product(
+        distribution_fn, params, lambda d, u: mean_fisher_product(d, u, state_weights)
+    )
 
-    def product(vector: Params) -> Params:
-        metric_product = distribution.fisher_product(jvp(vector))
-        (result,) = vjp(jax.tree.map(lambda x: x / num_states, metric_product))
-        return result
 
-    return product
+def mean_fisher_product(
+    distribution: Distribution,
+    tangent: Distribution,
+    state_weights: Float[Array, "*batch"] | None = None,
+) -> Distribution:
+    """Returns w_n M_n u_n / N for each of the N states: the metric of the mean KL divergence."""
+    batch_shape = jax.eval_shape(lambda d: d.entropy(), distribution).shape
+    num_states = math.prod(batch_shape)
+    product = jax.tree.map(lambda x: x / num_states, distribution.fisher_product(tangent))
+    if state_weights is None:
+        return product
+    return jax.tree.map(
+        lambda x: x * state_weights.reshape(*batch_shape, *[1] * (x.ndim - len(batch_shape))),
+        product,
+    )
 
 
 def dense_fisher(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +36,48 @@ def rollout(
     Returns:
         The episodes to go on with, and a trajectory with leading axes `[T, B]`.
     """
+    remember = lambda key, episodes, memory: (act(key, episodes.observation), (), memory)
+    episodes, _, trajectory = rollout_with_memory(env, remember, key, episodes, (), num_steps)
+    return episodes, trajectory
+
+
+def rollout_with_memory(
+    env: Environment,
+    act: Callable[[PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]],
+    key: PRNGKeyArray,
+    episodes: Episode,
+    memory: Any,
+    num_steps: int,
+) -> tuple[Episode, Any, Transition]:
+    """Does what `rollout` does, for a policy that remembers something from step to step.
+
+    Args:
+        env: the environment.
+        act: `(key, episodes [B], memory) -> (actions [B, ...], context, memory)`; a context is
+            what the actions depended on besides the observations, and is kept in the trajectory.
+            Episodes of length 0 have just started.
+        key: consumed by actions, steps and resets.
+        episodes: running episodes, leading axis `[B]`.
+        memory: what the policy remembers, any pytree.
+        num_steps: T.
+
+    Returns:
+        The episodes and the memory to go on with, and a trajectory with leading axes `[T, B]`.
+    """
     num_envs = episodes.length.shape[0]
     act_key, env_key = jax.random.split(key)
     advance = jax.vmap(partial(advance_episode, env))
 
-    def body(episodes, keys):
+    def body(carry, keys):
+        episodes, memory = carry
         act_key, env_keys = keys
-        return advance(env_keys, episodes, act(act_key, episodes.observation))
+        actions, context, memory = act(act_key, episodes, memory)
+        episodes, transition = advance(env_keys, episodes, actions)
+        return (episodes, memory), transition._replace(context=context)
 
     keys = jax.random.split(act_key, num_steps), jax.random.split(env_key, (num_steps, num_envs))
-    return jax.lax.scan(body, episodes, keys)
+    (episodes, memory), trajectory = jax.lax.scan(body, (episodes, memory), keys)
+    return episodes, memory, trajectory
 
 
 def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:

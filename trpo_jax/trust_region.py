@@ -43,6 +43,22 @@ class NaturalStep(NamedTuple):
     cg_iterations: Int[Array, ""]
 
 
+class PolicyChange(NamedTuple):
+    """How far an update moved a policy; all scalars, KL divergences in nats.
+
+    Attributes:
+        surrogate_gain: L(new) - L(old).
+        kl: mean of KL(old || new) over the states.
+        kl_max: its maximum over the states.
+        entropy: mean entropy of the new policy.
+    """
+
+    surrogate_gain: Float[Array, ""]
+    kl: Float[Array, ""]
+    kl_max: Float[Array, ""]
+    entropy: Float[Array, ""]
+
+
 class TrustRegionInfo(NamedTuple):
     """What one step did; all scalars, KL divergences in nats, gains in units of the surrogate.
 
@@ -105,6 +121,7 @@ def natural_step(
     damping: Float[Array, ""] | float,
     cg_iters: int,
     damped_scaling: bool = True,
+    step_size: Float[Array, ""] | float | None = None,
 ) -> NaturalStep:
     """Returns sqrt(2 max_kl / c) x with (F + damping I) x = gradient and c the curvature along x.
 
@@ -119,6 +136,7 @@ def natural_step(
         damped_scaling: whether c is x^T (F + damping I) x, as most implementations have it, or
             x^T F x. The damped one overstates the KL divergence, so the step falls short of
             `max_kl`; the other one overshoots where F is known from few states.
+        step_size: takes step_size x instead, whatever its KL divergence.
     """
 
     def damped_product(vector):
@@ -134,12 +152,110 @@ def natural_step(
     curvature = jnp.maximum(curvature, 10 * epsilon * gradient_dot_direction)
     positive = curvature > 0
     scale = jnp.where(positive, jnp.sqrt(2 * max_kl / jnp.where(positive, curvature, 1.0)), 0.0)
+    if step_size is not None:
+        scale = jnp.asarray(step_size, scale.dtype)
     return NaturalStep(
         step=optax.tree.scale(scale, solution.x),
         gradient_dot_direction=gradient_dot_direction,
         predicted_gain=scale * gradient_dot_direction,
         cg_residual=solution.residual,
         cg_iterations=solution.iterations,
+    )
+
+
+def surrogate_gradient(
+    params: Params, distribution_fn: Callable[[Params], Distribution], surrogate: Surrogate
+) -> Params:
+    """Returns the gradient of L at the old parameters, with full float32 matrix products."""
+    with jax.default_matmul_precision("float32"):
+        old = distribution_fn(params)
+        return jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
+
+
+def measure_change(
+    distribution_fn: Callable[[Params], Distribution],
+    surrogate: Surrogate,
+    old_params: Params,
+    new_params: Params,
+) -> PolicyChange:
+    """Returns how far the policy moved from the old to the new parameters."""
+    with jax.default_matmul_precision("float32"):
+        old, new = distribution_fn(old_params), distribution_fn(new_params)
+        kl = old.kl(new)
+        gain = surrogate(new, old) - surrogate(old, old)
+    return PolicyChange(gain, jnp.mean(kl), jnp.max(kl), jnp.mean(new.entropy()))
+
+
+def full_step(
+    params: Params,
+    distribution_fn: Callable[[Params], Distribution],
+    surrogate: Surrogate,
+    full: NaturalStep,
+) -> tuple[Params, TrustRegionInfo]:
+    """Takes a natural step whole, whatever comes of it.
+
+    Args:
+        params: the old parameters.
+        distribution_fn: maps parameters to the action distributions at all states of the batch.
+        surrogate: maps (new, old) distributions at those states to the objective.
+        full: the step.
+
+    Returns:
+        The new parameters and what happened.
+    """
+    new_params = jax.tree.map(lambda p, s: p + s.astype(p.dtype), params, full.step)
+    taken = jnp.ones((), bool)
+    return new_params, _describe(
+        params, new_params, distribution_fn, surrogate, full, taken, jnp.ones(())
+    )
+
+
+def search_along(
+    params: Params,
+    distribution_fn: Callable[[Params], Distribution],
+    surrogate: Surrogate,
+    full: NaturalStep,
+    *,
+    max_kl: Float[Array, ""] | float,
+    line_search_steps: int,
+    line_search_shrink: Float[Array, ""] | float,
+    acceptance: Surrogate | None = None,
+    divergence: Surrogate | None = None,
+) -> tuple[Params, TrustRegionInfo]:
+    """Takes the largest acceptable fraction of a natural step; none leaves the parameters alone.
+
+    Args:
+        params: the old parameters.
+        distribution_fn: maps parameters to the action distributions at all states of the batch.
+        surrogate: maps (new, old) distributions at those states to the objective.
+        full: the step.
+        max_kl: bound on the divergence, in nats.
+        line_search_steps: candidates tried at the most.
+        line_search_shrink: factor between one candidate and the next.
+        acceptance: maps (new, old) to a number that has to be positive; the gain of the surrogate
+            if None.
+        divergence: maps (new, old) to what is bounded; the mean KL(old || new) if None.
+
+    Returns:
+        The new parameters and what happened.
+    """
+    with jax.default_matmul_precision("float32"):
+        old = distribution_fn(params)
+        old_value = surrogate(old, old)
+        gain = lambda new, old: surrogate(new, old) - old_value
+        mean_kl = lambda new, old: jnp.mean(old.kl(new))
+        accepted_gain = gain if acceptance is None else acceptance
+        bounded = mean_kl if divergence is None else divergence
+
+        def evaluate(candidate):
+            new = distribution_fn(candidate)
+            return accepted_gain(new, old), bounded(new, old)
+
+        search = backtracking(
+            evaluate, params, full.step, max_kl, line_search_shrink, line_search_steps
+        )
+    return search.params, _describe(
+        params, search.params, distribution_fn, surrogate, full, search.accepted, search.fraction
     )
 
 
@@ -179,43 +295,43 @@ def trust_region_step(
     Returns:
         The new parameters and what happened.
     """
-    with jax.default_matmul_precision("float32"):
-        old = distribution_fn(params)
-        old_value, gradient = jax.value_and_grad(lambda p: surrogate(distribution_fn(p), old))(
-            params
-        )
-        full = natural_step(
-            gradient,
-            metric_product,
-            max_kl=max_kl,
-            damping=damping,
-            cg_iters=cg_iters,
-            damped_scaling=damped_scaling,
-        )
+    full = natural_step(
+        surrogate_gradient(params, distribution_fn, surrogate),
+        metric_product,
+        max_kl=max_kl,
+        damping=damping,
+        cg_iters=cg_iters,
+        damped_scaling=damped_scaling,
+    )
+    return search_along(
+        params,
+        distribution_fn,
+        surrogate,
+        full,
+        max_kl=max_kl,
+        line_search_steps=line_search_steps,
+        line_search_shrink=line_search_shrink,
+    )
 
-        def evaluate(candidate):
-            new = distribution_fn(candidate)
-            return surrogate(new, old) - old_value, jnp.mean(old.kl(new))
 
-        search = backtracking(
-            evaluate, params, full.step, max_kl, line_search_shrink, line_search_steps
-        )
-        new = distribution_fn(search.params)
-        kl = old.kl(new)
-        gain = jnp.where(search.accepted, surrogate(new, old) - old_value, 0.0)
-    predicted = jnp.where(search.accepted, search.fraction * full.predicted_gain, 0.0)
-    return search.params, TrustRegionInfo(
+def _describe(
+    old_params, new_params, distribution_fn, surrogate, full, accepted, fraction
+) -> TrustRegionInfo:
+    change = measure_change(distribution_fn, surrogate, old_params, new_params)
+    gain = jnp.where(accepted, change.surrogate_gain, 0.0)
+    predicted = jnp.where(accepted, fraction * full.predicted_gain, 0.0)
+    return TrustRegionInfo(
         surrogate_gain=gain,
         surrogate_gain_predicted=predicted,
         surrogate_gain_ratio=jnp.where(
             predicted > 0, gain / jnp.where(predicted > 0, predicted, 1.0), 0.0
         ),
-        kl=jnp.mean(kl),
-        kl_max=jnp.max(kl),
-        entropy=jnp.mean(new.entropy()),
+        kl=change.kl,
+        kl_max=change.kl_max,
+        entropy=change.entropy,
         cg_residual=full.cg_residual,
         cg_iterations=full.cg_iterations,
         gradient_dot_direction=full.gradient_dot_direction,
-        step_fraction=search.fraction,
-        step_rejected=~search.accepted,
+        step_fraction=fraction,
+        step_rejected=~accepted,
     )

@@ -2,10 +2,12 @@
 
 from types import ModuleType
 
-from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms import npg, ppo, trpo, vpg
 from trpo_jax.errors import unknown_name
 
-ALGORITHMS: dict[str, ModuleType] = {"trpo": trpo}
+ALGORITHMS: dict[str, ModuleType] = {
+    module.__name__.rsplit(".", 1)[-1]: module for module in (trpo, npg, vpg, ppo)
+}
 
 
 def get(name: str) -> ModuleType:

@@ -37,6 +37,7 @@ class Transition(NamedTuple):
         next_observation: s'_t, what followed the action before any reset.
         length: steps of the episode up to and with this one.
         total_reward: its rewards up to and with this one; the episode's return where it ended.
+        context: what the action depended on besides the observation, or `()`.
     """
 
     observation: Num[Array, "..."]
@@ -47,6 +48,7 @@ class Transition(NamedTuple):
     next_observation: Num[Array, "..."]
     length: Int[Array, "*B"]
     total_reward: Float[Array, "*B"]
+    context: Any = ()
 
     @property
     def done(self) -> Bool[Array, "*B"]:

@@ -1,0 +1,118 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), and SPO's loss.
+
+Several epochs of minibatch Adam on a surrogate that stops paying for probability ratios far from 1:
+clipped (PPO, equation 7), or with a quadratic penalty whose minimum lies at the same distance (SPO,
+Xie et al. 2025, arXiv:2401.16025), which unlike the clip pulls back a ratio that went too far.
+"""
+
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float
+
+from trpo_jax.advantages import standardize
+from trpo_jax.algorithms import config as fields
+from trpo_jax.algorithms import on_policy
+from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.algorithms.settings import Exploration, OnPolicy, validate
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
+
+
+@no_type_check  # `make` checks the values, and leaves may be arrays
+@struct.dataclass
+class Config(Exploration, OnPolicy):
+    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+
+    loss: str = fields.choice("clip", "what bounds the probability ratio", ("clip", "spo"))
+    clip: float = fields.real(
+        0.2, "distance of the probability ratio from 1 that is paid for", 0.0, open_low=True
+    )
+    policy_lr: float = fields.real(3e-4, "initial step size of Adam for the policy", 0.0)
+    decay_steps: int = fields.integer(
+        0,
+        "environment steps over which policy_lr falls linearly to zero; 0 keeps it",
+        0,
+        follows="total_steps",
+    )
+    policy_epochs: int = fields.integer(10, "passes over the batch by the policy", 1)
+    policy_minibatches: int = fields.integer(
+        32, "parts of each pass; must divide num_envs * num_steps", 1
+    )
+    max_grad_norm: float = fields.real(
+        0.5, "norm that the policy's gradient is clipped to", 0.0, open_low=True
+    )
+
+
+def make(env: Environment, config: Config | None = None) -> Algorithm:
+    """Returns PPO on an environment; see `trpo.make`."""
+    config = Config() if config is None else config
+    validate(env, config)
+    batch_size = config.num_envs * config.num_steps
+    if batch_size % config.policy_minibatches:
+        raise ConfigurationError(
+            f"policy_minibatches = {config.policy_minibatches} does not divide the batch of "
+            f"num_envs * num_steps = {config.num_envs} * {config.num_steps} = {batch_size}. "
+            "Choose a divisor of the batch."
+        )
+    behavior = on_policy.make_behavior(env, config)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5)
+    )
+
+    def loss(params, minibatch, old_log_probs):
+        distribution = behavior(params, minibatch)
+        ratios = jnp.exp(distribution.log_prob(minibatch.actions) - old_log_probs)
+        gains = bounded_gain(config.loss, ratios, standardize(minibatch.advantages), config.clip)
+        return -jnp.mean(gains + config.entropy_coef * distribution.entropy())
+
+    def policy_step(key, state, trajectory, batch):
+        old_params = state.actor.policy_params
+        old_log_probs = behavior(old_params, batch).log_prob(batch.actions)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, old_log_probs))
+        decayed = 1 - state.num_updates * batch_size / max(config.decay_steps, batch_size)
+        learning_rate = config.policy_lr * (decayed if config.decay_steps else 1.0)
+
+        def minibatch_step(carry, indices):
+            params, moments = carry
+            gradient = jax.grad(loss)(params, *jax.tree.map(lambda x: x[indices], flat))
+            updates, moments = optimizer.update(gradient, moments)
+            return (optax.tree.add_scale(params, -learning_rate, updates), moments), None
+
+        def epoch(carry, epoch_key):
+            order = jax.random.permutation(epoch_key, batch_size)
+            order = order.reshape(config.policy_minibatches, -1)
+            return jax.lax.scan(minibatch_step, carry, order)
+
+        epoch_keys = jax.random.split(key, config.policy_epochs)
+        (params, moments), _ = jax.lax.scan(epoch, (old_params, state.memory), epoch_keys)
+        surrogate = importance_sampled_surrogate(
+            batch.actions, standardize(batch.advantages), config.entropy_coef
+        )
+        change = measure_change(lambda p: behavior(p, batch), surrogate, old_params, params)
+        return params, moments, change._asdict()
+
+    return on_policy.make(env, config, policy_step, init_memory=optimizer.init)
+
+
+def bounded_gain(
+    loss: str,
+    ratios: Float[Array, "*B"],
+    advantages: Float[Array, "*B"],
+    clip: Float[Array, ""] | float,
+) -> Float[Array, "*B"]:
+    """Returns what each action contributes to the objective, given its probability ratio.
+
+    Args:
+        loss: `clip` for min(r A, clip(r, 1 - c, 1 + c) A); `spo` for r A - |A| (r - 1)^2 / (2 c).
+        ratios: r = new(a|s) / old(a|s).
+        advantages: A.
+        clip: c, the distance from 1 beyond which nothing is gained.
+    """
+    if loss == "spo":
+        return ratios * advantages - jnp.abs(advantages) / (2 * clip) * (ratios - 1) ** 2
+    return jnp.minimum(ratios * advantages, jnp.clip(ratios, 1 - clip, 1 + clip) * advantages)

@@ -1,0 +1,162 @@
+"""Groups of hyperparameters that several algorithms share, and the checks that go with them.
+
+A config inherits the groups its algorithm needs, and adds what is its own.
+"""
+
+from typing import Any, no_type_check
+
+from flax import struct
+
+from trpo_jax.algorithms import config as fields
+from trpo_jax.envs.base import Box, Environment
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.networks import ACTIVATIONS
+
+
+@no_type_check  # `validate` checks the values, and leaves may be arrays
+@struct.dataclass
+class OnPolicy:
+    """What every algorithm here needs: rollouts, advantages, critic, networks, normalisation."""
+
+    num_envs: int = fields.integer(8, "environments stepped side by side", 1)
+    num_steps: int = fields.integer(256, "steps of each environment in one update", 1)
+    gamma: float = fields.real(0.99, "discount of future rewards", 0.0, 1.0)
+    gae_lambda: float = fields.real(0.95, "lambda of generalised advantage estimation", 0.0, 1.0)
+    entropy_coef: float = fields.real(
+        0.0, "weight of the policy's mean entropy beside the standardised advantages", 0.0
+    )
+    gae_critic: str = fields.choice(
+        "adam",
+        "how the critic is fitted: epochs of Adam, or one Gauss-Newton step in a trust region",
+        ("adam", "trust_region"),
+    )
+    critic_lr: float = fields.real(1e-3, "step size of Adam for the critic", 0.0)
+    critic_epochs: int = fields.integer(10, "passes over the batch when fitting the critic", 1)
+    critic_minibatches: int = fields.integer(
+        16, "parts of each pass; must divide num_envs * num_steps", 1
+    )
+    critic_max_change: float = fields.real(
+        0.1,
+        "trust region of the critic: mean squared change over twice its mean squared error",
+        0.0,
+        open_low=True,
+    )
+    hidden_sizes: tuple[int, ...] = fields.integers(
+        (64, 64), "width of each hidden layer, policy and critic", 1
+    )
+    activation: str = fields.choice("tanh", "nonlinearity of the hidden layers", tuple(ACTIVATIONS))
+    log_std_init: float = fields.real(0.0, "initial log standard deviation of continuous actions")
+    state_dependent_std: bool = fields.flag(
+        False, "let the standard deviation of continuous actions depend on the state"
+    )
+    normalize_observations: bool = fields.flag(
+        True, "standardise observations by running statistics"
+    )
+    scale_rewards: bool = fields.flag(
+        False, "divide rewards by the running deviation of their discounted sum"
+    )
+
+
+@no_type_check
+@struct.dataclass
+class Exploration:
+    """How the noise of continuous actions is related over time; see `trpo_jax.exploration`."""
+
+    exploration: str = fields.choice(
+        "white",
+        "noise of continuous actions over time: independent, Ornstein-Uhlenbeck or coloured",
+        ("white", "ou", "colored"),
+    )
+    ou_rho: float = fields.real(
+        0.5,
+        "correlation of Ornstein-Uhlenbeck noise from one step to the next",
+        0.0,
+        1.0,
+        open_high=True,
+    )
+    color_beta: float = fields.real(
+        0.5, "coloured noise has a spectrum of 1 / f^beta: 0 white, 1 pink, 2 red", 0.0, 2.0
+    )
+
+
+@no_type_check
+@struct.dataclass
+class NaturalGradient:
+    """The natural-gradient direction and its length."""
+
+    max_kl: float = fields.real(
+        0.01, "radius of the trust region: mean KL(old || new), in nats", 0.0, open_low=True
+    )
+    damping: float = fields.real(
+        0.1, "added to the diagonal of the Fisher matrix in the solve", 0.0
+    )
+    damped_scaling: bool = fields.flag(
+        True, "scale the step by the damped Fisher matrix, which falls somewhat short of max_kl"
+    )
+    cg_iters: int = fields.integer(10, "conjugate-gradient iterations", 1)
+    fisher_subsample: int = fields.integer(
+        1, "keep every k-th time step in Fisher-vector products", 1
+    )
+
+
+@no_type_check
+@struct.dataclass
+class TrustRegion(NaturalGradient):
+    """The natural-gradient step with a line search."""
+
+    line_search_steps: int = fields.integer(10, "step lengths tried at the most", 1)
+    line_search_shrink: float = fields.real(
+        0.8, "factor from one step length to the next", 0.0, 1.0, open_low=True, open_high=True
+    )
+
+
+def validate(env: Environment, config: OnPolicy) -> None:
+    """Checks the fields of a config one by one, together, and against the environment.
+
+    Raises:
+        ConfigurationError: naming the first field that cannot work, its value and what is allowed.
+    """
+    fields.validate(config)
+    batch = config.num_envs * config.num_steps
+    if batch % config.critic_minibatches:
+        raise ConfigurationError(
+            f"critic_minibatches = {config.critic_minibatches} does not divide the batch of "
+            f"num_envs * num_steps = {config.num_envs} * {config.num_steps} = {batch}. "
+            "Choose a divisor of the batch."
+        )
+    if isinstance(config, NaturalGradient) and config.fisher_subsample > config.num_steps:
+        raise ConfigurationError(
+            f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
+            f"num_steps = {config.num_steps}. Choose at most num_steps."
+        )
+    if isinstance(config, Exploration) and config.exploration != "white":
+        require_continuous(env, f"exploration = {config.exploration!r}")
+
+
+def require_continuous(env: Environment, what: str) -> None:
+    """Raises a ConfigurationError if the environment's actions are not continuous."""
+    if not isinstance(env.action, Box):
+        raise ConfigurationError(
+            f"{what} needs continuous actions, and those of {env.name} are "
+            f"{type(env.action).__name__}. Choose an environment with continuous actions, such as "
+            "Pendulum-v1, or leave it out."
+        )
+
+
+def natural_gradient_options(config: Any) -> dict[str, Any]:
+    """Returns the arguments of `natural_step`."""
+    return {
+        "max_kl": config.max_kl,
+        "damping": config.damping,
+        "cg_iters": config.cg_iters,
+        "damped_scaling": config.damped_scaling,
+    }
+
+
+def line_search_options(config: Any) -> dict[str, Any]:
+    """Returns the arguments of `search_along`."""
+    return {
+        "max_kl": config.max_kl,
+        "line_search_steps": config.line_search_steps,
+        "line_search_shrink": config.line_search_shrink,
+    }
