@@ -66,7 +66,9 @@ class Config(trpo.Config):
     )
     critic_ensemble: int = fields.integer(0, "critics in the ensemble; 0 for a single critic", 0)
     uncertainty_exponent: float = fields.real(
-        0.0, "exponent of a state's weight in the metric by its critics' disagreement; 0 is none", 0
+        0.0,
+        "exponent of a state's weight in the metric by its critics' disagreement; 0 is none",
+        0.0,
     )
 
 
