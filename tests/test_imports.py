@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "trpo_jax"
 LAYERS = (
     ("errors",),
     ("distributions", "envs.base"),
-    ("fisher", "solvers", "line_search", "normalization", "networks", "envs"),
-    ("trust_region", "critic", "advantages", "rollout"),
+    ("fisher", "solvers", "line_search", "normalization", "networks", "envs", "replay"),
+    ("trust_region", "critic", "advantages", "rollout", "control_variates"),
     ("algorithms",),
     ("training",),
     ("",),  # trpo_jax/__init__.py
@@ -58,7 +58,7 @@ def test_imports_go_one_way(module):
 
 
 MATHS = {"distributions", "fisher", "solvers", "line_search", "trust_region", "advantages"}
-MATHS |= {"critic", "normalization"}
+MATHS |= {"critic", "normalization", "control_variates"}
 
 
 @pytest.mark.parametrize("module", sorted(MATHS))

@@ -1,7 +1,7 @@
-"""Fitting a value function to its targets: minibatch Adam, or a step in a trust region."""
+"""Fitting values to their targets: minibatch Adam, a step in a trust region, or replay."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -126,6 +126,50 @@ def trust_region_fit(
     positive = change > bound
     scale = jnp.where(positive, jnp.sqrt(bound / jnp.where(positive, change, 1.0)), 1.0)
     return critic._replace(params=optax.tree.add_scale(params, scale, solution.x)), squared_error
+
+
+def fit_with_target(
+    key: PRNGKeyArray,
+    sample: Callable[[PRNGKeyArray], Any],
+    loss: Callable[[PyTree[Array], PyTree[Array], Any], Float[Array, ""]],
+    critic: CriticState,
+    target_params: PyTree[Array],
+    *,
+    learning_rate: Float[Array, ""] | float,
+    tau: Float[Array, ""] | float,
+    steps: int,
+) -> tuple[CriticState, PyTree[Array], Float[Array, ""]]:
+    """Takes steps of Adam on sampled minibatches; after each, the target follows by a share tau.
+
+    target' = target + tau (params - target) (Lillicrap et al. 2016, arXiv:1509.02971, algorithm 1).
+
+    Args:
+        key: consumed to sample.
+        sample: `key -> minibatch`.
+        loss: `(params, target params, minibatch) -> scalar`, differentiated in the first.
+        critic: state to start from.
+        target_params: target to start from.
+        learning_rate: Adam's step size.
+        tau: share of the parameters that moves into the target, in [0, 1].
+        steps: number of steps.
+
+    Returns:
+        The fitted critic, its target, and the mean of the losses.
+    """
+    optimizer = optax.adam(learning_rate)
+
+    def step(carry, step_key):
+        critic, target_params = carry
+        value, gradient = jax.value_and_grad(loss)(critic.params, target_params, sample(step_key))
+        updates, moments = optimizer.update(gradient, critic.optimizer)
+        params = optax.apply_updates(critic.params, updates)
+        target_params = optax.incremental_update(params, target_params, tau)
+        return (CriticState(params, moments), target_params), value
+
+    (critic, target_params), losses = jax.lax.scan(
+        step, (critic, target_params), jax.random.split(key, steps)
+    )
+    return critic, target_params, jnp.mean(losses)
 
 
 def explained_variance(

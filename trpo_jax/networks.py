@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
@@ -162,6 +163,27 @@ class ValueHead(nn.Module):
         return nn.Dense(1, kernel_init=orthogonal(1.0))(features)[..., 0]
 
 
+class ActionValue(nn.Module):
+    """Observations and actions `[*batch, D]` to values `[*batch]`.
+
+    The actions join the features before the last hidden layer, as in Lillicrap et al. 2016
+    (arXiv:1509.02971, section 7).
+    """
+
+    observation_shape: tuple[int, ...]
+    hidden_sizes: Sequence[int]
+    activation: str
+
+    @nn.compact
+    def __call__(
+        self, observations: Num[Array, "..."], actions: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        seen = Torso(self.observation_shape, self.hidden_sizes[:-1], self.activation)(observations)
+        joined = jnp.concatenate([seen, actions], axis=-1)
+        last = Torso(joined.shape[-1:], self.hidden_sizes[-1:], self.activation)
+        return ValueHead()(last(joined))
+
+
 def make_policy(
     observation: ArraySpec,
     action: Discrete | MultiDiscrete | Box,
@@ -203,7 +225,8 @@ def make_policy(
                 f"No policy here can produce actions of type {type(action).__name__}. "
                 "Supported: Discrete, MultiDiscrete and Box."
             )
-    return _network(Torso(observation.shape, tuple(hidden_sizes), activation), head, observation)
+    torso = Torso(observation.shape, tuple(hidden_sizes), activation)
+    return _network(nn.Sequential([torso, head]), observation)
 
 
 def make_critic(
@@ -211,21 +234,36 @@ def make_critic(
 ) -> Network:
     """Returns a state-value function with parameters of its own; see `make_policy`."""
     torso = Torso(observation.shape, tuple(hidden_sizes), activation)
-    return _network(torso, ValueHead(), observation)
+    return _network(nn.Sequential([torso, ValueHead()]), observation)
+
+
+def make_action_critic(
+    observation: ArraySpec,
+    action: Box,
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+) -> Network:
+    """Returns an action-value function Q(s, a); see `make_policy`.
+
+    Its `apply` is `(params, observations [*batch, *shape], actions [*batch, D]) -> [*batch]`, for
+    actions as a policy chooses them.
+    """
+    module = ActionValue(observation.shape, tuple(hidden_sizes), activation)
+    return _network(module, observation, ArraySpec((action.size,), np.dtype(np.float32)))
 
 
 def _policy_head(size: int, **kwargs) -> nn.Dense:
     return nn.Dense(size, kernel_init=orthogonal(0.01), **kwargs)
 
 
-def _network(torso: nn.Module, head: nn.Module, observation: ArraySpec) -> Network:
-    module = nn.Sequential([torso, head])
-    example = jnp.zeros(observation.shape, observation.dtype)
+def _network(module: nn.Module, *inputs: ArraySpec) -> Network:
+    examples = [jnp.zeros(spec.shape, spec.dtype) for spec in inputs]
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
-        return module.init(key, example)["params"]
+        return module.init(key, *examples)["params"]
 
-    def apply(params: PyTree[Array], observations: Num[Array, "..."]) -> Distribution | Array:
-        return module.apply({"params": params}, observations)
+    def apply(params: PyTree[Array], *batches: Num[Array, "..."]) -> Distribution | Array:
+        return module.apply({"params": params}, *batches)
 
     return Network(init, apply)
