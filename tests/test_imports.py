@@ -14,7 +14,16 @@ LAYERS = (
     ("errors",),
     ("distributions", "envs.base"),
     ("fisher", "solvers", "line_search", "normalization", "networks", "envs", "replay"),
-    ("trust_region", "critic", "advantages", "rollout", "control_variates"),
+    (
+        "trust_region",
+        "critic",
+        "advantages",
+        "rollout",
+        "control_variates",
+        "vine",
+        "exploration",
+        "confidence",
+    ),
     ("algorithms",),
     ("training",),
     ("",),  # trpo_jax/__init__.py
@@ -58,7 +67,7 @@ def test_imports_go_one_way(module):
 
 
 MATHS = {"distributions", "fisher", "solvers", "line_search", "trust_region", "advantages"}
-MATHS |= {"critic", "normalization", "control_variates"}
+MATHS |= {"critic", "normalization", "control_variates", "confidence"}
 
 
 @pytest.mark.parametrize("module", sorted(MATHS))
