@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = None
     try:
         with user_errors():
-            run = prepare(argv)
+            prepared = prepare(argv)
+            create_run_folder(prepared.folder)
+            run = prepared
         write_json(run.folder / "config.json", describe(run, argv))
         return execute(run, Console(quiet=run.args.quiet, highlight=False), started)
     except KeyboardInterrupt:
@@ -138,7 +140,7 @@ def execute(run: Run, console: Console, started: float) -> int:
 
 
 def prepare(argv: Sequence[str] | None) -> Run:
-    """Parses and checks everything that can be checked before compilation.
+    """Parses and checks everything that can be checked before compilation; writes nothing.
 
     Raises:
         ConfigurationError: if a setting cannot work.
@@ -163,7 +165,7 @@ def prepare(argv: Sequence[str] | None) -> Run:
             f"seed = {args.seed} must be at least 0, and the last seed less than 2^32."
         )
     time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-    folder = create_run_folder(args.out or Path("runs", args.env, args.algorithm, time_name))
+    folder = args.out or Path("runs", args.env, args.algorithm, time_name)
     seeds = tuple(range(args.seed, args.seed + args.num_seeds))
     return Run(args, env, config, algorithm, seeds, num_updates, folder)
 

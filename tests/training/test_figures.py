@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trpo_jax.training.figures import learning_curve
+from trpo_jax.training.figures import Curve, comparison, learning_curve
 
 NAN = np.nan
 
@@ -47,3 +47,24 @@ def test_one_seed_has_no_band():
     figure = learning_curve(np.arange(3), np.ones((1, 3)), "")
     assert not figure.axes[0].collections
     assert "one seed" in lines(figure)
+
+
+def test_a_comparison_has_a_panel_an_environment_and_one_legend():
+    curve = Curve(np.arange(1, 501) * 10, np.arange(500) + np.zeros((3, 1)))
+    figure = comparison({"A": {"x": curve, "y": curve}, "B": {"y": curve}}, ["x", "y", "absent"])
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("A", "B")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["x", "y"]
+    (alone,) = right.lines
+    assert alone.get_color() == left.lines[1].get_color() != left.lines[0].get_color()
+    assert len(left.collections) == 2  # bands
+    assert len(alone.get_xdata()) <= 200
+    assert alone.get_xdata()[-1] == 5000
+    np.testing.assert_allclose(alone.get_ydata()[-1], 499)
+
+
+def test_a_comparison_shows_panels_with_nothing_in_them():
+    unknown = Curve(np.arange(3), np.full((2, 3), NAN))
+    figure = comparison({name: {} for name in "ABC"} | {"D": {"x": unknown}}, ["x"])
+    assert [axes.get_title() for axes in figure.axes] == list("ABCD")

@@ -99,12 +99,14 @@ class ScoreSummary(NamedTuple):
         iqm: interquartile mean, the mean of the middle half of the seeds.
         ci95: 95 % percentile-bootstrap interval of the mean over seeds; None for a single seed,
             which says nothing about the spread.
+        iqm_ci95: the same of the interquartile mean.
     """
 
     mean: float
     std: float | None
     iqm: float
     ci95: tuple[float, float] | None
+    iqm_ci95: tuple[float, float] | None
 
 
 def summarize(scores: np.ndarray) -> ScoreSummary:
@@ -112,11 +114,12 @@ def summarize(scores: np.ndarray) -> ScoreSummary:
     scores = np.asarray(scores, np.float64)
     mean, iqm = float(scores.mean()), float(interquartile_mean(scores))
     if len(scores) == 1:
-        return ScoreSummary(mean, None, iqm, None)
-    interval = bootstrap_interval(scores, np.mean)
-    return ScoreSummary(
-        mean, float(scores.std(ddof=1)), iqm, (float(interval[0]), float(interval[1]))
+        return ScoreSummary(mean, None, iqm, None, None)
+    ci95, iqm_ci95 = (
+        tuple(float(bound) for bound in bootstrap_interval(scores, statistic))
+        for statistic in (np.mean, interquartile_mean)
     )
+    return ScoreSummary(mean, float(scores.std(ddof=1)), iqm, ci95, iqm_ci95)
 
 
 def interquartile_mean(scores: np.ndarray, axis: int = 0) -> np.ndarray | np.floating:

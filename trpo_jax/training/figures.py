@@ -1,10 +1,33 @@
-"""Figures of a run."""
+"""Figures of one run and of several."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from trpo_jax.training.evaluation import bootstrap_interval, interquartile_mean
+
+# Okabe and Ito's colours, told apart with any kind of colour vision. Every second line is dashed,
+# so that a line below another one shows; seven colours and two styles repeat after fourteen.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = ("-", (0, (3, 1.5)))
+COMPARISON_POINTS = 200  # of each line, as many as a panel can show
+
+
+class Curve(NamedTuple):
+    """Returns of one algorithm on one environment.
+
+    Attributes:
+        env_steps: `[U]`.
+        returns: `[num_seeds, U]`, NaN where there is none.
+    """
+
+    env_steps: np.ndarray
+    returns: np.ndarray
 
 
 def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Figure:
@@ -21,29 +44,86 @@ def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Fi
     """
     num_seeds = len(returns)
     returns = _fill_forward(returns)
-    known = ~np.isnan(returns).any(axis=0)
-    all_steps, all_known = env_steps[known], returns[:, known]
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")  # no pyplot: no window, no backend
     axes = figure.subplots()
     if num_seeds > 1:
         axes.plot(env_steps, returns.T, color="0.6", linewidth=0.7, alpha=0.7)
         axes.plot([], [], color="0.6", linewidth=0.7, label=f"each of {num_seeds} seeds")
-    if num_seeds > 1 and known.any():
-        low, high = bootstrap_interval(all_known, interquartile_mean)
-        band = axes.fill_between(all_steps, low, high, color="tab:blue", alpha=0.25, linewidth=0)
-        band.set_label("95 % bootstrap interval")
     label = "interquartile mean" if num_seeds > 1 else "one seed"
-    axes.plot(all_steps, interquartile_mean(all_known), color="tab:blue", linewidth=2, label=label)
+    band = _plot_iqm(axes, env_steps, returns, color="tab:blue", linewidth=2, label=label)
+    if band is not None:
+        band.set_label("95 % bootstrap interval")
     axes.set_title(title)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return of training episodes")
+    _style(axes)
+    axes.legend(frameon=False, loc="best")
+    return figure
+
+
+def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Figure:
+    """Returns a figure of several algorithms: one panel an environment, one legend for all.
+
+    Each line is the interquartile mean over seeds, with its 95 % bootstrap interval; it starts
+    where every seed has a value.
+
+    Args:
+        curves: by environment, then by label.
+        labels: all labels; a label's place decides its look, in every panel.
+    """
+    columns = 2 if len(curves) in (2, 4) else min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(max(4.8, 3.6 * columns), 2.7 * rows + 0.7), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (environment, panel) in zip(all_axes, curves.items(), strict=False):
+        for label, curve in panel.items():
+            place = labels.index(label)
+            color, style = COLORS[place % len(COLORS)], LINE_STYLES[place % len(LINE_STYLES)]
+            shown = _spread(len(curve.env_steps), COMPARISON_POINTS)
+            steps, returns = curve.env_steps[shown], curve.returns[:, shown]
+            look = {"color": color, "linestyle": style, "linewidth": 1.6, "label": label}
+            band = _plot_iqm(axes, steps, returns, **look)
+            if band is not None:  # many overlap: pale, with an edge
+                band.set(alpha=None, facecolor=(color, 0.1), edgecolor=(color, 0.4), linewidth=0.6)
+        axes.set_xlim(left=0)
+        axes.set_title(environment, fontsize="medium")
+        _style(axes)
+    for axes in all_axes[len(curves) :]:
+        axes.set_axis_off()
+    lines = {line.get_label(): line for axes in all_axes for line in axes.lines}
+    handles = [lines[label] for label in labels if label in lines]
+    figure.supxlabel("environment steps", fontsize="medium")
+    figure.supylabel("return of training episodes", fontsize="medium")
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=min(6, len(labels)), frameon=False
+    )
+    return figure
+
+
+def _plot_iqm(
+    axes: Axes, env_steps: np.ndarray, returns: np.ndarray, **look: Any
+) -> PolyCollection | None:
+    """Draws the interquartile mean over seeds where all are known, and returns its band if any."""
+    known = ~np.isnan(returns).any(axis=0)
+    env_steps, returns = env_steps[known], returns[:, known]
+    axes.plot(env_steps, interquartile_mean(returns), **look)
+    if len(returns) == 1 or not known.any():
+        return None
+    low, high = bootstrap_interval(returns, interquartile_mean)
+    return axes.fill_between(env_steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def _style(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, loc="best")
-    return figure
+
+
+def _spread(length: int, most: int) -> np.ndarray:
+    """Returns at most `most` indices below `length`, evenly spread, the last among them."""
+    return np.unique(np.linspace(length - 1, 0, min(length, most)).round().astype(int))
 
 
 def _fill_forward(returns: np.ndarray) -> np.ndarray:

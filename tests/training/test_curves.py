@@ -1,0 +1,40 @@
+import numpy as np
+
+from trpo_jax.training.curves import first_reached, read_metrics, running_return
+
+NAN = np.nan
+
+
+def test_metrics_come_back_by_seed_and_update(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("seed,update,episodic_return\n7,1,1.5\n8,1,\n7,2,2.5\n8,2,3.5\n7,3,\n8,3,4\n")
+    metrics = read_metrics(path)
+    np.testing.assert_array_equal(metrics["seed"], [[7, 7, 7], [8, 8, 8]])
+    np.testing.assert_array_equal(metrics["update"], [[1, 2, 3], [1, 2, 3]])
+    np.testing.assert_array_equal(metrics["episodic_return"], [[1.5, 2.5, NAN], [NAN, 3.5, 4]])
+
+
+def test_the_running_return_is_of_the_latest_episodes():
+    returns = np.array([[10.0, NAN, 40.0, 70.0, 100.0]])
+    num_episodes = np.array([[2.0, 0.0, 1.0, 2.0, 5.0]])
+    by_hand = [[NAN, NAN, (2 * 10 + 40) / 3, (40 + 2 * 70) / 3, 100.0]]
+    np.testing.assert_allclose(running_return(returns, num_episodes, window=3), by_hand)
+
+
+def test_the_running_return_knows_each_episode_once():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 4, (3, 30))
+    episodes = [[rng.normal(size=n) for n in row] for row in counts]
+    returns = np.array([[x.mean() if len(x) else NAN for x in row] for row in episodes])
+    result = running_return(returns, counts.astype(float), window=5)
+    for row, seed in zip(result, episodes, strict=True):
+        for update, value in enumerate(row):
+            windows = [np.concatenate(seed[s : update + 1]) for s in range(update, -1, -1)]
+            expected = next((x.mean() for x in windows if len(x) >= 5), NAN)
+            np.testing.assert_allclose(value, expected)
+
+
+def test_where_a_threshold_was_first_reached():
+    values = np.array([[NAN, 1.0, 5.0, 2.0], [NAN, NAN, 4.0, 4.9], [5.0, 0.0, 9.0, 9.0]])
+    steps = np.broadcast_to([64.0, 128.0, 192.0, 256.0], values.shape)
+    np.testing.assert_array_equal(first_reached(values, 5.0, steps), [192, NAN, 64])

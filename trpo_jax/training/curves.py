@@ -1,0 +1,60 @@
+"""Curves of finished runs: the metrics file read back, running returns, when they passed a mark."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+WINDOW = 20  # episodes in a running return
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """Returns the columns of a `metrics.csv`, each `[num_seeds, U]`, NaN where a cell is empty."""
+    with path.open(newline="") as file:
+        columns, *rows = csv.reader(file)
+    table = np.array([[float(cell or "nan") for cell in row] for row in rows])
+    num_seeds = len(np.unique(table[:, columns.index("seed")]))
+    by_seed = table.reshape(-1, num_seeds, len(columns)).transpose(2, 1, 0)
+    return dict(zip(columns, by_seed, strict=True))
+
+
+def running_return(
+    returns: np.ndarray, num_episodes: np.ndarray, window: int = WINDOW
+) -> np.ndarray:
+    """Returns the mean return of the latest episodes at each update.
+
+    A window of episodes, not of updates, means the same to algorithms whose batches differ in size.
+    It reaches back whole updates, to the latest one that leaves at least `window` episodes in it.
+
+    Args:
+        returns: mean return of the episodes that ended in each update, `[num_seeds, U]`.
+        num_episodes: how many ended, `[num_seeds, U]`.
+        window: episodes to average over, at the least.
+
+    Returns:
+        `[num_seeds, U]`, NaN until `window` episodes have ended.
+    """
+    result = np.full(returns.shape, np.nan)
+    totals = np.where(num_episodes > 0, returns, 0.0) * num_episodes
+    for row, total, count in zip(result, totals, num_episodes, strict=True):
+        total, count = (np.concatenate([[0.0], np.cumsum(x)]) for x in (total, count))
+        (ends,) = np.nonzero(count >= window)
+        starts = np.searchsorted(count, count[ends] - window, side="right") - 1
+        row[ends - 1] = (total[ends] - total[starts]) / (count[ends] - count[starts])
+    return result
+
+
+def first_reached(values: np.ndarray, threshold: float, at: np.ndarray) -> np.ndarray:
+    """Returns where each seed's values first were at least the threshold, NaN if never.
+
+    Args:
+        values: `[num_seeds, U]`; NaN reaches nothing.
+        threshold: the mark.
+        at: what to report, such as the environment steps, `[num_seeds, U]`.
+
+    Returns:
+        `[num_seeds]`.
+    """
+    reached = values >= threshold
+    first = np.take_along_axis(at, reached.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return np.where(reached.any(axis=1), first, np.nan)
