@@ -55,7 +55,7 @@ def add_config_flags(
         default = defaults.get(field.name, field.default)
         kind = field.metadata["kind"]
         shown = " ".join(map(str, default)) if kind is tuple else default
-        if follows := field.metadata.get("follows"):
+        if (follows := field.metadata.get("follows")) and field.name not in defaults:
             default, shown = None, follows
         help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
         options: dict[str, Any] = {"default": default, "help": help_text}

@@ -5,32 +5,62 @@ import tomllib
 
 import gymnax
 import pytest
-from command_line import DEFAULTS_FILE, config_from, defaults_for, step_count
+from command_line import (
+    DEFAULTS_FILE,
+    Parser,
+    add_config_flags,
+    config_from,
+    defaults_for,
+    step_count,
+)
 
 from trpo_jax import algorithms, envs
+from trpo_jax.envs.base import Box
 
 RUN_SETTINGS = {"total_steps", "num_seeds"}
+CONTINUOUS_ONLY = {"qprop"}
 TABLES = tomllib.loads(DEFAULTS_FILE.read_text())
 
 
-@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
-def test_every_default_is_a_field_of_its_algorithm_and_every_pattern_matches(name):
-    fields = {field.name for field in dataclasses.fields(algorithms.get(name).Config)}
-    for pattern, table in TABLES[name].items():
+@pytest.mark.parametrize("algorithm", TABLES)
+def test_every_default_is_a_field_of_a_matching_algorithm_and_every_pattern_matches(algorithm):
+    matching = fnmatch.filter(algorithms.ALGORITHMS, algorithm)
+    assert matching
+    fields = {f.name for name in matching for f in dataclasses.fields(algorithms.get(name).Config)}
+    for pattern, table in TABLES[algorithm].items():
         assert set(table) <= fields | RUN_SETTINGS
         assert fnmatch.filter(gymnax.registered_envs, pattern)
 
 
 @pytest.mark.parametrize(
-    "name", ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "Breakout-MinAtar"]
+    "environment",
+    ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "Breakout-MinAtar"],
 )
-def test_the_defaults_make_an_algorithm(name):
-    module = algorithms.get("trpo")
-    defaults = {k: v for k, v in defaults_for("trpo", name).items() if k not in RUN_SETTINGS}
-    fields = {field.name: field.default for field in dataclasses.fields(module.Config)}
-    config = config_from(argparse.Namespace(**(fields | defaults)), module)
-    algorithm = module.make(envs.make(name), config)
-    assert algorithm.steps_per_update <= defaults_for("trpo", name)["total_steps"]
+def test_the_defaults_make_every_algorithm(environment):
+    env = envs.make(environment)
+    for name in algorithms.ALGORITHMS:
+        if name in CONTINUOUS_ONLY and not isinstance(env.action, Box):
+            continue
+        config = parse(name, defaults_for(name, environment))
+        algorithm = algorithms.get(name).make(env, config)
+        assert algorithm.steps_per_update <= defaults_for(name, environment)["total_steps"]
+
+
+def parse(name, defaults, *flags):
+    """Returns the config of a command line that says how long the run is, and `flags`."""
+    parser = Parser()
+    parser.add_argument("--total-steps", type=step_count, default=defaults["total_steps"])
+    add_config_flags(parser, algorithms.get(name), defaults)
+    return config_from(parser.parse_args(flags), algorithms.get(name))
+
+
+def test_a_field_can_follow_a_setting_of_the_run():
+    defaults = {"total_steps": 5_000}
+    assert parse("ppo", defaults).decay_steps == 5_000
+    assert parse("ppo", defaults, "--total-steps", "1e4").decay_steps == 10_000
+    assert parse("ppo", defaults, "--total-steps", "1e4", "--decay-steps", "7").decay_steps == 7
+    assert parse("ppo", defaults, "--decay-steps", "0").decay_steps == 0
+    assert parse("ppo", defaults | {"decay_steps": 3}).decay_steps == 3
 
 
 def test_later_tables_win():
