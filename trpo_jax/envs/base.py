@@ -75,6 +75,7 @@ class Environment(NamedTuple):
         observation: what it shows.
         action: what it accepts.
         time_limit: number of steps after which an episode is truncated, or None.
+        restartable: whether `step` may go on from any state, however old, as often as wanted.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Environment(NamedTuple):
     observation: ArraySpec
     action: Discrete | MultiDiscrete | Box
     time_limit: int | None
+    restartable: bool = True
 
 
 def to_environment_action(

@@ -1,0 +1,260 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probes
+import pytest
+
+from trpo_jax.algorithms import trpo_vine
+from trpo_jax.algorithms.base import Actor
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
+from trpo_jax.envs.episodes import Episode
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.networks import make_critic
+from trpo_jax.normalization import RunningStatistics
+from trpo_jax.trust_region import natural_step
+from trpo_jax.vine import branch_return, differences, self_normalized_surrogate
+
+pytestmark = pytest.mark.xdist_group("trpo_vine")
+
+SMALL = {
+    "num_envs": 4,
+    "num_steps": 8,
+    "hidden_sizes": (8,),
+    "critic_minibatches": 4,
+    "num_states": 16,
+    "branch_steps": 3,
+}
+
+
+def train(env, num_updates, **settings):
+    algorithm = trpo_vine.make(env, trpo_vine.Config(**(SMALL | settings)))
+
+    @jax.jit
+    def run(key):
+        scan = lambda s, _: algorithm.update(s)
+        return jax.lax.scan(scan, algorithm.init(key), length=num_updates)
+
+    state, metrics = run(jax.random.key(0))
+    return algorithm, state, metrics
+
+
+# --- five probes: what exactly is learnt
+
+LEARN = {"critic_lr": 0.01, "normalize_observations": False}
+
+
+def values(env, state, observations):
+    critic = make_critic(env.observation, hidden_sizes=SMALL["hidden_sizes"])
+    return critic.apply(state.critic.params, jnp.asarray(observations, jnp.float32)[:, None])
+
+
+def test_probe_constant_value():
+    env = probes.constant_value()
+    _, state, metrics = train(env, 30, **LEARN)
+    np.testing.assert_allclose(values(env, state, [0.0]), [1.0], atol=0.03)
+    assert not metrics["kl"].any()  # nothing to choose between, so nothing is chosen
+
+
+def test_probe_value_of_observation():
+    env = probes.value_of_observation()
+    _, state, metrics = train(env, 30, **LEARN)
+    np.testing.assert_allclose(values(env, state, [1.0, -1.0]), [1.0, -1.0], atol=0.05)
+    assert not metrics["kl"].any()
+
+
+def test_probe_discounting():
+    env = probes.discounting()
+    _, state, _ = train(env, 60, gamma=0.7, **LEARN)
+    np.testing.assert_allclose(values(env, state, [0.0, 1.0]), [0.7, 1.0], atol=0.05)
+
+
+def test_probe_action_choice():
+    algorithm, state, _ = train(probes.action_choice(), 30, max_kl=0.05, **LEARN)
+    distribution = algorithm.policy(state.actor, jnp.zeros((1, 1)))
+    assert jax.nn.softmax(distribution.logits)[0, 1] > 0.95
+
+
+def test_probe_action_from_observation():
+    algorithm, state, _ = train(probes.action_from_observation(), 40, max_kl=0.05, **LEARN)
+    probs = jax.nn.softmax(algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]])).logits)
+    assert probs[0, 1] > 0.9
+    assert probs[1, 0] > 0.9
+
+
+def test_probe_continuous_action_from_observation():
+    env = probes.action_from_observation(continuous=True)
+    algorithm, state, _ = train(env, 80, max_kl=0.05, **(LEARN | {"num_states": 32}))
+    distribution = algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]]))
+    np.testing.assert_allclose(distribution.mode()[:, 0], [0.5, -0.5], atol=0.15)
+    assert distribution.log_std.max() < -1.0
+
+
+# --- what the branches find
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_branches_go_on_from_the_states_of_the_trajectory(bootstrap):
+    """The counter pays 10 times what it counts to, whatever is done; the critic sees a third."""
+    env = probes.counter(terminates_at=6)
+    settings = {"gamma": 0.5, "normalize_observations": False, "scale_rewards": True}
+    config = trpo_vine.Config(**(SMALL | settings), branch_bootstrap=bootstrap)
+    algorithm = trpo_vine.make(env, config)
+    deviation_of_3 = RunningStatistics(jnp.ones(()), jnp.zeros(()), jnp.array(9.0))
+    state = algorithm.init(jax.random.key(0))._replace(reward_statistics=deviation_of_3)
+    _, trajectory = jax.jit(algorithm.collect)(state)
+    branches = trajectory.context
+    chex.assert_shape(branches.returns, (16, 2))
+    assert len({*zip(branches.time.tolist(), branches.env.tolist(), strict=True)}) == 16
+    starts = trajectory.observation[branches.time, branches.env, 0]
+    assert len(set(starts.tolist())) > 3
+    for start, found in zip(starts.tolist(), branches.returns, strict=True):
+        steps = min(3, 6 - int(start))
+        expected = sum(10 * (start + t) * 0.5**t for t in range(steps))
+        if bootstrap and start + steps < 6:
+            expected += 0.5**steps * 3 * float(values(env, state, [start + steps])[0])
+        np.testing.assert_allclose(found, [expected, expected], rtol=1e-5)
+
+
+def noisy():
+    """Pays the action plus a noise of its own; nothing else happens."""
+
+    def step(key, state, action):
+        reward = action[0] + 3 * jax.random.normal(key)
+        no = jnp.zeros((), bool)
+        return state, StepResult(jnp.zeros(1), reward, no, no)
+
+    bounds = np.full(1, np.inf, np.float32)
+    spec = ArraySpec((1,), np.dtype(np.float32))
+    reset = lambda key: (jnp.zeros(()), jnp.zeros(1))
+    return Environment("noisy", reset, step, spec, Box(-bounds, bounds), None)
+
+
+def test_branches_of_a_state_share_their_random_numbers():
+    env = noisy()
+    settings = {"branch_bootstrap": False, "gamma": 1.0, "num_states": 32}
+    algorithm = trpo_vine.make(env, trpo_vine.Config(**(SMALL | settings)))
+    state = algorithm.init(jax.random.key(0))
+    _, trajectory = jax.jit(algorithm.collect)(state)
+    branches = trajectory.context
+    # Noise of environment and policy drop out of differences, and differ between states.
+    noise = branches.returns - branches.actions[..., 0]
+    np.testing.assert_allclose(noise, noise[:, :1].repeat(4, axis=1), atol=1e-4)
+    assert np.std(noise[:, 0]) > 3
+
+    def independent(key, action):
+        episode = Episode(jnp.zeros(()), jnp.zeros(1), jnp.zeros((), jnp.int32), jnp.zeros(()))
+        act = lambda key, o: algorithm.policy(state.actor, o).sample(key)
+        return branch_return(env, act, lambda o: jnp.zeros(()), key, episode, action, 3, 1.0)
+
+    keys = jax.random.split(jax.random.key(1), (32, 4))
+    others = jax.vmap(jax.vmap(independent))(keys, branches.actions)
+    variance = lambda returns: np.var(returns[:, 0] - returns[:, 1])
+    assert variance(branches.returns) < 0.2 * variance(others)  # 2 against 2 (1 + 3 9 + 2) in mean
+
+
+# --- one update
+
+
+@pytest.fixture(scope="module")
+def one_update():
+    env = probes.counter(time_limit=6)._replace(action=Discrete(3))
+
+    def step(key, state, action):
+        new, result = env.step(key, state, action)
+        return new, result._replace(reward=action * (state % 2 - 1 / 3))
+
+    config = trpo_vine.Config(**SMALL, fisher_subsample=4, entropy_coef=0.1)
+    algorithm = trpo_vine.make(env._replace(step=step), config)
+    state = jax.jit(algorithm.init)(jax.random.key(3))
+    update = jax.jit(algorithm.update)
+    state, _ = update(state)  # statistics that are not those of an empty start
+    _, trajectory = jax.jit(algorithm.collect)(state)
+    return algorithm, state, trajectory, *update(state)
+
+
+def test_the_step_is_that_of_the_branches(one_update):
+    algorithm, state, trajectory, learnt, metrics = one_update
+    branches = trajectory.context
+    observations = trajectory.observation[branches.time, branches.env]
+    frozen = state.actor.observation_statistics
+    policy = lambda p, obs: algorithm.policy(Actor(p, frozen), obs)
+    params = state.actor.policy_params
+    distribution_fn = lambda p: policy(p, observations)
+    old, new = distribution_fn(params), distribution_fn(learnt.actor.policy_params)
+    np.testing.assert_allclose(metrics["kl"], old.kl(new).mean(), rtol=1e-3)
+    assert 0 < metrics["kl"] <= 0.01
+
+    centred = differences(branches.returns)
+    surrogate = self_normalized_surrogate(
+        branches.actions, branches.log_probs, centred / centred.std(), 0.1
+    )
+    gain = surrogate(new, old) - surrogate(old, old)
+    np.testing.assert_allclose(metrics["surrogate_gain"], gain, rtol=1e-3)
+    np.testing.assert_allclose(
+        metrics["branch_return_std"], branches.returns.std(axis=1).mean(), rtol=1e-4
+    )
+    gradient = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
+
+    def squared_length(seen):
+        fvp = fisher_vector_product(lambda p: policy(p, seen), params)
+        step = natural_step(gradient, fvp, max_kl=0.01, damping=0.1, cg_iters=10)
+        return float(step.gradient_dot_direction)
+
+    thinned = squared_length(observations[::4])
+    np.testing.assert_allclose(metrics["gradient_dot_direction"], thinned, rtol=1e-3)
+    assert abs(squared_length(observations) / thinned - 1) > 0.01
+
+
+@pytest.mark.parametrize(("num_actions", "tried"), [(2, 2), (5, 4)])
+def test_every_step_of_the_simulator_is_counted(num_actions, tried):
+    steps = []
+    env = probes.counter(terminates_at=2)._replace(action=Discrete(num_actions))
+
+    def step(key, state, action):
+        jax.debug.callback(lambda _: steps.append(1), action)
+        return env.step(key, state, action)
+
+    algorithm = trpo_vine.make(env._replace(step=step), trpo_vine.Config(**SMALL))
+    jax.block_until_ready(algorithm.collect(algorithm.init(jax.random.key(0))))
+    jax.effects_barrier()
+    assert algorithm.steps_per_update == len(steps) == 4 * 8 + 16 * tried * 3
+
+
+def test_configs_sweep_in_one_program():
+    env = noisy()
+    configs = trpo_vine.Config(**SMALL).replace(gamma=jnp.array([0.9, 0.9, 0.5]))
+    configs = jax.tree.map(lambda x: jnp.broadcast_to(x, (3,)), configs)
+
+    def run(config):
+        algorithm = trpo_vine.make(env, config)
+        return algorithm.update(algorithm.init(jax.random.key(0)))[1]
+
+    metrics = jax.jit(jax.vmap(run))(configs)
+    np.testing.assert_allclose(metrics["kl"][0], metrics["kl"][1], rtol=1e-4)
+    loss = metrics["critic_loss"]
+    assert not np.allclose(loss[0], loss[2], rtol=1e-3)
+
+
+# --- what cannot work
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_branches": 1}, "num_branches = 1 compares no actions.*constant"),
+        ({"num_states": 33}, r"num_states = 33 is more than .* 4 \* 8 = 32"),
+        ({"num_states": 4, "fisher_subsample": 5}, "fisher_subsample = 5 .* num_states = 4"),
+        ({"num_branches": 0}, "num_branches = 0 cannot work"),
+    ],
+)
+def test_sizes_that_cannot_work_are_named(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        trpo_vine.make(probes.action_choice(), trpo_vine.Config(**(SMALL | settings)))
+
+
+def test_an_environment_that_cannot_be_restarted_is_named():
+    env = probes.action_choice()._replace(restartable=False)
+    with pytest.raises(ConfigurationError, match="action choice cannot be restarted"):
+        trpo_vine.make(env, trpo_vine.Config(**SMALL))
