@@ -44,6 +44,12 @@ ENV = constant_value()
         ("activation", "sigmoidal"),
         ("normalize_observations", 1),
         ("log_std_init", math.nan),
+        ("exploration", "pink"),
+        ("ou_rho", 1.0),
+        ("ou_rho", -0.1),
+        ("color_beta", 2.1),
+        ("gae_critic", "ridge"),
+        ("critic_max_change", 0.0),
     ],
 )
 def test_a_value_that_cannot_work_is_named(field, value):
@@ -70,7 +76,7 @@ def test_numbers_of_other_kinds_are_fine():
 
 def test_real_fields_are_leaves_and_the_others_static():
     leaves = jax.tree.leaves(trpo.Config())
-    assert len(leaves) == 8
+    assert len(leaves) == 11
     assert all(isinstance(leaf, float) for leaf in leaves)
 
 

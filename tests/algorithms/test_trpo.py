@@ -234,16 +234,26 @@ def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
     assert len(np.unique(returns[:, 0])) > 10  # the seeds do differ
 
 
-def test_every_real_field_sweeps_in_one_program():
+@pytest.mark.parametrize(
+    ("choices", "idle"),
+    [
+        ({"damped_scaling": False, "exploration": "ou"}, {"color_beta", "critic_max_change"}),
+        ({"gae_critic": "trust_region", "exploration": "colored"}, {"ou_rho", "critic_lr"}),
+    ],
+    ids=["adam", "trust_region"],
+)
+def test_every_real_field_sweeps_in_one_program(choices, idle):
     """Lane 0 is unchanged; each other lane changes one field, which changes what happens."""
-    base = trpo.Config(**SMALL, damped_scaling=False, entropy_coef=0.01)
+    base = trpo.Config(**SMALL, **choices, entropy_coef=0.01)
     names = [f.name for f in dataclasses.fields(base) if f.metadata["kind"] is float]
-    assert len(names) == len(jax.tree.leaves(base)) == 8
+    assert len(names) == len(jax.tree.leaves(base)) == 11
+    names = [name for name in names if name not in idle]
     lanes = len(names) + 1
     columns = {name: jnp.full(lanes, getattr(base, name)) for name in names}
     for lane, name in enumerate(names, start=1):
         columns[name] = columns[name].at[lane].set(columns[name][0] * 0.7 + 0.01)
-    configs = base.replace(**columns)
+    rest = {name: jnp.full(lanes, getattr(base, name)) for name in idle}
+    configs = base.replace(**columns, **rest)
     pendulum = envs.make("Pendulum-v1")
 
     def run(config):
