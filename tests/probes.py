@@ -36,20 +36,25 @@ def probe(name, observe, reward, num_steps=1, continuous=False):
     return Environment(name, reset, step, ArraySpec((1,), np.dtype(np.float32)), action, None)
 
 
-def constant_value():
+def constant_value(continuous=False):
     """The value is 1."""
-    return probe("constant value", lambda s, t: jnp.zeros(1), lambda s, t, a: 1.0)
+    return probe(
+        "constant value", lambda s, t: jnp.zeros(1), lambda s, t, a: 1.0, continuous=continuous
+    )
 
 
-def value_of_observation():
+def value_of_observation(continuous=False):
     """The value is the observation."""
-    return probe("value of observation", lambda s, t: s[None], lambda s, t, a: s)
+    return probe(
+        "value of observation", lambda s, t: s[None], lambda s, t, a: s, continuous=continuous
+    )
 
 
-def discounting():
+def discounting(continuous=False):
     """The value is gamma, then 1."""
     observe = lambda s, t: t[None].astype(jnp.float32)
-    return probe("discounting", observe, lambda s, t, a: 1.0 * (t == 1), num_steps=2)
+    reward = lambda s, t, a: 1.0 * (t == 1)
+    return probe("discounting", observe, reward, num_steps=2, continuous=continuous)
 
 
 def action_choice(continuous=False):

@@ -8,7 +8,7 @@ import pytest
 from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.networks import make_critic, make_policy, orthogonal
+from trpo_jax.networks import make_action_critic, make_critic, make_policy, orthogonal
 
 VECTOR = ArraySpec((4,), np.dtype(np.float32))
 BOX = Box(np.full(2, -1.0, np.float32), np.full(2, 1.0, np.float32))
@@ -60,6 +60,19 @@ def test_log_std_starts_where_it_is_told(state_dependent_std):
     varies = bool((distribution.log_std != distribution.log_std[0]).any())
     assert varies == state_dependent_std
     assert np.abs(distribution.mean).max() < 0.15
+
+
+@pytest.mark.parametrize("hidden_sizes", [(), (8,), (8, 6)])
+def test_an_action_critic_takes_the_action_before_its_last_hidden_layer(hidden_sizes):
+    critic = make_action_critic(VECTOR, BOX, hidden_sizes=hidden_sizes)
+    params = critic.init(jax.random.key(0))
+    observations, actions = jax.random.normal(jax.random.key(1), (2, 3, 4)), jnp.ones((2, 3, 2))
+    assert critic.apply(params, observations, actions).shape == (2, 3)
+    for argnum in (0, 1):
+        slope = jax.grad(lambda *inputs: critic.apply(params, *inputs).sum(), argnum)
+        assert np.all(np.asarray(slope(observations, actions)) != 0)
+    features = (4, *hidden_sizes[:-1])[-1]
+    assert features + 2 in {x.shape[0] for x in jax.tree.leaves(params) if x.ndim == 2}
 
 
 def test_images_are_convolved():

@@ -1,0 +1,208 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import probes
+import pytest
+
+from trpo_jax import envs
+from trpo_jax.algorithms import qprop
+from trpo_jax.critic import fit_with_target, init_critic
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.networks import make_action_critic, make_critic
+
+pytestmark = pytest.mark.xdist_group("qprop")  # one worker, so that what is compiled is shared
+
+SMALL = {
+    "num_envs": 4,
+    "num_steps": 16,
+    "hidden_sizes": (8,),
+    "critic_minibatches": 4,
+    "replay_size": 512,
+    "q_minibatch": 16,
+}
+
+
+def train(env, num_updates, **settings):
+    algorithm = qprop.make(env, qprop.Config(**(SMALL | settings)))
+
+    @jax.jit
+    def run(key):
+        scan = lambda s, _: algorithm.update(s)
+        return jax.lax.scan(scan, algorithm.init(key), length=num_updates)
+
+    return algorithm, *run(jax.random.key(0))
+
+
+# --- the probes: what exactly is learnt, by V and by Q
+
+LEARN = {
+    "num_steps": 8,
+    "critic_lr": 0.01,
+    "q_lr": 0.01,
+    "q_tau": 0.05,
+    "normalize_observations": False,
+}
+
+
+def values(env, algorithm, state, observations):
+    """V, Q at the policy's mean, and Q's target there."""
+    seen = jnp.asarray(observations, jnp.float32)[:, None]
+    sizes = SMALL["hidden_sizes"]
+    v = make_critic(env.observation, hidden_sizes=sizes).apply(state.critic.params, seen)
+    q = make_action_critic(env.observation, env.action, hidden_sizes=sizes).apply
+    means = algorithm.policy(state.actor, seen).mode()
+    memory = state.memory
+    return [v, *(q(params, seen, means) for params in (memory.critic.params, memory.target_params))]
+
+
+def test_probe_constant_value():
+    env = probes.constant_value(continuous=True)
+    algorithm, state, _ = train(env, 30, **LEARN)
+    for learnt in values(env, algorithm, state, [0.0]):
+        np.testing.assert_allclose(learnt, [1.0], atol=0.05)
+
+
+def test_probe_value_of_observation():
+    env = probes.value_of_observation(continuous=True)
+    algorithm, state, _ = train(env, 30, **LEARN)
+    for learnt in values(env, algorithm, state, [1.0, -1.0]):
+        np.testing.assert_allclose(learnt, [1.0, -1.0], atol=0.1)
+
+
+def test_probe_discounting():
+    env = probes.discounting(continuous=True)
+    algorithm, state, _ = train(env, 60, gamma=0.7, **LEARN)
+    for learnt in values(env, algorithm, state, [0.0, 1.0]):
+        np.testing.assert_allclose(learnt, [0.7, 1.0], atol=0.1)
+
+
+def test_probe_action_choice():
+    env = probes.action_choice(continuous=True)
+    algorithm, state, _ = train(env, 60, max_kl=0.05, **(LEARN | {"num_steps": 32}))
+    distribution = algorithm.policy(state.actor, jnp.zeros((1, 1)))
+    np.testing.assert_allclose(distribution.mode()[0, 0], 0.5, atol=0.15)
+    assert distribution.log_std.max() < -1.0
+
+
+@pytest.mark.parametrize("settings", [{"eta": "conservative"}, {"eta": "standard"}])
+def test_probe_action_from_observation(settings):
+    env = probes.action_from_observation(continuous=True)
+    settings = LEARN | {"num_steps": 32, "max_kl": 0.05} | settings
+    algorithm, state, metrics = train(env, 80, **settings)
+    distribution = algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]]))
+    np.testing.assert_allclose(distribution.mode()[:, 0], [0.5, -0.5], atol=0.15)
+    assert distribution.log_std.max() < -1.0
+    assert metrics["control_variate_correlation"][:40].mean() > 0.05  # until the best is found
+    expected = {"conservative": (0.5, 1.0), "standard": (1.0, 1.0)}[settings["eta"]]
+    assert expected[0] <= metrics["eta_mean"].mean() <= expected[1]
+
+
+# --- what Q is fitted to
+
+
+@pytest.fixture(scope="module")
+def still():
+    """An algorithm whose Q stands still, and a trajectory of one transition many times."""
+    env = envs.make("Pendulum-v1")
+    config = qprop.Config(**SMALL, q_lr=0.0, q_tau=0.0, gamma=0.9, normalize_observations=False)
+    algorithm = qprop.make(env, config)
+    state = jax.jit(algorithm.init)(jax.random.key(1))
+    # A target of its own, so that it can be told from Q.
+    target = jax.tree.map(lambda x: 1.5 * x + 0.1, state.memory.target_params)
+    state = state._replace(memory=state.memory._replace(target_params=target))
+    collected, trajectory = jax.jit(algorithm.collect)(state)
+    alike = jax.tree.map(lambda x: jnp.broadcast_to(x[:1, :1], x.shape), trajectory)
+    return env, algorithm, jax.jit(algorithm.learn), collected, alike
+
+
+@pytest.mark.parametrize(("terminated", "truncated"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_the_end_of_an_episode_stops_the_target_and_a_time_limit_does_not(
+    still, terminated, truncated
+):
+    env, algorithm, learn, state, trajectory = still
+    flags = jnp.zeros_like(trajectory.terminated)
+    trajectory = trajectory._replace(
+        terminated=flags | bool(terminated), truncated=flags | bool(truncated)
+    )
+    _, metrics = learn(state, trajectory)
+    row = jax.tree.map(lambda x: x[0, 0], trajectory)
+    q = make_action_critic(env.observation, env.action, hidden_sizes=(8,)).apply
+    following = q(
+        state.memory.target_params,
+        row.next_observation,
+        algorithm.policy(state.actor, row.next_observation).mode(),
+    )
+    target = row.reward + (0.0 if terminated else 0.9 * following)
+    error = q(state.memory.critic.params, row.observation, row.action) - target
+    np.testing.assert_allclose(metrics["q_loss"], error**2, rtol=1e-4)
+    assert abs(following) > 0.1
+
+
+def test_the_target_follows_by_a_share_of_tau_after_each_step():
+    params, rows = {"w": jnp.ones(3)}, jnp.arange(3.0)
+    loss = lambda params, target, rows: jnp.sum((params["w"] - target["w"] - rows) ** 2)
+    target = {"w": jnp.full(3, 5.0)}
+    critic, new_target, _ = fit_with_target(
+        jax.random.key(0),
+        lambda key: rows,
+        loss,
+        init_critic(params),
+        target,
+        learning_rate=0.1,
+        tau=0.25,
+        steps=4,
+    )
+    optimizer = optax.adam(0.1)
+    moments = optimizer.init(params)
+    for _ in range(4):
+        gradient = {"w": 2 * (params["w"] - target["w"] - rows)}
+        updates, moments = optimizer.update(gradient, moments)
+        params = optax.apply_updates(params, updates)
+        target = {"w": target["w"] + 0.25 * (params["w"] - target["w"])}
+    chex.assert_trees_all_close((critic.params, new_target), (params, target), rtol=1e-5)
+
+
+def test_what_was_collected_is_remembered_as_the_environment_gave_it():
+    env = envs.make("Pendulum-v1")
+    algorithm = qprop.make(env, qprop.Config(**(SMALL | {"replay_size": 100}), scale_rewards=True))
+    state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+    learnt, _ = jax.jit(algorithm.learn)(state, trajectory)
+    replay = learnt.memory.replay
+    assert replay.size == replay.position == 64
+    for name in qprop.Experience._fields:
+        given, held = getattr(trajectory, name), getattr(replay.rows, name)
+        np.testing.assert_array_equal(held[:64].reshape(given.shape), given)
+    learnt, _ = jax.jit(algorithm.update)(learnt)
+    assert (learnt.memory.replay.size, learnt.memory.replay.position) == (100, 28)
+
+
+# --- the whole
+
+
+def test_correlated_exploration_and_several_seeds_run_in_one_program():
+    env = envs.make("Pendulum-v1")
+    algorithm = qprop.make(env, qprop.Config(**SMALL, exploration="ou", q_updates=3))
+    run = lambda key: jax.lax.scan(lambda s, _: algorithm.update(s), algorithm.init(key), length=3)
+    state, metrics = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 2))
+    chex.assert_tree_all_finite({k: v for k, v in metrics.items() if "episod" not in k})
+    assert metrics["kl"].max() <= 0.01
+    first = jax.tree.leaves(state.memory.critic.params)[0]
+    assert not np.allclose(first[0], first[1])  # each seed has a Q of its own
+
+
+def test_discrete_actions_are_refused_by_name():
+    with pytest.raises(ConfigurationError, match="qprop needs continuous actions"):
+        qprop.make(envs.make("CartPole-v1"))
+
+
+def test_the_replay_must_hold_a_batch():
+    with pytest.raises(ConfigurationError, match=r"replay_size = 63 .* 4 \* 16 = 64"):
+        qprop.make(envs.make("Pendulum-v1"), qprop.Config(**(SMALL | {"replay_size": 63})))
+
+
+@pytest.mark.parametrize("field", ["q_lr", "q_tau", "q_minibatch", "q_updates", "replay_size"])
+def test_a_value_that_cannot_work_is_named(field):
+    with pytest.raises(ConfigurationError, match=field):
+        qprop.make(envs.make("Pendulum-v1"), qprop.Config(**(SMALL | {field: -1})))

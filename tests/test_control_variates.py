@@ -1,0 +1,188 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trpo_jax.control_variates import control_variate, control_weights, controlled_surrogate
+from trpo_jax.distributions import DiagGaussian
+
+pytestmark = pytest.mark.xdist_group("control_variates")  # one worker: what is compiled is shared
+
+SIGNS = (jnp.array([2.0, -3.0, 1.0, -4.0, 0.0, 2.0]), jnp.array([5.0, -1.0, -2.0, 3.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("conservative", [1, 1, 0, 0, 0, 0]),
+        ("aggressive", [1, 1, -1, -1, 0, 0]),
+        ("standard", [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_eta_by_table(kind, expected):
+    np.testing.assert_array_equal(control_weights(kind, *SIGNS), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "common_scale"),
+    [("standard", True), ("conservative", True), ("aggressive", True), ("conservative", False)],
+)
+def test_the_gradient_is_the_papers_estimator_action_by_action(x64, kind, common_scale):
+    """With the score of each action and the Jacobian of each mean written out."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    observations = jax.random.normal(keys[0], (4, 6, 3))
+    advantages = 3.0 + jax.random.normal(keys[1], (4, 6))
+    theta = 0.5 * jax.random.normal(keys[2], (12,))
+
+    def distribution_fn(theta):  # two actions, whose deviations depend on the state too
+        outputs = jnp.tanh(observations @ theta.reshape(3, 4))
+        return DiagGaussian(outputs[..., :2], outputs[..., 2:])
+
+    old = distribution_fn(theta)
+    actions = old.sample(keys[3])
+    q = lambda a: jnp.sin(2 * a[..., 0] + observations[..., 1]) + a[..., 1] ** 2 * a[..., 0]
+    control = control_variate(q, old.mode(), actions)
+    eta = control_weights(kind, advantages, control.advantages)
+    surrogate = controlled_surrogate(
+        actions, advantages, control, eta, 0.1, common_scale=common_scale
+    )
+    gradient = jax.grad(lambda t: surrogate(distribution_fn(t), old))(theta)
+
+    scores = jax.jacfwd(lambda t: distribution_fn(t).log_prob(actions))(theta)
+    means = jax.jacfwd(lambda t: distribution_fn(t).mean)(theta)
+    entropies = jax.jacfwd(lambda t: distribution_fn(t).entropy())(theta)
+    scores, means, entropies, chosen, centre, seen, sampled = (
+        np.asarray(x).reshape(24, *x.shape[2:])
+        for x in (scores, means, entropies, actions, old.mean, observations, advantages)
+    )
+    slopes, residuals = [], []
+    for n in range(24):
+        (a, b), phase = centre[n], seen[n, 1]
+        slope = np.array([2 * np.cos(2 * a + phase) + b**2, 2 * a * b])
+        bar = slope @ (chosen[n] - centre[n])
+        agreement = np.sign(bar * sampled[n])
+        weight = {"conservative": max(agreement, 0), "aggressive": agreement, "standard": 1}[kind]
+        slopes.append(weight * slope)
+        residuals.append(sampled[n] - weight * bar)
+    deviation = np.std(residuals)
+    expected = np.mean(
+        [
+            scores[n] * (residuals[n] - np.mean(residuals)) / deviation
+            + slopes[n] @ means[n] / (deviation if common_scale else 1.0)
+            + 0.1 * entropies[n]
+            for n in range(24)
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_what_the_critic_explains_no_longer_varies(x64):
+    """For a ~ N(0, 1) and A = 4 a - a^2, a slope of 4 leaves Var(a (1 - a^2)) = 10."""
+
+    def gradient(key, slope):
+        actions = jax.random.normal(key, (64, 1))
+        advantages = (4 * actions - actions**2)[:, 0]
+        policy = lambda mean: DiagGaussian(jnp.full((64, 1), mean), jnp.zeros((64, 1)))
+        control = control_variate(lambda a: slope * a[:, 0], jnp.zeros((64, 1)), actions)
+        surrogate = controlled_surrogate(actions, advantages, control, jnp.ones(64))
+        scale = jnp.std(advantages - control.advantages)
+        return scale * jax.grad(lambda m: surrogate(policy(m), policy(0.0)))(0.0)
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    without, right = (
+        jax.jit(jax.vmap(lambda k, s=slope: gradient(k, s)))(keys) for slope in (0.0, 4.0)
+    )
+    np.testing.assert_allclose([without.mean(), right.mean()], 4.0, rtol=0.03)
+    np.testing.assert_allclose(64 * right.var(), 10.0, rtol=0.15)
+    assert without.var() > 3 * right.var()
+
+
+def test_a_residual_that_does_not_vary_leaves_the_critic_alone():
+    actions = jnp.array([[1.0], [-1.0], [2.0]])
+    control = control_variate(lambda a: 2 * a[:, 0], jnp.zeros((3, 1)), actions)
+    surrogate = controlled_surrogate(actions, 2 * actions[:, 0], control, jnp.ones(3))
+    policy = lambda mean: DiagGaussian(jnp.full((3, 1), mean), jnp.zeros((3, 1)))
+    gradient = jax.grad(lambda m: surrogate(policy(m), policy(0.0)))(0.0)
+    np.testing.assert_allclose(gradient, 2.0)
+
+
+# --- a linear-quadratic problem of two steps, where the return is known exactly
+
+DRIFT, GAIN, NOISE, STEPS = 0.9, 0.5, 0.2, 2
+THETA = jnp.array([-0.4, 0.3, -0.5])  # a ~ N(THETA[0] s + THETA[1], exp(THETA[2])^2)
+
+
+def exact_return(theta):
+    """Expectation of the sum of -(s^2 + a^2 / 2), from the moments of s; s_0 ~ N(1, 1/4)."""
+    slope, offset, log_std = theta
+    mean, variance, total = 1.0, 0.25, 0.0
+    for _ in range(STEPS):
+        action_mean = slope * mean + offset
+        action_variance = slope**2 * variance + jnp.exp(2 * log_std)
+        total -= mean**2 + variance + 0.5 * (action_mean**2 + action_variance)
+        mean, variance = (
+            DRIFT * mean + GAIN * action_mean,
+            (DRIFT + GAIN * slope) ** 2 * variance + (GAIN * jnp.exp(log_std)) ** 2 + NOISE**2,
+        )
+    return total
+
+
+def policy(theta, states):
+    mean = theta[0] * states + theta[1]
+    return DiagGaussian(mean, jnp.broadcast_to(theta[2], mean.shape))
+
+
+def wrong_q(states, actions):
+    return (4.0 * actions + jnp.sin(3 * states) * actions**2 + jnp.cos(2 * states))[..., 0]
+
+
+def sampled_gradient(key, number, common_scale):
+    """The surrogate's gradient on `number` fresh episodes, in units of the return."""
+    start_key, *keys = jax.random.split(key, 1 + 2 * STEPS)
+    state = 1.0 + 0.5 * jax.random.normal(start_key, (number, 1))
+    states, actions, rewards = [], [], []
+    for step in range(STEPS):
+        action = policy(THETA, state).sample(keys[2 * step])
+        states.append(state)
+        actions.append(action)
+        rewards.append(-(state**2 + 0.5 * action**2)[:, 0])
+        noise = jax.random.normal(keys[2 * step + 1], state.shape)
+        state = DRIFT * state + GAIN * action + NOISE * noise
+    states, actions = jnp.stack(states), jnp.stack(actions)
+    to_go = jnp.cumsum(jnp.stack(rewards)[::-1], axis=0)[::-1]
+    control = control_variate(lambda a: wrong_q(states, a), policy(THETA, states).mode(), actions)
+    weights = jnp.ones_like(to_go)
+    surrogate = controlled_surrogate(actions, to_go, control, weights, common_scale=common_scale)
+    gradient = jax.grad(lambda t: surrogate(policy(t, states), policy(THETA, states)))(THETA)
+    return gradient * STEPS * jnp.std(to_go - control.advantages)
+
+
+def mean_and_error(common_scale):
+    def run(key):
+        gradients = jax.vmap(lambda k: sampled_gradient(k, 2000, common_scale))(
+            jax.random.split(key, 400)
+        )
+        return gradients.mean(0), gradients.std(0) / jnp.sqrt(400)
+
+    return jax.jit(run)(jax.random.key(0))
+
+
+def test_the_gradient_is_unbiased_for_a_wrong_critic_with_one_scale(x64):
+    step = 1e-5
+    truth = jnp.array(
+        [
+            (exact_return(THETA + step * e) - exact_return(THETA - step * e)) / (2 * step)
+            for e in jnp.eye(3)
+        ]
+    )
+    mean, error = mean_and_error(common_scale=True)
+    assert jnp.all(jnp.abs(mean - truth) < 4 * error)
+    assert jnp.all(error < 0.02 * jnp.abs(truth).max())
+
+    along = lambda g: truth @ g / jnp.linalg.norm(truth) / jnp.linalg.norm(g)
+    assert along(mean) > 0.999
+    # Two scales: neither this length nor any other makes it the gradient.
+    biased, error = mean_and_error(common_scale=False)
+    assert jnp.any(jnp.abs(biased - truth) > 20 * error)
+    assert along(biased) < 0.99
