@@ -1,6 +1,6 @@
 """Random search over the real-valued hyperparameters of an algorithm, all trials in one program.
 
-The first trial is the settings as they are; the others are drawn from `experiments/search_spaces.toml`.
+The first trial is the settings as they are; the others are drawn from `search_spaces.toml`.
 The score of a trial is the mean return of the training episodes that end in the second half of the
 run, averaged over its seeds. Every algorithm gets the same number of trials, seeds and steps.
 """

@@ -4,9 +4,9 @@ A trust region bounds how far the policy moves in an update, never the actions: 
 the policy as it is. What can be chosen is how the noise of one step is related to that of the next.
 
 - `white`: each action on its own, as in every textbook.
-- `ou`: the standardised noise is an Ornstein-Uhlenbeck process, eps' = rho eps + sqrt(1 - rho^2) xi,
-  which is its exact solution from one step to the next. The noise of the step before is part of
-  what the policy acts on, so the action is drawn from
+- `ou`: the standardised noise is an Ornstein-Uhlenbeck process, whose exact solution from one step
+  to the next is eps' = rho eps + sqrt(1 - rho^2) xi. The noise of the step before is part of what
+  the policy acts on, so the action is drawn from
   N(mean + rho std eps, (1 - rho^2) std^2): an ordinary Gaussian with an exact log-probability, KL
   divergence and Fisher metric. The same `max_kl` then allows a mean step shorter by
   sqrt(1 - rho^2).

@@ -1,19 +1,19 @@
 """Uncertainty-aware TRPO: a trust region from a confidence interval of the gradient.
 
-With few samples, the surrogate's gradient is only known up to a confidence ellipsoid, whose size
-R^2 follows from a normal assumption and whose shape is the covariance Sigma of the estimate
+With few samples, the surrogate's gradient is only known up to a confidence ellipsoid. Its size R^2
+follows from a normal assumption and its shape is the covariance Sigma of the estimate
 (`trpo_jax.confidence`). Along a step u, the worst gradient in it gains g.u - R sqrt(u^T Sigma u):
-mean minus so many deviations. Penalising that in the metric, M = F + c R^2 Sigma, shortens steps
-along uncertain directions (Queeney, Paschalidis and Cassandras 2021, arXiv:2012.10791). For c = 0 it
-is TRPO, and it tends to TRPO as the number of environments grows. Their implementation projects M
-onto a random subspace; here products with M go straight into conjugate gradient, at no more passes
-through the network than TRPO's own, and d in R^2 is the dimension of its Krylov space. That space
-depends on the gradient, so the level 1 - alpha is nominal.
+the mean minus so many deviations. Penalising that in the metric, M = F + c R^2 Sigma, shortens
+steps along uncertain directions (Queeney, Paschalidis and Cassandras 2021, arXiv:2012.10791). With
+c = 0 it is TRPO, and it tends to TRPO as the number of environments grows. Their implementation
+projects M onto a random subspace; here its products go straight into conjugate gradient, with no
+more passes through the network than TRPO's own, and d in R^2 is the dimension of the Krylov space.
+That space depends on the gradient, so the level 1 - alpha is nominal.
 
-Two options are this project's own, published nowhere: `acceptance = "confidence"` computes the step
+Two options are this project's own, published nowhere. `acceptance = "confidence"` computes the step
 from half of the environments and accepts the longest candidate whose gain on the other half is
-positive with confidence 1 - alpha; `critic_ensemble` measures how far several critics disagree about
-each state, and `uncertainty_exponent` lets the policy change less where they do.
+positive with confidence 1 - alpha. `critic_ensemble` measures how far several critics disagree
+about each state, and `uncertainty_exponent` lets the policy change less where they do.
 """
 
 from typing import no_type_check
@@ -82,6 +82,8 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     ensemble = make_ensemble(member, config.critic_ensemble) if config.critic_ensemble else member
     held_out = config.num_envs // 2 if config.acceptance == "confidence" else 0
     num_fitted = config.num_envs - held_out
+    # Adding zero is not free of rounding once compiled: left out, the step is TRPO's to the bit.
+    certain = isinstance(config.c, float | int) and config.c == 0
 
     def policy_step(key, state, trajectory, batch):
         params = state.actor.policy_params
@@ -106,11 +108,11 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             gradients = output_gradient(surrogate, old)
 
             def metric(distribution, tangent):
-                return jax.tree.map(
-                    lambda fisher, covariance: fisher + config.c * radius * covariance,
-                    mean_fisher_product(distribution, tangent, fitted_weights),
-                    covariance_product(gradients, tangent),
-                )
+                fisher = mean_fisher_product(distribution, tangent, fitted_weights)
+                if certain:
+                    return fisher
+                covariance = covariance_product(gradients, tangent)
+                return optax.tree.add_scale(fisher, config.c * radius, covariance)
 
             product = gauss_newton_product(fitted_fn, params, metric)
             full = natural_step(
@@ -161,8 +163,8 @@ def _validate(config: Config) -> None:
         )
     if config.fisher_subsample != 1:
         raise ConfigurationError(
-            f"fisher_subsample = {config.fisher_subsample} cannot work with ua_trpo: the covariance "
-            "of the gradient needs every step, in the same passes. Leave it at 1."
+            f"fisher_subsample = {config.fisher_subsample} cannot work with ua_trpo: the "
+            "covariance of the gradient needs every step, in the same passes. Leave it at 1."
         )
     if config.critic_ensemble == 1:
         raise ConfigurationError(

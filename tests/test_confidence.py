@@ -1,0 +1,142 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from jax.flatten_util import ravel_pytree
+from problems import policies
+
+from trpo_jax.confidence import (
+    covariance_product,
+    directional_means,
+    noise_gradient,
+    output_gradient,
+    p_value,
+    squared_radius,
+)
+from trpo_jax.fisher import dense_fisher, gauss_newton_product, mean_fisher_product
+from trpo_jax.trust_region import importance_sampled_surrogate
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+NAMES = ("categorical", "multi_categorical", "gaussian", "state_dependent_gaussian")
+
+
+def problem(name):
+    """Returns a policy at [2, 3] states, its surrogate, and the surrogate of each environment."""
+    params, distribution_fn = policies(jax.random.key(0))[name]
+    actions = distribution_fn(params).sample(jax.random.key(1))
+    advantages = jax.random.normal(jax.random.key(2), (2, 3))
+    surrogate = importance_sampled_surrogate(actions, advantages, 0.1)
+
+    def surrogate_of(env):
+        inner = importance_sampled_surrogate(actions[:, env], advantages[:, env], 0.1)
+        return lambda new, old: inner(*jax.tree.map(lambda x: x[:, env], (new, old)))
+
+    return params, distribution_fn, surrogate, [surrogate_of(env) for env in range(3)]
+
+
+def explicit_gradients(params, distribution_fn, surrogates):
+    """Returns the flat gradient of each environment alone, by differentiating it alone."""
+    old = distribution_fn(params)
+    gradients = [jax.grad(lambda p, s=s: s(distribution_fn(p), old))(params) for s in surrogates]
+    return jnp.stack([ravel_pytree(g)[0] for g in gradients])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_products_equal_explicit_gradients_and_the_projected_form(name):
+    params, distribution_fn, surrogate, surrogates = problem(name)
+    old = distribution_fn(params)
+    q = output_gradient(surrogate, old)
+    weight = 0.7
+
+    def metric(distribution, tangent):
+        return jax.tree.map(
+            lambda f, s: f + weight * s,
+            mean_fisher_product(distribution, tangent),
+            covariance_product(q, tangent),
+        )
+
+    product = gauss_newton_product(distribution_fn, params, metric)
+    flat, unravel = ravel_pytree(params)
+    basis = jnp.eye(flat.size)
+    matrix_free = jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(basis)
+
+    explicit = jnp.cov(explicit_gradients(params, distribution_fn, surrogates).T)
+    explicit = dense_fisher(distribution_fn, params) + weight * explicit
+    np.testing.assert_allclose(matrix_free, explicit, rtol=1e-6, atol=1e-9)
+
+    # Projected onto an orthonormal basis: one batch of tangents gives both matrices at once.
+    directions, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(5), (flat.size, 7)))
+    tangents = jax.vmap(lambda v: jax.jvp(distribution_fn, (params,), (unravel(v),))[1], in_axes=1)(
+        directions
+    )
+    per_env = jax.vmap(lambda u: directional_means(q, u))(tangents)
+    images = jax.vmap(lambda u: mean_fisher_product(old, u))(tangents)
+    inner = lambda a, b: sum(
+        jnp.sum(x * y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+    fisher = jax.vmap(lambda u: jax.vmap(lambda image: inner(u, image))(images))(tangents)
+    projected = fisher + weight * jnp.cov(per_env)
+    np.testing.assert_allclose(
+        projected, directions.T @ matrix_free @ directions, rtol=1e-6, atol=1e-9
+    )
+
+
+def test_the_output_gradient_pulls_back_to_the_gradient():
+    params, distribution_fn, surrogate, _ = problem("gaussian")
+    old, pull_back = jax.vjp(distribution_fn, params)
+    (gradient,) = pull_back(jax.tree.map(lambda x: x / 6, output_gradient(surrogate, old)))
+    expected = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
+    np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(expected)[0], rtol=1e-9)
+
+
+def test_noise_has_the_covariance_of_the_mean_gradient_and_no_signal():
+    params, distribution_fn, surrogate, surrogates = problem("gaussian")
+    old, pull_back = jax.vjp(distribution_fn, params)
+    q = output_gradient(surrogate, old)
+
+    def draw(key):
+        return ravel_pytree(pull_back(noise_gradient(key, q)))[0]
+
+    draws = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))
+    covariance = jnp.cov(explicit_gradients(params, distribution_fn, surrogates).T) / 3
+    scale = jnp.abs(covariance).max()
+    np.testing.assert_allclose(draws.mean(axis=0), 0, atol=0.1 * float(jnp.sqrt(scale)))
+    np.testing.assert_allclose(draws.T @ draws / 4000, covariance, atol=0.1 * float(scale))
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3])
+@pytest.mark.parametrize(("dimension", "num_samples"), [(1, 8), (5, 20), (40, 200)])
+def test_the_ellipsoid_covers_the_mean_as_the_chi_squared_law_says(dimension, num_samples, alpha):
+    """At least the nominal level, and not everything: the bound is safe by a known amount."""
+    radius = squared_radius(dimension, num_samples, alpha)
+    factor = jax.random.normal(jax.random.key(0), (dimension, dimension)) + 2 * jnp.eye(dimension)
+    noise = jax.random.normal(jax.random.key(1), (4000, num_samples, dimension))
+    errors = jnp.mean(noise, axis=1) @ factor.T  # of the means of samples with covariance f f^T
+    distances = jnp.sum(errors.T * jnp.linalg.solve(factor @ factor.T, errors.T), axis=0)
+    coverage = jnp.mean(distances <= radius)
+    exact = scipy.stats.chi2.cdf(num_samples * float(radius), dimension)
+    assert 1 - alpha <= exact < 1 - 0.02 * alpha
+    np.testing.assert_allclose(coverage, exact, atol=0.01)
+
+
+def test_the_radius_vanishes_with_samples_and_grows_with_confidence():
+    assert squared_radius(10, 100_000, 0.05) < 1e-3
+    assert squared_radius(10, 10, 0.01) > squared_radius(10, 10, 0.1)
+
+
+@pytest.mark.parametrize("shift", [-0.5, 0.0, 0.4, 2.0])
+def test_the_p_value_is_student_s(shift):
+    samples = jax.random.normal(jax.random.key(3), (6,)) + shift
+    expected = scipy.stats.ttest_1samp(np.asarray(samples), 0, alternative="greater").pvalue
+    np.testing.assert_allclose(p_value(samples), expected, rtol=1e-6)
+    alpha = 0.1
+    quantile = scipy.stats.t.ppf(1 - alpha, 5)
+    bound = samples.mean() - quantile * samples.std(ddof=1) / np.sqrt(6)
+    assert (p_value(samples) <= alpha) == (bound >= 0)
+
+
+def test_samples_without_spread_are_certain():
+    assert p_value(jnp.full(4, 0.1)) == 0
+    assert p_value(jnp.zeros(4)) == 1
