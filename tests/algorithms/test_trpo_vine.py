@@ -107,6 +107,8 @@ def test_branches_go_on_from_the_states_of_the_trajectory(bootstrap):
     branches = trajectory.context
     chex.assert_shape(branches.returns, (16, 2))
     assert len({*zip(branches.time.tolist(), branches.env.tolist(), strict=True)}) == 16
+    assert set(branches.env.tolist()) == {0, 1, 2, 3}
+    assert 4 < branches.time.max() < 8
     starts = trajectory.observation[branches.time, branches.env, 0]
     assert len(set(starts.tolist())) > 3
     for start, found in zip(starts.tolist(), branches.returns, strict=True):
@@ -161,12 +163,16 @@ def test_branches_of_a_state_share_their_random_numbers():
 def one_update():
     env = probes.counter(time_limit=6)._replace(action=Discrete(3))
 
+    def reset(key):  # environments that differ
+        state = jax.random.randint(key, (), 0, 6, jnp.int32)
+        return state, state[None].astype(jnp.float32)
+
     def step(key, state, action):
         new, result = env.step(key, state, action)
         return new, result._replace(reward=action * (state % 2 - 1 / 3))
 
     config = trpo_vine.Config(**SMALL, fisher_subsample=4, entropy_coef=0.1)
-    algorithm = trpo_vine.make(env._replace(step=step), config)
+    algorithm = trpo_vine.make(env._replace(reset=reset, step=step), config)
     state = jax.jit(algorithm.init)(jax.random.key(3))
     update = jax.jit(algorithm.update)
     state, _ = update(state)  # statistics that are not those of an empty start

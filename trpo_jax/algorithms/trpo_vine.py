@@ -45,7 +45,9 @@ class Config(TrustRegion, OnPolicy):
     num_branches: int = fields.integer(
         4, "actions tried in each of these states, at least 2; no more than there are", 1
     )
-    branch_steps: int = fields.integer(50, "steps of each branch", 1)
+    branch_steps: int = fields.integer(
+        10, "steps of each branch; 50 to 100 in the paper, which does not bootstrap", 1
+    )
     branch_bootstrap: bool = fields.flag(
         True, "add the critic's value where a branch stops short of termination; not in the paper"
     )
