@@ -154,9 +154,9 @@ def prepare(argv: Sequence[str] | None) -> Run:
     num_updates = args.total_steps // algorithm.steps_per_update
     if num_updates < 1:
         raise ConfigurationError(
-            f"total_steps = {args.total_steps:,} is less than one batch of num_envs * num_steps = "
-            f"{config.num_envs} * {config.num_steps} = {algorithm.steps_per_update:,} steps. "
-            "Raise --total-steps or lower --num-envs or --num-steps."
+            f"total_steps = {args.total_steps:,} is less than one batch, which takes "
+            f"{algorithm.steps_per_update:,} steps of the environment. Raise --total-steps or "
+            "collect less in an update, by --num-envs or --num-steps for instance."
         )
     if args.num_seeds < 1:
         raise ConfigurationError(f"num_seeds = {args.num_seeds} must be at least 1.")
