@@ -4,12 +4,13 @@ A trust region bounds how far the policy moves in an update, never the actions: 
 the policy as it is. What can be chosen is how the noise of one step is related to that of the next.
 
 - `white`: each action on its own, as in every textbook.
-- `ou`: the standardised noise is an Ornstein-Uhlenbeck process, whose exact solution from one step
-  to the next is eps' = rho eps + sqrt(1 - rho^2) xi. The noise of the step before is part of what
-  the policy acts on, so the action is drawn from
-  N(mean + rho std eps, (1 - rho^2) std^2): an ordinary Gaussian with an exact log-probability, KL
-  divergence and Fisher metric. The same `max_kl` then allows a mean step shorter by
-  sqrt(1 - rho^2).
+- `ou`: an Ornstein-Uhlenbeck process runs beside the policy, x' = rho x + sqrt(1 - rho^2) xi, which
+  is its exact solution from one step to the next. An action is drawn as if its standardised noise
+  were the next x, by a draw of its own: from N(mean + rho std x, (1 - rho^2) std^2). Nothing that
+  the policy does changes x, so x is part of the state, and that Gaussian has an exact
+  log-probability, KL divergence, Fisher metric and policy gradient. (Were the action's own noise
+  the next x, this would be (action - mean) / std, which changes with the policy: the gradient at
+  fixed x is then another one.) The same `max_kl` allows a mean step shorter by sqrt(1 - rho^2).
 - `colored`: noise with a power spectrum of 1 / f^beta (Hollenstein, Martius and Piater 2024,
   "Colored noise in PPO"). Each action alone has the policy's own distribution, which is what
   log-probabilities, KL divergences and the Fisher metric are computed from. That is an
@@ -68,34 +69,35 @@ def ou_correlation(theta: float, dt: float) -> float:
 
 
 def ou(size: int, rho: Float[Array, ""] | float) -> Exploration:
-    """Returns draws whose standardised noise is an Ornstein-Uhlenbeck process, exactly accounted.
+    """Returns draws whose standardised noise follows an Ornstein-Uhlenbeck process.
 
-    The first noise of an episode is drawn from the stationary law, so every action alone has the
-    policy's own distribution. With rho = 0 the draws are those of `white`, bit for bit.
+    The process starts each episode from its stationary law, so every action alone has the policy's
+    own distribution. The noises of two actions k steps apart have the correlation rho^(k + 2). With
+    rho = 0 the draws are those of `white`, bit for bit.
 
     Args:
         size: dimensions of the action.
-        rho: correlation of the noise from one step to the next, in [0, 1).
+        rho: correlation of the process from one step to the next, in [0, 1).
     """
 
-    def condition(distribution: DiagGaussian, noise: Float[Array, "..."]) -> DiagGaussian:
+    def next_value(process: DiagGaussian, value: Float[Array, "..."]) -> DiagGaussian:
         return DiagGaussian(
-            distribution.mean + rho * jnp.exp(distribution.log_std) * noise,
-            distribution.log_std + 0.5 * jnp.log1p(-jnp.square(rho)),
+            process.mean + rho * jnp.exp(process.log_std) * value,
+            process.log_std + 0.5 * jnp.log1p(-jnp.square(rho)),
         )
 
-    def act(key, distribution, noise, episodes):
-        fresh = jax.random.normal(jax.random.fold_in(key, 0), noise.shape)
-        noise = jnp.where((episodes.length == 0)[:, None], fresh, noise)
-        actions = condition(distribution, noise).sample(key)
-        new_noise = (actions - distribution.mean) * jnp.exp(-distribution.log_std)
-        return actions, noise, new_noise
+    def act(key, distribution, value, episodes):
+        start_key, next_key = jax.random.split(jax.random.fold_in(key, 0))
+        standard = DiagGaussian(jnp.zeros_like(value), jnp.zeros_like(value))
+        value = jnp.where((episodes.length == 0)[:, None], standard.sample(start_key), value)
+        actions = next_value(distribution, value).sample(key)
+        return actions, value, next_value(standard, value).sample(next_key)
 
     return Exploration(
         init=lambda num_envs: jnp.zeros((num_envs, size), jnp.float32),
-        begin=lambda key, noise: noise,
+        begin=lambda key, value: value,
         act=act,
-        condition=condition,
+        condition=next_value,
     )
 
 

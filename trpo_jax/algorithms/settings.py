@@ -69,7 +69,7 @@ class Exploration:
     )
     ou_rho: float = fields.real(
         0.5,
-        "correlation of Ornstein-Uhlenbeck noise from one step to the next",
+        "correlation of the Ornstein-Uhlenbeck process from one step to the next",
         0.0,
         1.0,
         open_high=True,
