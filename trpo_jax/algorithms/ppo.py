@@ -74,8 +74,8 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         old_params = state.actor.policy_params
         old_log_probs = behavior(old_params, batch).log_prob(batch.actions)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, old_log_probs))
-        decayed = 1 - state.num_updates * batch_size / max(config.decay_steps, batch_size)
-        learning_rate = config.policy_lr * (decayed if config.decay_steps else 1.0)
+        share_of_decay = batch_size / config.decay_steps if config.decay_steps else 0.0
+        learning_rate = config.policy_lr * jnp.maximum(1 - state.num_updates * share_of_decay, 0)
 
         def minibatch_step(carry, indices):
             params, moments = carry
