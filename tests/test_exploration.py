@@ -1,0 +1,232 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probes
+import pytest
+from scipy.stats import norm
+
+from trpo_jax import envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.distributions import DiagGaussian
+from trpo_jax.envs.episodes import Episode
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.exploration import colored, colored_noise, ou, ou_correlation, white
+
+SMALL = {"num_envs": 4, "hidden_sizes": (8,), "critic_minibatches": 4, "critic_epochs": 1}
+
+
+def gaussian(num_envs, mean=0.0, log_std=0.0, size=1):
+    shape = (num_envs, size)
+    return DiagGaussian(jnp.full(shape, mean), jnp.full(shape, log_std))
+
+
+def episodes_of(lengths):
+    return Episode((), jnp.zeros((len(lengths), 1)), jnp.asarray(lengths), jnp.zeros(len(lengths)))
+
+
+def draw(explore, distribution, num_steps, key=0):
+    """Returns the actions `[T, B]` of the first steps of as many episodes."""
+    num_envs = len(distribution.mean)
+
+    def step(memory, inputs):
+        length, key = inputs
+        episodes = episodes_of(jnp.full(num_envs, length))
+        actions, _, memory = explore.act(key, distribution, memory, episodes)
+        return memory, actions[..., 0]
+
+    begin_key, run_key = jax.random.split(jax.random.key(key))
+    memory = explore.begin(begin_key, explore.init(num_envs))
+    keys = jax.random.split(run_key, num_steps)
+    return jax.jit(lambda m: jax.lax.scan(step, m, (jnp.arange(num_steps), keys))[1])(memory)
+
+
+# --- Ornstein-Uhlenbeck
+
+
+def test_ou_actions_have_the_policys_moments_at_each_step_and_a_geometric_correlation():
+    actions = draw(ou(1, 0.7), gaussian(100_000, mean=0.3, log_std=-0.5), 8)
+    noise = np.asarray(actions - 0.3) / np.exp(-0.5)
+    np.testing.assert_allclose(noise.mean(axis=1), 0, atol=0.015)
+    np.testing.assert_allclose(noise.var(axis=1), 1, atol=0.02)
+    for lag in (1, 2, 5, 7):
+        np.testing.assert_allclose(np.mean(noise[0] * noise[lag]), 0.7 ** (lag + 2), atol=0.015)
+
+
+def test_the_ou_process_is_stationary_with_a_geometric_correlation():
+    explore, policy = ou(1, 0.7), gaussian(100_000, mean=5.0)
+    act = jax.jit(lambda key, x, e: explore.act(key, policy, x, e)[1:])
+    _, memory = act(jax.random.key(0), explore.init(100_000), episodes_of(jnp.zeros(100_000, int)))
+    values = []
+    for index in range(1, 5):
+        episodes = episodes_of(jnp.full(100_000, index))
+        context, memory = act(jax.random.key(index), memory, episodes)
+        values.append(np.asarray(context[:, 0]))
+    for lag, value in enumerate(values):
+        np.testing.assert_allclose(value.mean(), 0, atol=0.015)
+        np.testing.assert_allclose(np.mean(values[0] * value), 0.7**lag, atol=0.015)
+
+
+def test_the_correlation_of_a_time_is_that_of_its_halves():
+    np.testing.assert_allclose(ou_correlation(0.15, 0.5) ** 2, ou_correlation(0.15, 1.0))
+    np.testing.assert_allclose(ou_correlation(2.0, 0.1), np.exp(-0.2))
+
+
+def test_an_episode_starts_with_fresh_noise_and_goes_on_with_its_own():
+    memory = jnp.full((1000, 1), 50.0)
+    lengths = jnp.arange(1000) % 2  # every other episode has just started
+    explore = ou(1, 0.5)
+    actions, context, _ = explore.act(
+        jax.random.key(0), gaussian(1000), memory, episodes_of(lengths)
+    )
+    np.testing.assert_array_equal(context[1::2], 50.0)
+    assert jnp.abs(actions[1::2] - 25.0).max() < 5
+    assert jnp.abs(context[::2]).max() < 5
+    np.testing.assert_allclose(context[::2].std(), 1, atol=0.1)
+    # What began the noise is not what goes on with it.
+    assert abs(np.corrcoef(context[::2, 0], (actions - 0.5 * context)[::2, 0])[0, 1]) < 0.2
+
+
+def test_the_distribution_given_the_noise_is_the_one_drawn_from():
+    explore, distribution = ou(1, 0.8), gaussian(50_000, mean=0.3, log_std=-0.5)
+    memory = jnp.full((50_000, 1), 1.5)
+    episodes = episodes_of(jnp.ones(50_000, jnp.int32))
+    actions, context, _ = explore.act(jax.random.key(0), distribution, memory, episodes)
+    mean, std = 0.3 + 0.8 * np.exp(-0.5) * 1.5, 0.6 * np.exp(-0.5)
+    np.testing.assert_allclose(actions.mean(), mean, atol=0.01)
+    np.testing.assert_allclose(actions.std(), std, atol=0.01)
+    given = explore.condition(distribution, context)
+    np.testing.assert_allclose(
+        given.log_prob(actions), norm.logpdf(actions[:, 0], mean, std), atol=1e-4
+    )
+
+
+def test_without_correlation_the_draws_are_those_of_white_noise_bit_for_bit():
+    pendulum = envs.make("Pendulum-v1")
+
+    def update(**settings):
+        algorithm = trpo.make(pendulum, trpo.Config(**SMALL, num_steps=16, **settings))
+        state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+        return trajectory, *jax.jit(algorithm.learn)(state, trajectory)
+
+    plain, plain_state, plain_metrics = update()
+    without, state, metrics = update(exploration="ou", ou_rho=0.0)
+    chex.assert_trees_all_equal(without._replace(context=()), plain)
+    assert without.context.shape == without.action.shape
+    chex.assert_trees_all_close(state.actor, plain_state.actor, rtol=1e-4, atol=1e-7)
+    chex.assert_trees_all_close(metrics, plain_metrics, rtol=1e-3, atol=1e-5)
+
+
+def test_the_process_goes_on_over_rollouts_starts_with_episodes_and_is_what_is_conditioned_on():
+    env = probes.counter(time_limit=5)._replace(action=envs.make("Pendulum-v1").action)
+    algorithm = trpo.make(env, trpo.Config(**SMALL, num_steps=16, exploration="ou", ou_rho=0.999))
+    collect = jax.jit(algorithm.collect)
+    state, first = collect(algorithm.init(jax.random.key(0)))
+    state, second = collect(state._replace(num_updates=1))
+    context, done = (
+        jnp.concatenate([getattr(x, name) for x in (first, second)]) for name in ("context", "done")
+    )
+    changes = jnp.abs(jnp.diff(context[..., 0], axis=0))
+    assert jnp.where(done[:-1], 0, changes).max() < 5 * jnp.sqrt(1 - 0.999**2)
+    assert jnp.where(done[:-1], changes, 9.0).min() > 1e-3
+    assert jnp.where(done[:-1], changes, 0).mean() > 0.1
+    policy = algorithm.policy(state.actor, first.observation)
+    residual = first.action - policy.mean - 0.999 * jnp.exp(policy.log_std) * first.context
+    deviation = jnp.std(residual / jnp.exp(policy.log_std))
+    np.testing.assert_allclose(deviation, jnp.sqrt(1 - 0.999**2), rtol=0.3)
+
+
+@pytest.mark.usefixtures("x64")
+def test_scores_given_the_noise_are_the_gradient_of_the_return_and_marginal_ones_are_not():
+    """A linear system under linear feedback, against differences of its return."""
+    explore, num_envs, horizon = ou(1, 0.8), 200_000, 5
+
+    def policy(theta, positions):
+        return DiagGaussian(theta[0] * positions, jnp.broadcast_to(theta[1], positions.shape))
+
+    @jax.jit
+    def simulate(theta):
+        positions, noise = jnp.ones((num_envs, 1)), explore.init(num_envs)
+        steps, rewards = [], []
+        for t, key in enumerate(jax.random.split(jax.random.key(0), horizon)):
+            episodes = episodes_of(jnp.full(num_envs, t))
+            actions, context, noise = explore.act(key, policy(theta, positions), noise, episodes)
+            steps.append((positions, actions, context))
+            positions = positions + actions
+            rewards.append(-jnp.sum(positions**2 + 0.1 * actions**2, axis=-1))
+        return steps, jnp.stack(rewards)
+
+    theta = jnp.array([-0.5, -0.7])
+    mean_return = lambda theta: simulate(theta)[1].sum(axis=0).mean()
+    differences = jnp.array(
+        [(mean_return(theta + h) - mean_return(theta - h)) / 2e-4 for h in 1e-4 * jnp.eye(2)]
+    )
+    steps, rewards = simulate(theta)
+    to_go = jnp.cumsum(rewards[::-1], axis=0)[::-1]
+
+    def errors(condition):
+        def weighted(theta):
+            log_probs = [
+                condition(policy(theta, positions), context).log_prob(actions)
+                for positions, actions, context in steps
+            ]
+            return sum(log_prob * g for log_prob, g in zip(log_probs, to_go, strict=True))
+
+        samples = jax.jit(jax.jacfwd(weighted))(theta)
+        deviation = samples.mean(axis=0) - differences
+        return deviation / (samples.std(axis=0) / jnp.sqrt(num_envs))
+
+    assert jnp.abs(errors(explore.condition)).max() < 4
+    assert jnp.abs(errors(white().condition)).min() > 20
+
+
+# --- coloured noise
+
+
+@pytest.mark.parametrize("length", [7, 8])
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+def test_colored_noise_has_unit_variance_at_each_step(length, beta):
+    noise = colored_noise(jax.random.key(0), beta, (length, 50_000))
+    np.testing.assert_allclose(noise.mean(axis=1), 0, atol=0.025)
+    np.testing.assert_allclose(noise.var(axis=1), 1, atol=0.03)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
+def test_the_power_of_colored_noise_falls_with_beta(beta):
+    noise = colored_noise(jax.random.key(1), beta, (1000, 400))
+    power = (jnp.abs(jnp.fft.rfft(noise, axis=0)) ** 2).mean(axis=1)[1:-1]
+    slope = np.polyfit(np.log(np.arange(1, 500)), np.log(power), 1)[0]
+    np.testing.assert_allclose(slope, -beta, atol=0.02)
+
+
+@pytest.mark.parametrize(("beta", "correlation"), [(0.0, 0.0), (0.5, 0.36), (1.0, 0.77)])
+def test_neighbouring_steps_of_colored_noise_are_correlated(beta, correlation):
+    noise = colored_noise(jax.random.key(2), beta, (1000, 400))
+    np.testing.assert_allclose(jnp.mean(noise[1:] * noise[:-1]), correlation, atol=0.015)
+
+
+def test_colored_noise_serves_several_rollouts_and_is_then_drawn_anew():
+    explore = colored(1, 1.0, num_steps=400)
+    act = jax.jit(lambda memory: explore.act(jax.random.key(0), policy, memory, None))
+    policy = gaussian(3, mean=2.0, log_std=-1.0)
+    memory, sequences = explore.init(3), []
+    for index in range(4):
+        memory = explore.begin(jax.random.key(index), memory)
+        sequences.append(np.asarray(memory.noise))
+        actions, context, memory = act(memory)
+        assert context == ()
+        expected = 2.0 + np.exp(-1.0) * memory.noise[400 * (index % 3)]
+        np.testing.assert_allclose(actions, expected, rtol=1e-6)
+        memory = memory._replace(position=memory.position + 399)
+    first, second, third, fourth = sequences
+    assert first.shape == (1200, 3, 1)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, third)
+    assert np.abs(first - fourth).min() > 0
+    np.testing.assert_allclose(first.std(), 1, atol=0.5)
+
+
+@pytest.mark.parametrize("exploration", ["ou", "colored"])
+def test_correlated_noise_needs_continuous_actions(exploration):
+    with pytest.raises(ConfigurationError, match=f"exploration = '{exploration}' needs continuous"):
+        trpo.make(probes.action_choice(), trpo.Config(exploration=exploration))
