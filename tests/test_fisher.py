@@ -5,7 +5,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from problems import POLICIES, policies
 
-from trpo_jax.fisher import dense_fisher, fisher_vector_product
+from trpo_jax.fisher import dense_fisher, fisher_vector_product, gauss_newton_product
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -55,3 +55,37 @@ def test_state_independent_log_std_has_fisher_two():
     product = fisher_vector_product(distribution_fn, params)(vector)
     np.testing.assert_allclose(product["log_std"], [2.0, -6.0], rtol=1e-12)
     np.testing.assert_allclose(ravel_pytree(product["mean"])[0], 0, atol=1e-12)
+
+
+def test_weights_of_states_weight_their_fisher_matrices():
+    params, distribution_fn = policies(jax.random.key(0))["multi_categorical"]
+    weights = jnp.array([[0.0, 0.5, 1.0], [1.5, 3.0, 0.0]])  # of mean 1
+    at_state = lambda t, b: lambda p: jax.tree.map(lambda x: x[t, b][None], distribution_fn(p))
+    dense = sum(
+        weights[t, b] * dense_fisher(at_state(t, b), params) / 6 for t in range(2) for b in range(3)
+    )
+    flat, unravel = ravel_pytree(params)
+    vector = jax.random.normal(jax.random.key(1), flat.shape)
+    product = lambda w: ravel_pytree(
+        fisher_vector_product(distribution_fn, params, w)(unravel(vector))
+    )[0]
+    np.testing.assert_allclose(product(weights), dense @ vector, rtol=1e-6)
+    np.testing.assert_allclose(product(jnp.ones((2, 3))), product(None), rtol=1e-12)
+
+
+def test_gauss_newton_product_is_the_dense_one():
+    """For outputs of two kinds, in a metric that mixes them and depends on them."""
+    params = {"a": jnp.array([0.3, -1.2]), "b": jnp.array([[0.5], [2.0]])}
+    fn = lambda p: (jnp.sin(p["a"]), p["b"][:, 0] ** 2 * p["a"][0])
+    flat, unravel = ravel_pytree(params)
+    outputs, unravel_outputs = ravel_pytree(fn(params))
+    metric = jnp.outer(outputs, outputs) + jnp.diag(jnp.arange(1.0, 5.0))
+
+    def output_metric(given, tangent):
+        np.testing.assert_array_equal(ravel_pytree(given)[0], outputs)
+        return unravel_outputs(metric @ ravel_pytree(tangent)[0])
+
+    jacobian = jax.jacobian(lambda x: ravel_pytree(fn(unravel(x)))[0])(flat)
+    vector = jnp.array([1.0, -2.0, 0.5, 3.0])
+    product, _ = ravel_pytree(gauss_newton_product(fn, params, output_metric)(unravel(vector)))
+    np.testing.assert_allclose(product, jacobian.T @ metric @ jacobian @ vector, rtol=1e-9)
