@@ -3,9 +3,11 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
+import learning
 import numpy as np
 import probes
 import pytest
+from learning import SMALL, train
 
 from trpo_jax import envs
 from trpo_jax.advantages import generalized_advantages, standardize
@@ -21,73 +23,20 @@ from trpo_jax.trust_region import importance_sampled_surrogate, natural_step
 
 pytestmark = pytest.mark.xdist_group("trpo")  # one worker, so that what is compiled is shared
 
-SMALL = {"num_envs": 4, "num_steps": 16, "hidden_sizes": (8,), "critic_minibatches": 4}
-
 
 @pytest.fixture(scope="module")
 def cartpole():
     return envs.make("CartPole-v1")
 
 
-def train(env, num_updates, **settings):
-    algorithm = trpo.make(env, trpo.Config(**(SMALL | settings)))
-
-    @jax.jit
-    def run(key):
-        scan = lambda s, _: algorithm.update(s)
-        return jax.lax.scan(scan, algorithm.init(key), length=num_updates)
-
-    state, metrics = run(jax.random.key(0))
-    return algorithm, state, metrics
+@pytest.mark.parametrize("probe", learning.PROBES)
+def test_probe(probe):
+    learning.assert_learns(trpo, probe, max_kl=0.05)
 
 
-# --- five probes: what exactly is learnt
-
-LEARN = {"num_steps": 8, "critic_lr": 0.01, "normalize_observations": False}
-
-
-def values(env, state, observations):
-    critic = make_critic(env.observation, hidden_sizes=SMALL["hidden_sizes"])
-    return critic.apply(state.critic.params, jnp.asarray(observations, jnp.float32)[:, None])
-
-
-def test_probe_constant_value():
-    env = probes.constant_value()
-    _, state, _ = train(env, 30, **LEARN)
-    np.testing.assert_allclose(values(env, state, [0.0]), [1.0], atol=0.03)
-
-
-def test_probe_value_of_observation():
-    env = probes.value_of_observation()
-    _, state, _ = train(env, 30, **LEARN)
-    np.testing.assert_allclose(values(env, state, [1.0, -1.0]), [1.0, -1.0], atol=0.05)
-
-
-def test_probe_discounting():
-    env = probes.discounting()
-    _, state, _ = train(env, 60, gamma=0.7, **LEARN)
-    np.testing.assert_allclose(values(env, state, [0.0, 1.0]), [0.7, 1.0], atol=0.05)
-
-
-def test_probe_action_choice():
-    algorithm, state, _ = train(probes.action_choice(), 30, max_kl=0.05, **LEARN)
-    distribution = algorithm.policy(state.actor, jnp.zeros((1, 1)))
-    assert jax.nn.softmax(distribution.logits)[0, 1] > 0.95
-
-
-def test_probe_action_from_observation():
-    algorithm, state, _ = train(probes.action_from_observation(), 40, max_kl=0.05, **LEARN)
-    probs = jax.nn.softmax(algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]])).logits)
-    assert probs[0, 1] > 0.9
-    assert probs[1, 0] > 0.9
-
-
-def test_probe_continuous_action_from_observation():
-    env = probes.action_from_observation(continuous=True)
-    algorithm, state, _ = train(env, 80, max_kl=0.05, **(LEARN | {"num_steps": 32}))
-    distribution = algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]]))
-    np.testing.assert_allclose(distribution.mode()[:, 0], [0.5, -0.5], atol=0.15)
-    assert distribution.log_std.max() < -1.0
+@pytest.mark.parametrize("probe", learning.VALUE_PROBES)
+def test_probe_with_the_critic_in_a_trust_region(probe):
+    learning.assert_learns(trpo, probe, gae_critic="trust_region")
 
 
 # --- one update
@@ -205,7 +154,7 @@ def test_truncation_is_bootstrapped_and_termination_is_not():
 
     def critic_targets(**settings):
         env = probes.counter(reward=1.0, **settings)
-        _, state, _ = train(env, 150, gamma=0.8, critic_lr=0.01)
+        _, state, _ = train(trpo, env, 150, gamma=0.8, critic_lr=0.01)
         critic = make_critic(env.observation, hidden_sizes=SMALL["hidden_sizes"])
         observations = normalize(state.actor.observation_statistics, jnp.arange(4.0)[:, None])
         return critic.apply(state.critic.params, observations)
