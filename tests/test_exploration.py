@@ -111,8 +111,11 @@ def test_without_correlation_the_draws_are_those_of_white_noise_bit_for_bit():
 
     plain, plain_state, plain_metrics = update()
     without, state, metrics = update(exploration="ou", ou_rho=0.0)
-    chex.assert_trees_all_equal(without._replace(context=()), plain)
-    assert without.context.shape == without.action.shape
+    chex.assert_trees_all_equal(without, plain)
+    chex.assert_trees_all_equal(state.actor, plain_state.actor)
+    chex.assert_trees_all_equal(metrics, plain_metrics)
+    traced, state, metrics = update(exploration="ou", ou_rho=jnp.zeros(()))
+    chex.assert_trees_all_equal(traced._replace(context=()), plain)
     chex.assert_trees_all_close(state.actor, plain_state.actor, rtol=1e-4, atol=1e-7)
     chex.assert_trees_all_close(metrics, plain_metrics, rtol=1e-3, atol=1e-5)
 

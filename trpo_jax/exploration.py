@@ -79,6 +79,8 @@ def ou(size: int, rho: Float[Array, ""] | float) -> Exploration:
         size: dimensions of the action.
         rho: correlation of the process from one step to the next, in [0, 1).
     """
+    if isinstance(rho, float | int) and rho == 0:
+        return white()  # adding zero is not free of rounding once compiled
 
     def next_value(process: DiagGaussian, value: Float[Array, "..."]) -> DiagGaussian:
         return DiagGaussian(
