@@ -4,6 +4,7 @@ import json
 import re
 
 import compare
+import numpy as np
 import pytest
 import train
 
@@ -178,8 +179,9 @@ def test_a_median_needs_every_seed():
 
 
 def test_thresholds_belong_to_environments():
-    for name in compare.tomllib.loads(compare.THRESHOLDS_FILE.read_text()):
-        compare.envs.make(name)
+    for name, threshold in compare.tomllib.loads(compare.THRESHOLDS_FILE.read_text()).items():
+        assert compare.envs.make(name).name == name
+        assert np.isfinite(threshold)
 
 
 def test_what_an_unfinished_run_left_is_kept(tmp_path):

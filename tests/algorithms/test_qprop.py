@@ -1,6 +1,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import learning
 import numpy as np
 import optax
 import probes
@@ -25,14 +26,7 @@ SMALL = {
 
 
 def train(env, num_updates, **settings):
-    algorithm = qprop.make(env, qprop.Config(**(SMALL | settings)))
-
-    @jax.jit
-    def run(key):
-        scan = lambda s, _: algorithm.update(s)
-        return jax.lax.scan(scan, algorithm.init(key), length=num_updates)
-
-    return algorithm, *run(jax.random.key(0))
+    return learning.train(qprop, env, num_updates, **(SMALL | settings))
 
 
 # --- the probes: what exactly is learnt, by V and by Q

@@ -1,6 +1,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import learning
 import numpy as np
 import probes
 import pytest
@@ -29,15 +30,7 @@ SMALL = {
 
 
 def train(env, num_updates, **settings):
-    algorithm = trpo_vine.make(env, trpo_vine.Config(**(SMALL | settings)))
-
-    @jax.jit
-    def run(key):
-        scan = lambda s, _: algorithm.update(s)
-        return jax.lax.scan(scan, algorithm.init(key), length=num_updates)
-
-    state, metrics = run(jax.random.key(0))
-    return algorithm, state, metrics
+    return learning.train(trpo_vine, env, num_updates, **(SMALL | settings))
 
 
 # --- five probes: what exactly is learnt

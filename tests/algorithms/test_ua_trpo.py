@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
+from learning import SMALL, train
 
 from trpo_jax import envs
 from trpo_jax.algorithms import on_policy, trpo, ua_trpo
@@ -12,23 +13,10 @@ from trpo_jax.errors import ConfigurationError
 
 pytestmark = pytest.mark.xdist_group("ua_trpo")  # one worker, so that what is compiled is shared
 
-SMALL = {"num_envs": 4, "num_steps": 16, "hidden_sizes": (8,), "critic_minibatches": 4}
-
 
 @pytest.fixture(scope="module")
 def cartpole():
     return envs.make("CartPole-v1")
-
-
-def train(module, env, num_updates, **settings):
-    algorithm = module.make(env, module.Config(**(SMALL | settings)))
-
-    @jax.jit
-    def run(key):
-        scan = lambda s, _: algorithm.update(s)
-        return jax.lax.scan(scan, algorithm.init(key), length=num_updates)
-
-    return algorithm, *run(jax.random.key(0))
 
 
 def first_update(env, weights, **settings):
