@@ -72,6 +72,29 @@ def action_from_observation(continuous=False):
     return probe("action from observation", lambda s, t: s[None], reward, continuous=continuous)
 
 
+PROBES = {
+    make.__name__: make
+    for make in (
+        constant_value,
+        value_of_observation,
+        discounting,
+        action_choice,
+        action_from_observation,
+    )
+}
+
+
+def probe_number(index, continuous=False):
+    """Returns the probe of that index, which may be traced: one program then serves all five."""
+    environments = [make(continuous) for make in PROBES.values()]
+    choose = lambda functions: lambda *args: jax.lax.switch(index, functions, *args)
+    return environments[0]._replace(
+        name="one of five",
+        reset=choose([env.reset for env in environments]),
+        step=choose([env.step for env in environments]),
+    )
+
+
 def counter(time_limit=None, terminates_at=None, reward=None, visible=True):
     """Counts its steps; shows the count if visible; rewards with ten times the one before."""
 

@@ -14,9 +14,9 @@ from trpo_jax.fisher import dense_fisher
 pytestmark = pytest.mark.xdist_group("npg")
 
 
-@pytest.mark.parametrize("probe", learning.HARDEST)
-def test_probe(probe):
-    learning.assert_learns(npg, probe, max_kl=0.05)
+@learning.CHOICES_AND_NUMBERS
+def test_probe(probe, continuous):
+    learning.assert_learns(npg, probe, continuous, max_kl=0.05)
 
 
 def test_it_is_trpo_where_that_takes_the_full_step_and_goes_on_where_that_does_not():

@@ -23,12 +23,10 @@ ONE_STEP = learning.SMALL | {
 PARTS = {"policy_minibatches": 4, "policy_epochs": 4}
 
 
-@pytest.mark.parametrize(
-    ("probe", "loss"),
-    [(probe, "clip") for probe in learning.HARDEST] + [(p, "spo") for p in learning.HARDEST[1:]],
-)
-def test_probe(probe, loss):
-    learning.assert_learns(ppo, probe, loss=loss, policy_lr=0.01, **PARTS)
+@learning.CHOICES_AND_NUMBERS
+@pytest.mark.parametrize("loss", ["clip", "spo"])
+def test_probe(probe, continuous, loss):
+    learning.assert_learns(ppo, probe, continuous, loss=loss, policy_lr=0.01, **PARTS)
 
 
 @pytest.mark.parametrize(

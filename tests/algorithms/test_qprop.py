@@ -11,7 +11,7 @@ from trpo_jax import envs
 from trpo_jax.algorithms import qprop
 from trpo_jax.critic import fit_with_target, init_critic
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.networks import make_action_critic, make_critic
+from trpo_jax.networks import make_action_critic
 
 pytestmark = pytest.mark.xdist_group("qprop")  # one worker, so that what is compiled is shared
 
@@ -25,72 +25,41 @@ SMALL = {
 }
 
 
-def train(env, num_updates, **settings):
-    return learning.train(qprop, env, num_updates, **(SMALL | settings))
-
-
 # --- the probes: what exactly is learnt, by V and by Q
 
-LEARN = {
-    "num_steps": 8,
-    "critic_lr": 0.01,
-    "q_lr": 0.01,
-    "q_tau": 0.05,
-    "normalize_observations": False,
-}
+LEARN = {"q_lr": 0.01, "q_tau": 0.05, "max_kl": 0.05, "replay_size": 512, "q_minibatch": 16}
 
 
-def values(env, algorithm, state, observations):
-    """V, Q at the policy's mean, and Q's target there."""
-    seen = jnp.asarray(observations, jnp.float32)[:, None]
-    sizes = SMALL["hidden_sizes"]
-    v = make_critic(env.observation, hidden_sizes=sizes).apply(state.critic.params, seen)
-    q = make_action_critic(env.observation, env.action, hidden_sizes=sizes).apply
-    means = algorithm.policy(state.actor, seen).mode()
-    memory = state.memory
-    return [v, *(q(params, seen, means) for params in (memory.critic.params, memory.target_params))]
+@pytest.mark.parametrize("eta", ["conservative", "standard"])
+@pytest.mark.parametrize("probe", probes.PROBES)
+def test_probe(probe, eta):
+    learning.assert_learns(qprop, probe, continuous=True, eta=eta, **LEARN)
 
 
-def test_probe_constant_value():
+@pytest.mark.parametrize(
+    ("probe", "observations", "expected"),
+    [
+        ("constant_value", [0.0], [1.0]),
+        ("value_of_observation", [1.0, -1.0], [1.0, -1.0]),
+        ("discounting", [0.0, 1.0], [0.7, 1.0]),
+    ],
+)
+def test_q_and_its_target_learn_the_values(probe, observations, expected):
+    algorithm, state, _ = learning.learnt(qprop, probe, continuous=True, eta="standard", **LEARN)
     env = probes.constant_value(continuous=True)
-    algorithm, state, _ = train(env, 30, **LEARN)
-    for learnt in values(env, algorithm, state, [0.0]):
-        np.testing.assert_allclose(learnt, [1.0], atol=0.05)
+    q = make_action_critic(env.observation, env.action, hidden_sizes=SMALL["hidden_sizes"]).apply
+    seen = jnp.array(observations)[:, None]
+    means = algorithm.policy(state.actor, seen).mode()
+    for params in (state.memory.critic.params, state.memory.target_params):
+        np.testing.assert_allclose(q(params, seen, means), expected, atol=0.1)
 
 
-def test_probe_value_of_observation():
-    env = probes.value_of_observation(continuous=True)
-    algorithm, state, _ = train(env, 30, **LEARN)
-    for learnt in values(env, algorithm, state, [1.0, -1.0]):
-        np.testing.assert_allclose(learnt, [1.0, -1.0], atol=0.1)
-
-
-def test_probe_discounting():
-    env = probes.discounting(continuous=True)
-    algorithm, state, _ = train(env, 60, gamma=0.7, **LEARN)
-    for learnt in values(env, algorithm, state, [0.0, 1.0]):
-        np.testing.assert_allclose(learnt, [0.7, 1.0], atol=0.1)
-
-
-def test_probe_action_choice():
-    env = probes.action_choice(continuous=True)
-    algorithm, state, _ = train(env, 60, max_kl=0.05, **(LEARN | {"num_steps": 32}))
-    distribution = algorithm.policy(state.actor, jnp.zeros((1, 1)))
-    np.testing.assert_allclose(distribution.mode()[0, 0], 0.5, atol=0.15)
-    assert distribution.log_std.max() < -1.0
-
-
-@pytest.mark.parametrize("settings", [{"eta": "conservative"}, {"eta": "standard"}])
-def test_probe_action_from_observation(settings):
-    env = probes.action_from_observation(continuous=True)
-    settings = LEARN | {"num_steps": 32, "max_kl": 0.05} | settings
-    algorithm, state, metrics = train(env, 80, **settings)
-    distribution = algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]]))
-    np.testing.assert_allclose(distribution.mode()[:, 0], [0.5, -0.5], atol=0.15)
-    assert distribution.log_std.max() < -1.0
-    assert metrics["control_variate_correlation"][:40].mean() > 0.05  # until the best is found
-    expected = {"conservative": (0.5, 1.0), "standard": (1.0, 1.0)}[settings["eta"]]
-    assert expected[0] <= metrics["eta_mean"].mean() <= expected[1]
+@pytest.mark.parametrize(("eta", "least"), [("conservative", 0.5), ("standard", 1.0)])
+def test_q_is_of_use_until_the_best_actions_are_found(eta, least):
+    probe = "action_from_observation"
+    _, _, metrics = learning.learnt(qprop, probe, continuous=True, eta=eta, **LEARN)
+    assert metrics["control_variate_correlation"][:40].mean() > 0.05
+    assert least <= metrics["eta_mean"].mean() <= 1.0
 
 
 # --- what Q is fitted to

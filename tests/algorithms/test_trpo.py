@@ -29,14 +29,14 @@ def cartpole():
     return envs.make("CartPole-v1")
 
 
-@pytest.mark.parametrize("probe", learning.PROBES)
-def test_probe(probe):
-    learning.assert_learns(trpo, probe, max_kl=0.05)
+@learning.CHOICES_AND_NUMBERS
+def test_probe(probe, continuous):
+    learning.assert_learns(trpo, probe, continuous, max_kl=0.05)
 
 
-@pytest.mark.parametrize("probe", learning.VALUE_PROBES)
+@pytest.mark.parametrize("probe", probes.PROBES)
 def test_probe_with_the_critic_in_a_trust_region(probe):
-    learning.assert_learns(trpo, probe, gae_critic="trust_region")
+    learning.assert_learns(trpo, probe, max_kl=0.05, gae_critic="trust_region")
 
 
 # --- one update

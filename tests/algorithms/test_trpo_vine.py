@@ -29,13 +29,7 @@ SMALL = {
 }
 
 
-def train(env, num_updates, **settings):
-    return learning.train(trpo_vine, env, num_updates, **(SMALL | settings))
-
-
-# --- five probes: what exactly is learnt
-
-LEARN = {"critic_lr": 0.01, "normalize_observations": False}
+LEARN = {"max_kl": 0.05, "num_states": 32, "branch_steps": 3}
 
 
 def values(env, state, observations):
@@ -43,45 +37,15 @@ def values(env, state, observations):
     return critic.apply(state.critic.params, jnp.asarray(observations, jnp.float32)[:, None])
 
 
-def test_probe_constant_value():
-    env = probes.constant_value()
-    _, state, metrics = train(env, 30, **LEARN)
-    np.testing.assert_allclose(values(env, state, [0.0]), [1.0], atol=0.03)
-    assert not metrics["kl"].any()  # nothing to choose between, so nothing is chosen
+@learning.CHOICES_AND_NUMBERS
+def test_probe(probe, continuous):
+    learning.assert_learns(trpo_vine, probe, continuous, **LEARN)
 
 
-def test_probe_value_of_observation():
-    env = probes.value_of_observation()
-    _, state, metrics = train(env, 30, **LEARN)
-    np.testing.assert_allclose(values(env, state, [1.0, -1.0]), [1.0, -1.0], atol=0.05)
+@pytest.mark.parametrize("probe", ["constant_value", "value_of_observation"])
+def test_where_no_action_matters_no_step_is_taken(probe):
+    _, _, metrics = learning.learnt(trpo_vine, probe, **LEARN)
     assert not metrics["kl"].any()
-
-
-def test_probe_discounting():
-    env = probes.discounting()
-    _, state, _ = train(env, 60, gamma=0.7, **LEARN)
-    np.testing.assert_allclose(values(env, state, [0.0, 1.0]), [0.7, 1.0], atol=0.05)
-
-
-def test_probe_action_choice():
-    algorithm, state, _ = train(probes.action_choice(), 30, max_kl=0.05, **LEARN)
-    distribution = algorithm.policy(state.actor, jnp.zeros((1, 1)))
-    assert jax.nn.softmax(distribution.logits)[0, 1] > 0.95
-
-
-def test_probe_action_from_observation():
-    algorithm, state, _ = train(probes.action_from_observation(), 40, max_kl=0.05, **LEARN)
-    probs = jax.nn.softmax(algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]])).logits)
-    assert probs[0, 1] > 0.9
-    assert probs[1, 0] > 0.9
-
-
-def test_probe_continuous_action_from_observation():
-    env = probes.action_from_observation(continuous=True)
-    algorithm, state, _ = train(env, 80, max_kl=0.05, **(LEARN | {"num_states": 32}))
-    distribution = algorithm.policy(state.actor, jnp.array([[1.0], [-1.0]]))
-    np.testing.assert_allclose(distribution.mode()[:, 0], [0.5, -0.5], atol=0.15)
-    assert distribution.log_std.max() < -1.0
 
 
 # --- what the branches find

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
-from learning import SMALL, train
+from learning import CHOICES_AND_NUMBERS, SMALL, assert_learns, train
 
 from trpo_jax import envs
 from trpo_jax.algorithms import on_policy, trpo, ua_trpo
@@ -12,6 +12,11 @@ from trpo_jax.algorithms.critic_ensemble import make_ensemble, member_values, un
 from trpo_jax.errors import ConfigurationError
 
 pytestmark = pytest.mark.xdist_group("ua_trpo")  # one worker, so that what is compiled is shared
+
+
+@CHOICES_AND_NUMBERS
+def test_probe(probe, continuous):
+    assert_learns(ua_trpo, probe, continuous, max_kl=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from trpo_jax.algorithms import vpg
 pytestmark = pytest.mark.xdist_group("vpg")
 
 
-@pytest.mark.parametrize("probe", learning.HARDEST)
-def test_probe(probe):
-    learning.assert_learns(vpg, probe, policy_lr=0.03)
+@learning.CHOICES_AND_NUMBERS
+def test_probe(probe, continuous):
+    learning.assert_learns(vpg, probe, continuous, policy_lr=0.03)
 
 
 def test_updates_are_steps_of_adam_along_the_policy_gradient():
