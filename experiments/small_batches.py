@@ -1,8 +1,8 @@
 """Measures when a confidence interval pays: small batches, and the true return around each step.
 
-Each variant trains at several batch sizes. At evenly spaced updates, the stochastic policies before
-and after the update are run on the same fresh episodes, with the same random numbers: the paired
-difference says whether the return truly fell.
+Each variant trains at several batch sizes, with trpo's settings in whatever trpo has. At evenly
+spaced updates, the stochastic policies before and after the update are run on the same fresh
+episodes, with the same random numbers: the paired difference says whether the return truly fell.
 """
 
 import argparse
@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import train
-from command_line import Parser, step_count, user_errors
+from command_line import Parser, config_to_dict, step_count, user_errors
 from compare import Variant, parse_variant
 from jaxtyping import Array, Float, Integer
 from rich.console import Console
 
+from trpo_jax import algorithms
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.training.evaluation import EVALUATION, evaluate, evaluate_seeds, summarize
 from trpo_jax.training.files import create_run_folder, write_json
@@ -27,7 +28,8 @@ from trpo_jax.training.files import create_run_folder, write_json
 FINAL_EPISODES = 64
 VARIANTS = (
     "trpo",
-    "ua_trpo",
+    "ua_trpo-c1=ua_trpo --c 1",
+    "ua_trpo-c10=ua_trpo --c 10",
     "ua_trpo-c100=ua_trpo --c 100",
     "accept=ua_trpo --c 0 --acceptance confidence",
 )
@@ -106,9 +108,19 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     Raises:
         ConfigurationError: if its settings cannot work.
     """
-    argv = ["--algorithm", variant.algorithm, "--env", env, "--seed", str(args.seed)]
-    argv += ["--num-seeds", str(args.num_seeds), "--total-steps", str(args.total_steps)]
+    argv = ["--env", env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
+    argv += ["--total-steps", str(args.total_steps)]
     argv += ["--num-envs", "8", "--num-steps", str(batch // 8), "--critic-minibatches", "4"]
+    whole = [
+        "--algorithm",
+        "trpo",
+        "--fisher-subsample",
+        "1",
+    ]  # small batches have no step to spare
+    reference = config_to_dict(train.prepare([*argv, *whole]).config)
+    known = config_to_dict(algorithms.get(variant.algorithm).Config())
+    shared = {name: value for name, value in reference.items() if name in known}
+    argv += ["--algorithm", variant.algorithm, *flags(shared)]
     run = train.prepare([*argv, *variant.flags])
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
         raise ConfigurationError(
@@ -117,6 +129,17 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
             "one measurement and as many updates as measurements are needed."
         )
     return run
+
+
+def flags(settings: dict[str, Any]) -> Iterator[str]:
+    """Yields the flags of train.py that say as much as the fields of a config."""
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield f"--{flag}"
+            yield from map(str, value if isinstance(value, tuple) else [value])
 
 
 def checked_run(run: train.Run, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
@@ -165,7 +188,8 @@ def table_lines(command: str, rows: list[dict[str, Any]], args) -> Iterator[str]
     """Yields the lines of small_batches.md."""
     yield from ("```", command, "```", "")
     yield (
-        f"Eight environments, {args.total_steps:,} steps a seed, {args.num_seeds} seeds. IQM: "
+        f"Eight environments, {args.total_steps:,} steps a seed, {args.num_seeds} seeds; the "
+        "settings of trpo in whatever trpo has. IQM: "
         f"interquartile mean over seeds of the final return, deterministic policy. *Fell*: share "
         f"of {args.checks * args.num_seeds} updates after which the true return of the stochastic "
         f"policy was lower, on {args.episodes} paired episodes; *clearly*: by more than two "

@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pytest
 import small_batches
+from command_line import config_to_dict
+from compare import parse_variant
 
 TINY = ["--num-seeds", "2", "--checks", "2", "--episodes", "4"]
 
@@ -16,6 +18,16 @@ def test_it_measures_every_variant_and_batch_and_writes_the_table(tmp_path, caps
     assert len(row["per_seed"]) == 2
     assert 0 <= row["fell_clearly"] <= row["fell"] <= 1
     assert "| 64 | trpo |" in (tmp_path / "out" / "small_batches.md").read_text()
+
+
+def test_variants_differ_in_nothing_that_trpo_has():
+    args = small_batches.build_parser().parse_args([])
+    variants = [parse_variant(text) for text in ("trpo", "ua_trpo --c 100", "ppo --gamma 0.5")]
+    for env in ("Pendulum-v1", "Breakout-MinAtar"):
+        trpo, ua_trpo, ppo = (small_batches.prepare(args, env, 128, v).config for v in variants)
+        assert config_to_dict(ua_trpo).items() >= config_to_dict(trpo).items()
+        assert ua_trpo.c == 100
+        assert (ppo.gae_lambda, ppo.gamma) == (trpo.gae_lambda, 0.5)
 
 
 @pytest.mark.parametrize(
