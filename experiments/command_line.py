@@ -36,10 +36,10 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def defaults_for(algorithm: str, environment: str) -> dict[str, Any]:
-    """Returns the defaults of a run: every matching table of defaults.toml, later ones winning."""
+def defaults_for(algorithm: str, environment: str, file: Path = DEFAULTS_FILE) -> dict[str, Any]:
+    """Returns the defaults of a run: every matching table of the file, later ones winning."""
     defaults: dict[str, Any] = {}
-    for algorithms, tables in tomllib.loads(DEFAULTS_FILE.read_text()).items():
+    for algorithms, tables in tomllib.loads(file.read_text()).items():
         for pattern, table in tables.items():
             if fnmatchcase(algorithm, algorithms) and fnmatchcase(environment, pattern):
                 defaults |= table

@@ -111,15 +111,10 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     argv = ["--env", env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
     argv += ["--total-steps", str(args.total_steps)]
     argv += ["--num-envs", "8", "--num-steps", str(batch // 8), "--critic-minibatches", "4"]
-    whole = [
-        "--algorithm",
-        "trpo",
-        "--fisher-subsample",
-        "1",
-    ]  # small batches have no step to spare
-    reference = config_to_dict(train.prepare([*argv, *whole]).config)
+    # Small batches have no step to spare.
+    reference = train.prepare(["--algorithm", "trpo", "--fisher-subsample", "1", *argv]).config
     known = config_to_dict(algorithms.get(variant.algorithm).Config())
-    shared = {name: value for name, value in reference.items() if name in known}
+    shared = {name: value for name, value in config_to_dict(reference).items() if name in known}
     argv += ["--algorithm", variant.algorithm, *flags(shared)]
     run = train.prepare([*argv, *variant.flags])
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:

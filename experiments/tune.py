@@ -8,7 +8,6 @@ run, averaged over its seeds. Every algorithm gets the same number of trials, se
 import csv
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = first_pass(argv, env="CartPole-v1", algorithm="trpo")
         module = algorithms.get(first.algorithm)
         defaults = defaults_for(first.algorithm, first.env)
+        spaces = defaults_for(first.algorithm, first.env, SPACES_FILE)
         parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
         parser.add_argument("--env", default="CartPole-v1", help="environment")
         parser.add_argument("--algorithm", default="trpo", help="algorithm")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if min(num_updates // 2, args.num_trials, args.num_seeds) < 1:
             raise ConfigurationError("Choose at least two updates, one trial and one seed.")
         folder = create_run_folder(args.out)
-    trials = draw_trials(first.algorithm, config, args.num_trials)
+    trials = draw_trials(spaces, config, args.num_trials)
     started = time.perf_counter()
     scores = run_trials(env, module, config, trials, args.num_seeds, num_updates)
     with (folder / "trials.csv").open("x", newline="") as file:
@@ -73,12 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw_trials(algorithm: str, config: Any, num_trials: int) -> dict[str, np.ndarray]:
+def draw_trials(
+    spaces: dict[str, tuple[str, float, float]], config: Any, num_trials: int
+) -> dict[str, np.ndarray]:
     """Returns the values of each searched field, `[num_trials]`; trial 0 is the config itself."""
-    spaces = tomllib.loads(SPACES_FILE.read_text())
     generator = np.random.default_rng(0)
     trials = {}
-    for name, (scale, low, high) in (spaces["shared"] | spaces[algorithm]).items():
+    for name, (scale, low, high) in spaces.items():
         uniform = generator.random(num_trials)
         match scale:
             case "log":
