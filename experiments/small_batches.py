@@ -188,7 +188,8 @@ def table_lines(command: str, rows: list[dict[str, Any]], args) -> Iterator[str]
         f"interquartile mean over seeds of the final return, deterministic policy. *Fell*: share "
         f"of {args.checks * args.num_seeds} updates after which the true return of the stochastic "
         f"policy was lower, on {args.episodes} paired episodes; *clearly*: by more than two "
-        "standard errors. *Rejected*: share of updates that left the policy alone."
+        "standard errors. *Rejected*: share of updates that left the parameters alone; the "
+        "statistics of observations still move then, and the return with them, a little."
     )
     for env in dict.fromkeys(row["env"] for row in rows):
         yield from ("", f"### {env}", "")
