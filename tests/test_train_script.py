@@ -218,7 +218,7 @@ def test_ctrl_c_keeps_what_was_written_and_says_so(tmp_path):
     command = [
         *SCRIPT,
         "--total-steps",
-        "100_000_000",
+        "10_000_000",
         "--num-seeds",
         "1",
         "--out",
