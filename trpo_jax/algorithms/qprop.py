@@ -5,6 +5,7 @@ it can predict (`trpo_jax.control_variates`). The batch is remembered before Q i
 paper's algorithm 1, and eta may depend on the action: either is a bias, and either is small.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, no_type_check
 
 import jax
@@ -31,7 +32,7 @@ from trpo_jax.control_variates import control_variate, control_weights, controll
 from trpo_jax.critic import CriticState, fit_with_target, init_critic
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.networks import make_action_critic
+from trpo_jax.networks import Network, make_action_critic
 from trpo_jax.replay import Replay, add_rows, init_replay, sample_rows
 from trpo_jax.trust_region import trust_region_step
 
@@ -76,21 +77,14 @@ class Memory(NamedTuple):
     target_params: PyTree[Array]
 
 
-def make(env: Environment, config: Config | None = None) -> Algorithm:
-    """Returns Q-Prop on an environment with continuous actions; see `trpo.make`."""
-    config = Config() if config is None else config
-    require_continuous(env, "qprop")
-    validate(env, config)
-    batch_size = config.num_envs * config.num_steps
-    if config.replay_size < batch_size:
-        raise ConfigurationError(
-            f"replay_size = {config.replay_size} does not hold the batch of num_envs * num_steps = "
-            f"{config.num_envs} * {config.num_steps} = {batch_size}. Choose at least that."
-        )
-    behavior, policy = on_policy.make_behavior(env, config), on_policy.policy_network(env, config)
-    q_network = make_action_critic(
-        env.observation, env.action, hidden_sizes=config.hidden_sizes, activation=config.activation
-    )
+def make_q_fit(
+    config: Config, policy: Network, q_network: Network
+) -> Callable[[PRNGKeyArray, TrainState, Memory], tuple[Memory, Float[Array, ""]]]:
+    """Returns `(key, state, memory) -> (memory, loss)`, which fits Q and moves its target after it.
+
+    The target of Q(s, a) is r + gamma Q'(s', mu(s')), with Q' the target network and mu the mean of
+    the policy, as in DDPG (Lillicrap et al. 2016); rewards are scaled as those of the critic are.
+    """
 
     def fit(key, state, memory):
         reward_scale = on_policy.scale_of_rewards(config, state)
@@ -115,9 +109,30 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             memory.target_params,
             learning_rate=config.q_lr,
             tau=config.q_tau,
-            steps=config.q_updates or batch_size,
+            steps=config.q_updates or config.num_envs * config.num_steps,
         )
         return Memory(memory.replay, critic, target_params), q_loss
+
+    return fit
+
+
+def make(env: Environment, config: Config | None = None) -> Algorithm:
+    """Returns Q-Prop on an environment with continuous actions; see `trpo.make`."""
+    config = Config() if config is None else config
+    require_continuous(env, "qprop")
+    validate(env, config)
+    batch_size = config.num_envs * config.num_steps
+    if config.replay_size < batch_size:
+        raise ConfigurationError(
+            f"replay_size = {config.replay_size} does not hold the batch of num_envs * num_steps = "
+            f"{config.num_envs} * {config.num_steps} = {batch_size}. Choose at least that."
+        )
+    behavior, policy = on_policy.make_behavior(env, config), on_policy.policy_network(env, config)
+    q_network = make_action_critic(
+        env.observation, env.action, hidden_sizes=config.hidden_sizes, activation=config.activation
+    )
+
+    fit = make_q_fit(config, policy, q_network)
 
     def policy_step(key, state, trajectory, batch):
         params = state.actor.policy_params
