@@ -68,3 +68,15 @@ def test_a_comparison_shows_panels_with_nothing_in_them():
     unknown = Curve(np.arange(3), np.full((2, 3), NAN))
     figure = comparison({name: {} for name in "ABC"} | {"D": {"x": unknown}}, ["x"])
     assert [axes.get_title() for axes in figure.axes] == list("ABCD")
+
+
+@pytest.mark.parametrize("num_panels", [1, 2, 3])
+def test_the_legend_of_a_comparison_fits_into_it(num_panels):
+    curve = Curve(np.arange(3), np.zeros((2, 3)))
+    labels = [f"algorithm-{n}" for n in range(7)]
+    figure = comparison({str(n): dict.fromkeys(labels, curve) for n in range(num_panels)}, labels)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent().transformed(figure.transFigure.inverted())
+    assert 0 <= box.x0 < box.x1 <= 1
+    assert 0 <= box.y0 < box.y1 <= 1

@@ -74,7 +74,8 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
     """
     columns = 2 if len(curves) in (2, 4) else min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(max(4.8, 3.6 * columns), 2.7 * rows + 0.7), layout="constrained")
+    width = max(4.8, 3.6 * columns)
+    figure = Figure(figsize=(width, 2.7 * rows + 0.7), layout="constrained")
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (environment, panel) in zip(all_axes, curves.items(), strict=False):
         for label, curve in panel.items():
@@ -95,8 +96,9 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
     handles = [lines[label] for label in labels if label in lines]
     figure.supxlabel("environment steps", fontsize="medium")
     figure.supylabel("return of training episodes", fontsize="medium")
+    fitting = int(width / 1.5)
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=min(6, len(labels)), frameon=False
+        handles=handles, loc="outside upper center", ncols=min(fitting, len(labels)), frameon=False
     )
     return figure
 
