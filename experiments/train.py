@@ -39,6 +39,7 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.training.evaluation import evaluate_seeds, summarize
 from trpo_jax.training.figures import learning_curve
 from trpo_jax.training.files import MetricsFile, create_run_folder, write_json
+from trpo_jax.training.host_loop import compile_host_program
 from trpo_jax.training.loop import (
     NonFiniteError,
     Program,
@@ -98,11 +99,16 @@ def execute(run: Run, console: Console, started: float) -> int:
         f"{title}: {len(run.seeds)} seeds x {run.num_updates * per_update:,} steps, "
         f"in {run.num_updates:,} updates"
     )
+    updates_per_chunk = choose_chunk(run.num_updates)
     with console.status("Compiling"):
-        program = compile_program(run.algorithm, run.seeds, choose_chunk(run.num_updates))
+        if run.env.open is None:
+            program = compile_program(run.algorithm, run.seeds, updates_per_chunk)
+        else:
+            program = compile_host_program(run.env, run.algorithm, run.seeds, updates_per_chunk)
     device = jax.devices()[0].device_kind
     console.print(f"Compiled for {device} in {program.compile_seconds:.1f} s")
-    outcome = train(run, program, console)
+    with closing(program):
+        outcome = train(run, program, console)
     policy_file = run.folder / "policy.msgpack"
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds)
     figure = learning_curve(outcome.env_steps, outcome.returns, title)

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LISTED = 80  # names in a message
+
 
 class ConfigurationError(ValueError):
     """A setting that cannot work: the message says what is wrong, what is allowed, what to do."""
@@ -11,10 +13,16 @@ class ConfigurationError(ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigurationError:
     """Returns the error for a `name` that is not among the `known` ones of its `kind`.
 
-    The message leads with the nearest known names, so that a typing mistake can be seen at once.
+    The message leads with the nearest known names, so that a typing mistake can be seen at once;
+    of very many, it lists no others.
     """
     known = sorted(known)
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
     nearest = f" Did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
-    return ConfigurationError(f"Unknown {kind} {name!r}.{nearest} Known: {', '.join(known)}.")
+    listed = f"Known: {', '.join(known)}." if len(known) <= LISTED else f"{len(known):,} are known."
+    return ConfigurationError(f"Unknown {kind} {name!r}.{nearest} {listed}")
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment that raised, died or returned what is no number; its cause is attached."""

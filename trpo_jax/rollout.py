@@ -26,6 +26,9 @@ def rollout(
 ) -> tuple[Episode, Transition]:
     """Runs B environments for T = `num_steps` steps each; episodes restart where they end.
 
+    Each new episode begins with a reset of its own. Where resets are expensive, B of them are made
+    before the first step, and each episode begins from one drawn of these.
+
     Args:
         env: the environment.
         act: `(key, observations [B, ...]) -> actions [B, ...]`.
@@ -66,7 +69,14 @@ def rollout_with_memory(
     """
     num_envs = episodes.length.shape[0]
     act_key, env_key = jax.random.split(key)
-    advance = jax.vmap(partial(advance_episode, env))
+    start = partial(start_episode, env)
+    if env.expensive_reset:
+        # A compiled step computes a reset for each environment, whether its episode ends or not.
+        starts = start_episodes(env, jax.random.fold_in(env_key, num_steps), num_envs)
+        start = lambda key: jax.tree.map(
+            lambda x: x[jax.random.randint(key, (), 0, num_envs)], starts
+        )
+    advance = jax.vmap(partial(advance_episode, env, start=start))
 
     def body(carry, keys):
         episodes, memory = carry

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.episodes import Transition
+from trpo_jax.envs.episodes import Episode, Transition
 from trpo_jax.networks import Network
 from trpo_jax.normalization import RunningStatistics, normalize
 
@@ -34,6 +34,9 @@ class Algorithm(NamedTuple):
         init: `key -> state`.
         update: `state -> (state, metrics)`, which is `learn` after `collect`.
         collect: `state -> (state, trajectory [T, B])`.
+        begin: `state -> (key, memory)` that a rollout starts from.
+        act: `(state.actor, key, episodes [B], memory) -> (actions, context, memory)`, one step of a
+            rollout; `begin` and `act` are `collect` for environments that run on the host.
         learn: `(state, trajectory) -> (state, metrics)`.
         policy: `(state.actor, observations [*batch, ...]) -> action distribution`, for
             observations as the environment shows them.
@@ -43,6 +46,8 @@ class Algorithm(NamedTuple):
     init: Callable[[PRNGKeyArray], State]
     update: Callable[[State], tuple[State, Metrics]]
     collect: Callable[[State], tuple[State, Transition]]
+    begin: Callable[[State], tuple[PRNGKeyArray, Any]]
+    act: Callable[[Actor, PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]]
     learn: Callable[[State, Transition], tuple[State, Metrics]]
     policy: Callable[[Actor, Num[Array, "..."]], Distribution]
     steps_per_update: int

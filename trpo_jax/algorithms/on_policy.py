@@ -9,6 +9,7 @@ two algorithms differs in nothing else.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -218,19 +219,17 @@ def make(
             num_updates=jnp.zeros((), jnp.int32),
         )
 
-    def collect(state: TrainState) -> tuple[TrainState, Transition]:
-        def act(key, episodes, memory):
-            distribution = policy(state.actor, episodes.observation)
-            return explore.act(key, distribution, memory, episodes)
-
+    def begin(state: TrainState) -> tuple[PRNGKeyArray, Any]:
         begin_key, run_key = jax.random.split(update_keys(state).collect)
+        return run_key, explore.begin(begin_key, state.exploration)
+
+    def act(actor: Actor, key: PRNGKeyArray, episodes: Episode, memory: Any):
+        return explore.act(key, policy(actor, episodes.observation), memory, episodes)
+
+    def collect(state: TrainState) -> tuple[TrainState, Transition]:
+        key, memory = begin(state)
         episodes, memory, trajectory = rollout_with_memory(
-            env,
-            act,
-            run_key,
-            state.episodes,
-            explore.begin(begin_key, state.exploration),
-            config.num_steps,
+            env, partial(act, state.actor), key, state.episodes, memory, config.num_steps
         )
         return state._replace(episodes=episodes, exploration=memory), trajectory
 
@@ -268,7 +267,8 @@ def make(
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
         return learn(*collect(state))
 
-    return Algorithm(init, update, collect, learn, policy, config.num_envs * config.num_steps)
+    batch_size = config.num_envs * config.num_steps
+    return Algorithm(init, update, collect, begin, act, learn, policy, batch_size)
 
 
 def scale_of_rewards(config: OnPolicy, state: TrainState) -> Float[Array, ""]:

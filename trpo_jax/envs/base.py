@@ -2,6 +2,9 @@
 
 An environment never resets itself; `trpo_jax.envs.episodes` does that, once for all suites. Its
 state is a pytree, so any state can be stored, repeated and restarted from.
+
+Simulators that run on the host have no such state. They have `open` in place of the two functions,
+which starts a `Pool` of them; `trpo_jax.host_rollout` steps it.
 """
 
 import math
@@ -65,6 +68,22 @@ class StepResult(NamedTuple):
     truncated: Bool[Array, ""]
 
 
+class Pool(NamedTuple):
+    """Copies of one environment on the host, B of them, stepped together; all arrays are NumPy's.
+
+    Attributes:
+        reset: `mask [B] -> observations [k, ...]` of the k environments in the mask, which start
+            new episodes.
+        step: `actions [B, ...] -> StepResult` with leading axis `[B]`; a finished environment must
+            be reset before the next one.
+        close: ends it, and its processes if it has any; more than once does no harm.
+    """
+
+    reset: Callable[[np.ndarray], np.ndarray]
+    step: Callable[[np.ndarray], StepResult]
+    close: Callable[[], None]
+
+
 class Environment(NamedTuple):
     """A task, for one copy of it; batches are `jax.vmap`s.
 
@@ -75,7 +94,12 @@ class Environment(NamedTuple):
         observation: what it shows.
         action: what it accepts.
         time_limit: number of steps after which an episode is truncated, or None.
+        expensive_reset: whether a reset costs much more than a step; then the episodes of a rollout
+            begin from states made in advance, see `trpo_jax.rollout.rollout`.
         restartable: whether `step` may go on from any state, however old, as often as wanted.
+        open: `(seeds, num_envs) -> Pool` of an environment that runs on the host, with one or more
+            integers that decide its randomness; its `reset` only shows zeros and its `step` is an
+            error. None of all others.
     """
 
     name: str
@@ -84,7 +108,32 @@ class Environment(NamedTuple):
     observation: ArraySpec
     action: Discrete | MultiDiscrete | Box
     time_limit: int | None
+    expensive_reset: bool = False
     restartable: bool = True
+    open: Callable[[int | tuple[int, ...], int], Pool] | None = None
+
+
+def host_environment(
+    name: str,
+    observation: ArraySpec,
+    action: Discrete | MultiDiscrete | Box,
+    time_limit: int | None,
+    open: Callable[[int | tuple[int, ...], int], Pool],
+) -> Environment:
+    """Returns an environment that runs on the host."""
+
+    def reset(key):
+        return (), jnp.zeros(observation.shape, observation.dtype)
+
+    def step(key, state, action):
+        raise TypeError(
+            f"{name} runs on the host and cannot be part of a compiled program; collect from it "
+            "with trpo_jax.host_rollout."
+        )
+
+    return Environment(
+        name, reset, step, observation, action, time_limit, restartable=False, open=open
+    )
 
 
 def to_environment_action(

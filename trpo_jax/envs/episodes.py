@@ -1,5 +1,6 @@
 """Auto-reset, time limits and episode statistics, for any environment of the protocol."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -63,21 +64,35 @@ def start_episode(env: Environment, key: PRNGKeyArray) -> Episode:
 
 
 def advance_episode(
-    env: Environment, key: PRNGKeyArray, episode: Episode, action: Num[Array, "..."]
+    env: Environment,
+    key: PRNGKeyArray,
+    episode: Episode,
+    action: Num[Array, "..."],
+    start: Callable[[PRNGKeyArray], Episode] | None = None,
 ) -> tuple[Episode, Transition]:
     """Steps one environment and starts a new episode where the old one ended.
 
     Args:
         env: the environment.
-        key: consumed by the step and the reset.
+        key: consumed by the step and the start.
         episode: the running episode.
         action: as the policy chose it, one action.
+        start: `key -> fresh episode`; a reset of the environment if None.
 
     Returns:
         The episode to go on with, and the transition, with the observation before the reset.
     """
     step_key, reset_key = jax.random.split(key)
-    state, result = env.step(step_key, episode.state, to_environment_action(env.action, action))
+    stepped, transition = step_episode(env, step_key, episode, action)
+    fresh = start_episode(env, reset_key) if start is None else start(reset_key)
+    return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), fresh, stepped), transition
+
+
+def step_episode(
+    env: Environment, key: PRNGKeyArray, episode: Episode, action: Num[Array, "..."]
+) -> tuple[Episode, Transition]:
+    """Steps one environment, also over the end of its episode; see `advance_episode`."""
+    state, result = env.step(key, episode.state, to_environment_action(env.action, action))
     length = episode.length + 1
     total_reward = episode.total_reward + result.reward
     truncated = result.truncated
@@ -93,6 +108,4 @@ def advance_episode(
         length=length,
         total_reward=total_reward,
     )
-    stepped = Episode(state, result.observation, length, total_reward)
-    fresh = start_episode(env, reset_key)
-    return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), fresh, stepped), transition
+    return Episode(state, result.observation, length, total_reward), transition

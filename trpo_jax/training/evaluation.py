@@ -1,6 +1,7 @@
 """Returns of a fixed policy over fresh episodes, and their statistics over seeds."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment
-from trpo_jax.envs.episodes import advance_episode
+from trpo_jax.envs.base import Environment, to_environment_action
+from trpo_jax.envs.episodes import step_episode
+from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
 from trpo_jax.rollout import start_episodes
 
 EVALUATION = 0xE7A1  # sets the keys of evaluation apart
@@ -38,7 +40,7 @@ def evaluate(
         num_episodes: E.
     """
     reset_key, run_key = jax.random.split(key)
-    advance = jax.vmap(partial(advance_episode, env))
+    step_all = jax.vmap(partial(step_episode, env))
 
     def unfinished(carry):
         step, _, finished, _ = carry
@@ -49,7 +51,7 @@ def evaluate(
         act_key, env_key = jax.random.split(jax.random.fold_in(run_key, step))
         actions = act(act_key, episodes.observation)
         env_keys = jax.random.split(env_key, num_episodes)
-        episodes, transition = advance(env_keys, episodes, actions)
+        episodes, transition = step_all(env_keys, episodes, actions)
         returns = jnp.where(finished, returns, transition.total_reward)
         return step + 1, episodes, finished | transition.done, returns
 
@@ -81,6 +83,15 @@ def evaluate_seeds(
     Returns:
         `[num_seeds]`, on the host.
     """
+    if env.open is not None:
+        actors = [jax.tree.map(lambda x, i=i: x[i], actor) for i in range(len(seeds))]
+        act = jax.jit(partial(_act_deterministically, env, policy))
+        return np.array(
+            [
+                evaluate_on_host(env, partial(act, actor), seed, num_episodes).mean()
+                for actor, seed in zip(actors, seeds, strict=True)
+            ]
+        )
 
     def one_seed(seed: Integer[Array, ""], actor: Actor) -> Float[Array, ""]:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
@@ -88,6 +99,43 @@ def evaluate_seeds(
         return jnp.mean(evaluate(env, act, key, num_episodes))
 
     return np.asarray(jax.jit(jax.vmap(one_seed))(jnp.asarray(seeds, jnp.uint32), actor))
+
+
+def _act_deterministically(env, policy, actor, observations):
+    actions = policy(actor, observations).mode()
+    return jax.vmap(partial(to_environment_action, env.action))(actions)
+
+
+def evaluate_on_host(
+    env: Environment,
+    act: Callable[[Num[Array, "E ..."]], Num[Array, "E ..."]],
+    seed: int,
+    num_episodes: int,
+) -> np.ndarray:
+    """Does what `evaluate` does, for an environment that runs on the host.
+
+    Args:
+        env: the environment.
+        act: `observations [E, ...] -> actions [E, ...]`, as the environment takes them.
+        seed: sets the episodes, which are none of those of training with the same seed.
+        num_episodes: E.
+
+    Raises:
+        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+    """
+    with closing(env.open((EVALUATION, seed), num_episodes)) as pool:
+        episodes = start_host_episodes(env, pool, num_episodes)
+        finished = np.zeros(num_episodes, bool)
+        returns = np.zeros(num_episodes, np.float32)
+        for _ in range(env.time_limit or MAX_STEPS):
+            episodes, transition = advance_host_episodes(
+                env, pool, episodes, act(episodes.observation)
+            )
+            returns = np.where(finished, returns, transition.total_reward)
+            finished |= transition.done
+            if finished.all():
+                break
+    return returns
 
 
 class ScoreSummary(NamedTuple):

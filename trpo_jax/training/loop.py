@@ -5,8 +5,8 @@ Everything that is not mathematics (progress, files, Ctrl-C) happens on the host
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,15 @@ class Program(NamedTuple):
         seeds: the seeds.
         updates_per_chunk: updates in one call of `advance`.
         compile_seconds: time spent compiling.
+        close: to be called in the end; it ends what runs beside the program.
     """
 
     state: State
-    advance: jax.stages.Compiled
+    advance: Callable[[State], tuple[State, tuple[Metrics, Bool[Array, "S K"]]]]
     seeds: tuple[int, ...]
     updates_per_chunk: int
     compile_seconds: float
+    close: Callable[[], None] = lambda: None
 
 
 class Chunk(NamedTuple):
@@ -68,15 +70,10 @@ def compile_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chun
         seeds: one non-negative integer each.
         updates_per_chunk: updates in one call.
     """
-
-    def guarded_update(state, _):
-        new_state, metrics = algorithm.update(state)
-        finite = _all_finite(metrics, new_state.actor)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
-        return state, (metrics, finite)
+    update = keep_finite(algorithm.update)
 
     def advance(state):
-        return jax.lax.scan(guarded_update, state, length=updates_per_chunk)
+        return jax.lax.scan(lambda state, _: update(state), state, length=updates_per_chunk)
 
     started = time.perf_counter()
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
@@ -85,6 +82,18 @@ def compile_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chun
     compiled = jax.jit(jax.vmap(advance), donate_argnums=0).lower(state_shapes).compile()
     seconds = time.perf_counter() - started
     return Program(init(keys), compiled, tuple(seeds), updates_per_chunk, seconds)
+
+
+def keep_finite(update: Callable[..., tuple[State, Metrics]]) -> Callable[..., Any]:
+    """Returns `(state, ...) -> (state, (metrics, finite))`, which keeps a state it would spoil."""
+
+    def guarded(state, *inputs):
+        new_state, metrics = update(state, *inputs)
+        finite = _all_finite(metrics, new_state.actor)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+        return state, (metrics, finite)
+
+    return guarded
 
 
 def run_chunks(program: Program, num_chunks: int) -> Iterator[Chunk]:

@@ -1,0 +1,42 @@
+"""Adapter for the environments of Brax 0.14 (https://github.com/google/brax)."""
+
+import numpy as np
+from brax import envs
+
+from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.functional import make_environment
+from trpo_jax.errors import unknown_name
+
+BACKENDS = ("spring", "positional", "generalized", "mjx")
+EPISODE_LENGTH = 1000  # of Brax's own training
+
+
+def make(name: str) -> Environment:
+    """Returns an environment of Brax, which truncates after 1,000 steps as Brax's training does.
+
+    Args:
+        name: a registered name, such as "ant"; with the physics after a slash if not the `spring`
+            one, such as "ant/generalized".
+
+    Raises:
+        ConfigurationError: if there is no such environment or physics.
+    """
+    task, _, backend = name.partition("/")
+    full_name = f"brax/{name}"
+    if task not in envs._envs:
+        raise unknown_name("environment", full_name, (f"brax/{x}" for x in envs._envs))
+    if (backend or "spring") not in BACKENDS:
+        raise unknown_name("physics of Brax", backend, BACKENDS)
+    env = envs.get_environment(task, backend=backend or "spring")
+
+    def reset(key):
+        state = env.reset(key)
+        return state, state.obs
+
+    def step(key, state, action):
+        state = env.step(state, action)
+        return state, state.obs, state.reward, state.done > 0, False
+
+    ones = np.ones(env.action_size, np.float32)
+    action = Box(-ones, ones)
+    return make_environment(full_name, reset, step, action, EPISODE_LENGTH, expensive_reset=True)

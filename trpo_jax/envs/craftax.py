@@ -1,0 +1,40 @@
+"""Adapter for Craftax 1.x (https://github.com/MichaelTMatthews/Craftax)."""
+
+import numpy as np
+from craftax.craftax_env import make_craftax_env_from_name
+
+from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.functional import make_environment
+from trpo_jax.errors import unknown_name
+
+GAMES, VIEWS = ("Craftax", "Craftax-Classic"), ("Symbolic", "Pixels")
+NAMES = tuple(f"{game}-{view}-v1" for game in GAMES for view in VIEWS)
+NEVER = np.iinfo(np.int32).max
+
+
+def make(name: str) -> Environment:
+    """Returns a game of Craftax, such as "Craftax-Classic-Symbolic-v1".
+
+    Craftax marks its time limit like a death; here its own never comes, and an episode is truncated
+    after as many steps.
+
+    Raises:
+        ConfigurationError: if the name is unknown.
+    """
+    full_name = f"craftax/{name}"
+    if name not in NAMES:
+        raise unknown_name("environment", full_name, (f"craftax/{x}" for x in NAMES))
+    env = make_craftax_env_from_name(name, auto_reset=False)
+    time_limit = int(env.default_params.max_timesteps)
+    params = env.default_params.replace(max_timesteps=NEVER)
+
+    def reset(key):
+        observation, state = env.reset(key, params)
+        return state, observation
+
+    def step(key, state, action):
+        observation, state, reward, done, _ = env.step(key, state, action, params)
+        return state, observation, reward, done, False
+
+    action = Discrete(int(env.action_space(params).n))
+    return make_environment(full_name, reset, step, action, time_limit, expensive_reset=True)

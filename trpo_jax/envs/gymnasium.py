@@ -1,0 +1,161 @@
+"""Adapter for Gymnasium 1.x (https://gymnasium.farama.org) and all that is registered with it."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, iterate
+
+from trpo_jax.envs.base import (
+    ArraySpec,
+    Box,
+    Discrete,
+    Environment,
+    MultiDiscrete,
+    Pool,
+    StepResult,
+    host_environment,
+)
+from trpo_jax.errors import ConfigurationError, unknown_name
+
+PLUGINS = ("highway_env",)  # packages that register environments only once they are imported
+
+
+def make(name: str, processes: bool = False) -> Environment:
+    """Returns a registered environment, such as "Hopper-v5" or "my_package:MyEnv-v0".
+
+    Args:
+        name: as `gymnasium.make` knows it.
+        processes: whether to step each copy in a process of its own, which pays where a step takes
+            a millisecond or more; otherwise one after another.
+
+    Raises:
+        ConfigurationError: if there is none of that name, or its spaces are not supported.
+    """
+    full_name = f"gym/{name}"
+    _check_registered(name)
+    try:
+        env = gymnasium.make(name)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ConfigurationError(f"Environment {full_name!r} cannot be made: {error}") from error
+    space, action_space = env.observation_space, env.action_space
+    observation, flatten = observation_spec(full_name, space)
+    time_limit = env.spec.max_episode_steps
+    env.close()
+
+    def open(seeds: int | tuple[int, ...], num_envs: int) -> Pool:
+        # Without Gymnasium's own resets, which cost a step or hide the last observation. A fork of
+        # this process could inherit a lock that XLA's threads hold.
+        options = {"context": "forkserver"} if processes else {}
+        envs = gymnasium.make_vec(
+            name,
+            num_envs=num_envs,
+            vectorization_mode="async" if processes else "sync",
+            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED, **options},
+        )
+        first_seeds = iter([environment_seeds(seeds, num_envs)])
+
+        def reset(mask: np.ndarray) -> np.ndarray:
+            observations, _ = envs.reset(seed=next(first_seeds, None), options={"reset_mask": mask})
+            return flatten(observations)[mask]
+
+        return vector_pool(envs, action_space, flatten, reset)
+
+    action = action_spec(full_name, action_space)
+    return host_environment(full_name, observation, action, time_limit, open)
+
+
+def _check_registered(name: str) -> None:
+    if ":" in name:  # gymnasium imports what stands before the colon
+        return
+    for plugin in PLUGINS:
+        if name not in gymnasium.registry:
+            with suppress(ImportError):
+                import_module(plugin)
+    if name not in gymnasium.registry:
+        raise unknown_name("environment", f"gym/{name}", (f"gym/{x}" for x in gymnasium.registry))
+
+
+def environment_seeds(seeds: int | tuple[int, ...], num_envs: int) -> list[int]:
+    """Returns a seed for each environment of a pool, below 2^31."""
+    return (np.random.SeedSequence(seeds).generate_state(num_envs) >> 1).tolist()
+
+
+def vector_pool(
+    envs: VectorEnv,
+    action_space: gymnasium.Space,
+    show: Callable[..., np.ndarray],
+    reset: Callable[[np.ndarray], np.ndarray],
+) -> Pool:
+    """Returns the pool of a vector environment.
+
+    Args:
+        envs: the vector environment, which does not reset by itself.
+        action_space: of one environment.
+        show: what it calls a batch of observations to the array that networks see.
+        reset: `Pool.reset`.
+    """
+
+    def step(actions: np.ndarray) -> StepResult:
+        actions = np.asarray(actions, action_space.dtype) + getattr(action_space, "start", 0)
+        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        return StepResult(
+            show(observations), np.asarray(rewards, np.float32), terminated, truncated
+        )
+
+    return Pool(reset, step, envs.close)
+
+
+def observation_spec(
+    name: str, space: gymnasium.Space
+) -> tuple[ArraySpec, Callable[..., np.ndarray]]:
+    """Returns the spec of what a network is shown, and the function that makes it of a batch.
+
+    A Box is shown as it is, other spaces flattened into one; 64-bit numbers as 32-bit ones.
+
+    Raises:
+        ConfigurationError: if the space cannot be flattened.
+    """
+    flat = space if isinstance(space, spaces.Box) else spaces.flatten_space(space)
+    if not isinstance(flat, spaces.Box):
+        raise ConfigurationError(
+            f"Environment {name!r} has observations of type {type(space).__name__}, which cannot "
+            "be shown to a network here. Supported: Box, and what Gymnasium can flatten into one "
+            "(Discrete, MultiDiscrete, MultiBinary, and a Dict or Tuple of these)."
+        )
+    narrow = {np.dtype("float64"): np.dtype("float32"), np.dtype("int64"): np.dtype("int32")}
+    spec = ArraySpec(flat.shape, narrow.get(flat.dtype, flat.dtype))
+
+    def show(observations):
+        if flat is not space:
+            rows = iterate(batch_space(space), observations)
+            observations = np.stack([spaces.flatten(space, row) for row in rows])
+        return np.asarray(observations, spec.dtype)
+
+    return spec, show
+
+
+def action_spec(name: str, space: gymnasium.Space) -> Discrete | MultiDiscrete | Box:
+    """Returns the spec of an action space.
+
+    Raises:
+        ConfigurationError: if no policy here can produce such actions.
+    """
+    match space:
+        case spaces.Discrete():
+            return Discrete(int(space.n))
+        case spaces.MultiDiscrete() if space.nvec.ndim == 1:
+            return MultiDiscrete(tuple(map(int, space.nvec)))
+        case spaces.MultiBinary() if len(space.shape) == 1:
+            return MultiDiscrete((2,) * space.shape[0])
+        case spaces.Box() if np.issubdtype(space.dtype, np.floating):
+            return Box(space.low.astype(np.float32), space.high.astype(np.float32))
+    raise ConfigurationError(
+        f"Environment {name!r} has actions of type {type(space).__name__}, which no policy here "
+        "can produce. Supported: Discrete, MultiDiscrete and MultiBinary of one axis, and Box of "
+        "floating-point numbers."
+    )

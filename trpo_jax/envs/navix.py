@@ -1,0 +1,33 @@
+"""Adapter for Navix 4.x (https://github.com/epignatelli/navix), which needs Python 3.12."""
+
+import navix
+
+from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.functional import make_environment
+from trpo_jax.errors import unknown_name
+
+
+def make(name: str) -> Environment:
+    """Returns an environment of Navix, such as "Navix-Empty-5x5-v0".
+
+    Raises:
+        ConfigurationError: if the name is unknown.
+    """
+    full_name = f"navix/{name}"
+    if name not in navix.registry():
+        raise unknown_name("environment", full_name, (f"navix/{x}" for x in navix.registry()))
+    env = navix.make(name, disable_autoreset=True)
+
+    def reset(key):
+        timestep = env.reset(key)
+        return timestep, timestep.observation
+
+    def step(key, timestep, action):
+        timestep = env.step(timestep, action)
+        terminated, truncated = timestep.is_termination(), timestep.is_truncation()
+        return timestep, timestep.observation, timestep.reward, terminated, truncated
+
+    action = Discrete(int(env.action_space.n))
+    return make_environment(
+        full_name, reset, step, action, int(env.max_steps), expensive_reset=True
+    )

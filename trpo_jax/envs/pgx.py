@@ -1,0 +1,36 @@
+"""Adapter for the single-player games of pgx 2.x (https://github.com/sotetsuk/pgx)."""
+
+import pgx
+
+from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.functional import make_environment
+from trpo_jax.errors import ConfigurationError, unknown_name
+
+
+def make(name: str) -> Environment:
+    """Returns a game of pgx, such as "2048" or "minatar-breakout"; they have no time limit.
+
+    An illegal move loses the game; which are legal is in its state, as `legal_action_mask`.
+
+    Raises:
+        ConfigurationError: if the name is unknown, or the game takes several players.
+    """
+    full_name = f"pgx/{name}"
+    if name not in pgx.available_envs():
+        raise unknown_name("environment", full_name, (f"pgx/{x}" for x in pgx.available_envs()))
+    env = pgx.make(name)
+    if env.num_players > 1:
+        raise ConfigurationError(
+            f"Environment {full_name!r} is played by {env.num_players}, and algorithms here play "
+            "alone. Single-player games of pgx: 2048 and minatar-*."
+        )
+
+    def reset(key):
+        state = env.init(key)
+        return state, state.observation
+
+    def step(key, state, action):
+        state = env.step(state, action, key)
+        return state, state.observation, state.rewards, state.terminated, state.truncated
+
+    return make_environment(full_name, reset, step, Discrete(env.num_actions), None)

@@ -1,0 +1,51 @@
+"""Adapter for MuJoCo Playground 0.2 (https://github.com/google-deepmind/mujoco_playground)."""
+
+import subprocess
+
+import jax
+import numpy as np
+from mujoco_playground import registry
+
+from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.functional import make_environment
+from trpo_jax.errors import ConfigurationError, unknown_name
+
+
+def make(name: str) -> Environment:
+    """Returns an environment of MuJoCo Playground, such as "CheetahRun".
+
+    Its physics is MJX, in JAX where there is no GPU, else Playground's default. Of an environment
+    with observations for actor and critic apart, both see the actor's.
+
+    Raises:
+        ConfigurationError: if the name is unknown, or its robot must be downloaded and cannot be.
+    """
+    full_name = f"playground/{name}"
+    if name not in registry.ALL_ENVS:
+        known = (f"playground/{x}" for x in registry.ALL_ENVS)
+        raise unknown_name("environment", full_name, known)
+    overrides = {"impl": "jax"} if jax.default_backend() == "cpu" else {}
+    try:
+        env = registry.load(name, config_overrides=overrides)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(
+            f"Environment {full_name!r} downloads its robot when it is made, and that failed: "
+            f"{error}. The tasks of dm_control, such as playground/CheetahRun, need no download."
+        ) from error
+
+    def show(state):
+        return state.obs["state"] if isinstance(state.obs, dict) else state.obs
+
+    def reset(key):
+        state = env.reset(key)
+        return state, show(state)
+
+    def step(key, state, action):
+        state = env.step(state, action)
+        return state, show(state), state.reward, state.done > 0, False
+
+    ones = np.ones(env.action_size, np.float32)
+    time_limit = int(env._config.episode_length)
+    return make_environment(
+        full_name, reset, step, Box(-ones, ones), time_limit, expensive_reset=True
+    )

@@ -1,0 +1,161 @@
+"""What `rollout` does, for environments that run on the host.
+
+The loop is Python's; a compiled program chooses the actions of all environments at each step. Keys,
+statistics and the trajectory are those of `rollout`: nothing that learns can tell which of the two
+a trajectory came from.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Num, PRNGKeyArray
+
+from trpo_jax.envs.base import Environment, Pool, StepResult, to_environment_action
+from trpo_jax.envs.episodes import Episode, Transition
+from trpo_jax.errors import EnvironmentFailure
+
+Choose = Callable[..., tuple[Num[Array, "B ..."], Num[Array, "B ..."], Any, Any]]
+
+
+def make_choose(
+    env: Environment, act: Callable[..., tuple[Num[Array, "B ..."], Any, Any]]
+) -> Choose:
+    """Returns the compiled program of one step.
+
+    Args:
+        env: the environment.
+        act: `(actor, key, episodes [B], memory) -> (actions [B, ...], context, memory)`.
+
+    Returns:
+        `(actor, keys [T], t, episodes, memory) -> (actions as the environment takes them, actions,
+        context, memory)`.
+    """
+
+    @jax.jit
+    def choose(actor, keys, t, episodes, memory):
+        actions, context, memory = act(actor, keys[t], episodes, memory)
+        given = jax.vmap(lambda action: to_environment_action(env.action, action))(actions)
+        return given, actions, context, memory
+
+    return choose
+
+
+def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
+    """Returns fresh episodes of all B = `num_envs` environments of a pool."""
+    with failures_named(env):
+        observations = pool.reset(np.ones(num_envs, bool))
+    return Episode((), observations, np.zeros(num_envs, np.int32), np.zeros(num_envs, np.float32))
+
+
+@jax.jit
+def action_keys(key: PRNGKeyArray, steps: Num[Array, " T"]) -> PRNGKeyArray:
+    """Returns the keys `[T]` that `rollout` would give to its actions."""
+    return jax.random.split(jax.random.split(key)[0], steps.shape[0])
+
+
+def host_rollout(
+    env: Environment,
+    pool: Pool,
+    choose: Choose,
+    actor: Any,
+    key: PRNGKeyArray,
+    episodes: Episode,
+    memory: Any,
+    num_steps: int,
+) -> tuple[Episode, Any, Transition]:
+    """Runs the B environments of a pool for T = `num_steps` steps; see `rollout_with_memory`.
+
+    Args:
+        env: the environment.
+        pool: copies of it.
+        choose: from `make_choose`.
+        actor: what `choose` acts by.
+        key: consumed by actions; a pool has its own random numbers.
+        episodes: running episodes of the pool, leading axis `[B]`.
+        memory: what the policy remembers, any pytree.
+        num_steps: T.
+
+    Returns:
+        The episodes and the memory to go on with, and a trajectory with leading axes `[T, B]`.
+
+    Raises:
+        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+    """
+    keys = action_keys(key, np.empty(num_steps))
+    episodes = jax.tree.map(np.asarray, episodes)
+    steps = []
+    for t in range(num_steps):
+        given, actions, context, memory = choose(actor, keys, t, episodes, memory)
+        episodes, transition = advance_host_episodes(env, pool, episodes, given)
+        kept = jax.tree.map(np.asarray, {"action": actions, "context": context})
+        steps.append(transition._replace(**kept))
+    return episodes, memory, jax.tree.map(lambda *xs: np.stack(xs), *steps)
+
+
+def advance_host_episodes(
+    env: Environment, pool: Pool, episodes: Episode, actions: Num[Array, "B ..."]
+) -> tuple[Episode, Transition]:
+    """Does what `advance_episode` does, for all environments of a pool.
+
+    Args:
+        env: the environment.
+        pool: copies of it.
+        episodes: running episodes, leading axis `[B]`.
+        actions: as the environment takes them.
+
+    Raises:
+        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+    """
+    with failures_named(env):
+        result = pool.step(np.asarray(actions))
+    length, total_reward = episodes.length + 1, episodes.total_reward + result.reward
+    require_finite(env, result, length)
+    transition = Transition(
+        observation=episodes.observation,
+        action=actions,
+        reward=result.reward,
+        terminated=result.terminated,
+        truncated=result.truncated,
+        next_observation=result.observation,
+        length=length,
+        total_reward=total_reward,
+    )
+    done = transition.done
+    if not done.any():
+        return Episode((), result.observation, length, total_reward), transition
+    observation = result.observation.copy()
+    with failures_named(env):
+        observation[done] = pool.reset(done)
+    zero = lambda x: np.where(done, np.zeros_like(x), x)
+    return Episode((), observation, zero(length), zero(total_reward)), transition
+
+
+@contextmanager
+def failures_named(env: Environment) -> Iterator[None]:
+    """Turns whatever an environment raises into an `EnvironmentFailure` that names it."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise EnvironmentFailure(f"Environment {env.name} failed: {reason}.") from error
+
+
+def require_finite(env: Environment, result: StepResult, length: np.ndarray) -> None:
+    """Raises an EnvironmentFailure if a step's numbers are not finite.
+
+    Args:
+        env: the environment.
+        result: leading axis `[B]`.
+        length: number of the step in each episode, `[B]`.
+    """
+    for what, values in (("a reward", result.reward), ("an observation", result.observation)):
+        bad = ~np.isfinite(values.reshape(len(length), -1)).all(axis=1)
+        if bad.any():
+            index = int(bad.argmax())
+            raise EnvironmentFailure(
+                f"Environment {env.name} returned {what} that is not finite, in step "
+                f"{length[index]:,} of an episode (environment {index} of {len(length)})."
+            )

@@ -1,0 +1,124 @@
+"""The driver's program for environments that run on the host: one thread a seed, side by side.
+
+Within a seed an update waits for its batch, and the next batch for the update: on-policy learning
+allows nothing else. Between seeds nothing waits, so that the environments of one are stepped while
+the device learns from another's.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from trpo_jax.algorithms.base import Actor, Algorithm, State
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.episodes import Transition
+from trpo_jax.host_rollout import host_rollout, make_choose, start_host_episodes
+from trpo_jax.training.loop import Program, keep_finite
+
+
+class HostState(NamedTuple):
+    """States of all seeds.
+
+    Attributes:
+        actor: what acting needs, leading axis `[num_seeds]`.
+        seeds: the state of each.
+    """
+
+    actor: Actor
+    seeds: tuple[State, ...]
+
+
+def compile_host_program(
+    env: Environment, algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int
+) -> Program:
+    """Does what `compile_program` does, for an environment that runs on the host.
+
+    Args:
+        env: the environment.
+        algorithm: on that environment.
+        seeds: one non-negative integer each; each has environments of its own.
+        updates_per_chunk: updates in one call.
+
+    Returns:
+        A program; `close` it in the end, to close its environments.
+    """
+    started = time.perf_counter()
+    init, begin = jax.jit(algorithm.init), jax.jit(algorithm.begin)
+    choose = make_choose(env, algorithm.act)
+    states = [init(jax.random.key(np.uint32(seed))) for seed in seeds]
+    num_envs = states[0].episodes.length.shape[0]
+    num_steps = algorithm.steps_per_update // num_envs
+    trajectory = trajectory_shapes(algorithm, states[0], num_steps)
+    learn = jax.jit(keep_finite(algorithm.learn)).lower(states[0], trajectory).compile()
+    seconds = time.perf_counter() - started
+    stopping = threading.Event()
+
+    def advance_seed(pool, state):
+        outputs = []
+        for _ in range(updates_per_chunk):
+            if stopping.is_set():
+                break
+            key, memory = begin(state)
+            episodes, memory, trajectory = host_rollout(
+                env, pool, choose, state.actor, key, state.episodes, memory, num_steps
+            )
+            state = state._replace(episodes=episodes, exploration=memory)
+            state, output = learn(state, trajectory)
+            outputs.append(output)
+        return state, jax.tree.map(lambda *xs: np.stack(xs), *outputs)
+
+    def advance(state):
+        with ThreadPoolExecutor(min(len(seeds), os.cpu_count() or 1)) as threads:
+            try:
+                states, outputs = zip(*threads.map(advance_seed, pools, state.seeds), strict=True)
+            except BaseException:
+                stopping.set()
+                raise
+        return stack(states), jax.tree.map(lambda *xs: np.stack(xs), *outputs)
+
+    def close():
+        for pool in pools:
+            pool.close()
+
+    pools = []
+    try:
+        for index, seed in enumerate(seeds):
+            pools.append(env.open(seed, num_envs))
+            episodes = start_host_episodes(env, pools[-1], num_envs)
+            states[index] = states[index]._replace(episodes=episodes)
+    except BaseException:
+        close()
+        raise
+    return Program(stack(states), advance, tuple(seeds), updates_per_chunk, seconds, close)
+
+
+def trajectory_shapes(algorithm: Algorithm, state: State, num_steps: int) -> Transition:
+    """Returns shapes and dtypes of what a rollout of `num_steps` steps gives."""
+    key, memory = jax.eval_shape(algorithm.begin, state)
+    episodes = state.episodes
+    actions, context, _ = jax.eval_shape(algorithm.act, state.actor, key, episodes, memory)
+    flag = jax.ShapeDtypeStruct(episodes.length.shape, bool)
+    step = Transition(
+        observation=episodes.observation,
+        action=actions,
+        reward=episodes.total_reward,
+        terminated=flag,
+        truncated=flag,
+        next_observation=episodes.observation,
+        length=episodes.length,
+        total_reward=episodes.total_reward,
+        context=context,
+    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_steps, *x.shape), x.dtype), step)
+
+
+def stack(states: Sequence[State]) -> HostState:
+    """Returns the states of all seeds as one."""
+    actors = [jax.device_get(state.actor) for state in states]
+    return HostState(jax.tree.map(lambda *xs: np.stack(xs), *actors), tuple(states))
