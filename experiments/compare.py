@@ -32,7 +32,15 @@ from trpo_jax.training.files import write_json
 
 THRESHOLDS_FILE = Path(__file__).parent / "thresholds.toml"
 OWN_FLAGS = {"--algorithm", "--env", "--num-seeds", "--out", "--quiet", "--seed"}
-SETTINGS = ("env", "algorithm", "seed", "num_seeds", "total_steps", "config")
+SETTINGS = (
+    "env",
+    "algorithm",
+    "seed",
+    "num_seeds",
+    "total_steps",
+    "evaluation_episodes",
+    "config",
+)
 OVERLAPS = "≈"
 
 
@@ -213,7 +221,7 @@ def refuse_other_settings(pairs: Sequence[Pair]) -> None:
 
 def settings(description: dict[str, Any]) -> dict[str, Any]:
     """Returns what decides the numbers of a run, from its description."""
-    chosen = {name: description[name] for name in SETTINGS}
+    chosen = {name: description.get(name) for name in SETTINGS}
     return chosen.pop("config") | chosen
 
 

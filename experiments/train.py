@@ -9,9 +9,10 @@ import datetime
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import closing
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,21 +36,18 @@ import trpo_jax
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.envs.base import Environment
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.training.evaluation import evaluate_seeds, summarize
 from trpo_jax.training.figures import learning_curve
 from trpo_jax.training.files import MetricsFile, create_run_folder, write_json
-from trpo_jax.training.host_loop import compile_host_program
 from trpo_jax.training.loop import (
     NonFiniteError,
-    Program,
     choose_chunk,
     compile_program,
     run_chunks,
 )
 from trpo_jax.training.policies import save_policy
-
-EVALUATION_EPISODES = 64
+from trpo_jax.training.program import Program
 
 
 class Run(NamedTuple):
@@ -85,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = prepared
         write_json(run.folder / "config.json", describe(run, argv))
         return execute(run, Console(quiet=run.args.quiet, highlight=False), started)
+    except EnvironmentFailure as error:  # before the first update, or in the evaluation
+        print(f"error: {error} {run.folder} keeps what was written.", file=sys.stderr)
+        write_traceback(run.folder, error)
+        return 1
     except KeyboardInterrupt:
         kept = f"{run.folder} keeps what was written." if run else "Nothing was written."
         print(f"Interrupted. {kept}", file=sys.stderr)
@@ -101,10 +103,7 @@ def execute(run: Run, console: Console, started: float) -> int:
     )
     updates_per_chunk = choose_chunk(run.num_updates)
     with console.status("Compiling"):
-        if run.env.open is None:
-            program = compile_program(run.algorithm, run.seeds, updates_per_chunk)
-        else:
-            program = compile_host_program(run.env, run.algorithm, run.seeds, updates_per_chunk)
+        program = compile_program(run.algorithm, run.seeds, updates_per_chunk)
     device = jax.devices()[0].device_kind
     console.print(f"Compiled for {device} in {program.compile_seconds:.1f} s")
     with closing(program):
@@ -118,7 +117,7 @@ def execute(run: Run, console: Console, started: float) -> int:
 
     with console.status("Evaluating"):
         scores = evaluate_seeds(
-            run.env, run.algorithm.policy, outcome.actor, run.seeds, EVALUATION_EPISODES
+            run.env, run.algorithm.policy, outcome.actor, run.seeds, run.args.evaluation_episodes
         )
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds, scores.tolist())
     summary = summarize(scores)
@@ -134,13 +133,13 @@ def execute(run: Run, console: Console, started: float) -> int:
             "compile_seconds": program.compile_seconds,
             "wall_seconds": time.perf_counter() - started,
             "evaluation": {
-                "episodes_per_seed": EVALUATION_EPISODES,
+                "episodes_per_seed": run.args.evaluation_episodes,
                 "per_seed": scores.tolist(),
                 **summary._asdict(),
             },
         },
     )
-    print_evaluation(console, run.seeds, scores, summary, EVALUATION_EPISODES)
+    print_evaluation(console, run.seeds, scores, summary, run.args.evaluation_episodes)
     print_files(console, run.folder)
     return 0
 
@@ -166,6 +165,10 @@ def prepare(argv: Sequence[str] | None) -> Run:
         )
     if args.num_seeds < 1:
         raise ConfigurationError(f"num_seeds = {args.num_seeds} must be at least 1.")
+    if args.evaluation_episodes < 1:
+        raise ConfigurationError(
+            f"evaluation_episodes = {args.evaluation_episodes} must be at least 1."
+        )
     if not 0 <= args.seed <= 2**32 - args.num_seeds:
         raise ConfigurationError(
             f"seed = {args.seed} must be at least 0, and the last seed less than 2^32."
@@ -192,6 +195,9 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         f"environment steps of each seed, rounded down to whole updates (default: {total_steps:,})"
     )
     add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
+    episodes = defaults["evaluation_episodes"]
+    help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
+    add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
     help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     add("--quiet", action="store_true", help="print errors only")
@@ -202,7 +208,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
 def describe(run: Run, argv: Sequence[str] | None) -> dict[str, Any]:
     """Returns everything needed to run it again."""
     device = jax.devices()[0]
-    packages = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+    suite, _ = envs.suite_of(run.env.name)
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.SUITES[suite])
     return {
         "command": ["experiments/train.py", *(sys.argv[1:] if argv is None else argv)],
         "env": run.env.name,
@@ -210,15 +217,21 @@ def describe(run: Run, argv: Sequence[str] | None) -> dict[str, Any]:
         "seed": run.args.seed,
         "num_seeds": run.args.num_seeds,
         "total_steps": run.args.total_steps,
+        "evaluation_episodes": run.args.evaluation_episodes,
         "config": config_to_dict(run.config),
         "versions": {
             "trpo_jax": trpo_jax.__version__,
             "python": platform.python_version(),
-            **{package: version(package) for package in packages},
+            **{package: version(package) for package in packages if is_installed(package)},
         },
         "device": {"platform": device.platform, "kind": device.device_kind},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def is_installed(package: str) -> bool:
+    """Says whether a package is there: not every environment of a suite needs all of its own."""
+    return bool(list(distributions(name=package)))
 
 
 def train(run: Run, program: Program, console: Console) -> Outcome:
@@ -237,7 +250,7 @@ def train(run: Run, program: Program, console: Console) -> Outcome:
                 metrics.write(chunk)
                 actor, seconds = chunk.actor, chunk.seconds
                 returns.append(chunk.metrics["episodic_return"])
-    except (KeyboardInterrupt, NonFiniteError) as error:
+    except (KeyboardInterrupt, NonFiniteError, EnvironmentFailure) as error:
         stopped_by = error
     all_returns = np.concatenate(returns, axis=1)
     env_steps = per_update * np.arange(1, all_returns.shape[1] + 1)
@@ -248,11 +261,19 @@ def report_stop(run: Run, outcome: Outcome, console: Console) -> int:
     """Says why a run stopped early and what is left of it; returns the exit code."""
     done = len(outcome.env_steps)
     kept = f"metrics.csv and policy.msgpack hold the run up to update {done} of {run.num_updates}."
-    broken = isinstance(outcome.stopped_by, NonFiniteError)
+    broken = not isinstance(outcome.stopped_by, KeyboardInterrupt)
+    write_traceback(run.folder, outcome.stopped_by)
     reason = f"error: {outcome.stopped_by}" if broken else "Interrupted."
     print(reason, kept, file=sys.stderr)
     print_files(console, run.folder)
     return 1 if broken else 130
+
+
+def write_traceback(folder: Path, error: BaseException) -> None:
+    """Writes where an environment failed, if that is what happened, for its author."""
+    if error.__cause__ is not None:
+        lines = traceback.format_exception(error.__cause__)
+        (folder / "error.txt").write_text("".join(lines))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, Mult
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 
+LARGE_IMAGE = 36  # pixels
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": nn.tanh,
     "relu": nn.relu,
@@ -68,10 +69,12 @@ class Network(NamedTuple):
 
 
 class Torso(nn.Module):
-    """Observations to features: a convolution for images, then fully connected layers.
+    """Observations to features: convolutions for images, then fully connected layers.
 
-    The convolution (16 filters of 3x3, stride 1) is that of the MinAtar paper (Young and Tian
-    2019, arXiv:1903.03176); images are `[*batch, height, width, channels]`.
+    Images are `[*batch, height, width, channels]`. Small ones see the convolution of the MinAtar
+    paper (16 filters of 3x3, stride 1; Young and Tian 2019, arXiv:1903.03176), those of at least
+    `LARGE_IMAGE` pixels a side the two of the first DQN (16 of 8x8, stride 4, then 32 of 4x4,
+    stride 2; Mnih et al. 2013, arXiv:1312.5602).
 
     Attributes:
         observation_shape: shape of one observation; three axes mean an image (of 3x3 or more).
@@ -88,9 +91,16 @@ class Torso(nn.Module):
         activation = ACTIVATIONS[self.activation]
         kernel_init = orthogonal(math.sqrt(2.0))
         x = observations.astype(jnp.float32)
-        if len(self.observation_shape) == 3 and min(self.observation_shape[:2]) >= 3:
-            x = activation(nn.Dense(16, kernel_init=kernel_init)(_patches(x, 3)))
         batch_shape = x.shape[: x.ndim - len(self.observation_shape)]
+        smallest = min(self.observation_shape[:2]) if len(self.observation_shape) == 3 else 0
+        if smallest >= LARGE_IMAGE:
+            for features, size, stride in ((16, 8, 4), (32, 4, 2)):
+                convolution = nn.Conv(
+                    features, (size, size), stride, padding="VALID", kernel_init=kernel_init
+                )
+                x = activation(convolution(x))
+        elif smallest >= 3:
+            x = activation(nn.Dense(16, kernel_init=kernel_init)(_patches(x, 3)))
         x = x.reshape(*batch_shape, -1)
         for size in self.hidden_sizes:
             x = activation(nn.Dense(size, kernel_init=kernel_init)(x))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.distributions import Distribution
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode, Transition
 from trpo_jax.networks import Network
 from trpo_jax.normalization import RunningStatistics, normalize
@@ -31,6 +32,7 @@ class Algorithm(NamedTuple):
     """A learning algorithm as pure functions; each can be jitted, vmapped and scanned.
 
     Attributes:
+        env: the environment it is on.
         init: `key -> state`.
         update: `state -> (state, metrics)`, which is `learn` after `collect`.
         collect: `state -> (state, trajectory [T, B])`.
@@ -43,6 +45,7 @@ class Algorithm(NamedTuple):
         steps_per_update: environment steps in one update.
     """
 
+    env: Environment
     init: Callable[[PRNGKeyArray], State]
     update: Callable[[State], tuple[State, Metrics]]
     collect: Callable[[State], tuple[State, Transition]]
@@ -56,8 +59,14 @@ class Algorithm(NamedTuple):
 def observe(
     statistics: RunningStatistics, observations: Num[Array, "..."], normalized: bool
 ) -> Float[Array, "..."]:
-    """Returns observations as networks see them: float32, and standardised if `normalized`."""
-    return normalize(statistics, observations) if normalized else observations.astype(jnp.float32)
+    """Returns observations as networks see them: float32, and standardised if `normalized`.
+
+    If not, bytes, which is what pixels come as, become fractions of 255.
+    """
+    if normalized:
+        return normalize(statistics, observations)
+    seen = observations.astype(jnp.float32)
+    return seen / 255 if observations.dtype == jnp.uint8 else seen
 
 
 def make_acting(

@@ -268,7 +268,7 @@ def make(
         return learn(*collect(state))
 
     batch_size = config.num_envs * config.num_steps
-    return Algorithm(init, update, collect, begin, act, learn, policy, batch_size)
+    return Algorithm(env, init, update, collect, begin, act, learn, policy, batch_size)
 
 
 def scale_of_rewards(config: OnPolicy, state: TrainState) -> Float[Array, ""]:

@@ -5,9 +5,32 @@ from importlib import import_module
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 
-# The suites by the prefix of their names, which are also those of the extras that install them.
-SUITES = ("gymnax", "gym", "envpool", "brax", "playground", "craftax", "jumanji", "pgx", "navix")
+# The packages of each suite, by the prefix of its environments' names. That is also the name of the
+# extra of this package that installs them.
+SUITES: dict[str, tuple[str, ...]] = {
+    "gymnax": ("gymnax",),
+    "gym": ("gymnasium", "mujoco", "highway-env"),
+    "envpool": ("envpool", "gymnasium"),
+    "brax": ("brax", "mujoco-mjx"),
+    "playground": ("playground", "mujoco-mjx"),
+    "craftax": ("craftax",),
+    "jumanji": ("jumanji",),
+    "pgx": ("pgx",),
+    "navix": ("navix",),
+}
 _MODULES = {"gym": "gymnasium"}
+
+
+def suite_of(name: str) -> tuple[str, str]:
+    """Returns the suite of an environment, and the suite's own name for it.
+
+    Raises:
+        ConfigurationError: if there is no such suite.
+    """
+    suite, own_name = name.split("/", 1) if "/" in name else ("gymnax", name)
+    if suite not in SUITES:
+        raise unknown_name("suite of environments", suite, SUITES)
+    return suite, own_name
 
 
 def make(name: str) -> Environment:
@@ -21,9 +44,7 @@ def make(name: str) -> Environment:
         ConfigurationError: if there is none of that name, its suite is not installed, or its spaces
             are not supported.
     """
-    suite, own_name = name.split("/", 1) if "/" in name else ("gymnax", name)
-    if suite not in SUITES:
-        raise unknown_name("suite of environments", suite, SUITES)
+    suite, own_name = suite_of(name)
     try:
         module = import_module(f"trpo_jax.envs.{_MODULES.get(suite, suite)}")
     except ModuleNotFoundError as error:

@@ -8,7 +8,7 @@ which starts a `Pool` of them; `trpo_jax.host_rollout` steps it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -77,11 +77,13 @@ class Pool(NamedTuple):
         step: `actions [B, ...] -> StepResult` with leading axis `[B]`; a finished environment must
             be reset before the next one.
         close: ends it, and its processes if it has any; more than once does no harm.
+        render: `() -> frames [B, H, W, 3]` of bytes, if it was opened for that.
     """
 
     reset: Callable[[np.ndarray], np.ndarray]
     step: Callable[[np.ndarray], StepResult]
     close: Callable[[], None]
+    render: Callable[[], np.ndarray] | None = None
 
 
 class Environment(NamedTuple):
@@ -97,9 +99,11 @@ class Environment(NamedTuple):
         expensive_reset: whether a reset costs much more than a step; then the episodes of a rollout
             begin from states made in advance, see `trpo_jax.rollout.rollout`.
         restartable: whether `step` may go on from any state, however old, as often as wanted.
-        open: `(seeds, num_envs) -> Pool` of an environment that runs on the host, with one or more
-            integers that decide its randomness; its `reset` only shows zeros and its `step` is an
-            error. None of all others.
+        open: `(seeds, num_envs, render=False) -> Pool` of an environment that runs on the host,
+            with one or more integers that decide its randomness; its `reset` only shows zeros and
+            its `step` is an error. None of all others.
+        render: `[state, ...] -> [frame [H, W, 3] of bytes, ...]`, not compiled; None where it
+            cannot be drawn, or draws itself on the host.
     """
 
     name: str
@@ -110,7 +114,8 @@ class Environment(NamedTuple):
     time_limit: int | None
     expensive_reset: bool = False
     restartable: bool = True
-    open: Callable[[int | tuple[int, ...], int], Pool] | None = None
+    open: Callable[..., Pool] | None = None
+    render: Callable[[Sequence[Any]], Sequence[np.ndarray]] | None = None
 
 
 def host_environment(
@@ -118,7 +123,7 @@ def host_environment(
     observation: ArraySpec,
     action: Discrete | MultiDiscrete | Box,
     time_limit: int | None,
-    open: Callable[[int | tuple[int, ...], int], Pool],
+    open: Callable[..., Pool],
 ) -> Environment:
     """Returns an environment that runs on the host."""
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from brax import envs
+from brax.io import image
 
 from trpo_jax.envs.base import Box, Environment
 from trpo_jax.envs.functional import make_environment
@@ -37,6 +38,12 @@ def make(name: str) -> Environment:
         state = env.step(state, action)
         return state, state.obs, state.reward, state.done > 0, False
 
+    def render(states):
+        states = [state.pipeline_state for state in states]
+        return image.render_array(env.sys, states, height=240, width=320)
+
     ones = np.ones(env.action_size, np.float32)
     action = Box(-ones, ones)
-    return make_environment(full_name, reset, step, action, EPISODE_LENGTH, expensive_reset=True)
+    return make_environment(
+        full_name, reset, step, action, EPISODE_LENGTH, expensive_reset=True, render=render
+    )

@@ -5,7 +5,7 @@ import numpy as np
 
 from trpo_jax.envs.base import ArraySpec, Environment, Pool, host_environment
 from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec, vector_pool
-from trpo_jax.errors import unknown_name
+from trpo_jax.errors import ConfigurationError, unknown_name
 
 
 def make(name: str) -> Environment:
@@ -28,9 +28,15 @@ def make(name: str) -> Environment:
         show = lambda frames: np.moveaxis(frames, 1, -1)
     action_space = spec.gymnasium_action_space
 
-    def open(seeds: int | tuple[int, ...], num_envs: int) -> Pool:
+    def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
         env_seeds = environment_seeds(seeds, num_envs)
-        envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds)
+        if render and hasattr(spec.config, "xml_file"):
+            raise ConfigurationError(
+                f"Environment {full_name!r} needs a screen to draw itself; where there is none, the "
+                f"process would be aborted. Gymnasium draws the same task: --env gym/{name}"
+            )
+        options = {"render_mode": "rgb_array"} if render else {}
+        envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **options)
 
         def reset(mask: np.ndarray) -> np.ndarray:
             return show(envs.reset(options={"reset_mask": mask})[0])

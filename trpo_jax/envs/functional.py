@@ -1,6 +1,6 @@
 """From a suite's own functions to the protocol: what every adapter would otherwise do again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ def make_environment(
     time_limit: int | None,
     *,
     expensive_reset: bool = False,
+    render: Callable[[Sequence[Any]], Sequence[np.ndarray]] | None = None,
 ) -> Environment:
     """Returns an environment of two functions that keep to the protocol only roughly.
 
@@ -41,6 +42,7 @@ def make_environment(
         action: what it accepts.
         time_limit: number of steps after which an episode is truncated, or None.
         expensive_reset: whether a reset costs much more than a step.
+        render: `[state, ...] -> [frame, ...]`, if it can be drawn.
 
     Raises:
         ConfigurationError: if it shows several arrays or gives several rewards at a time.
@@ -84,6 +86,7 @@ def make_environment(
         action=action,
         time_limit=time_limit,
         expensive_reset=expensive_reset,
+        render=render,
     )
 
 

@@ -47,7 +47,7 @@ def make(name: str, processes: bool = False) -> Environment:
     time_limit = env.spec.max_episode_steps
     env.close()
 
-    def open(seeds: int | tuple[int, ...], num_envs: int) -> Pool:
+    def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
         # Without Gymnasium's own resets, which cost a step or hide the last observation. A fork of
         # this process could inherit a lock that XLA's threads hold.
         options = {"context": "forkserver"} if processes else {}
@@ -56,6 +56,7 @@ def make(name: str, processes: bool = False) -> Environment:
             num_envs=num_envs,
             vectorization_mode="async" if processes else "sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED, **options},
+            render_mode="rgb_array" if render else None,
         )
         first_seeds = iter([environment_seeds(seeds, num_envs)])
 
@@ -107,7 +108,7 @@ def vector_pool(
             show(observations), np.asarray(rewards, np.float32), terminated, truncated
         )
 
-    return Pool(reset, step, envs.close)
+    return Pool(reset, step, envs.close, lambda: np.stack(envs.render()))
 
 
 def observation_spec(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
+from gymnax.visualize import Visualizer
 
 from trpo_jax.envs.base import Box, Discrete, Environment
 from trpo_jax.envs.functional import make_environment
@@ -55,7 +56,19 @@ def make(name: str) -> Environment:
         truncated = env.is_truncated(state, params)
         return state, show(observation), reward, terminated, truncated
 
-    return make_environment(name, reset, step, action, int(params.max_steps_in_episode))
+    def render(states):
+        visualizer = Visualizer(env, params, states)
+        visualizer.init()
+        canvas = visualizer.fig.canvas
+        frames = []
+        for index in range(len(states)):
+            visualizer.update(index)
+            canvas.draw()
+            frames.append(np.array(canvas.buffer_rgba())[..., :3])
+        return frames
+
+    time_limit = int(params.max_steps_in_episode)
+    return make_environment(name, reset, step, action, time_limit, render=render)
 
 
 def _one_hot(num_values: int):

@@ -44,8 +44,17 @@ def make(name: str) -> Environment:
         state = env.step(state, action)
         return state, show(state), state.reward, state.done > 0, False
 
+    def render(states):
+        return env.render(states, height=240, width=320)
+
     ones = np.ones(env.action_size, np.float32)
     time_limit = int(env._config.episode_length)
     return make_environment(
-        full_name, reset, step, Box(-ones, ones), time_limit, expensive_reset=True
+        full_name,
+        reset,
+        step,
+        Box(-ones, ones),
+        time_limit,
+        expensive_reset=True,
+        render=render,
     )

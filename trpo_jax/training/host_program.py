@@ -1,4 +1,4 @@
-"""The driver's program for environments that run on the host: one thread a seed, side by side.
+"""The program for environments that run on the host: one thread a seed, side by side.
 
 Within a seed an update waits for its batch, and the next batch for the update: on-policy learning
 allows nothing else. Between seeds nothing waits, so that the environments of one are stepped while
@@ -16,10 +16,9 @@ import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
-from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Transition
-from trpo_jax.host_rollout import host_rollout, make_choose, start_host_episodes
-from trpo_jax.training.loop import Program, keep_finite
+from trpo_jax.host_rollout import failures_named, host_rollout, make_choose, start_host_episodes
+from trpo_jax.training.program import Program, guarded_learn
 
 
 class HostState(NamedTuple):
@@ -34,20 +33,13 @@ class HostState(NamedTuple):
     seeds: tuple[State, ...]
 
 
-def compile_host_program(
-    env: Environment, algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int
-) -> Program:
-    """Does what `compile_program` does, for an environment that runs on the host.
+def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int) -> Program:
+    """Returns the program for an environment that runs on the host; see `compile_program`.
 
-    Args:
-        env: the environment.
-        algorithm: on that environment.
-        seeds: one non-negative integer each; each has environments of its own.
-        updates_per_chunk: updates in one call.
-
-    Returns:
-        A program; `close` it in the end, to close its environments.
+    Raises:
+        EnvironmentFailure: if the environment cannot be started.
     """
+    env = algorithm.env
     started = time.perf_counter()
     init, begin = jax.jit(algorithm.init), jax.jit(algorithm.begin)
     choose = make_choose(env, algorithm.act)
@@ -55,7 +47,8 @@ def compile_host_program(
     num_envs = states[0].episodes.length.shape[0]
     num_steps = algorithm.steps_per_update // num_envs
     trajectory = trajectory_shapes(algorithm, states[0], num_steps)
-    learn = jax.jit(keep_finite(algorithm.learn)).lower(states[0], trajectory).compile()
+    learn = jax.jit(guarded_learn(algorithm))
+    learn = learn.lower(states[0], states[0], trajectory).compile()
     seconds = time.perf_counter() - started
     stopping = threading.Event()
 
@@ -69,7 +62,7 @@ def compile_host_program(
                 env, pool, choose, state.actor, key, state.episodes, memory, num_steps
             )
             state = state._replace(episodes=episodes, exploration=memory)
-            state, output = learn(state, trajectory)
+            state, output = learn(state, state, trajectory)
             outputs.append(output)
         return state, jax.tree.map(lambda *xs: np.stack(xs), *outputs)
 
@@ -89,13 +82,16 @@ def compile_host_program(
     pools = []
     try:
         for index, seed in enumerate(seeds):
-            pools.append(env.open(seed, num_envs))
+            with failures_named(env):
+                pools.append(env.open(seed, num_envs))
             episodes = start_host_episodes(env, pools[-1], num_envs)
             states[index] = states[index]._replace(episodes=episodes)
     except BaseException:
         close()
         raise
-    return Program(stack(states), advance, tuple(seeds), updates_per_chunk, seconds, close)
+    return Program(
+        env.name, stack(states), advance, tuple(seeds), updates_per_chunk, seconds, close
+    )
 
 
 def trajectory_shapes(algorithm: Algorithm, state: State, num_steps: int) -> Transition:

@@ -1,0 +1,83 @@
+"""Plays one episode with the policy of a finished run, and writes it as a GIF."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Nothing here has a screen or a loudspeaker; a user's own settings come first.
+for variable, value in (
+    ("MUJOCO_GL", "egl"),
+    ("SDL_VIDEODRIVER", "dummy"),
+    ("SDL_AUDIODRIVER", "dummy"),
+):
+    os.environ.setdefault(variable, value)
+
+from command_line import Parser, user_errors
+from rich.console import Console
+
+from trpo_jax import envs
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.training.animation import play, write_gif
+from trpo_jax.training.policies import load_policy
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        args = build_parser().parse_args(argv)
+        config = read_config(args.folder)
+        env = envs.make(args.env or config["env"])
+        act = load_policy(args.folder / "policy.msgpack", args.seed)
+        out = args.out or args.folder / "episode.gif"
+        if out.exists():
+            raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
+        try:
+            frames, total_reward = play(env, act, args.episode, args.steps, args.every)
+        except EnvironmentFailure as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    write_gif(out, frames, width=args.width, fps=args.fps)
+    size = out.stat().st_size / 1000
+    console.print(f"Return {total_reward:.1f} in {len(frames)} frames: {out} ({size:,.0f} kB)")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = Parser(description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("folder", type=Path, help="of a run of train.py")
+    help_text = "whose policy (default: that with the best evaluation)"
+    add("--seed", type=int, metavar="N", help=help_text)
+    help_text = "another environment with the same observations and actions"
+    add("--env", metavar="NAME", help=help_text)
+    add("--episode", type=int, default=0, metavar="N", help="decides the episode (default: 0)")
+    help_text = "steps at the most (default: 1000)"
+    add("--steps", type=int, default=1000, metavar="N", help=help_text)
+    help_text = "steps from one frame to the next (default: 1)"
+    add("--every", type=int, default=1, metavar="N", help=help_text)
+    add("--fps", type=float, default=30, metavar="X", help="frames a second (default: 30)")
+    add("--width", type=int, default=320, metavar="N", help="in pixels (default: 320)")
+    help_text = "the file, a new one (default: episode.gif in the folder)"
+    add("--out", type=Path, metavar="FILE", help=help_text)
+    return parser
+
+
+def read_config(folder: Path) -> dict:
+    """Returns the description of a run.
+
+    Raises:
+        ConfigurationError: if there is none in the folder.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigurationError(f"{folder} is no folder of a run: it has no config.json.")
+    return json.loads(path.read_text())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

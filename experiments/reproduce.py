@@ -1,0 +1,178 @@
+"""Runs a benchmark, and writes its results in one table with the published ones.
+
+The benchmarks are described in `experiments/benchmarks.toml`. The same command goes on where an
+interrupted one stopped; `--tasks` runs some of them, and the table always shows all that are there.
+"""
+
+import json
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import train
+from command_line import Parser, user_errors
+from compare import Pair, distinct, execute, read_config, read_summary, refuse_other_settings
+from rich.console import Console
+
+from trpo_jax.errors import unknown_name
+from trpo_jax.training.evaluation import summarize
+from trpo_jax.training.files import write_json
+
+BENCHMARKS_FILE = Path(__file__).parent / "benchmarks.toml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    folder = None
+    try:
+        with user_errors():
+            args = build_parser().parse_args(argv)
+            benchmarks = tomllib.loads(BENCHMARKS_FILE.read_text())
+            if args.benchmark not in benchmarks:
+                raise unknown_name("benchmark", args.benchmark, benchmarks)
+            benchmark = benchmarks[args.benchmark]
+            chosen = args.tasks or list(benchmark["tasks"])
+            for task in chosen:
+                if task not in benchmark["tasks"]:
+                    raise unknown_name(f"task of {args.benchmark}", task, benchmark["tasks"])
+            folder = args.out or Path("runs", args.benchmark)
+            runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
+            refuse_other_settings([runs[task] for task in chosen])
+        failed = execute([runs[task] for task in chosen], console)
+        report = describe(benchmark, runs)
+        report["command"] = f"python experiments/reproduce.py --benchmark {args.benchmark}"
+        write_json(folder / f"{args.benchmark}.json", report)
+        table = folder / f"{args.benchmark}.md"
+        table.write_text("\n".join(table_lines(report)) + "\n")
+    except KeyboardInterrupt:
+        goes_on = "The same command goes on from there." if folder else "Nothing was written."
+        print(f"Interrupted. {goes_on}", file=sys.stderr)
+        return 130
+    console.print(f"Table: {table}")
+    return 1 if failed else 0
+
+
+def build_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--benchmark", required=True, metavar="NAME", help="a table of benchmarks.toml: mujoco-1m")
+    add("--tasks", nargs="+", metavar="TASK", help="run only these of it (default: all)")
+    help_text = "output folder; runs in it are kept (default: runs/<benchmark>)"
+    add("--out", type=Path, metavar="FOLDER", help=help_text)
+    return parser
+
+
+def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
+    """Returns the run of a task, checked by train.py itself; writes nothing.
+
+    Raises:
+        ConfigurationError: if it cannot run.
+    """
+    settings = benchmark["tasks"][task]
+    folder = folder / task.replace(", ", "-").replace(" ", "-")
+    argv = ["--env", settings["env"], *benchmark["flags"], *settings.get("flags", [])]
+    argv += ["--quiet", "--out", str(folder)]
+    train.prepare(argv)
+    return Pair("trpo", settings["env"], folder, tuple(argv), None)
+
+
+def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
+    """Returns everything in the table, as JSON can hold it."""
+    finished = {task: run for task, run in runs.items() if run.is_finished()}
+    configs = {task: read_config(run) for task, run in finished.items()}
+    rows = {}
+    for task, run in finished.items():
+        summary = read_summary(run)
+        scores = np.array(summary["evaluation"]["per_seed"])
+        rows[task] = {
+            "env": run.env,
+            "per_seed": scores.tolist(),
+            **summarize(scores)._asdict(),
+            "episodes_per_seed": summary["evaluation"]["episodes_per_seed"],
+            "env_steps_per_second": summary["env_steps_per_second"],
+            "config": configs[task]["config"],
+        }
+    return {
+        "title": benchmark["title"],
+        "notes": benchmark["notes"],
+        "published": benchmark["published"],
+        "tasks": benchmark["tasks"],
+        "versions": distinct(config["versions"] for config in configs.values()),
+        "devices": distinct(config["device"] for config in configs.values()),
+        "rows": rows,
+    }
+
+
+def table_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of the Markdown file."""
+    yield f"# {report['title']}"
+    yield ""
+    yield "```"
+    yield report["command"]
+    yield "```"
+    yield ""
+    published = report["published"]
+    columns = ["task", "this library", "seeds", "bar", "floor", *published, "steps/s"]
+    yield "| " + " | ".join(columns) + " |"
+    yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
+    for task, settings in report["tasks"].items():
+        row = report["rows"].get(task)
+        limits = [number(settings.get(name)) for name in ("bar", "floor")]
+        name = task.split(",")[0]
+        others = [number(table.get(name)) for table in published.values()]
+        if row is None:
+            yield "| " + " | ".join([task, "not run", "", *limits, *others, ""]) + " |"
+            continue
+        mark = "**" if row["mean"] >= settings["bar"] else ""
+        spread = "" if row["std"] is None else f" ± {number(row['std'])}"
+        own = f"{mark}{number(row['mean'])}{mark}{spread}"
+        speed = f"{row['env_steps_per_second']:,.0f}"
+        cells = [task, own, str(len(row["per_seed"])), *limits, *others, speed]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield (
+        "Mean and standard deviation over seeds of the return after the last update, of the "
+        "deterministic policy over fresh episodes, 16 a seed; bold where it reaches the bar. "
+        "Steps per second are those of training, of all seeds together."
+    )
+    yield ""
+    yield report["notes"]
+    yield ""
+    yield "| task | return of each seed |"
+    yield "| --- | --- |"
+    for task, row in report["rows"].items():
+        yield f"| {task} | {', '.join(number(score) for score in row['per_seed'])} |"
+    yield ""
+    yield "Hyperparameters, the same for all tasks but where one is named:"
+    yield ""
+    configs = {task: row["config"] for task, row in report["rows"].items()}
+    for field in next(iter(configs.values()), {}):
+        values = [json.dumps(config[field]) for config in configs.values()]
+        usual = max(set(values), key=values.count)
+        unusual = [
+            f"{task}: {value}"
+            for task, value in zip(configs, values, strict=True)
+            if value != usual
+        ]
+        yield f"- `{field}`: {', '.join([usual, *unusual])}"
+    yield ""
+    for versions in report["versions"]:
+        yield "Versions: " + ", ".join(f"{name} {text}" for name, text in versions.items())
+    for device in report["devices"]:
+        yield f"Device: {device['platform']}, {device['kind']}"
+
+
+def number(value: float | None) -> str:
+    """Returns a score as the table shows it."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 20 else f"{value:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What the driver runs: several updates of all seeds, compiled as one program."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from trpo_jax.algorithms.base import Algorithm, Metrics, State
+from trpo_jax.envs.episodes import Transition
+
+NAN_MEANS_NONE = ("episodic_return", "episode_length")  # NaN where no episode ended
+
+
+class Health(NamedTuple):
+    """Whether an update gave usable numbers; leading axes as the metrics have.
+
+    Attributes:
+        finite: whether all numbers of the update are finite; if not, it was not made.
+        broken_step: the first step of the rollout in which the environment's own were not, or -1.
+    """
+
+    finite: Bool[Array, "*B"]
+    broken_step: Int[Array, "*B"]
+
+
+class Program(NamedTuple):
+    """A training run, compiled and initialised.
+
+    Attributes:
+        env_name: name of the environment.
+        state: states of all seeds; its field `actor` has the leading axis `[num_seeds]`.
+        advance: `state -> (state, (metrics, health))`, each `[num_seeds, updates_per_chunk]`; uses
+            its argument up. A seed stops at its last finite state.
+        seeds: the seeds.
+        updates_per_chunk: updates in one call of `advance`.
+        compile_seconds: time spent compiling.
+        close: to be called in the end; it ends what runs beside the program.
+    """
+
+    env_name: str
+    state: State
+    advance: Callable[[State], tuple[State, tuple[Metrics, Health]]]
+    seeds: tuple[int, ...]
+    updates_per_chunk: int
+    compile_seconds: float
+    close: Callable[[], None] = lambda: None
+
+
+def device_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int) -> Program:
+    """Returns the program for an environment that runs on the device; see `compile_program`."""
+    learn = guarded_learn(algorithm)
+
+    def update(state, _):
+        return learn(state, *algorithm.collect(state))
+
+    def advance(state):
+        return jax.lax.scan(update, state, length=updates_per_chunk)
+
+    started = time.perf_counter()
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    init = jax.jit(jax.vmap(algorithm.init)).lower(keys).compile()
+    state_shapes = jax.eval_shape(jax.vmap(algorithm.init), keys)
+    compiled = jax.jit(jax.vmap(advance), donate_argnums=0).lower(state_shapes).compile()
+    seconds = time.perf_counter() - started
+    name = algorithm.env.name
+    return Program(name, init(keys), compiled, tuple(seeds), updates_per_chunk, seconds)
+
+
+def guarded_learn(
+    algorithm: Algorithm,
+) -> Callable[[State, State, Transition], tuple[State, tuple[Metrics, Health]]]:
+    """Returns `(state, collected, trajectory) -> (state, (metrics, health))`.
+
+    That is `algorithm.learn` on what was `collected`, if all its numbers are finite; if not, the
+    `state` before it.
+    """
+
+    def learn(state, collected, trajectory):
+        learnt, metrics = algorithm.learn(collected, trajectory)
+        checked = [x for name, x in metrics.items() if name not in NAN_MEANS_NONE]
+        leaves = jax.tree.leaves((checked, learnt.actor))
+        finite = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves]))
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learnt, state)
+        return state, (metrics, Health(finite, _broken_step(trajectory)))
+
+    return learn
+
+
+def _broken_step(trajectory: Transition) -> Int[Array, ""]:
+    num_steps = trajectory.reward.shape[0]
+    shown = jnp.isfinite(trajectory.next_observation.reshape(num_steps, -1)).all(axis=1)
+    broken = ~(shown & jnp.isfinite(trajectory.reward).all(axis=1))
+    return jnp.where(broken.any(), jnp.argmax(broken), -1)
