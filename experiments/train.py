@@ -153,7 +153,7 @@ def prepare(argv: Sequence[str] | None) -> Run:
     first = first_pass(argv, env="CartPole-v1", algorithm="trpo")
     module = algorithms.get(first.algorithm)
     args = build_parser(module, first).parse_args(argv)
-    env = envs.make(args.env)
+    env = envs.make(args.env, args.env_processes)
     config = config_from(args, module)
     algorithm = module.make(env, config)
     num_updates = args.total_steps // algorithm.steps_per_update
@@ -198,6 +198,13 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     episodes = defaults["evaluation_episodes"]
     help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
     add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
+    processes = defaults["env_processes"]
+    help_text = (
+        "run each environment of gym/ in a process of its own: faster where a step takes a "
+        f"millisecond or more (default: {processes})"
+    )
+    action = argparse.BooleanOptionalAction
+    add("--env-processes", default=processes, action=action, help=help_text)
     help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     add("--quiet", action="store_true", help="print errors only")

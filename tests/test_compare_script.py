@@ -11,18 +11,12 @@ import train
 pytestmark = pytest.mark.xdist_group("compare")  # one worker, so that the comparison is shared
 
 TINY = ["num_envs=2", "num_steps=64", "hidden_sizes=8", "critic_epochs=1", "critic_minibatches=4"]
+TINY += ["evaluation_episodes=2"]
 ARGUMENTS = [
     *("--algorithms", "vpg", "ou=vpg --exploration ou", "--envs", "CartPole-v1", "Pendulum-v1"),
     *("--num-seeds", "2", "--seed", "5", "--total-steps", "1024"),
     *("--set", *(f"*.{setting}" for setting in TINY), "--set", "ou.ou_rho=0.8"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_evaluation_episodes():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EVALUATION_EPISODES", 2)
-        yield
 
 
 @pytest.fixture(scope="module")

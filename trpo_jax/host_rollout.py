@@ -96,7 +96,7 @@ def host_rollout(
 
 
 def advance_host_episodes(
-    env: Environment, pool: Pool, episodes: Episode, actions: Num[Array, "B ..."]
+    env: Environment, pool: Pool, episodes: Episode, actions: Num[Array | np.ndarray, "B ..."]
 ) -> tuple[Episode, Transition]:
     """Does what `advance_episode` does, for all environments of a pool.
 

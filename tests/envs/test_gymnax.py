@@ -3,10 +3,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conformance import check_types
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.envs.base import Box, Discrete
+from trpo_jax.envs.base import Box
 from trpo_jax.envs.episodes import advance_episode, start_episode
 from trpo_jax.errors import ConfigurationError
 
@@ -16,25 +17,7 @@ NAMES = [name for name in gymnax.registered_envs if name != DOWNLOADS]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_gives_what_a_reset_gives_in_fixed_types(name):
-    env = envs.make(name)
-    key = jax.random.key(0)
-    state, observation = jax.eval_shape(env.reset, key)
-    action = (
-        jax.ShapeDtypeStruct((), jnp.int32)
-        if isinstance(env.action, Discrete)
-        else jax.ShapeDtypeStruct(env.action.low.shape, jnp.float32)
-    )
-    next_state, result = jax.eval_shape(env.step, key, state, action)
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
-    assert describe(state) == describe(next_state)
-    assert not any(x.weak_type for x in jax.tree.leaves((next_state, result)))
-    assert describe(observation) == describe(result.observation)
-    assert (observation.shape, observation.dtype) == (env.observation.shape, env.observation.dtype)
-    assert (result.reward.shape, result.reward.dtype) == ((), jnp.float32)
-    for flag in (result.terminated, result.truncated):
-        assert (flag.shape, flag.dtype) == ((), bool)
-    assert isinstance(env.time_limit, int)
-    assert env.time_limit > 0
+    check_types(envs.make(name))
 
 
 @pytest.mark.parametrize("name", NAMES)

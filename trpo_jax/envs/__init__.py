@@ -33,16 +33,17 @@ def suite_of(name: str) -> tuple[str, str]:
     return suite, own_name
 
 
-def make(name: str) -> Environment:
+def make(name: str, processes: bool = False) -> Environment:
     """Returns the environment of that name.
 
     Args:
         name: the suite and the suite's own name, such as "gym/Hopper-v5"; without a suite one of
             gymnax, such as "CartPole-v1".
+        processes: whether each copy runs in a process of its own, for those of Gymnasium only.
 
     Raises:
-        ConfigurationError: if there is none of that name, its suite is not installed, or its spaces
-            are not supported.
+        ConfigurationError: if there is none of that name, its suite is not installed or too old, or
+            its spaces are not supported.
     """
     suite, own_name = suite_of(name)
     try:
@@ -52,4 +53,14 @@ def make(name: str) -> Environment:
             f"Environment {name!r} needs the package {error.name!r}, which is not installed. "
             f"Install it with: uv sync --extra {suite}"
         ) from error
-    return module.make(own_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f"Environment {name!r} needs another version of its suite than the one installed "
+            f"({error}). Install it with: uv sync --extra {suite}"
+        ) from error
+    if processes and suite != "gym":
+        raise ConfigurationError(
+            f"Only environments of gym/ can run in processes of their own, not {name!r}. Leave "
+            "--env-processes out."
+        )
+    return module.make(own_name, **({"processes": True} if processes else {}))

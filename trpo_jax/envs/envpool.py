@@ -32,8 +32,8 @@ def make(name: str) -> Environment:
         env_seeds = environment_seeds(seeds, num_envs)
         if render and hasattr(spec.config, "xml_file"):
             raise ConfigurationError(
-                f"Environment {full_name!r} needs a screen to draw itself; where there is none, the "
-                f"process would be aborted. Gymnasium draws the same task: --env gym/{name}"
+                f"Environment {full_name!r} needs a screen to draw itself, and aborts the process "
+                f"where there is none. Gymnasium draws the same task: --env gym/{name}"
             )
         options = {"render_mode": "rgb_array"} if render else {}
         envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **options)

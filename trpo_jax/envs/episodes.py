@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from trpo_jax.envs.base import Environment, to_environment_action
@@ -29,6 +30,8 @@ class Episode(NamedTuple):
 class Transition(NamedTuple):
     """One step of one episode; a trajectory is a Transition with leading axes `[T, B]`.
 
+    Its arrays are NumPy's where they come from the host.
+
     Attributes:
         observation: s_t.
         action: a_t, as the policy chose it.
@@ -52,7 +55,7 @@ class Transition(NamedTuple):
     context: Any = ()
 
     @property
-    def done(self) -> Bool[Array, "*B"]:
+    def done(self) -> Bool[Array | np.ndarray, "*B"]:
         """Whether the episode ended, either way."""
         return self.terminated | self.truncated
 

@@ -56,7 +56,7 @@ def make(name: str, processes: bool = False) -> Environment:
             num_envs=num_envs,
             vectorization_mode="async" if processes else "sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED, **options},
-            render_mode="rgb_array" if render else None,
+            **({"render_mode": "rgb_array"} if render else {}),
         )
         first_seeds = iter([environment_seeds(seeds, num_envs)])
 
@@ -108,7 +108,15 @@ def vector_pool(
             show(observations), np.asarray(rewards, np.float32), terminated, truncated
         )
 
-    return Pool(reset, step, envs.close, lambda: np.stack(envs.render()))
+    def close() -> None:
+        try:
+            envs.close()
+        except (EOFError, OSError):  # of processes one is gone, and Gymnasium waits for its answer
+            for process in envs.processes:
+                process.kill()
+            envs.closed = True
+
+    return Pool(reset, step, close, lambda: np.stack(envs.render()))
 
 
 def observation_spec(

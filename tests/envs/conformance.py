@@ -1,0 +1,92 @@
+"""What every adapter of the accelerator must do, whatever its suite."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trpo_jax.envs.base import Discrete, MultiDiscrete
+from trpo_jax.rollout import rollout, start_episodes
+
+NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 12, 5
+
+
+def example_action(env, key):
+    """Returns a random action as the environment takes it."""
+    match env.action:
+        case Discrete(num_actions):
+            return jax.random.randint(key, (), 0, num_actions)
+        case MultiDiscrete(num_actions):
+            return jax.random.randint(key, (len(num_actions),), 0, jnp.array(num_actions))
+        case _:
+            return jax.random.uniform(key, env.action.low.shape, jnp.float32, -1.0, 1.0)
+
+
+def check_types(env):
+    """A step gives what a reset gives, in fixed types."""
+    key = jax.random.key(0)
+    state, observation = jax.eval_shape(env.reset, key)
+    action = jax.eval_shape(partial(example_action, env), key)
+    next_state, result = jax.eval_shape(env.step, key, state, action)
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+    assert describe(state) == describe(next_state)
+    assert not any(x.weak_type for x in jax.tree.leaves((next_state, result)))
+    assert describe(observation) == describe(result.observation)
+    assert (observation.shape, observation.dtype) == (env.observation.shape, env.observation.dtype)
+    assert (result.reward.shape, result.reward.dtype) == ((), jnp.float32)
+    for flag in (result.terminated, result.truncated):
+        assert (flag.shape, flag.dtype) == ((), bool)
+    assert env.time_limit is None or env.time_limit > 0
+
+
+def check_episodes(env):
+    """Rollouts with a short time limit: ends, last observations, resets, keys, one compilation."""
+    env = env._replace(time_limit=TIME_LIMIT)
+    act = lambda key, observations: jax.vmap(partial(example_action, env))(
+        jax.random.split(key, len(observations))
+    )
+    start = jax.jit(lambda key: start_episodes(env, key, NUM_ENVS))
+    run = jax.jit(lambda key, episodes: rollout(env, act, key, episodes, NUM_STEPS))
+    episodes = start(jax.random.key(0))
+    first_observations = np.asarray(episodes.observation)
+    going_on, first = run(jax.random.key(1), episodes)
+    _, second = run(jax.random.key(2), going_on)
+    assert run._cache_size() == 1, "a second rollout compiled again"
+
+    for trajectory in (first, second):
+        check_trajectory(jax.tree.map(np.asarray, trajectory))
+    np.testing.assert_array_equal(second.observation[0], going_on.observation)
+
+    _, again = run(jax.random.key(1), start(jax.random.key(0)))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    _, other = run(jax.random.key(3), start(jax.random.key(0)))
+    assert not np.array_equal(first.next_observation, other.next_observation)
+
+    starts = [flat_starts(first), flat_starts(second), first_observations.reshape(NUM_ENVS, -1)]
+    assert all(len(np.unique(x, axis=0)) > 1 for x in starts), "all episodes begin alike"
+    # Different resets in every rollout, whether they are drawn from a pool or not.
+    assert not {x.tobytes() for x in starts[0]} & {x.tobytes() for x in starts[1]}
+
+
+def flat_starts(trajectory):
+    """Returns the first observations of the episodes that began inside of a rollout."""
+    began = np.asarray(trajectory.done)[:-1]
+    return np.asarray(trajectory.observation)[1:][began].reshape(int(began.sum()), -1)
+
+
+def check_trajectory(trajectory):
+    """Ends and observations of a rollout with the short time limit agree with each other."""
+    assert np.isfinite(trajectory.reward).all()
+    assert trajectory.done.any()
+    assert (trajectory.truncated | (trajectory.length < TIME_LIMIT)).all()
+    assert (trajectory.length <= TIME_LIMIT).all()
+    goes_on = ~trajectory.done[:-1]
+    np.testing.assert_array_equal(
+        trajectory.next_observation[:-1][goes_on], trajectory.observation[1:][goes_on]
+    )
+    # The last observation of an episode is kept: it is not the first of the next.
+    last = trajectory.next_observation[:-1][~goes_on].reshape((~goes_on).sum(), -1)
+    assert (last != trajectory.observation[1:][~goes_on].reshape(last.shape)).any(axis=1).all()
+    np.testing.assert_array_equal(trajectory.length[1:][~goes_on], 1)
+    assert (trajectory.length[1:][goes_on] == trajectory.length[:-1][goes_on] + 1).all()

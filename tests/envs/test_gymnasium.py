@@ -1,0 +1,177 @@
+"""Environments of Gymnasium as pools, with its own resets kept off."""
+
+from contextlib import closing
+
+import gymnasium
+import host_tasks
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from trpo_jax import envs
+from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
+
+NUM_ENVS = 3
+BOX = spaces.Box(-1.0, 1.0, (2,))
+
+
+def transitions(env, seed, num_steps, action=1):
+    """Returns a list of transitions of all environments, for one action all along."""
+    with closing(env.open(seed, NUM_ENVS)) as pool:
+        episodes = start_host_episodes(env, pool, NUM_ENVS)
+        found = []
+        for _ in range(num_steps):
+            actions = np.full(NUM_ENVS, action)
+            episodes, transition = advance_host_episodes(env, pool, episodes, actions)
+            found.append(transition)
+    return found
+
+
+def of_spaces(observation_space, action_space=BOX):
+    """Returns an environment with these spaces."""
+    kwargs = {"observation_space": observation_space, "action_space": action_space}
+    gymnasium.registry.pop("Shown-v0", None)
+    host_tasks.register("Shown-v0", "Shown", kwargs=kwargs)
+    return envs.make("gym/Shown-v0")
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_no_step_is_lost_to_a_reset_and_no_last_observation(processes):
+    env = envs.make("gym/Counter-v0", processes)
+    assert env.time_limit == 5
+    found = transitions(env, 0, 12)
+    shown = np.array([t.observation[0, 0] for t in found])
+    np.testing.assert_array_equal(shown, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1])
+    following = np.array([t.next_observation[0, 0] for t in found])
+    np.testing.assert_array_equal(following, [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2])
+    np.testing.assert_array_equal([t.truncated[0] for t in found], following == 5)
+    assert not any(t.terminated.any() for t in found)
+    np.testing.assert_array_equal([t.length[0] for t in found], following)
+    # Actions are counted from the space's own start: action 1 is its 4, and so is the reward.
+    np.testing.assert_array_equal([t.reward[0] for t in found], 4.0)
+    assert found[4].total_reward[0] == 20.0
+
+
+def test_termination_is_apart_from_truncation():
+    found = transitions(envs.make("gym/Short-v0"), 0, 4)
+    np.testing.assert_array_equal([t.terminated[0] for t in found], [False, False, True, False])
+    assert not any(t.truncated.any() for t in found)
+
+
+def test_episodes_are_decided_by_the_seed():
+    env = envs.make("gym/Counter-v0")
+    marks = lambda seed: np.array([t.observation[:, 1] for t in transitions(env, seed, 6)])
+    np.testing.assert_array_equal(marks(1), marks(1))
+    assert len(np.unique(marks(1))) == 2 * NUM_ENVS  # each environment and episode is another
+    assert not set(marks(1).ravel()) & set(marks(2).ravel())
+    assert not set(marks(1).ravel()) & set(marks((7, 1)).ravel())
+
+
+def test_environments_are_closed():
+    before = host_tasks.Counter.closed
+    transitions(envs.make("gym/Counter-v0"), 0, 1)
+    assert host_tasks.Counter.closed >= before + NUM_ENVS
+
+
+@pytest.mark.parametrize(
+    ("space", "shape", "dtype"),
+    [
+        (BOX, (2,), "float32"),
+        (spaces.Box(-1, 1, (2,), np.float64), (2,), "float32"),
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), (8, 8, 3), "uint8"),
+        (spaces.Discrete(5), (5,), None),
+        (spaces.MultiDiscrete([2, 3]), (5,), None),
+        (spaces.Dict(a=BOX, b=spaces.Discrete(3)), (5,), "float32"),
+        (spaces.Tuple([spaces.MultiBinary(4), BOX]), (6,), "float32"),
+    ],
+)
+def test_observations_become_one_array(space, shape, dtype):
+    env = of_spaces(space)
+    assert env.observation.shape == shape
+    assert dtype is None or env.observation.dtype == dtype
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        first = pool.reset(np.ones(NUM_ENVS, bool))
+        result = pool.step(np.zeros((NUM_ENVS, 2), np.float32))
+        some = pool.reset(np.array([True, False, True]))
+    assert first.shape == result.observation.shape == (NUM_ENVS, *shape)
+    assert some.shape == (2, *shape)
+    assert {x.dtype for x in (first, result.observation, some)} == {env.observation.dtype}
+    assert result.reward.dtype == np.float32
+
+
+def test_a_dictionary_is_flattened_in_the_order_of_its_space():
+    space = spaces.Dict(a=BOX, b=spaces.Discrete(3))
+    env = of_spaces(space)
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        shown = pool.reset(np.ones(NUM_ENVS, bool))
+    assert (np.abs(shown[:, :2]) <= 1).all()
+    np.testing.assert_array_equal(shown[:, 2:].sum(axis=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("space", "spec"),
+    [
+        (spaces.Discrete(3), Discrete(3)),
+        (spaces.MultiDiscrete([2, 3]), MultiDiscrete((2, 3))),
+        (spaces.MultiBinary(2), MultiDiscrete((2, 2))),
+    ],
+)
+def test_actions(space, spec):
+    env = of_spaces(BOX, space)
+    assert env.action == spec
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        pool.reset(np.ones(NUM_ENVS, bool))
+        pool.step(np.ones((NUM_ENVS, *space.shape), np.int32))
+
+
+def test_bounds_of_actions():
+    env = of_spaces(BOX, spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 1.0]), dtype=np.float64))
+    assert isinstance(env.action, Box)
+    np.testing.assert_array_equal(env.action.high, [2.0, 1.0])
+
+
+def test_spaces_that_nothing_handles_are_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"gym/Shown-v0.*observations of type Sequence"):
+        of_spaces(spaces.Sequence(BOX))
+    with pytest.raises(ConfigurationError, match=r"actions of type Text.*Supported: Discrete"):
+        of_spaces(BOX, spaces.Text(3))
+    with pytest.raises(ConfigurationError, match=r"actions of type Box.*floating-point"):
+        of_spaces(BOX, spaces.Box(0, 5, (2,), np.int64))
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigurationError, match=r"Did you mean gym/CartPole-v1"):
+        envs.make("gym/Cartpole-v1")
+    with pytest.raises(ConfigurationError, match="no_such_package"):
+        envs.make("gym/no_such_package:Env-v0")
+
+
+def test_the_step_of_a_host_environment_names_itself():
+    with pytest.raises(TypeError, match="gym/Counter-v0 runs on the host"):
+        envs.make("gym/Counter-v0").step(None, (), None)
+
+
+@pytest.mark.parametrize("how", ["nan", "inf"])
+def test_numbers_that_are_not_finite_are_traced_to_environment_and_step(how):
+    with pytest.raises(EnvironmentFailure, match=rf"gym/Broken-{how}-v0 returned a reward.*step 4"):
+        transitions(envs.make(f"gym/Broken-{how}-v0"), 0, 6)
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_an_environment_that_raises_is_named(processes):
+    env = envs.make("gym/Broken-raise-v0", processes)
+    with pytest.raises(EnvironmentFailure, match=r"gym/Broken-raise-v0 failed.*floor gave way"):
+        transitions(env, 0, 6)
+
+
+def test_a_process_that_dies_is_an_error_and_no_hang():
+    env = envs.make("gym/Broken-exit-v0", processes=True)
+    with pytest.raises(EnvironmentFailure, match="gym/Broken-exit-v0 failed"):
+        transitions(env, 0, 6)
+
+
+def test_only_gymnasium_runs_in_processes():
+    with pytest.raises(ConfigurationError, match="--env-processes"):
+        envs.make("CartPole-v1", processes=True)

@@ -1,0 +1,74 @@
+"""Tiny Gymnasium environments, registered under `host_tasks:`, each of which can go wrong."""
+
+import os
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Counter(gymnasium.Env):
+    """Shows how many steps its episode has, and a number that tells episodes apart.
+
+    Terminates after `length` steps, if not truncated before.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,))
+    action_space = spaces.Discrete(2, start=3)
+    closed = 0
+
+    def __init__(self, length=100, broken_step=None, how=None):
+        self.length, self.broken_step, self.how = length, broken_step, how
+        self.steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.episode = 0, self.np_random.uniform()
+        return self._observation(), {}
+
+    def step(self, action):
+        assert action in (3, 4), action
+        self.steps += 1
+        reward = float(action)
+        if self.steps == self.broken_step:
+            if self.how == "raise":
+                raise RuntimeError("the floor gave way")
+            if self.how == "exit":
+                os._exit(1)
+            reward = float(self.how)
+        return self._observation(), reward, self.steps >= self.length, False, {}
+
+    def close(self):
+        type(self).closed += 1
+
+    def _observation(self):
+        return np.array([self.steps, self.episode], np.float32)
+
+
+class Shown(gymnasium.Env):
+    """Has any spaces."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def register(name, entry_point, **kwargs):
+    """Registers one of these if that has not been done."""
+    if name not in gymnasium.registry:
+        gymnasium.register(name, f"host_tasks:{entry_point}", disable_env_checker=True, **kwargs)
+
+
+register("Counter-v0", "Counter", max_episode_steps=5)
+register("Short-v0", "Counter", max_episode_steps=5, kwargs={"length": 3})
+for how in ("raise", "exit", "nan", "inf"):
+    kwargs = {"broken_step": 4, "how": how}
+    register(f"Broken-{how}-v0", "Counter", max_episode_steps=5, kwargs=kwargs)
