@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.training.host_program import host_program
+from trpo_jax.training.program import Program, device_program
 
 
 class Chunk(NamedTuple):
