@@ -10,7 +10,7 @@ from gymnasium import spaces
 class Counter(gymnasium.Env):
     """Shows how many steps its episode has, and a number that tells episodes apart.
 
-    Terminates after `length` steps, if not truncated before.
+    Terminates after `length` steps, if not truncated before; breaks at its `broken_step`-th of all.
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,))
@@ -19,7 +19,7 @@ class Counter(gymnasium.Env):
 
     def __init__(self, length=100, broken_step=None, how=None):
         self.length, self.broken_step, self.how = length, broken_step, how
-        self.steps = 0
+        self.steps = self.all_steps = 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -29,8 +29,9 @@ class Counter(gymnasium.Env):
     def step(self, action):
         assert action in (3, 4), action
         self.steps += 1
+        self.all_steps += 1
         reward = float(action)
-        if self.steps == self.broken_step:
+        if self.all_steps == self.broken_step:
             if self.how == "raise":
                 raise RuntimeError("the floor gave way")
             if self.how == "exit":
@@ -72,3 +73,4 @@ register("Short-v0", "Counter", max_episode_steps=5, kwargs={"length": 3})
 for how in ("raise", "exit", "nan", "inf"):
     kwargs = {"broken_step": 4, "how": how}
     register(f"Broken-{how}-v0", "Counter", max_episode_steps=5, kwargs=kwargs)
+    register(f"Late-{how}-v0", "Counter", max_episode_steps=5, kwargs={**kwargs, "broken_step": 70})

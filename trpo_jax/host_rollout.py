@@ -7,11 +7,12 @@ a trajectory came from.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Num, PRNGKeyArray
+from jaxtyping import Array, Key, Num, PRNGKeyArray
 
 from trpo_jax.envs.base import Environment, Pool, StepResult, to_environment_action
 from trpo_jax.envs.episodes import Episode, Transition
@@ -50,10 +51,10 @@ def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
     return Episode((), observations, np.zeros(num_envs, np.int32), np.zeros(num_envs, np.float32))
 
 
-@jax.jit
-def action_keys(key: PRNGKeyArray, steps: Num[Array, " T"]) -> PRNGKeyArray:
-    """Returns the keys `[T]` that `rollout` would give to its actions."""
-    return jax.random.split(jax.random.split(key)[0], steps.shape[0])
+@partial(jax.jit, static_argnums=1)
+def action_keys(key: PRNGKeyArray, num_steps: int) -> Key[Array, " T"]:
+    """Returns the keys that `rollout` would give to its actions."""
+    return jax.random.split(jax.random.split(key)[0], num_steps)
 
 
 def host_rollout(
@@ -84,7 +85,7 @@ def host_rollout(
     Raises:
         EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
     """
-    keys = action_keys(key, np.empty(num_steps))
+    keys = action_keys(key, num_steps)
     episodes = jax.tree.map(np.asarray, episodes)
     steps = []
     for t in range(num_steps):

@@ -1,0 +1,119 @@
+"""The host's way to a trajectory is the device's: the same actions, statistics and updates."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from trpo_jax import envs
+from trpo_jax.algorithms import qprop, trpo, trpo_vine
+from trpo_jax.envs.base import Pool, StepResult, host_environment
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.host_rollout import host_rollout, make_choose, start_host_episodes
+
+NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 40, 12
+SETTINGS = {
+    "num_envs": NUM_ENVS,
+    "num_steps": NUM_STEPS,
+    "hidden_sizes": (8,),
+    "critic_epochs": 2,
+    "critic_minibatches": 4,
+    "scale_rewards": True,
+}
+
+
+def replaying(env, trajectories=(), last=None):
+    """Returns a host environment that plays back what was recorded, until the `last` observations.
+
+    Actions must be the recorded ones. Its pool sees what a simulator would say, and nothing else:
+    no statistics, no episodes.
+    """
+
+    def open(seeds, num_envs, render=False):
+        joined = jax.tree.map(lambda *xs: np.concatenate(xs), *trajectories)
+        shown = np.concatenate([joined.observation, last[None]])
+        time = iter(range(len(joined.reward)))
+        now = -1
+
+        def reset(mask):
+            return shown[now + 1][mask]
+
+        def step(actions):
+            nonlocal now
+            now = next(time)
+            taken = jax.vmap(partial(envs.base.to_environment_action, env.action))
+            recorded = np.asarray(taken(joined.action[now]))
+            np.testing.assert_allclose(actions, recorded, rtol=1e-4, atol=1e-5)
+            return StepResult(
+                joined.next_observation[now],
+                joined.reward[now],
+                joined.terminated[now],
+                joined.truncated[now],
+            )
+
+        return Pool(reset, step, lambda: None)
+
+    return host_environment(env.name, env.observation, env.action, env.time_limit, open)
+
+
+CASES = [
+    ("CartPole-v1", trpo, {}),
+    ("Pendulum-v1", trpo, {"exploration": "ou"}),
+    ("Pendulum-v1", trpo, {"exploration": "colored"}),
+    ("Pendulum-v1", qprop, {"replay_size": 200, "q_updates": 3}),
+]
+
+
+@pytest.mark.parametrize(("name", "module", "options"), CASES)
+def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
+    env = envs.make(name)._replace(time_limit=TIME_LIMIT)
+    config = module.Config(**SETTINGS, **options)
+    on_device = module.make(env, config)
+    collect, learn = jax.jit(on_device.collect), jax.jit(on_device.learn)
+    state = initial = jax.jit(on_device.init)(jax.random.key(3))
+    trajectories, states = [], []
+    for _ in range(2):
+        state, trajectory = collect(state)
+        trajectories.append(jax.tree.map(np.asarray, trajectory))
+        state, metrics = learn(state, trajectory)
+        states.append((state, metrics))
+    assert trajectories[0].truncated.any()
+
+    host_env = replaying(env, trajectories, np.asarray(state.episodes.observation))
+    on_host = module.make(host_env, config)
+    choose, begin, learn = make_choose(host_env, on_host.act), on_host.begin, jax.jit(on_host.learn)
+    pool = host_env.open(0, NUM_ENVS)
+    state = jax.jit(on_host.init)(jax.random.key(3))
+    state = state._replace(episodes=start_host_episodes(host_env, pool, NUM_ENVS))
+    np.testing.assert_array_equal(state.episodes.observation, initial.episodes.observation)
+    for recorded, (expected, expected_metrics) in zip(trajectories, states, strict=True):
+        key, memory = begin(state)
+        episodes, memory, trajectory = host_rollout(
+            host_env, pool, choose, state.actor, key, state.episodes, memory, NUM_STEPS
+        )
+        assert_close(trajectory, recorded)
+        state = state._replace(episodes=episodes, exploration=memory)
+        state, metrics = learn(state, trajectory)
+        assert_close(state._replace(key=0, episodes=()), expected._replace(key=0, episodes=()))
+        assert_close(metrics, expected_metrics)
+        np.testing.assert_array_equal(episodes.length, expected.episodes.length)
+
+
+def assert_close(found, expected):
+    """All leaves agree, up to rounding that two updates may have spread."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), found, expected
+    )
+
+
+def test_a_host_environment_shows_zeros_until_it_is_opened():
+    env = replaying(envs.make("CartPole-v1"))
+    state = trpo.make(env, trpo.Config(**SETTINGS)).init(jax.random.key(0))
+    np.testing.assert_array_equal(state.episodes.observation, np.zeros((NUM_ENVS, 4)))
+
+
+def test_the_vine_refuses_what_cannot_be_restarted():
+    env = replaying(envs.make("CartPole-v1"))
+    with pytest.raises(ConfigurationError, match="cannot be restarted"):
+        trpo_vine.make(env, trpo_vine.Config(**SETTINGS))
