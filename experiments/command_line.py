@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 
 MAX_STEPS = 10**15  # whole numbers that a float holds exactly, and some centuries of stepping
@@ -81,6 +82,15 @@ def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Returns a config's fields by name, as JSON can hold them."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def require_on_device(env: Environment, what: str) -> None:
+    """Raises a ConfigurationError if an environment cannot be part of a compiled program."""
+    if env.open is not None:
+        raise ConfigurationError(
+            f"{what} in one compiled program, and {env.name} runs on the host. Choose an environment "
+            "of the accelerator."
+        )
 
 
 def step_count(text: str) -> int:

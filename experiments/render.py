@@ -10,7 +10,7 @@ from pathlib import Path
 # Nothing here has a screen or a loudspeaker; a user's own settings come first.
 for variable, value in (
     ("MUJOCO_GL", "egl"),
-    ("SDL_VIDEODRIVER", "dummy"),
+    ("SDL_VIDEODRIVER", "offscreen"),
     ("SDL_AUDIODRIVER", "dummy"),
 ):
     os.environ.setdefault(variable, value)

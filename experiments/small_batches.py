@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import train
-from command_line import Parser, config_to_dict, step_count, user_errors
+from command_line import Parser, config_to_dict, require_on_device, step_count, user_errors
 from compare import Variant, parse_variant
 from jaxtyping import Array, Float, Integer
 from rich.console import Console
@@ -117,6 +117,7 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     shared = {name: value for name, value in config_to_dict(reference).items() if name in known}
     argv += ["--algorithm", variant.algorithm, *flags(shared)]
     run = train.prepare([*argv, *variant.flags])
+    require_on_device(run.env, "True returns are measured")
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
         raise ConfigurationError(
             f"A batch of {batch} over {args.total_steps:,} steps cannot be measured {args.checks} "

@@ -22,6 +22,7 @@ from command_line import (
     config_from,
     defaults_for,
     first_pass,
+    require_on_device,
     step_count,
     user_errors,
 )
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_config_flags(parser, module, defaults)
         args = parser.parse_args(argv)
         env = envs.make(args.env)
+        require_on_device(env, "Trials run")
         config = config_from(args, module)
         num_updates = args.total_steps // module.make(env, config).steps_per_update
         if min(num_updates // 2, args.num_trials, args.num_seeds) < 1:

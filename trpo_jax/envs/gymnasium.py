@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -140,12 +141,25 @@ def observation_spec(
     spec = ArraySpec(flat.shape, narrow.get(flat.dtype, flat.dtype))
 
     def show(observations):
-        if flat is not space:
-            rows = iterate(batch_space(space), observations)
-            observations = np.stack([spaces.flatten(space, row) for row in rows])
-        return np.asarray(observations, spec.dtype)
+        flattened = observations if flat is space else _flatten(space, observations)
+        return np.asarray(flattened, spec.dtype)
 
     return spec, show
+
+
+def _flatten(space: gymnasium.Space, batch: Any) -> np.ndarray:
+    """Does what Gymnasium's `flatten` does, for a whole batch where that is simple."""
+    match space:
+        case spaces.Box() | spaces.MultiBinary():
+            return batch.reshape(len(batch), -1)
+        case spaces.Dict():
+            parts = [_flatten(part, batch[name]) for name, part in space.items()]
+            return np.concatenate(parts, axis=1)
+        case spaces.Tuple():
+            parts = [_flatten(*pair) for pair in zip(space, batch, strict=True)]
+            return np.concatenate(parts, axis=1)
+    rows = iterate(batch_space(space), batch)
+    return np.stack([spaces.flatten(space, row) for row in rows])
 
 
 def action_spec(name: str, space: gymnasium.Space) -> Discrete | MultiDiscrete | Box:

@@ -59,6 +59,8 @@ def make(name: str) -> Environment:
     def render(states):
         visualizer = Visualizer(env, params, states)
         visualizer.init()
+        if not hasattr(visualizer, "im"):
+            raise ConfigurationError(f"gymnax has nothing to draw environment {name!r} with.")
         canvas = visualizer.fig.canvas
         frames = []
         for index in range(len(states)):

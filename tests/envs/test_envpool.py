@@ -1,0 +1,80 @@
+"""EnvPool, which steps on threads and would reset a step later."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from trpo_jax import envs
+from trpo_jax.envs.base import Box, Discrete
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
+
+pytest.importorskip("envpool", reason="uv sync --extra envpool")
+NUM_ENVS = 3
+
+
+def transitions(env, seed, num_steps):
+    generator = np.random.default_rng(0)
+    with closing(env.open(seed, NUM_ENVS)) as pool:
+        episodes = start_host_episodes(env, pool, NUM_ENVS)
+        found = []
+        for _ in range(num_steps):
+            actions = generator.uniform(-1, 1, (NUM_ENVS, env.action.size)).astype(np.float32)
+            episodes, transition = advance_host_episodes(env, pool, episodes, actions)
+            found.append(transition)
+    return found
+
+
+def test_episodes_go_on_after_their_end_without_a_lost_step():
+    env = envs.make("envpool/Hopper-v4")
+    assert isinstance(env.action, Box)
+    assert env.time_limit == 1000
+    assert (env.observation.shape, env.observation.dtype) == ((11,), np.float32)
+    found = transitions(env, 0, 150)
+    ends = [(t, i) for t in range(149) for i in np.flatnonzero(found[t].terminated)]
+    assert len(ends) > 3  # a hopper that acts at random falls
+    for t, i in ends:
+        assert found[t].reward[i] != 0
+        assert found[t + 1].length[i] == 1
+        assert found[t + 1].reward[i] != 0  # EnvPool's own reset would be a step without reward
+        # Each episode starts upright, and the last observation of the one before was not that.
+        assert abs(found[t + 1].observation[i][1]) < 0.01 < abs(found[t].next_observation[i][1])
+    for t in range(149):
+        goes_on = ~found[t].done
+        np.testing.assert_array_equal(
+            found[t].next_observation[goes_on], found[t + 1].observation[goes_on]
+        )
+
+
+def test_a_time_limit_truncates():
+    found = transitions(envs.make("envpool/Pendulum-v1"), 0, 201)
+    np.testing.assert_array_equal([t.truncated.all() for t in found], np.arange(201) == 199)
+    assert not any(t.terminated.any() for t in found)
+
+
+def test_a_seed_decides_the_episodes():
+    env = envs.make("envpool/Hopper-v4")
+    shown = lambda seed: np.array([t.observation for t in transitions(env, seed, 5)])
+    np.testing.assert_array_equal(shown(1), shown(1))
+    assert not np.array_equal(shown(1), shown(2))
+    assert len(np.unique(shown(1)[0], axis=0)) == NUM_ENVS
+
+
+def test_frames_of_atari_are_bytes_with_channels_last():
+    env = envs.make("envpool/Breakout-v5")
+    assert env.observation == ((84, 84, 4), np.uint8)
+    assert env.action == Discrete(4)
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        first = pool.reset(np.ones(NUM_ENVS, bool))
+        result = pool.step(np.ones(NUM_ENVS, np.int32))
+    assert first.shape == result.observation.shape == (NUM_ENVS, 84, 84, 4)
+    # Stacked frames: all but the newest have been seen before.
+    np.testing.assert_array_equal(result.observation[..., :3], first[..., 1:])
+
+
+def test_unknown_names_and_drawings_that_need_a_screen():
+    with pytest.raises(ConfigurationError, match=r"Did you mean envpool/HalfCheetah-v"):
+        envs.make("envpool/HalfCheetha-v4")
+    with pytest.raises(ConfigurationError, match=r"--env gym/Hopper-v4"):
+        envs.make("envpool/Hopper-v4").open(0, 1, render=True)
