@@ -88,8 +88,8 @@ def require_on_device(env: Environment, what: str) -> None:
     """Raises a ConfigurationError if an environment cannot be part of a compiled program."""
     if env.open is not None:
         raise ConfigurationError(
-            f"{what} in one compiled program, and {env.name} runs on the host. Choose an environment "
-            "of the accelerator."
+            f"{what} in one compiled program, and {env.name} runs on the host. Choose an "
+            "environment of the accelerator."
         )
 
 
