@@ -23,7 +23,7 @@ from trpo_jax.envs.base import (
 )
 from trpo_jax.errors import ConfigurationError, unknown_name
 
-PLUGINS = ("highway_env",)  # packages that register environments only once they are imported
+PLUGIN = "highway_env"  # registers its environments only once it is imported
 
 
 def make(name: str, processes: bool = False) -> Environment:
@@ -42,7 +42,10 @@ def make(name: str, processes: bool = False) -> Environment:
     try:
         env = gymnasium.make(name)
     except (gymnasium.error.Error, ImportError) as error:
-        raise ConfigurationError(f"Environment {full_name!r} cannot be made: {error}") from error
+        raise ConfigurationError(
+            f"Environment {full_name!r} cannot be made: {error} "
+            "MuJoCo's come with: uv sync --extra gym"
+        ) from error
     space, action_space = env.observation_space, env.action_space
     observation, flatten = observation_spec(full_name, space)
     time_limit = env.spec.max_episode_steps
@@ -74,12 +77,13 @@ def make(name: str, processes: bool = False) -> Environment:
 def _check_registered(name: str) -> None:
     if ":" in name:  # gymnasium imports what stands before the colon
         return
-    for plugin in PLUGINS:
-        if name not in gymnasium.registry:
-            with suppress(ImportError):
-                import_module(plugin)
     if name not in gymnasium.registry:
-        raise unknown_name("environment", f"gym/{name}", (f"gym/{x}" for x in gymnasium.registry))
+        with suppress(ImportError):
+            import_module(PLUGIN)
+    if name not in gymnasium.registry:
+        known = (f"gym/{x}" for x in gymnasium.registry)
+        error = unknown_name("environment", f"gym/{name}", known)
+        raise ConfigurationError(f"{error} Those of {PLUGIN} come with: uv sync --extra driving")
 
 
 def environment_seeds(seeds: int | tuple[int, ...], num_envs: int) -> list[int]:
