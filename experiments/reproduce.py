@@ -94,7 +94,6 @@ def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]
             "per_seed": scores.tolist(),
             **summarize(scores)._asdict(),
             "episodes_per_seed": summary["evaluation"]["episodes_per_seed"],
-            "env_steps_per_second": summary["env_steps_per_second"],
             "config": configs[task]["config"],
         }
     return {
@@ -117,7 +116,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield "```"
     yield ""
     published = report["published"]
-    columns = ["task", "this library", "seeds", "bar", "floor", *published, "steps/s"]
+    columns = ["task", "this library", "seeds", "bar", "floor", *published]
     yield "| " + " | ".join(columns) + " |"
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
     for task, settings in report["tasks"].items():
@@ -126,19 +125,17 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
         name = task.split(",")[0]
         others = [number(table.get(name)) for table in published.values()]
         if row is None:
-            yield "| " + " | ".join([task, "not run", "", *limits, *others, ""]) + " |"
+            yield "| " + " | ".join([task, "not run", "", *limits, *others]) + " |"
             continue
         mark = "**" if row["mean"] >= settings["bar"] else ""
         spread = "" if row["std"] is None else f" ± {number(row['std'])}"
         own = f"{mark}{number(row['mean'])}{mark}{spread}"
-        speed = f"{row['env_steps_per_second']:,.0f}"
-        cells = [task, own, str(len(row["per_seed"])), *limits, *others, speed]
+        cells = [task, own, str(len(row["per_seed"])), *limits, *others]
         yield "| " + " | ".join(cells) + " |"
     yield ""
     yield (
         "Mean and standard deviation over seeds of the return after the last update, of the "
-        "deterministic policy over fresh episodes, 16 a seed; bold where it reaches the bar. "
-        "Steps per second are those of training, of all seeds together."
+        "deterministic policy over fresh episodes, 16 a seed; bold where it reaches the bar."
     )
     yield ""
     yield report["notes"]
