@@ -40,7 +40,9 @@ def make(name: str) -> Environment:
 
     def render(states):
         states = [state.pipeline_state for state in states]
-        return image.render_array(env.sys, states, height=240, width=320)
+        model = env.sys.mj_model
+        camera = model.camera(0).name if model.ncam else None  # the first one follows the robot
+        return image.render_array(env.sys, states, height=240, width=320, camera=camera)
 
     ones = np.ones(env.action_size, np.float32)
     action = Box(-ones, ones)
