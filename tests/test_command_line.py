@@ -17,8 +17,11 @@ from command_line import (
 from trpo_jax import algorithms, envs
 from trpo_jax.envs.base import Box
 
-RUN_SETTINGS = {"total_steps", "num_seeds"}
+RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
+OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "envpool/Breakout-v5", "envpool/Pong-v5"]
+OTHER_SUITES += ["gym/highway-fast-v0", "gym/parking-v0"]
 CONTINUOUS_ONLY = {"qprop"}
+RESTARTING = {"trpo_vine"}
 TABLES = tomllib.loads(DEFAULTS_FILE.read_text())
 
 
@@ -29,17 +32,27 @@ def test_every_default_is_a_field_of_a_matching_algorithm_and_every_pattern_matc
     fields = {f.name for name in matching for f in dataclasses.fields(algorithms.get(name).Config)}
     for pattern, table in TABLES[algorithm].items():
         assert set(table) <= fields | RUN_SETTINGS
-        assert fnmatch.filter(gymnax.registered_envs, pattern)
+        assert fnmatch.filter([*gymnax.registered_envs, *OTHER_SUITES], pattern)
 
 
 @pytest.mark.parametrize(
     "environment",
-    ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "Breakout-MinAtar"],
+    [
+        "CartPole-v1",
+        "Acrobot-v1",
+        "MountainCar-v0",
+        "Pendulum-v1",
+        "Breakout-MinAtar",
+        "gym/Acrobot-v1",
+        "gym/Pendulum-v1",
+    ],
 )
 def test_the_defaults_make_every_algorithm(environment):
     env = envs.make(environment)
     for name in algorithms.ALGORITHMS:
         if name in CONTINUOUS_ONLY and not isinstance(env.action, Box):
+            continue
+        if name in RESTARTING and not env.restartable:
             continue
         config = parse(name, defaults_for(name, environment))
         algorithm = algorithms.get(name).make(env, config)
@@ -64,7 +77,12 @@ def test_a_field_can_follow_a_setting_of_the_run():
 
 
 def test_later_tables_win():
-    assert defaults_for("trpo", "CartPole-v1") == {"total_steps": 100_000, "num_seeds": 8}
+    assert defaults_for("trpo", "CartPole-v1") == {
+        "total_steps": 100_000,
+        "num_seeds": 8,
+        "evaluation_episodes": 64,
+        "env_processes": False,
+    }
     assert defaults_for("trpo", "Anything")["num_seeds"] == 4
     assert defaults_for("trpo", "Freeway-MinAtar")["total_steps"] == 2_000_000
 
