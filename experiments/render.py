@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except EnvironmentFailure as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except ValueError as error:  # of a policy that is shown something else
+            raise ConfigurationError(str(error)) from error
     write_gif(out, frames, width=args.width, fps=args.fps)
     size = out.stat().st_size / 1000
     console.print(f"Return {total_reward:.1f} in {len(frames)} frames: {out} ({size:,.0f} kB)")

@@ -150,7 +150,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     configs = {task: row["config"] for task, row in report["rows"].items()}
     for field in next(iter(configs.values()), {}):
         values = [json.dumps(config[field]) for config in configs.values()]
-        usual = max(set(values), key=values.count)
+        usual = max(values, key=values.count)
         unusual = [
             f"{task}: {value}"
             for task, value in zip(configs, values, strict=True)

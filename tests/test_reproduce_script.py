@@ -89,7 +89,7 @@ def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
     arguments = [str(finished / "Pole"), "--out", str(tmp_path / "episode.gif")]
     with pytest.raises(SystemExit, match="2"):
         render.main([*arguments, "--env", "MemoryChain-bsuite"])
-    assert "gymnax has nothing to draw" in capsys.readouterr().err
+    assert "An observation of CartPole-v1 has shape (4,)" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         render.main([*arguments, "--env", "pgx/2048"])
     assert "nothing to draw itself with" in capsys.readouterr().err

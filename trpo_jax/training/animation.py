@@ -80,7 +80,7 @@ def _on_host(env, act, seed, num_steps) -> Iterator[tuple[np.ndarray, float]]:
             observations = result.observation
 
 
-def write_gif(path: Path, frames: Sequence[np.ndarray], *, width: int, fps: float) -> None:
+def write_gif(path: Path, frames: Sequence[np.ndarray], *, width: int, fps: float | int) -> None:
     """Writes an animation that repeats for ever; a frame that repeats the one before costs nothing.
 
     Args:
