@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from trpo_jax import networks
 from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
@@ -99,3 +100,21 @@ def test_images_are_convolved():
 def test_an_action_space_without_a_distribution_is_refused():
     with pytest.raises(ConfigurationError, match="actions of type str"):
         inspect.unwrap(make_policy)(VECTOR, "buttons")
+
+
+def test_patches_and_a_matrix_product_are_a_convolution():
+    images = jax.random.normal(jax.random.key(0), (2, 40, 37, 3))
+    kernel = jax.random.normal(jax.random.key(1), (8, 8, 3, 5))
+    expected = jax.lax.conv_general_dilated(
+        images, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    found = networks._patches(images, 8, 4) @ kernel.reshape(-1, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_large_images_see_two_convolutions():
+    frames = ArraySpec((84, 84, 4), np.dtype(np.uint8))
+    network = make_policy(frames, Discrete(3), hidden_sizes=(8,))
+    shapes = jax.eval_shape(network.init, jax.random.key(0))["layers_0"]
+    kernels = [shapes[f"Dense_{index}"]["kernel"].shape for index in range(3)]
+    assert kernels == [(8 * 8 * 4, 16), (4 * 4 * 16, 32), (9 * 9 * 32, 8)]

@@ -20,6 +20,7 @@ from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 
 LARGE_IMAGE = 36  # pixels
+SMALL, LARGE = ((16, 3, 1),), ((16, 8, 4), (32, 4, 2))  # filters, size and stride of each layer
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": nn.tanh,
     "relu": nn.relu,
@@ -93,30 +94,28 @@ class Torso(nn.Module):
         x = observations.astype(jnp.float32)
         batch_shape = x.shape[: x.ndim - len(self.observation_shape)]
         smallest = min(self.observation_shape[:2]) if len(self.observation_shape) == 3 else 0
-        if smallest >= LARGE_IMAGE:
-            for features, size, stride in ((16, 8, 4), (32, 4, 2)):
-                convolution = nn.Conv(
-                    features, (size, size), stride, padding="VALID", kernel_init=kernel_init
-                )
-                x = activation(convolution(x))
-        elif smallest >= 3:
-            x = activation(nn.Dense(16, kernel_init=kernel_init)(_patches(x, 3)))
+        convolutions = LARGE if smallest >= LARGE_IMAGE else SMALL if smallest >= 3 else ()
+        for features, size, stride in convolutions:
+            x = activation(nn.Dense(features, kernel_init=kernel_init)(_patches(x, size, stride)))
         x = x.reshape(*batch_shape, -1)
         for size in self.hidden_sizes:
             x = activation(nn.Dense(size, kernel_init=kernel_init)(x))
         return x
 
 
-def _patches(images: Float[Array, "... H W C"], size: int) -> Float[Array, "... h w p"]:
+def _patches(
+    images: Float[Array, "... H W C"], size: int, stride: int
+) -> Float[Array, "... h w p"]:
     """Returns the flattened size x size neighbourhoods, so that a matrix product convolves them.
 
-    On a CPU, convolutions with kernels batched by `jax.vmap` over seeds are an order of magnitude
-    slower.
+    On a CPU, convolutions with kernels batched by `jax.vmap` over seeds, and the derivatives of all
+    convolutions, are one to two orders of magnitude slower.
     """
     height, width = images.shape[-3] - size + 1, images.shape[-2] - size + 1
     shifts = [(i, j) for i in range(size) for j in range(size)]
     return jnp.concatenate(
-        [images[..., i : i + height, j : j + width, :] for i, j in shifts], axis=-1
+        [images[..., i : i + height : stride, j : j + width : stride, :] for i, j in shifts],
+        axis=-1,
     )
 
 
