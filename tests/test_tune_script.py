@@ -61,3 +61,9 @@ def test_what_cannot_be_searched_is_refused(flags, tmp_path, capsys):
     assert stop.value.code == 2
     assert "at least two updates" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_environment_of_the_host_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(["--env", "gym/CartPole-v1", "--out", str(tmp_path / "out")])
+    assert "gym/CartPole-v1 runs on the host" in capsys.readouterr().err
