@@ -97,9 +97,10 @@ def execute(run: Run, console: Console, started: float) -> int:
     """Trains, evaluates and writes the files of a run; returns the exit code."""
     per_update = run.algorithm.steps_per_update
     title = f"{run.args.algorithm.upper()} on {run.env.name}"
+    first, last = run.seeds[0], run.seeds[-1]
+    seeds = f"seed {first}" if first == last else f"each of seeds {first} to {last}"
     console.print(
-        f"{title}: {len(run.seeds)} seeds x {run.num_updates * per_update:,} steps, "
-        f"in {run.num_updates:,} updates"
+        f"{title}: {run.num_updates * per_update:,} steps in {run.num_updates:,} updates, {seeds}"
     )
     updates_per_chunk = choose_chunk(run.num_updates)
     with console.status("Compiling"):

@@ -44,7 +44,6 @@ def test_what_cannot_be_measured_is_refused(flags, tmp_path, capsys):
 
 def test_an_update_fell_clearly_if_by_more_than_two_standard_errors():
     changes = small_batches.Changes(
-        before=np.zeros((1, 4)),
         difference=np.array([[-3.0, -1.0, 0.0, 5.0]]),
         error=np.array([[1.0, 1.0, 0.0, 1.0]]),
         rejected=np.array([[0.0, 0.0, 1.0, 0.0]]),
