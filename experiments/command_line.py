@@ -38,11 +38,15 @@ def user_errors() -> Iterator[None]:
 
 
 def defaults_for(algorithm: str, environment: str, file: Path = DEFAULTS_FILE) -> dict[str, Any]:
-    """Returns the defaults of a run: every matching table of the file, later ones winning."""
+    """Returns the defaults of a run: every matching table of the file, later ones winning.
+
+    A table's name is a pattern of algorithms, and one or more of environments with `|` between.
+    """
     defaults: dict[str, Any] = {}
     for algorithms, tables in tomllib.loads(file.read_text()).items():
-        for pattern, table in tables.items():
-            if fnmatchcase(algorithm, algorithms) and fnmatchcase(environment, pattern):
+        for patterns, table in tables.items():
+            matches = any(fnmatchcase(environment, pattern) for pattern in patterns.split("|"))
+            if fnmatchcase(algorithm, algorithms) and matches:
                 defaults |= table
     return defaults
 

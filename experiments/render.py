@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         config = read_config(args.folder)
         env = envs.make(args.env or config["env"])
-        act = load_policy(args.folder / "policy.msgpack", args.seed)
+        act = load_policy(args.folder / "policy.msgpack", args.seed, env)
+        if min(args.steps, args.every, args.fps, args.width) <= 0:
+            raise ConfigurationError("--steps, --every, --fps and --width must be more than 0.")
         out = args.out or args.folder / "episode.gif"
         if out.exists():
             raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
@@ -40,8 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except EnvironmentFailure as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        except ValueError as error:  # of a policy that is shown something else
-            raise ConfigurationError(str(error)) from error
     write_gif(out, frames, width=args.width, fps=args.fps)
     size = out.stat().st_size / 1000
     console.print(f"Return {total_reward:.1f} in {len(frames)} frames: {out} ({size:,.0f} kB)")

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise unknown_name(f"task of {args.benchmark}", task, benchmark["tasks"])
             folder = args.out or Path("runs", args.benchmark)
             runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
-            refuse_other_settings([runs[task] for task in chosen])
+            refuse_other_settings(list(runs.values()))
         failed = execute([runs[task] for task in chosen], console)
         report = describe(benchmark, runs)
         report["command"] = f"python experiments/reproduce.py --benchmark {args.benchmark}"
@@ -78,7 +78,7 @@ def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
     argv = ["--env", settings["env"], *benchmark["flags"], *settings.get("flags", [])]
     argv += ["--quiet", "--out", str(folder)]
     train.prepare(argv)
-    return Pair("trpo", settings["env"], folder, tuple(argv), None)
+    return Pair(task, settings["env"], folder, tuple(argv), None)
 
 
 def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
@@ -133,9 +133,11 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
         cells = [task, own, str(len(row["per_seed"])), *limits, *others]
         yield "| " + " | ".join(cells) + " |"
     yield ""
+    episodes = sorted({row["episodes_per_seed"] for row in report["rows"].values()})
     yield (
         "Mean and standard deviation over seeds of the return after the last update, of the "
-        "deterministic policy over fresh episodes, 16 a seed; bold where it reaches the bar."
+        f"deterministic policy over fresh episodes, {' or '.join(map(str, episodes))} a seed; bold "
+        "where it reaches the bar."
     )
     yield ""
     yield report["notes"]

@@ -1,5 +1,6 @@
 """Tiny Gymnasium environments, registered under `host_tasks:`, each of which can go wrong."""
 
+import multiprocessing
 import os
 
 import gymnasium
@@ -24,6 +25,8 @@ class Counter(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.steps, self.episode = 0, self.np_random.uniform()
+        if self.how == "nan-reset" and self.all_steps >= self.broken_step:
+            self.episode = np.nan
         return self._observation(), {}
 
     def step(self, action):
@@ -34,9 +37,12 @@ class Counter(gymnasium.Env):
         if self.all_steps == self.broken_step:
             if self.how == "raise":
                 raise RuntimeError("the floor gave way")
-            if self.how == "exit":
-                os._exit(1)
-            reward = float(self.how)
+            if self.how == "exit" and multiprocessing.current_process().name.endswith("-1"):
+                os._exit(1)  # only this one of the processes; the others answer
+            if self.how == "nan-observation":
+                self.episode = np.nan
+            if self.how in ("nan", "inf"):
+                reward = float(self.how)
         return self._observation(), reward, self.steps >= self.length, False, {}
 
     def close(self):
@@ -70,7 +76,7 @@ def register(name, entry_point, **kwargs):
 
 register("Counter-v0", "Counter", max_episode_steps=5)
 register("Short-v0", "Counter", max_episode_steps=5, kwargs={"length": 3})
-for how in ("raise", "exit", "nan", "inf"):
+for how in ("raise", "exit", "nan", "inf", "nan-observation", "nan-reset"):
     kwargs = {"broken_step": 4, "how": how}
     register(f"Broken-{how}-v0", "Counter", max_episode_steps=5, kwargs=kwargs)
     register(f"Late-{how}-v0", "Counter", max_episode_steps=5, kwargs={**kwargs, "broken_step": 70})

@@ -18,8 +18,9 @@ from trpo_jax import algorithms, envs
 from trpo_jax.envs.base import Box
 
 RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
-OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "envpool/Breakout-v5", "envpool/Pong-v5"]
-OTHER_SUITES += ["gym/highway-fast-v0", "gym/parking-v0"]
+OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "gym/highway-fast-v0", "gym/parking-v0"]
+ATARI = ("BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders")
+OTHER_SUITES += [f"envpool/{game}-v5" for game in ATARI]
 CONTINUOUS_ONLY = {"qprop"}
 RESTARTING = {"trpo_vine"}
 TABLES = tomllib.loads(DEFAULTS_FILE.read_text())
@@ -30,9 +31,10 @@ def test_every_default_is_a_field_of_a_matching_algorithm_and_every_pattern_matc
     matching = fnmatch.filter(algorithms.ALGORITHMS, algorithm)
     assert matching
     fields = {f.name for name in matching for f in dataclasses.fields(algorithms.get(name).Config)}
-    for pattern, table in TABLES[algorithm].items():
+    for patterns, table in TABLES[algorithm].items():
         assert set(table) <= fields | RUN_SETTINGS
-        assert fnmatch.filter([*gymnax.registered_envs, *OTHER_SUITES], pattern)
+        for pattern in patterns.split("|"):
+            assert fnmatch.filter([*gymnax.registered_envs, *OTHER_SUITES], pattern)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import reproduce
 import train
 from PIL import Image
 
-from trpo_jax.training.animation import write_gif
+from trpo_jax import envs
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.training.animation import play, write_gif
 
 pytestmark = pytest.mark.xdist_group("reproduce")
 
@@ -53,6 +55,7 @@ def test_the_table_stands_beside_what_is_published(finished):
     assert "| 2 | 5.0 | 1.0 | 123 |" in row
     assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
     assert "Nothing to be learnt." in table
+    assert "over fresh episodes, 2 a seed" in table
     assert "jax 0." in table
     report = json.loads((finished / "tiny.json").read_text())
     assert len(report["rows"]["Pole"]["per_seed"]) == 2
@@ -89,10 +92,13 @@ def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
     arguments = [str(finished / "Pole"), "--out", str(tmp_path / "episode.gif")]
     with pytest.raises(SystemExit, match="2"):
         render.main([*arguments, "--env", "MemoryChain-bsuite"])
-    assert "An observation of CartPole-v1 has shape (4,)" in capsys.readouterr().err
+    assert "was trained in CartPole-v1, whose observations are" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        render.main([*arguments, "--env", "pgx/2048"])
-    assert "nothing to draw itself with" in capsys.readouterr().err
+        render.main([*arguments, "--every", "0"])
+    assert "--every" in capsys.readouterr().err
+    env = envs.make("CartPole-v1")._replace(render=None)
+    with pytest.raises(ConfigurationError, match="nothing to draw itself with"):
+        play(env, lambda observation: 0, 0, 1)
 
 
 def test_a_gif_keeps_shape_and_time(tmp_path):

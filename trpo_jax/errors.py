@@ -24,5 +24,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigurationErr
     return ConfigurationError(f"Unknown {kind} {name!r}.{nearest} {listed}")
 
 
+def require_known_environment(suite: str, name: str, known: Iterable[str]) -> str:
+    """Returns "suite/name", the name of an environment here.
+
+    Raises:
+        ConfigurationError: if the suite's own `name` is not among the `known` ones.
+    """
+    known = set(known)
+    if name not in known:
+        raise unknown_name("environment", f"{suite}/{name}", (f"{suite}/{x}" for x in known))
+    return f"{suite}/{name}"
+
+
 class EnvironmentFailure(RuntimeError):
     """An environment that raised, died or returned what is no number; its cause is attached."""

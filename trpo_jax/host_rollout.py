@@ -46,15 +46,29 @@ def make_choose(
 
 def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
     """Returns fresh episodes of all B = `num_envs` environments of a pool."""
-    with failures_named(env):
-        observations = pool.reset(np.ones(num_envs, bool))
+    observations = reset_pool(env, pool, np.ones(num_envs, bool))
     return Episode((), observations, np.zeros(num_envs, np.int32), np.zeros(num_envs, np.float32))
+
+
+def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> np.ndarray:
+    """Returns the first observations of the k environments in a mask, `[k, ...]`.
+
+    Raises:
+        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+    """
+    with failures_named(env):
+        observations = pool.reset(mask)
+    if not np.isfinite(observations).all():
+        raise EnvironmentFailure(
+            f"Environment {env.name} returned an observation that is not finite, from a reset."
+        )
+    return observations
 
 
 @partial(jax.jit, static_argnums=1)
 def action_keys(key: PRNGKeyArray, num_steps: int) -> Key[Array, " T"]:
     """Returns the keys that `rollout` would give to its actions."""
-    return jax.random.split(jax.random.split(key)[0], num_steps)
+    return jax.random.split(jax.random.split(key, 3)[0], num_steps)
 
 
 def host_rollout(
@@ -128,8 +142,7 @@ def advance_host_episodes(
     if not done.any():
         return Episode((), result.observation, length, total_reward), transition
     observation = result.observation.copy()
-    with failures_named(env):
-        observation[done] = pool.reset(done)
+    observation[done] = reset_pool(env, pool, done)
     zero = lambda x: np.where(done, np.zeros_like(x), x)
     return Episode((), observation, zero(length), zero(total_reward)), transition
 
@@ -141,6 +154,8 @@ def failures_named(env: Environment) -> Iterator[None]:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        if isinstance(error, (EOFError, ConnectionError)):  # what is left of a pipe to it
+            reason = "one of its processes died"
         raise EnvironmentFailure(f"Environment {env.name} failed: {reason}.") from error
 
 

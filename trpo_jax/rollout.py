@@ -68,11 +68,11 @@ def rollout_with_memory(
         The episodes and the memory to go on with, and a trajectory with leading axes `[T, B]`.
     """
     num_envs = episodes.length.shape[0]
-    act_key, env_key = jax.random.split(key)
+    act_key, env_key, start_key = jax.random.split(key, 3)
     start = partial(start_episode, env)
     if env.expensive_reset:
         # A compiled step computes a reset for each environment, whether its episode ends or not.
-        starts = start_episodes(env, jax.random.fold_in(env_key, num_steps), num_envs)
+        starts = start_episodes(env, start_key, num_envs)
         start = lambda key: jax.tree.map(
             lambda x: x[jax.random.randint(key, (), 0, num_envs)], starts
         )

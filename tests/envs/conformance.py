@@ -81,6 +81,8 @@ def check_trajectory(trajectory):
     assert trajectory.done.any()
     assert (trajectory.truncated | (trajectory.length < TIME_LIMIT)).all()
     assert (trajectory.length <= TIME_LIMIT).all()
+    assert (~trajectory.done).any()
+    assert (trajectory.truncated & ~trajectory.terminated).any(), "no episode lasted"
     goes_on = ~trajectory.done[:-1]
     np.testing.assert_array_equal(
         trajectory.next_observation[:-1][goes_on], trajectory.observation[1:][goes_on]

@@ -73,8 +73,23 @@ def test_frames_of_atari_are_bytes_with_channels_last():
     np.testing.assert_array_equal(result.observation[..., :3], first[..., 1:])
 
 
+def test_images_that_have_their_channels_last_already_keep_them_there():
+    assert envs.make("envpool/CarRacing-v3").observation.shape == (96, 96, 3)
+
+
+def test_no_time_limit_is_none():
+    assert envs.make("envpool/CliffWalking-v0").time_limit is None
+
+
+def test_games_of_several_players_are_refused():
+    with pytest.raises(ConfigurationError, match="played by 2"):
+        envs.make("envpool/Go9x9-v1")
+
+
 def test_unknown_names_and_drawings_that_need_a_screen():
     with pytest.raises(ConfigurationError, match=r"Did you mean envpool/HalfCheetah-v"):
         envs.make("envpool/HalfCheetha-v4")
     with pytest.raises(ConfigurationError, match=r"--env gym/Hopper-v4"):
         envs.make("envpool/Hopper-v4").open(0, 1, render=True)
+    with pytest.raises(ConfigurationError, match="needs a screen"):
+        envs.make("envpool/CheetahRun-v1").open(0, 1, render=True)

@@ -4,12 +4,14 @@ from contextlib import closing
 
 import gymnasium
 import host_tasks
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from trpo_jax import envs
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
+from trpo_jax.envs.base import Box, Discrete, MultiDiscrete, to_environment_action
+from trpo_jax.envs.gymnasium import vector_pool
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
 
@@ -101,8 +103,10 @@ def test_observations_become_one_array(space, shape, dtype):
     assert result.reward.dtype == np.float32
 
 
-def test_a_dictionary_is_flattened_in_the_order_of_its_space():
-    space = spaces.Dict(a=BOX, b=spaces.Discrete(3))
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_dictionary_is_flattened_by_name(names):
+    parts = {"a": BOX, "b": spaces.Discrete(3)}
+    space = spaces.Dict([(name, parts[name]) for name in names])
     env = of_spaces(space)
     with closing(env.open(0, NUM_ENVS)) as pool:
         shown = pool.reset(np.ones(NUM_ENVS, bool))
@@ -127,9 +131,15 @@ def test_actions(space, spec):
 
 
 def test_bounds_of_actions():
-    env = of_spaces(BOX, spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 1.0]), dtype=np.float64))
+    low, high = np.array([-2.0, -0.7]), np.array([2.0, 0.1])  # not all of them are 32-bit numbers
+    env = of_spaces(BOX, spaces.Box(low, high, dtype=np.float64))
     assert isinstance(env.action, Box)
-    np.testing.assert_array_equal(env.action.high, [2.0, 1.0])
+    np.testing.assert_array_equal(env.action.high, high.astype(np.float32))
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        pool.reset(np.ones(NUM_ENVS, bool))
+        for action in ([-5.0, -5.0], [5.0, 5.0], [0.3, 0.999]):
+            given = to_environment_action(env.action, jnp.array(action))
+            pool.step(np.tile(given, (NUM_ENVS, 1)))  # which asserts that it is in the space
 
 
 def test_spaces_that_nothing_handles_are_refused_by_name():
@@ -153,9 +163,17 @@ def test_the_step_of_a_host_environment_names_itself():
         envs.make("gym/Counter-v0").step(None, (), None)
 
 
-@pytest.mark.parametrize("how", ["nan", "inf"])
-def test_numbers_that_are_not_finite_are_traced_to_environment_and_step(how):
-    with pytest.raises(EnvironmentFailure, match=rf"gym/Broken-{how}-v0 returned a reward.*step 4"):
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("nan", "a reward.*step 4"),
+        ("inf", "a reward.*step 4"),
+        ("nan-observation", "an observation.*step 4"),
+        ("nan-reset", "an observation.*from a reset"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_traced_to_environment_and_step(how, message):
+    with pytest.raises(EnvironmentFailure, match=f"gym/Broken-{how}-v0 returned {message}"):
         transitions(envs.make(f"gym/Broken-{how}-v0"), 0, 6)
 
 
@@ -168,8 +186,19 @@ def test_an_environment_that_raises_is_named(processes):
 
 def test_a_process_that_dies_is_an_error_and_no_hang():
     env = envs.make("gym/Broken-exit-v0", processes=True)
-    with pytest.raises(EnvironmentFailure, match="gym/Broken-exit-v0 failed"):
+    with pytest.raises(EnvironmentFailure, match=r"Broken-exit-v0 failed.*its processes died"):
         transitions(env, 0, 6)
+
+
+def test_an_environment_that_cannot_be_closed_hides_no_error():
+    def close(**kwargs):
+        raise BrokenPipeError
+
+    envs_of_gymnasium = gymnasium.make_vec("Counter-v0", num_envs=NUM_ENVS)
+    envs_of_gymnasium.close_extras = close
+    pool = vector_pool(envs_of_gymnasium, spaces.Discrete(2), np.asarray, lambda mask: mask)
+    pool.close()
+    pool.close()
 
 
 def test_only_gymnasium_runs_in_processes():

@@ -65,7 +65,7 @@ def test_jumanji_joins_several_arrays_and_keeps_the_mask_in_the_state():
     assert make("jumanji/Tetris-v0").action == MultiDiscrete((4, 10))
 
 
-def test_jumanji_s_time_limit_truncates():
+def test_jumanji_s_own_time_limit_never_comes():
     env = make("jumanji/Maze-v0")
     state, _ = env.reset(jax.random.key(0))
     step = jax.jit(env.step)

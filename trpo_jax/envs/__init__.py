@@ -19,6 +19,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "navix": ("navix",),
 }
 _MODULES = {"gym": "gymnasium"}
+_NEEDS = {"navix": " It needs Python 3.12."}
 
 
 def suite_of(name: str) -> tuple[str, str]:
@@ -51,7 +52,7 @@ def make(name: str, processes: bool = False) -> Environment:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"Environment {name!r} needs the package {error.name!r}, which is not installed. "
-            f"Install it with: uv sync --extra {suite}"
+            f"Install it with: uv sync --extra {suite}.{_NEEDS.get(suite, '')}"
         ) from error
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(

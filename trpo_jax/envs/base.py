@@ -161,4 +161,5 @@ def to_environment_action(
     low, high = np.where(bounded, spec.low, -1.0), np.where(bounded, spec.high, 1.0)
     action = action.reshape(spec.low.shape)
     scaled = low + (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (high - low))
+    scaled = jnp.clip(scaled, low, high)  # rounding may have left the bounds
     return jnp.where(bounded, scaled, action).astype(jnp.float32)

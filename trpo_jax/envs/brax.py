@@ -6,7 +6,7 @@ from brax.io import image
 
 from trpo_jax.envs.base import Box, Environment
 from trpo_jax.envs.functional import make_environment
-from trpo_jax.errors import unknown_name
+from trpo_jax.errors import require_known_environment, unknown_name
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 EPISODE_LENGTH = 1000  # of Brax's own training
@@ -23,9 +23,7 @@ def make(name: str) -> Environment:
         ConfigurationError: if there is no such environment or physics.
     """
     task, _, backend = name.partition("/")
-    full_name = f"brax/{name}"
-    if task not in envs._envs:
-        raise unknown_name("environment", full_name, (f"brax/{x}" for x in envs._envs))
+    require_known_environment("brax", task, envs._envs)
     if (backend or "spring") not in BACKENDS:
         raise unknown_name("physics of Brax", backend, BACKENDS)
     env = envs.get_environment(task, backend=backend or "spring")
@@ -47,5 +45,5 @@ def make(name: str) -> Environment:
     ones = np.ones(env.action_size, np.float32)
     action = Box(-ones, ones)
     return make_environment(
-        full_name, reset, step, action, EPISODE_LENGTH, expensive_reset=True, render=render
+        f"brax/{name}", reset, step, action, EPISODE_LENGTH, expensive_reset=True, render=render
     )

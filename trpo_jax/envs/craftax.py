@@ -5,7 +5,7 @@ from craftax.craftax_env import make_craftax_env_from_name
 
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.envs.functional import make_environment
-from trpo_jax.errors import unknown_name
+from trpo_jax.errors import require_known_environment
 
 GAMES, VIEWS = ("Craftax", "Craftax-Classic"), ("Symbolic", "Pixels")
 NAMES = tuple(f"{game}-{view}-v1" for game in GAMES for view in VIEWS)
@@ -21,9 +21,7 @@ def make(name: str) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown.
     """
-    full_name = f"craftax/{name}"
-    if name not in NAMES:
-        raise unknown_name("environment", full_name, (f"craftax/{x}" for x in NAMES))
+    full_name = require_known_environment("craftax", name, NAMES)
     env = make_craftax_env_from_name(name, auto_reset=False)
     time_limit = int(env.default_params.max_timesteps)
     params = env.default_params.replace(max_timesteps=NEVER)

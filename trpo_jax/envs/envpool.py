@@ -2,27 +2,38 @@
 
 import envpool
 import numpy as np
+from envpool.registration import registry
 
 from trpo_jax.envs.base import ArraySpec, Environment, Pool, host_environment
 from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec, vector_pool
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import ConfigurationError, require_known_environment
+
+NEVER = np.iinfo(np.int32).max  # EnvPool's time limit of an environment that has none
 
 
 def make(name: str) -> Environment:
     """Returns an environment of EnvPool, such as "HalfCheetah-v4" or "Breakout-v5" (Atari).
 
-    Stacked frames are shown with their channels last.
+    Images are shown with their channels last.
 
     Raises:
-        ConfigurationError: if the name is unknown, or its spaces are not supported.
+        ConfigurationError: if the name is unknown, it needs what this machine lacks or more than
+            one player, or its spaces are not supported.
     """
-    full_name = f"envpool/{name}"
-    if name not in envpool.list_all_envs():
-        known = (f"envpool/{x}" for x in envpool.list_all_envs())
-        raise unknown_name("environment", full_name, known)
-    spec = envpool.make_spec(name)
+    full_name = require_known_environment("envpool", name, envpool.list_all_envs())
+    try:
+        spec = envpool.make_spec(name)
+    except (ImportError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"Environment {full_name!r} cannot be made on this machine: {error}."
+        ) from error
+    if spec.config.max_num_players > 1:
+        raise ConfigurationError(
+            f"Environment {full_name!r} is played by {spec.config.max_num_players}, and algorithms "
+            "here play alone. Choose a task with one player."
+        )
     observation, show = observation_spec(full_name, spec.gymnasium_observation_space)
-    if len(observation.shape) == 3:
+    if len(observation.shape) == 3 and observation.shape[0] < min(observation.shape[1:]):
         channels, height, width = observation.shape
         observation = ArraySpec((height, width, channels), observation.dtype)
         show = lambda frames: np.moveaxis(frames, 1, -1)
@@ -30,10 +41,10 @@ def make(name: str) -> Environment:
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
         env_seeds = environment_seeds(seeds, num_envs)
-        if render and hasattr(spec.config, "xml_file"):
+        if render and registry.specs[name][0].startswith("envpool.mujoco"):
             raise ConfigurationError(
                 f"Environment {full_name!r} needs a screen to draw itself, and aborts the process "
-                f"where there is none. Gymnasium draws the same task: --env gym/{name}"
+                "where there is none. Gymnasium draws its own tasks: --env gym/Hopper-v4"
             )
         options = {"render_mode": "rgb_array"} if render else {}
         envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **options)
@@ -44,5 +55,7 @@ def make(name: str) -> Environment:
         return vector_pool(envs, action_space, show, reset)
 
     action = action_spec(full_name, action_space)
-    time_limit = spec.config.max_episode_steps
-    return host_environment(full_name, observation, action, time_limit, open)
+    time_limit = int(spec.config.max_episode_steps)
+    return host_environment(
+        full_name, observation, action, None if time_limit == NEVER else time_limit, open
+    )

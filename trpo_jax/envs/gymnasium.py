@@ -1,5 +1,6 @@
 """Adapter for Gymnasium 1.x (https://gymnasium.farama.org) and all that is registered with it."""
 
+import multiprocessing
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -55,6 +56,8 @@ def make(name: str, processes: bool = False) -> Environment:
         # Without Gymnasium's own resets, which cost a step or hide the last observation. A fork of
         # this process could inherit a lock that XLA's threads hold.
         options = {"context": "forkserver"} if processes else {}
+        if processes:  # each worker imports the main script, which imports these: once for all
+            multiprocessing.set_forkserver_preload(["flax.linen", "optax", "gymnasium"])
         envs = gymnasium.make_vec(
             name,
             num_envs=num_envs,
@@ -108,6 +111,8 @@ def vector_pool(
 
     def step(actions: np.ndarray) -> StepResult:
         actions = np.asarray(actions, action_space.dtype) + getattr(action_space, "start", 0)
+        if isinstance(action_space, spaces.Box):  # whose bounds 32 bits may round outwards
+            actions = np.clip(actions, action_space.low, action_space.high)
         observations, rewards, terminated, truncated, _ = envs.step(actions)
         return StepResult(
             show(observations), np.asarray(rewards, np.float32), terminated, truncated
@@ -115,9 +120,9 @@ def vector_pool(
 
     def close() -> None:
         try:
-            envs.close()
-        except (EOFError, OSError):  # of processes one is gone, and Gymnasium waits for its answer
-            for process in envs.processes:
+            envs.close(timeout=1)  # or it waits for ever for the answer of a process that is gone
+        except Exception:  # of an environment that is broken already, which has been reported
+            for process in getattr(envs, "processes", ()):
                 process.kill()
             envs.closed = True
 
@@ -157,7 +162,8 @@ def _flatten(space: gymnasium.Space, batch: Any) -> np.ndarray:
         case spaces.Box() | spaces.MultiBinary():
             return batch.reshape(len(batch), -1)
         case spaces.Dict():
-            parts = [_flatten(part, batch[name]) for name, part in space.items()]
+            # By name, so that what one suite has trained finds its numbers in another.
+            parts = [_flatten(part, batch[name]) for name, part in sorted(space.items())]
             return np.concatenate(parts, axis=1)
         case spaces.Tuple():
             parts = [_flatten(*pair) for pair in zip(space, batch, strict=True)]

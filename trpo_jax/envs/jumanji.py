@@ -10,7 +10,7 @@ from jumanji import specs
 
 from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete
 from trpo_jax.envs.functional import make_environment
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import ConfigurationError, require_known_environment
 
 NEVER = np.iinfo(np.int32).max
 
@@ -27,10 +27,7 @@ def make(name: str) -> Environment:
         ConfigurationError: if the name is unknown, it needs a download, or its spaces are not
             supported.
     """
-    full_name = f"jumanji/{name}"
-    if name not in jumanji.registered_environments():
-        known = (f"jumanji/{x}" for x in jumanji.registered_environments())
-        raise unknown_name("environment", full_name, known)
+    full_name = require_known_environment("jumanji", name, jumanji.registered_environments())
     try:
         env = jumanji.make(name)
     except OSError as error:

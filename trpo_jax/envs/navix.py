@@ -4,7 +4,7 @@ import navix
 
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.envs.functional import make_environment
-from trpo_jax.errors import unknown_name
+from trpo_jax.errors import require_known_environment
 
 
 def make(name: str) -> Environment:
@@ -13,9 +13,7 @@ def make(name: str) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown.
     """
-    full_name = f"navix/{name}"
-    if name not in navix.registry():
-        raise unknown_name("environment", full_name, (f"navix/{x}" for x in navix.registry()))
+    full_name = require_known_environment("navix", name, navix.registry())
     env = navix.make(name, disable_autoreset=True)
 
     def reset(key):

@@ -4,7 +4,7 @@ import pgx
 
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.envs.functional import make_environment
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
 def make(name: str) -> Environment:
@@ -15,9 +15,7 @@ def make(name: str) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown, or the game takes several players.
     """
-    full_name = f"pgx/{name}"
-    if name not in pgx.available_envs():
-        raise unknown_name("environment", full_name, (f"pgx/{x}" for x in pgx.available_envs()))
+    full_name = require_known_environment("pgx", name, pgx.available_envs())
     env = pgx.make(name)
     if env.num_players > 1:
         raise ConfigurationError(

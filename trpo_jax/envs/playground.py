@@ -8,7 +8,7 @@ from mujoco_playground import registry
 
 from trpo_jax.envs.base import Box, Environment
 from trpo_jax.envs.functional import make_environment
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
 def make(name: str) -> Environment:
@@ -20,11 +20,8 @@ def make(name: str) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown, or its robot must be downloaded and cannot be.
     """
-    full_name = f"playground/{name}"
-    if name not in registry.ALL_ENVS:
-        known = (f"playground/{x}" for x in registry.ALL_ENVS)
-        raise unknown_name("environment", full_name, known)
-    overrides = {"impl": "jax"} if jax.default_backend() == "cpu" else {}
+    full_name = require_known_environment("playground", name, registry.ALL_ENVS)
+    overrides = {} if jax.default_backend() == "gpu" else {"impl": "jax"}
     try:
         env = registry.load(name, config_overrides=overrides)
     except (OSError, subprocess.SubprocessError) as error:

@@ -15,7 +15,8 @@ from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment, to_environment_action
 from trpo_jax.envs.episodes import step_episode
-from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
+from trpo_jax.errors import EnvironmentFailure
+from trpo_jax.host_rollout import advance_host_episodes, failures_named, start_host_episodes
 from trpo_jax.rollout import start_episodes
 
 EVALUATION = 0xE7A1  # sets the keys of evaluation apart
@@ -82,6 +83,9 @@ def evaluate_seeds(
 
     Returns:
         `[num_seeds]`, on the host.
+
+    Raises:
+        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
     """
     if env.open is not None:
         actors = [jax.tree.map(lambda x, i=i: x[i], actor) for i in range(len(seeds))]
@@ -98,7 +102,14 @@ def evaluate_seeds(
         act = lambda _, observations: policy(actor, observations).mode()
         return jnp.mean(evaluate(env, act, key, num_episodes))
 
-    return np.asarray(jax.jit(jax.vmap(one_seed))(jnp.asarray(seeds, jnp.uint32), actor))
+    scores = np.asarray(jax.jit(jax.vmap(one_seed))(jnp.asarray(seeds, jnp.uint32), actor))
+    broken = [seed for seed, score in zip(seeds, scores, strict=True) if not np.isfinite(score)]
+    if broken:
+        raise EnvironmentFailure(
+            f"Environment {env.name} returned numbers that are not finite to the trained policy of "
+            f"seed {', '.join(map(str, broken))}, in its evaluation."
+        )
+    return scores
 
 
 def _act_deterministically(env, policy, actor, observations):
@@ -123,7 +134,9 @@ def evaluate_on_host(
     Raises:
         EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
     """
-    with closing(env.open((EVALUATION, seed), num_episodes)) as pool:
+    with failures_named(env):
+        opened = env.open((EVALUATION, seed), num_episodes)
+    with closing(opened) as pool:
         episodes = start_host_episodes(env, pool, num_episodes)
         finished = np.zeros(num_episodes, bool)
         returns = np.zeros(num_episodes, np.float32)

@@ -71,7 +71,9 @@ def save_policy(
     temporary.replace(path)
 
 
-def load_policy(path: str | Path, seed: int | None = None) -> Callable[..., Num[Array, "..."]]:
+def load_policy(
+    path: str | Path, seed: int | None = None, env: Environment | None = None
+) -> Callable[..., Num[Array, "..."]]:
     """Returns a function `(observation, key=None) -> action` from a `policy.msgpack`.
 
     The function takes one observation or a batch of them, as the environment shows them, and
@@ -81,9 +83,11 @@ def load_policy(path: str | Path, seed: int | None = None) -> Callable[..., Num[
     Args:
         path: the file.
         seed: which of the run's seeds; the one with the best evaluation if None.
+        env: where it is to act, if that is to be checked.
 
     Raises:
-        ConfigurationError: if there is no such file, it is no policy file, or holds no such seed.
+        ConfigurationError: if there is no such file, it is no policy file, or holds no such seed,
+            or if `env` shows or takes something else than the environment it was trained in.
     """
     data = _read(Path(path))
     seeds = list(data["seeds"])
@@ -94,6 +98,16 @@ def load_policy(path: str | Path, seed: int | None = None) -> Callable[..., Num[
         tuple(data["observation"]["shape"]), np.dtype(data["observation"]["dtype"])
     )
     action = _action_from_dict(data["action"])
+    if env is not None:
+        for what, own, other in (
+            ("observations", observation, env.observation),
+            ("actions", action, env.action),
+        ):
+            if type(own) is not type(other) or not all(map(np.array_equal, own, other)):
+                raise ConfigurationError(
+                    f"{path} was trained in {data['environment']}, whose {what} are {own}; those "
+                    f"of {env.name} are {other}. A policy acts only where both are the same."
+                )
     network = make_policy(observation, action, **data["network"])
     policy = make_acting(network, data["normalize_observations"])
     actor = jax.tree.map(

@@ -91,6 +91,7 @@ def guarded_learn(
 
 def _broken_step(trajectory: Transition) -> Int[Array, ""]:
     num_steps = trajectory.reward.shape[0]
-    shown = jnp.isfinite(trajectory.next_observation.reshape(num_steps, -1)).all(axis=1)
-    broken = ~(shown & jnp.isfinite(trajectory.reward).all(axis=1))
+    numbers = (trajectory.observation, trajectory.next_observation, trajectory.reward)
+    finite = [jnp.isfinite(x.reshape(num_steps, -1)).all(axis=1) for x in numbers]
+    broken = ~jnp.stack(finite).all(axis=0)
     return jnp.where(broken.any(), jnp.argmax(broken), -1)
