@@ -65,8 +65,9 @@ def check_episodes(env):
 
     starts = [flat_starts(first), flat_starts(second), first_observations.reshape(NUM_ENVS, -1)]
     assert all(len(np.unique(x, axis=0)) > 1 for x in starts), "all episodes begin alike"
-    # Different resets in every rollout, whether they are drawn from a pool or not.
-    assert not {x.tobytes() for x in starts[0]} & {x.tobytes() for x in starts[1]}
+    # Different resets in every rollout, drawn from a pool or not; some games have few to draw from.
+    earlier, later = ({x.tobytes() for x in some} for some in starts[:2])
+    assert len(later - earlier) > len(later) / 2, "a rollout begins its episodes like the last"
 
 
 def flat_starts(trajectory):
