@@ -319,8 +319,7 @@ def write_files(report: dict[str, Any], pairs: Sequence[Pair], folder: Path) -> 
     for pair in pairs:
         panel = curves.setdefault(pair.env, {})
         if not pair.unsuitable and pair.is_finished():
-            metrics = read_metrics(pair.folder / "metrics.csv")
-            panel[pair.label] = Curve(metrics["env_steps"][0], smooth(metrics))
+            panel[pair.label] = read_curve(pair)
     labels = list(dict.fromkeys(pair.label for pair in pairs))
     comparison(curves, labels).savefig(folder / "comparison.png", dpi=130)
 
@@ -407,6 +406,12 @@ def distinct(values: Iterator[Any]) -> list[Any]:
 def read_config(pair: Pair) -> dict[str, Any]:
     """Returns the description of a run."""
     return json.loads((pair.folder / "config.json").read_text())
+
+
+def read_curve(pair: Pair) -> Curve:
+    """Returns the learning curve of a finished run."""
+    metrics = read_metrics(pair.folder / "metrics.csv")
+    return Curve(metrics["env_steps"][0], smooth(metrics))
 
 
 def read_summary(pair: Pair) -> dict[str, Any]:

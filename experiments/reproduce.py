@@ -1,4 +1,4 @@
-"""Runs a benchmark, and writes its results in one table with the published ones.
+"""Runs a benchmark, and writes its results in one table with the published ones, and its curves.
 
 The benchmarks are described in `experiments/benchmarks.toml`. The same command goes on where an
 interrupted one stopped; `--tasks` runs some of them, and the table always shows all that are there.
@@ -14,13 +14,23 @@ from typing import Any
 import numpy as np
 import train
 from command_line import Parser, user_errors
-from compare import Pair, distinct, execute, read_config, read_summary, refuse_other_settings
+from compare import (
+    Pair,
+    distinct,
+    execute,
+    read_config,
+    read_curve,
+    read_summary,
+    refuse_other_settings,
+)
 from rich.console import Console
 
 from trpo_jax.errors import unknown_name
 from trpo_jax.training.evaluation import summarize
+from trpo_jax.training.figures import comparison
 from trpo_jax.training.files import write_json
 
+LABEL = "interquartile mean over seeds, 95 % interval"
 BENCHMARKS_FILE = Path(__file__).parent / "benchmarks.toml"
 
 
@@ -48,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(folder / f"{args.benchmark}.json", report)
         table = folder / f"{args.benchmark}.md"
         table.write_text("\n".join(table_lines(report)) + "\n")
+        curves = {task: {LABEL: read_curve(runs[task])} for task in report["rows"]}
+        if curves:
+            comparison(curves, [LABEL]).savefig(folder / f"{args.benchmark}.png", dpi=110)
     except KeyboardInterrupt:
         goes_on = "The same command goes on from there." if folder else "Nothing was written."
         print(f"Interrupted. {goes_on}", file=sys.stderr)
@@ -60,7 +73,7 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--benchmark", required=True, metavar="NAME", help="a table of benchmarks.toml: mujoco-1m")
+    add("--benchmark", required=True, metavar="NAME", help="a table of benchmarks.toml")
     add("--tasks", nargs="+", metavar="TASK", help="run only these of it (default: all)")
     help_text = "output folder; runs in it are kept (default: runs/<benchmark>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
@@ -99,7 +112,7 @@ def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]
     return {
         "title": benchmark["title"],
         "notes": benchmark["notes"],
-        "published": benchmark["published"],
+        "published": benchmark.get("published", {}),
         "tasks": benchmark["tasks"],
         "versions": distinct(config["versions"] for config in configs.values()),
         "devices": distinct(config["device"] for config in configs.values()),
@@ -116,28 +129,27 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield "```"
     yield ""
     published = report["published"]
-    columns = ["task", "this library", "seeds", "bar", "floor", *published]
+    limits = [x for x in ("bar", "floor") if any(x in task for task in report["tasks"].values())]
+    columns = ["task", "this library", "seeds", *limits, *published]
     yield "| " + " | ".join(columns) + " |"
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
     for task, settings in report["tasks"].items():
         row = report["rows"].get(task)
-        limits = [number(settings.get(name)) for name in ("bar", "floor")]
-        name = task.split(",")[0]
-        others = [number(table.get(name)) for table in published.values()]
+        others = [number(settings.get(name)) for name in limits]
+        others += [number(table.get(task.split(",")[0])) for table in published.values()]
         if row is None:
-            yield "| " + " | ".join([task, "not run", "", *limits, *others]) + " |"
+            yield "| " + " | ".join([task, "not run", "", *others]) + " |"
             continue
-        mark = "**" if row["mean"] >= settings["bar"] else ""
+        mark = "**" if row["mean"] >= settings.get("bar", np.inf) else ""
         spread = "" if row["std"] is None else f" ± {number(row['std'])}"
         own = f"{mark}{number(row['mean'])}{mark}{spread}"
-        cells = [task, own, str(len(row["per_seed"])), *limits, *others]
-        yield "| " + " | ".join(cells) + " |"
+        yield "| " + " | ".join([task, own, str(len(row["per_seed"])), *others]) + " |"
     yield ""
     episodes = sorted({row["episodes_per_seed"] for row in report["rows"].values()})
     yield (
         "Mean and standard deviation over seeds of the return after the last update, of the "
-        f"deterministic policy over fresh episodes, {' or '.join(map(str, episodes))} a seed; bold "
-        "where it reaches the bar."
+        f"deterministic policy over fresh episodes, {' or '.join(map(str, episodes))} a seed"
+        f"{'; bold where it reaches the bar' if limits else ''}."
     )
     yield ""
     yield report["notes"]

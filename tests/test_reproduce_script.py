@@ -62,6 +62,20 @@ def test_the_table_stands_beside_what_is_published(finished):
     assert report["rows"]["Pole, far-sighted"]["config"]["gamma"] == 0.9999
 
 
+def test_the_curves_are_drawn(finished):
+    with Image.open(finished / "tiny.png") as image:
+        assert min(image.size) > 200
+
+
+def test_a_benchmark_without_bars_has_a_table_without_them():
+    row = {"per_seed": [1.0], "mean": 1.0, "std": None, "episodes_per_seed": 2, "config": {}}
+    report = {"title": "", "command": "", "notes": "", "versions": [], "devices": []}
+    report |= {"published": {}, "tasks": {"Pole": {"env": "x"}}, "rows": {"Pole": row}}
+    table = "\n".join(reproduce.table_lines(report))
+    assert "| task | this library | seeds |\n| --- | ---: | ---: |\n| Pole | 1.0 | 1 |" in table
+    assert "bar" not in table
+
+
 def test_unknown_benchmarks_and_tasks(finished, capsys):
     for arguments, answer in (
         (["--benchmark", "tinny"], "Did you mean tiny"),
