@@ -12,8 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "trpo_jax"
 # A module may import from its own layer and the ones before it.
 LAYERS = (
     ("errors",),
-    ("distributions", "envs.base"),
-    ("fisher", "solvers", "line_search", "normalization", "networks", "envs", "replay"),
+    ("distributions", "envs.base", "minibatches"),
+    (
+        "fisher",
+        "solvers",
+        "line_search",
+        "normalization",
+        "networks",
+        "envs",
+        "replay",
+        "minibatches",
+    ),
     (
         "trust_region",
         "critic",
@@ -68,7 +77,7 @@ def test_imports_go_one_way(module):
 
 
 MATHS = {"distributions", "fisher", "solvers", "line_search", "trust_region", "advantages"}
-MATHS |= {"critic", "normalization", "control_variates", "confidence"}
+MATHS |= {"critic", "minibatches", "normalization", "control_variates", "confidence"}
 
 
 @pytest.mark.parametrize("module", sorted(MATHS))

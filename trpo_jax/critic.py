@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.fisher import gauss_newton_product
+from trpo_jax.minibatches import shuffled_minibatches
 from trpo_jax.solvers import conjugate_gradient
 
 
@@ -70,8 +71,8 @@ def fit_critic(
         return CriticState(optax.apply_updates(critic.params, updates), moments), value
 
     def epoch(critic, epoch_key):
-        order = jax.random.permutation(epoch_key, num_samples).reshape(minibatches, -1)
-        critic, losses = jax.lax.scan(minibatch_step, critic, order)
+        parts = shuffled_minibatches(epoch_key, num_samples, minibatches)
+        critic, losses = jax.lax.scan(minibatch_step, critic, parts)
         return critic, jnp.mean(losses)
 
     critic, losses = jax.lax.scan(epoch, critic, jax.random.split(key, epochs))

@@ -168,10 +168,11 @@ def require_finite(env: Environment, result: StepResult, length: np.ndarray) -> 
         length: number of the step in each episode, `[B]`.
     """
     for what, values in (("a reward", result.reward), ("an observation", result.observation)):
+        if np.isfinite(values).all():
+            continue
         bad = ~np.isfinite(values.reshape(len(length), -1)).all(axis=1)
-        if bad.any():
-            index = int(bad.argmax())
-            raise EnvironmentFailure(
-                f"Environment {env.name} returned {what} that is not finite, in step "
-                f"{length[index]:,} of an episode (environment {index} of {len(length)})."
-            )
+        index = int(bad.argmax())
+        raise EnvironmentFailure(
+            f"Environment {env.name} returned {what} that is not finite, in step "
+            f"{length[index]:,} of an episode (environment {index} of {len(length)})."
+        )

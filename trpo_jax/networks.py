@@ -273,6 +273,11 @@ def _network(module: nn.Module, *inputs: ArraySpec) -> Network:
         return module.init(key, *examples)["params"]
 
     def apply(params: PyTree[Array], *batches: Num[Array, "..."]) -> Distribution | Array:
-        return module.apply({"params": params}, *batches)
+        batch_shape = batches[0].shape[: batches[0].ndim - len(inputs[0].shape)]
+        size = math.prod(batch_shape)
+        # With two batch axes, a derivative's matrix products take half as long again on a CPU.
+        flat = [x.reshape(size, *spec.shape) for x, spec in zip(batches, inputs, strict=True)]
+        output = module.apply({"params": params}, *flat)
+        return jax.tree.map(lambda x: x.reshape(*batch_shape, *x.shape[1:]), output)
 
     return Network(init, apply)

@@ -20,6 +20,7 @@ from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.settings import Exploration, OnPolicy, validate
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.minibatches import shuffled_minibatches
 from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
 
 
@@ -84,9 +85,8 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             return (optax.tree.add_scale(params, -learning_rate, updates), moments), None
 
         def epoch(carry, epoch_key):
-            order = jax.random.permutation(epoch_key, batch_size)
-            order = order.reshape(config.policy_minibatches, -1)
-            return jax.lax.scan(minibatch_step, carry, order)
+            parts = shuffled_minibatches(epoch_key, batch_size, config.policy_minibatches)
+            return jax.lax.scan(minibatch_step, carry, parts)
 
         epoch_keys = jax.random.split(key, config.policy_epochs)
         (params, moments), _ = jax.lax.scan(epoch, (old_params, state.memory), epoch_keys)
