@@ -1,3 +1,8 @@
+"""The environments of gymnax. Those left out for the time they take to compile:
+
+uv run pytest -m heavy tests/envs/test_gymnax.py
+"""
+
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -13,7 +18,7 @@ from trpo_jax.errors import ConfigurationError
 
 DOWNLOADS = "MNISTBandit-bsuite"
 NAMES = [name for name in gymnax.registered_envs if name != DOWNLOADS]
-# One of each kind of observation and action; compiling the others takes minutes.
+# One of each kind of observation and action.
 COMPILED = ("Pendulum-v1", "MountainCar-v0", "FrozenLake-misc", "Breakout-MinAtar", "Reacher-misc")
 CONFIG = trpo.Config(
     num_envs=2, num_steps=6, hidden_sizes=(8,), cg_iters=2, critic_epochs=1, critic_minibatches=2
