@@ -131,7 +131,7 @@ def test_the_picture_is_one(finished_run):
 
 def test_the_output_says_what_happens_and_where_the_files_are(finished_run):
     folder, result = finished_run
-    assert "TRPO on Pendulum-v1: 3 seeds" in result.stdout
+    assert "TRPO on Pendulum-v1: 1,920 steps in 15 updates, each of seeds 5 to 7" in result.stdout
     assert "update 15/15" in result.stdout
     assert "steps/s" in result.stdout
     assert str(folder) in result.stdout
