@@ -198,6 +198,7 @@ def test_an_environment_that_cannot_be_closed_hides_no_error():
     envs_of_gymnasium.close_extras = close
     pool = vector_pool(envs_of_gymnasium, spaces.Discrete(2), np.asarray, lambda mask: mask)
     pool.close()
+    assert envs_of_gymnasium.closed
     pool.close()
 
 
