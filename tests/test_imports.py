@@ -15,6 +15,7 @@ LAYERS = (
     ("distributions", "envs.base", "minibatches"),
     (
         "fisher",
+        "kronecker",
         "solvers",
         "line_search",
         "normalization",

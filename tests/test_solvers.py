@@ -45,6 +45,25 @@ def test_freezes_when_converged_and_counts_the_iterations():
     assert loose.residual <= 0.1
 
 
+def test_a_preconditioner_changes_the_way_and_not_the_end():
+    matrix, b = problem()
+    diagonal = jnp.diag(matrix)
+    product, precondition = lambda v: matrix @ v, lambda v: v / diagonal
+    expected = jnp.linalg.solve(matrix, b)
+    ended = conjugate_gradient(product, b, 4 * SIZE, precondition=precondition)
+    np.testing.assert_allclose(ended.x, expected, rtol=1e-6)
+    halfway = conjugate_gradient(product, b, 5, precondition=precondition)
+    np.testing.assert_allclose(halfway.x @ matrix @ halfway.x, halfway.x @ b, rtol=1e-8)
+    true_residual = jnp.linalg.norm(b - matrix @ halfway.x) / jnp.linalg.norm(b)
+    np.testing.assert_allclose(halfway.residual, true_residual, rtol=1e-8)
+    root = jnp.sqrt(diagonal)
+    scaled = conjugate_gradient(lambda v: (matrix @ (v / root)) / root, b / root, 5)
+    np.testing.assert_allclose(halfway.x, scaled.x / root, rtol=1e-8)
+    exact = conjugate_gradient(product, b, 5, precondition=lambda v: jnp.linalg.solve(matrix, v))
+    np.testing.assert_allclose(exact.x, expected, rtol=1e-8)
+    assert exact.iterations == 1
+
+
 def test_zero_right_hand_side_gives_zero():
     matrix, b = problem()
     result = conjugate_gradient(lambda v: matrix @ v, jnp.zeros_like(b), 5)

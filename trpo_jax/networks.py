@@ -5,7 +5,7 @@ library, serves as well as these.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -63,10 +63,14 @@ class Network(NamedTuple):
         init: `key -> params`.
         apply: `(params, observations [*batch, *shape]) -> output`: for a policy the action
             distributions, for a critic the values `[*batch]`.
+        apply_layers: `(params, offsets, observations) -> (output, inputs)`: as `apply`, with an
+            offset added to what a fully connected layer gives, by the path of its parameters, and
+            with what each of them was given, `[size of the batch, ..., features]`.
     """
 
     init: Callable[[PRNGKeyArray], PyTree[Array]]
     apply: Callable[[PyTree[Array], Num[Array, "..."]], Any]
+    apply_layers: Callable[..., tuple[Any, dict[tuple[str, ...], Array]]] | None = None
 
 
 class Torso(nn.Module):
@@ -280,4 +284,21 @@ def _network(module: nn.Module, *inputs: ArraySpec) -> Network:
         output = module.apply({"params": params}, *flat)
         return jax.tree.map(lambda x: x.reshape(*batch_shape, *x.shape[1:]), output)
 
-    return Network(init, apply)
+    def apply_layers(
+        params: PyTree[Array],
+        offsets: Mapping[tuple[str, ...], Array],
+        *batches: Num[Array, "..."],
+    ) -> tuple[Distribution | Array, dict[tuple[str, ...], Array]]:
+        inputs = {}
+
+        def call(layer, args, kwargs, context):
+            output = layer(*args, **kwargs)
+            if not isinstance(context.module, nn.Dense):
+                return output
+            inputs[context.module.path] = args[0]
+            return output + offsets.get(context.module.path, 0)
+
+        with nn.intercept_methods(call):
+            return apply(params, *batches), inputs
+
+    return Network(init, apply, apply_layers)

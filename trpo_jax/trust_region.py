@@ -122,6 +122,7 @@ def natural_step(
     cg_iters: int,
     damped_scaling: bool = True,
     step_size: Float[Array, ""] | float | None = None,
+    precondition: MatrixVectorProduct | None = None,
 ) -> NaturalStep:
     """Returns sqrt(2 max_kl / c) x with (F + damping I) x = gradient and c the curvature along x.
 
@@ -137,12 +138,13 @@ def natural_step(
             x^T F x. The damped one overstates the KL divergence, so the step falls short of
             `max_kl`; the other one overshoots where F is known from few states.
         step_size: takes step_size x instead, whatever its KL divergence.
+        precondition: `v -> M^-1 v` with M near F + damping I, for conjugate gradient.
     """
 
     def damped_product(vector):
         return optax.tree.add_scale(metric_product(vector), damping, vector)
 
-    solution = conjugate_gradient(damped_product, gradient, cg_iters)
+    solution = conjugate_gradient(damped_product, gradient, cg_iters, precondition=precondition)
     gradient_dot_direction = optax.tree.vdot(gradient, solution.x)
     curvature = gradient_dot_direction
     if not damped_scaling:
@@ -271,6 +273,7 @@ def trust_region_step(
     line_search_steps: int,
     line_search_shrink: Float[Array, ""] | float,
     damped_scaling: bool = True,
+    precondition: MatrixVectorProduct | None = None,
 ) -> tuple[Params, TrustRegionInfo]:
     """Takes one trust-region step; the parameters are returned unchanged if none is acceptable.
 
@@ -291,6 +294,7 @@ def trust_region_step(
         line_search_steps: candidates tried at the most.
         line_search_shrink: factor between one candidate and the next.
         damped_scaling: see `natural_step`.
+        precondition: see `natural_step`.
 
     Returns:
         The new parameters and what happened.
@@ -302,6 +306,7 @@ def trust_region_step(
         damping=damping,
         cg_iters=cg_iters,
         damped_scaling=damped_scaling,
+        precondition=precondition,
     )
     return search_along(
         params,

@@ -20,7 +20,7 @@ from trpo_jax.algorithms.settings import (
     natural_gradient_options,
     validate,
 )
-from trpo_jax.algorithms.trpo import subsampled_fisher_product
+from trpo_jax.algorithms.trpo import fisher_metric
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import (
     full_step,
@@ -51,13 +51,13 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
 
     def policy_step(key, state, trajectory, batch):
         params = state.actor.policy_params
-        distribution_fn = lambda p: behavior(p, batch)
+        distribution_fn = lambda p: behavior.apply(p, batch)
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages), config.entropy_coef
         )
         full = natural_step(
             surrogate_gradient(params, distribution_fn, surrogate),
-            subsampled_fisher_product(config, behavior, params, batch),
+            **fisher_metric(env, config, params, batch),
             **natural_gradient_options(config),
             step_size=None if config.normalized_step else config.step_size,
         )

@@ -110,7 +110,19 @@ class UpdateKeys(NamedTuple):
     critic: PRNGKeyArray
 
 
-Behavior = Callable[[PyTree[Array], Batch], Distribution]
+class Behavior(NamedTuple):
+    """What the actions of a batch were drawn from, as a function of the policy's parameters.
+
+    Attributes:
+        apply: `(params, batch) -> distributions`.
+        apply_layers: `(params, offsets, batch) -> (distributions, inputs of the layers)`; see
+            `Network`.
+    """
+
+    apply: Callable[[PyTree[Array], Batch], Distribution]
+    apply_layers: Callable[..., tuple[Distribution, Any]]
+
+
 PolicyStep = Callable[
     [PRNGKeyArray, TrainState, Transition, Batch], tuple[PyTree[Array], Any, Metrics]
 ]
@@ -145,11 +157,17 @@ def make_exploration(env: Environment, config: OnPolicy) -> Exploration:
 
 
 def make_behavior(env: Environment, config: OnPolicy) -> Behavior:
-    """Returns `(params, batch) -> distribution` that the batch's actions are drawn from."""
+    """Returns what the actions of a batch are drawn from."""
     network, explore = policy_network(env, config), make_exploration(env, config)
-    return lambda params, batch: explore.condition(
-        network.apply(params, batch.observations), batch.context
-    )
+
+    def apply(params, batch):
+        return explore.condition(network.apply(params, batch.observations), batch.context)
+
+    def apply_layers(params, offsets, batch):
+        distribution, inputs = network.apply_layers(params, offsets, batch.observations)
+        return explore.condition(distribution, batch.context), inputs
+
+    return Behavior(apply, apply_layers)
 
 
 def make_value_function(env: Environment, config: OnPolicy) -> Critic:

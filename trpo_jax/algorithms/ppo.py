@@ -66,14 +66,14 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     )
 
     def loss(params, minibatch, old_log_probs):
-        distribution = behavior(params, minibatch)
+        distribution = behavior.apply(params, minibatch)
         ratios = jnp.exp(distribution.log_prob(minibatch.actions) - old_log_probs)
         gains = bounded_gain(config.loss, ratios, standardize(minibatch.advantages), config.clip)
         return -jnp.mean(gains + config.entropy_coef * distribution.entropy())
 
     def policy_step(key, state, trajectory, batch):
         old_params = state.actor.policy_params
-        old_log_probs = behavior(old_params, batch).log_prob(batch.actions)
+        old_log_probs = behavior.apply(old_params, batch).log_prob(batch.actions)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, old_log_probs))
         share_of_decay = batch_size / config.decay_steps if config.decay_steps else 0.0
         learning_rate = config.policy_lr * jnp.maximum(1 - state.num_updates * share_of_decay, 0)
@@ -93,7 +93,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages), config.entropy_coef
         )
-        change = measure_change(lambda p: behavior(p, batch), surrogate, old_params, params)
+        change = measure_change(lambda p: behavior.apply(p, batch), surrogate, old_params, params)
         return params, moments, change._asdict()
 
     return on_policy.make(env, config, policy_step, init_memory=optimizer.init)

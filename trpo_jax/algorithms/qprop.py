@@ -27,7 +27,7 @@ from trpo_jax.algorithms.settings import (
     require_continuous,
     validate,
 )
-from trpo_jax.algorithms.trpo import subsampled_fisher_product
+from trpo_jax.algorithms.trpo import fisher_metric
 from trpo_jax.control_variates import control_variate, control_weights, controlled_surrogate
 from trpo_jax.critic import CriticState, fit_with_target, init_critic
 from trpo_jax.envs.base import Environment
@@ -142,7 +142,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         memory, q_loss = fit(key, state, memory)
         control = control_variate(
             lambda actions: q_network.apply(memory.critic.params, batch.observations, actions),
-            behavior(params, batch).mode(),
+            behavior.apply(params, batch).mode(),
             batch.actions,
         )
         eta = control_weights(config.eta, batch.advantages, control.advantages)
@@ -156,9 +156,9 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         )
         params, info = trust_region_step(
             params,
-            lambda p: behavior(p, batch),
+            lambda p: behavior.apply(p, batch),
             surrogate,
-            subsampled_fisher_product(config, behavior, params, batch),
+            **fisher_metric(env, config, params, batch),
             **(natural_gradient_options(config) | line_search_options(config)),
         )
         correlation = jnp.mean(standardize(batch.advantages) * standardize(control.advantages))

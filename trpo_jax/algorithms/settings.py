@@ -94,6 +94,12 @@ class NaturalGradient:
         True, "scale the step by the damped Fisher matrix, which falls somewhat short of max_kl"
     )
     cg_iters: int = fields.integer(10, "conjugate-gradient iterations", 1)
+    preconditioner: str = fields.choice(
+        "none",
+        "what speeds up conjugate gradient: nothing, or a Kronecker product for each layer that "
+        "approximates the Fisher matrix",
+        ("none", "kronecker"),
+    )
     fisher_subsample: int = fields.integer(
         1, "keep every k-th time step in Fisher-vector products", 1
     )

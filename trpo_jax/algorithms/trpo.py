@@ -1,6 +1,6 @@
 """Trust-region policy optimisation (Schulman et al. 2015, arXiv:1502.05477), single path."""
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import jax
 from flax import struct
@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from trpo_jax.advantages import standardize
 from trpo_jax.algorithms import on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.on_policy import Batch, Behavior
+from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.algorithms.settings import (
     Exploration,
     NaturalGradient,
@@ -20,7 +20,8 @@ from trpo_jax.algorithms.settings import (
     validate,
 )
 from trpo_jax.envs.base import Environment
-from trpo_jax.fisher import MatrixVectorProduct, fisher_vector_product
+from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.kronecker import kronecker_preconditioner
 from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
 
 
@@ -50,11 +51,11 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     def policy_step(key, state, trajectory, batch):
         params, info = trust_region_step(
             state.actor.policy_params,
-            lambda p: behavior(p, batch),
+            lambda p: behavior.apply(p, batch),
             importance_sampled_surrogate(
                 batch.actions, standardize(batch.advantages), config.entropy_coef
             ),
-            subsampled_fisher_product(config, behavior, state.actor.policy_params, batch),
+            **fisher_metric(env, config, state.actor.policy_params, batch),
             **(natural_gradient_options(config) | line_search_options(config)),
         )
         return params, state.memory, info._asdict()
@@ -62,10 +63,23 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     return on_policy.make(env, config, policy_step)
 
 
-def subsampled_fisher_product(
-    config: NaturalGradient, behavior: Behavior, params: PyTree[Array], batch: Batch
-) -> MatrixVectorProduct:
-    """Returns `v -> F v` over every `fisher_subsample`-th time step of a batch."""
+def fisher_metric(
+    env: Environment, config: NaturalGradient, params: PyTree[Array], batch: Batch
+) -> dict[str, Any]:
+    """Returns `metric_product` and `precondition`, as `natural_step` takes them.
+
+    Both are over every `fisher_subsample`-th time step of a batch.
+    """
     thinned = jax.tree.map(lambda x: x[:: config.fisher_subsample], batch)
+    behavior = on_policy.make_behavior(env, config)
+
+    def log_probs(offsets):
+        distribution, inputs = behavior.apply_layers(params, offsets, thinned)
+        return distribution.log_prob(thinned.actions), inputs
+
+    precondition = None
     with jax.default_matmul_precision("float32"):
-        return fisher_vector_product(lambda p: behavior(p, thinned), params)
+        product = fisher_vector_product(lambda p: behavior.apply(p, thinned), params)
+        if config.preconditioner == "kronecker":
+            precondition = kronecker_preconditioner(log_probs, params, config.damping)
+    return {"metric_product": product, "precondition": precondition}

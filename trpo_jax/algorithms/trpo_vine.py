@@ -29,9 +29,9 @@ from trpo_jax.algorithms.settings import (
     natural_gradient_options,
     validate,
 )
+from trpo_jax.algorithms.trpo import fisher_metric
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.trust_region import trust_region_step
 from trpo_jax.vine import branch_return, differences, draw_actions, self_normalized_surrogate
 
@@ -123,21 +123,18 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
 
     def policy_step(key, state, trajectory, batch):
         branches, params = batch.context, state.actor.policy_params
-        observations = batch.observations[branches.time, branches.env]
-        with jax.default_matmul_precision("float32"):
-            fisher_product = fisher_vector_product(
-                lambda p: network.apply(p, observations[:: config.fisher_subsample]), params
-            )
+        restarted = batch._replace(context=())
+        restarted = jax.tree.map(lambda x: x[branches.time, branches.env], restarted)
         params, info = trust_region_step(
             params,
-            lambda p: network.apply(p, observations),
+            lambda p: network.apply(p, restarted.observations),
             self_normalized_surrogate(
                 branches.actions,
                 branches.log_probs,
                 standardize(differences(branches.returns)),
                 config.entropy_coef,
             ),
-            fisher_product,
+            **fisher_metric(env, config, params, restarted),
             **(natural_gradient_options(config) | line_search_options(config)),
         )
         spread = jnp.mean(jnp.std(branches.returns, axis=1))

@@ -97,7 +97,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
 
         fitted = jax.tree.map(lambda x: x[:, :num_fitted], batch)
         fitted_weights = None if weights is None else weights[:, :num_fitted]
-        fitted_fn = lambda p: behavior(p, fitted)
+        fitted_fn = lambda p: behavior.apply(p, fitted)
         surrogate = importance_sampled_surrogate(
             fitted.actions, advantages[:, :num_fitted], config.entropy_coef
         )
@@ -115,17 +115,21 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
                 return optax.tree.add_scale(fisher, config.c * radius, covariance)
 
             product = gauss_newton_product(fitted_fn, params, metric)
+            precondition = trpo.fisher_metric(env, config, params, fitted)["precondition"]
             full = natural_step(
                 surrogate_gradient(params, fitted_fn, surrogate),
                 product,
                 **natural_gradient_options(config),
+                precondition=precondition,
             )
             _, tangent = jax.jvp(fitted_fn, (params,), (full.step,))
             fisher_tangent = mean_fisher_product(old, tangent)
             _, pull_back = jax.vjp(fitted_fn, params)
             (noise,) = pull_back(noise_gradient(key, gradients))
             damped = lambda v: optax.tree.add_scale(product(v), config.damping, v)
-            noise_solution = conjugate_gradient(damped, noise, config.cg_iters)
+            noise_solution = conjugate_gradient(
+                damped, noise, config.cg_iters, precondition=precondition
+            )
 
         def confident_gain(new, old):
             gains = jnp.exp(new.log_prob(batch.actions) - old.log_prob(batch.actions)) - 1
@@ -134,7 +138,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
 
         params, info = search_along(
             params,
-            lambda p: behavior(p, batch),
+            lambda p: behavior.apply(p, batch),
             importance_sampled_surrogate(batch.actions, advantages, config.entropy_coef),
             full,
             **line_search_options(config),

@@ -38,7 +38,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
 
     def policy_step(key, state, trajectory, batch):
         params = state.actor.policy_params
-        distribution_fn = lambda p: behavior(p, batch)
+        distribution_fn = lambda p: behavior.apply(p, batch)
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages), config.entropy_coef
         )

@@ -1,0 +1,145 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.fisher import dense_fisher, fisher_vector_product
+from trpo_jax.kronecker import kronecker_preconditioner
+from trpo_jax.networks import make_policy
+from trpo_jax.trust_region import natural_step
+
+DAMPING = 0.1
+ONES = np.ones(3, np.float32)
+VECTOR, IMAGE = ArraySpec((5,), np.dtype(np.float32)), ArraySpec((4, 4, 2), np.dtype(np.float32))
+POLICIES = {
+    "gaussian": (VECTOR, Box(-ONES, ONES)),
+    "categorical": (VECTOR, Discrete(4)),
+    "several categoricals": (VECTOR, MultiDiscrete((2, 3))),
+    "image": (IMAGE, Discrete(4)),
+}
+
+
+def problem(name, damping, num_states=1024):
+    """Returns params, params -> distributions, a policy gradient and the preconditioner."""
+    observation, action = POLICIES[name]
+    network = make_policy(observation, action, hidden_sizes=(16, 16))
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = network.init(keys[0])
+    flat, unravel = ravel_pytree(params)
+    params = unravel(flat + 0.3 * jax.random.normal(keys[3], flat.shape))  # as after some training
+    observations = jax.random.normal(keys[1], (num_states // 8, 8, *observation.shape))
+    actions = network.apply(params, observations).sample(keys[2])
+
+    def log_probs(offsets):
+        distribution, inputs = network.apply_layers(params, offsets, observations)
+        return distribution.log_prob(actions), inputs
+
+    def objective(params):
+        log_probs = network.apply(params, observations).log_prob(actions)
+        return jnp.mean(log_probs * jax.random.normal(keys[4], log_probs.shape))
+
+    precondition = kronecker_preconditioner(log_probs, params, damping)
+    distribution_fn = lambda p: network.apply(p, observations)
+    return params, distribution_fn, jax.grad(objective)(params), precondition
+
+
+@pytest.mark.usefixtures("x64")
+def test_it_is_the_inverse_of_the_damped_kronecker_product():
+    """A layer with inputs x and scores g, at two places of each state."""
+    generator = np.random.default_rng(0)
+    inputs, scores = generator.normal(size=(6, 2, 3)), generator.normal(size=(6, 2, 4))
+    vector = {
+        "layer": {"kernel": generator.normal(size=(3, 4)), "bias": generator.normal(size=4)},
+        "free": generator.normal(size=2),
+    }
+    vector = jax.tree.map(jnp.asarray, vector)
+
+    def log_probs(offsets):
+        outputs = offsets.get(("layer",), jnp.zeros((6, 2, 4)))
+        return jnp.sum(scores * outputs, axis=(1, 2)), {("layer",): jnp.asarray(inputs)}
+
+    solved = kronecker_preconditioner(log_probs, vector, DAMPING)(vector)
+    rows = np.concatenate([inputs.reshape(12, 3), np.ones((12, 1))], axis=1)
+    of_inputs, of_scores = rows.T @ rows / 6, scores.reshape(12, 4).T @ scores.reshape(12, 4) / 12
+    ratio = np.sqrt((np.trace(of_inputs) / 4) / (np.trace(of_scores) / 4))
+    damped = np.kron(
+        of_inputs + ratio * np.sqrt(DAMPING) * np.eye(4),
+        of_scores + np.sqrt(DAMPING) / ratio * np.eye(4),
+    )
+    both = np.concatenate([vector["layer"]["kernel"], vector["layer"]["bias"][None]]).ravel()
+    expected = np.linalg.solve(damped, both).reshape(4, 4)
+    np.testing.assert_allclose(solved["layer"]["kernel"], expected[:-1], rtol=1e-10)
+    np.testing.assert_allclose(solved["layer"]["bias"], expected[-1], rtol=1e-10)
+    np.testing.assert_allclose(solved["free"], vector["free"] / (1 + DAMPING), rtol=1e-12)
+
+
+def test_one_layer_has_its_fisher_matrix_but_for_the_draw_of_the_actions():
+    """The scores of a linear Gaussian policy do not depend on what it sees."""
+    network = make_policy(*POLICIES["gaussian"], hidden_sizes=())
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = network.init(keys[0])
+    observations = jax.random.normal(keys[1], (200_000, 5))
+    actions = network.apply(params, observations).sample(keys[2])
+
+    def log_probs(offsets):
+        distribution, inputs = network.apply_layers(params, offsets, observations)
+        return distribution.log_prob(actions), inputs
+
+    vector = jax.tree.map(jnp.ones_like, params)
+    product = fisher_vector_product(lambda p: network.apply(p, observations), params)(vector)
+    back = kronecker_preconditioner(log_probs, params, 1e-6)(product)
+    layer = lambda tree: tree["layers_1"]["Dense_0"]
+    chex.assert_trees_all_close(layer(back), layer(vector), rtol=0.02)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_solution_is_the_same_and_reached_sooner(name):
+    damping = 1e-2
+    params, distribution_fn, gradient, precondition = problem(name, damping)
+    flat, _ = ravel_pytree(gradient)
+    fisher = dense_fisher(distribution_fn, params)
+    exact = jnp.linalg.solve(fisher + damping * jnp.eye(len(fisher)), flat)
+    product = fisher_vector_product(distribution_fn, params)
+
+    @jax.jit
+    def both(gradient):
+        settings = {"max_kl": 0.01, "damping": damping, "cg_iters": 5}
+        step = lambda precondition: natural_step(
+            gradient, product, **settings, precondition=precondition
+        )
+        return step(None), step(precondition)
+
+    plain, preconditioned = both(gradient)
+    best = np.sqrt(2 * 0.01 * float(flat @ exact))
+    assert 0.9 * best < preconditioned.predicted_gain <= 1.001 * best
+    assert best - preconditioned.predicted_gain < (best - plain.predicted_gain) / 2
+    assert preconditioned.cg_residual < plain.cg_residual / 2
+
+
+def test_each_seed_of_several_has_its_own():
+    def scaled(scale):
+        inputs = {("layer",): scale * jnp.arange(12.0).reshape(6, 2)}
+
+        def log_probs(offsets):
+            outputs = offsets.get(("layer",), jnp.zeros((6, 2)))
+            return jnp.sum(jnp.cos(jnp.arange(12.0).reshape(6, 2)) * outputs, axis=1), inputs
+
+        vector = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+        return kronecker_preconditioner(log_probs, vector, DAMPING)(vector)
+
+    scales = jnp.array([0.5, 1.0, 2.0])
+    together = jax.jit(jax.vmap(scaled))(scales)
+    for index, scale in enumerate(scales):
+        alone = scaled(scale)
+        chex.assert_trees_all_close(jax.tree.map(lambda x: x[index], together), alone, rtol=1e-5)  # noqa: B023
+
+
+def test_a_policy_without_any_scores_is_left_to_the_damping():
+    vector = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    inputs = {("layer",): jnp.ones((6, 2))}
+    log_probs = lambda offsets: (0.0 * offsets.get(("layer",), jnp.zeros((6, 2))), inputs)
+    solved = kronecker_preconditioner(log_probs, vector, DAMPING)(vector)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(solved))
