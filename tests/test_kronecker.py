@@ -3,10 +3,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from jax.flatten_util import ravel_pytree
 from learning import SMALL
 
-from trpo_jax import envs
+from trpo_jax import envs, kronecker
 from trpo_jax.algorithms import trpo, trpo_vine, ua_trpo
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.fisher import dense_fisher, fisher_vector_product
@@ -138,6 +139,21 @@ def test_each_seed_of_several_has_its_own():
     for index, scale in enumerate(scales):
         alone = scaled(scale)
         chex.assert_trees_all_close(jax.tree.map(lambda x: x[index], together), alone, rtol=1e-5)  # noqa: B023
+
+
+def test_a_large_factor_counts_as_its_mean_eigenvalue(monkeypatch):
+    inputs = jnp.asarray(scipy.linalg.hadamard(8)[:, 1:], jnp.float32)  # all eigenvalues are 1
+    scores = jnp.cos(jnp.arange(16.0)).reshape(8, 2)
+    vector = {"layer": {"kernel": jnp.ones((7, 2)), "bias": jnp.ones(2)}}
+
+    def log_probs(offsets):
+        outputs = offsets.get(("layer",), jnp.zeros((8, 2)))
+        return jnp.sum(scores * outputs, axis=1), {("layer",): inputs}
+
+    exact = kronecker_preconditioner(log_probs, vector, DAMPING)(vector)
+    monkeypatch.setattr(kronecker, "LARGEST_FACTOR", 5)
+    coarse = kronecker_preconditioner(log_probs, vector, DAMPING)(vector)
+    chex.assert_trees_all_close(exact, coarse, rtol=1e-5)
 
 
 def test_a_policy_without_any_scores_is_left_to_the_damping():

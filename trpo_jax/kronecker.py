@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, PyTree
 
+LARGEST_FACTOR = 1024  # rows; the inverse of a larger one costs more than the products it saves
 Path = tuple[str, ...]
 Layers = Mapping[Path, Float[Array, "N ..."]]
 
@@ -30,7 +31,8 @@ def kronecker_preconditioner(
     """Returns the function `v -> M^-1 v`, with M near F + damping I.
 
     The damping is split between the two factors of a layer as in Martens and Grosse, section 6.3.
-    Parameters outside of fully connected layers count as a block of ones on the diagonal.
+    A factor of more than `LARGEST_FACTOR` rows counts as its mean eigenvalue times the identity,
+    and parameters outside of fully connected layers as the identity.
 
     Args:
         log_probs: maps an offset of each layer's output, none meaning 0, to the log-probabilities
@@ -57,7 +59,7 @@ def kronecker_preconditioner(
         solved = {name: x / (1 + damping) for name, x in flatten_dict(vector).items()}
         for path, (of_inputs, of_scores) in factors.items():
             kernel, bias = (flatten_dict(vector)[*path, name] for name in ("kernel", "bias"))
-            both = of_inputs @ jnp.concatenate([kernel, bias[None]]) @ of_scores
+            both = of_scores(of_inputs(jnp.concatenate([kernel, bias[None]])).T).T
             solved[*path, "kernel"], solved[*path, "bias"] = both[:-1], both[-1]
         return unflatten_dict(solved)
 
@@ -66,21 +68,30 @@ def kronecker_preconditioner(
 
 def _inverse_factors(
     inputs: Float[Array, "N ... I"], scores: Float[Array, "N ... O"], damping: Any
-) -> tuple[Float[Array, "J J"], Float[Array, "O O"]]:
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Returns the products with the inverse damped factors of a layer, for inputs and scores."""
     num_states, rows = inputs.shape[0], inputs.reshape(-1, inputs.shape[-1])
     # A bias is a weight of an input that is always 1.
     rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
     columns = scores.reshape(-1, scores.shape[-1])
-    of_inputs = rows.T @ rows / num_states
-    of_scores = columns.T @ columns / len(columns)
+    mean_of_inputs = jnp.sum(rows**2) / num_states / rows.shape[1]
+    mean_of_scores = jnp.mean(columns**2)
     tiny = jnp.finfo(rows.dtype).tiny
-    mean_eigenvalues = [jnp.trace(x) / len(x) + tiny for x in (of_inputs, of_scores)]
-    ratio = jnp.sqrt(mean_eigenvalues[0] / mean_eigenvalues[1])
-    root = jnp.sqrt(damping)
+    ratio, root = jnp.sqrt((mean_of_inputs + tiny) / (mean_of_scores + tiny)), jnp.sqrt(damping)
     return (
-        _inverse(of_inputs + ratio * root * jnp.eye(len(of_inputs))),
-        _inverse(of_scores + root / ratio * jnp.eye(len(of_scores))),
+        _inverse_product(rows, num_states, mean_of_inputs, ratio * root),
+        _inverse_product(columns, len(columns), mean_of_scores, root / ratio),
     )
+
+
+def _inverse_product(
+    rows: Float[Array, "R n"], count: int, mean_eigenvalue: Array, damping: Array
+) -> Callable[[Float[Array, "n m"]], Float[Array, "n m"]]:
+    """Returns the function `x -> (rows^T rows / count + damping I)^-1 x`."""
+    if rows.shape[1] > LARGEST_FACTOR:
+        return lambda x: x / (mean_eigenvalue + damping)
+    inverse = _inverse(rows.T @ rows / count + damping * jnp.eye(rows.shape[1]))
+    return lambda x: inverse @ x
 
 
 @sequential_vmap
