@@ -10,6 +10,7 @@ from learning import SMALL
 from trpo_jax import envs, kronecker
 from trpo_jax.algorithms import trpo, trpo_vine, ua_trpo
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import dense_fisher, fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner
 from trpo_jax.networks import make_policy
@@ -186,3 +187,9 @@ def test_algorithms_find_the_same_direction_sooner(module, settings):
     np.testing.assert_allclose(preconditioned[name], plain[name], rtol=0.05)
     assert preconditioned["cg_residual"] < 0.5
     assert 0 < preconditioned["kl"] <= 0.01
+
+
+def test_no_damping_is_refused_by_name():
+    config = trpo.Config(preconditioner="kronecker", damping=0.0)
+    with pytest.raises(ConfigurationError, match="damping = 0"):
+        trpo.make(envs.make("CartPole-v1"), config)

@@ -135,6 +135,12 @@ def validate(env: Environment, config: OnPolicy) -> None:
             f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
             f"num_steps = {config.num_steps}. Choose at most num_steps."
         )
+    kronecker = isinstance(config, NaturalGradient) and config.preconditioner == "kronecker"
+    if kronecker and isinstance(config.damping, float | int) and config.damping == 0:
+        raise ConfigurationError(
+            "damping = 0 leaves the factors of preconditioner = 'kronecker' without an inverse. "
+            "Set damping above 0, or preconditioner to none."
+        )
     if isinstance(config, Exploration) and config.exploration != "white":
         require_continuous(env, f"exploration = {config.exploration!r}")
 
