@@ -6,7 +6,7 @@ import pytest
 import trpo_jax
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.envs.base import MultiDiscrete, to_environment_action
+from trpo_jax.envs.base import ArraySpec, MultiDiscrete, to_environment_action
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.training.policies import save_policy
 
@@ -59,6 +59,18 @@ def test_a_policy_of_several_choices_is_kept(tmp_path):
     )
     _, _, path = saved(tmp_path, env)
     assert trpo_jax.load_policy(path)(jnp.zeros((5, 4))).shape == (5, 2)
+
+
+def test_pixels_of_another_type_are_refused_and_longer_numbers_shortened(tmp_path):
+    env = envs.make("CartPole-v1")
+    _, _, path = saved(tmp_path, env)
+    policy, observations = trpo_jax.load_policy(path), np.linspace(-1, 1, 20).reshape(5, 4)
+    np.testing.assert_array_equal(policy(observations), policy(observations.astype(np.float32)))
+    _, _, path = saved(tmp_path, env._replace(observation=ArraySpec((4,), np.dtype(np.uint8))))
+    policy = trpo_jax.load_policy(path)
+    assert policy(np.ones((5, 4), np.uint8)).shape == (5,)
+    with pytest.raises(ValueError, match="are uint8; got int32"):
+        policy(np.ones((5, 4), np.int32))
 
 
 def test_wrong_observations_and_files_are_named(tmp_path):

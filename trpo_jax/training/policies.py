@@ -118,6 +118,12 @@ def load_policy(
     @jax.jit
     def act(observations: Num[Array, "..."], key: PRNGKeyArray | None = None) -> Array:
         observations = jnp.asarray(observations)
+        if not np.can_cast(observations.dtype, observation.dtype, "same_kind"):
+            raise ValueError(
+                f"Observations of {data['environment']} are {observation.dtype}; got "
+                f"{observations.dtype}. Pass them as the environment shows them."
+            )
+        observations = observations.astype(observation.dtype)
         batch_shape = observations.shape[: observations.ndim - len(observation.shape)]
         if observations.shape[len(batch_shape) :] != observation.shape:
             raise ValueError(
