@@ -81,6 +81,17 @@ def test_it_is_the_inverse_of_the_damped_kronecker_product():
     np.testing.assert_allclose(solved["free"], vector["free"] / (1 + DAMPING), rtol=1e-12)
 
 
+def test_a_layer_that_nothing_feels_stays_finite():
+    vector = {"layer": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
+
+    def log_probs(offsets):
+        outputs = offsets.get(("layer",), jnp.zeros((6, 4)))
+        return 0.0 * jnp.sum(outputs, axis=1), {("layer",): jnp.full((6, 3), 10.0)}
+
+    solved = kronecker_preconditioner(log_probs, vector, DAMPING)(vector)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(solved))
+
+
 def test_one_layer_has_its_fisher_matrix_but_for_the_draw_of_the_actions():
     """The scores of a linear Gaussian policy do not depend on what it sees."""
     network = make_policy(*POLICIES["gaussian"], hidden_sizes=())

@@ -55,6 +55,7 @@ def kronecker_preconditioner(
     scores, inputs = jax.grad(total, has_aux=True)(offsets)
     factors = {path: _inverse_factors(inputs[path], scores[path], damping) for path in inputs}
 
+    @jax.default_matmul_precision("float32")  # it is traced where it is called
     def precondition(vector: PyTree[Array]) -> PyTree[Array]:
         solved = {name: x / (1 + damping) for name, x in flatten_dict(vector).items()}
         for path, (of_inputs, of_scores) in factors.items():
@@ -76,8 +77,8 @@ def _inverse_factors(
     columns = scores.reshape(-1, scores.shape[-1])
     mean_of_inputs = jnp.sum(rows**2) / num_states / rows.shape[1]
     mean_of_scores = jnp.mean(columns**2)
-    tiny = jnp.finfo(rows.dtype).tiny
-    ratio, root = jnp.sqrt((mean_of_inputs + tiny) / (mean_of_scores + tiny)), jnp.sqrt(damping)
+    eps = jnp.finfo(rows.dtype).eps  # a layer that is not felt has no scores
+    ratio, root = jnp.sqrt((mean_of_inputs + eps) / (mean_of_scores + eps)), jnp.sqrt(damping)
     return (
         _inverse_product(rows, num_states, mean_of_inputs, ratio * root),
         _inverse_product(columns, len(columns), mean_of_scores, root / ratio),
