@@ -7,12 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Nothing here has a screen or a loudspeaker; a user's own settings come first.
-for variable, value in (
-    ("MUJOCO_GL", "egl"),
-    ("SDL_VIDEODRIVER", "offscreen"),
-    ("SDL_AUDIODRIVER", "dummy"),
-):
+# No screen or loudspeaker is needed; a user's own settings come first.
+HEADLESS = {"SDL_VIDEODRIVER": "offscreen", "SDL_AUDIODRIVER": "dummy"}
+if sys.platform == "linux":
+    HEADLESS["MUJOCO_GL"] = "egl"
+for variable, value in HEADLESS.items():
     os.environ.setdefault(variable, value)
 
 from command_line import Parser, user_errors
@@ -20,7 +19,7 @@ from rich.console import Console
 
 from trpo_jax import envs
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
-from trpo_jax.training.animation import play, write_gif
+from trpo_jax.training.animation import MAX_FPS, play, write_gif
 from trpo_jax.training.policies import load_policy
 
 
@@ -34,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         act = load_policy(args.folder / "policy.msgpack", args.seed, env)
         if min(args.steps, args.every, args.fps, args.width) <= 0:
             raise ConfigurationError("--steps, --every, --fps and --width must be more than 0.")
+        if args.fps > MAX_FPS:
+            raise ConfigurationError(
+                f"--fps {args.fps:g} is more than the {MAX_FPS} that a GIF can play."
+            )
         out = args.out or args.folder / "episode.gif"
+        if out.suffix != ".gif":
+            raise ConfigurationError(f"--out {out} must be a .gif.")
         if out.exists():
             raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
         try:
@@ -42,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except EnvironmentFailure as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_gif(out, frames, width=args.width, fps=args.fps)
     size = out.stat().st_size / 1000
     console.print(f"Return {total_reward:.1f} in {len(frames)} frames: {out} ({size:,.0f} kB)")

@@ -52,6 +52,13 @@ class Counter(gymnasium.Env):
         return np.array([self.steps, self.episode], np.float32)
 
 
+class Unmade(gymnasium.Env):
+    """Cannot be made."""
+
+    def __init__(self):
+        raise RuntimeError("no floor")
+
+
 class Shown(gymnasium.Env):
     """Has any spaces."""
 
@@ -75,6 +82,7 @@ def register(name, entry_point, **kwargs):
 
 
 register("Counter-v0", "Counter", max_episode_steps=5)
+register("Unmade-v0", "Unmade")
 register("Short-v0", "Counter", max_episode_steps=5, kwargs={"length": 3})
 for how in ("raise", "exit", "nan", "inf", "nan-observation", "nan-reset"):
     kwargs = {"broken_step": 4, "how": how}

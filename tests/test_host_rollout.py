@@ -1,5 +1,6 @@
 """The host's way to a trajectory is the device's: the same actions, statistics and updates."""
 
+import threading
 from functools import partial
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 from trpo_jax import envs
 from trpo_jax.algorithms import qprop, trpo, trpo_vine
 from trpo_jax.envs.base import Pool, StepResult, host_environment
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import host_rollout, make_choose, start_host_episodes
+from trpo_jax.training.host_program import host_program
 
 NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 40, 12
 SETTINGS = {
@@ -111,6 +113,33 @@ def test_a_host_environment_shows_zeros_until_it_is_opened():
     env = replaying(envs.make("CartPole-v1"))
     state = trpo.make(env, trpo.Config(**SETTINGS)).init(jax.random.key(0))
     np.testing.assert_array_equal(state.episodes.observation, np.zeros((NUM_ENVS, 4)))
+
+
+def test_a_seed_that_fails_stops_the_others(monkeypatch):
+    """Seed 0 waits for the failure of seed 1, and must not go on to the end of its chunk."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    failed, steps = threading.Event(), []
+
+    def open(seed, num_envs, render=False):
+        def step(actions):
+            if seed == 1:
+                failed.set()
+                raise RuntimeError("the floor gave way")
+            assert failed.wait(60)
+            steps.append(actions)
+            flags = np.zeros(num_envs, bool)
+            return StepResult(np.zeros((num_envs, 4), np.float32), np.float32(flags), flags, flags)
+
+        reset = lambda mask: np.zeros((mask.sum(), 4), np.float32)
+        return Pool(reset, step, lambda: None)
+
+    spaces = envs.make("CartPole-v1")
+    env = host_environment("waiting", spaces.observation, spaces.action, None, open)
+    algorithm = trpo.make(env, trpo.Config(**(SETTINGS | {"num_steps": 10})))
+    program = host_program(algorithm, (0, 1), 10_000)
+    with pytest.raises(EnvironmentFailure, match="floor gave way"):
+        program.advance(program.state)
+    assert 1 <= len(steps) < 10_000
 
 
 def test_the_vine_refuses_what_cannot_be_restarted():

@@ -10,7 +10,7 @@ import train
 from PIL import Image
 
 from trpo_jax import envs
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.training.animation import play, write_gif
 
 pytestmark = pytest.mark.xdist_group("reproduce")
@@ -87,7 +87,7 @@ def test_unknown_benchmarks_and_tasks(finished, capsys):
 
 
 def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, capsys):
-    out = tmp_path / "episode.gif"
+    out = tmp_path / "new" / "episode.gif"
     arguments = [str(finished / "Pole"), "--steps", "6", "--every", "2", "--out", str(out)]
     assert render.main([*arguments, "--width", "100"]) == 0
     assert "4 frames" in capsys.readouterr().out
@@ -110,6 +110,15 @@ def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         render.main([*arguments, "--every", "0"])
     assert "--every" in capsys.readouterr().err
+    for flags, answer in (
+        (["--fps", "60"], "--fps 60 is more than the 50"),
+        (["--out", str(tmp_path / "episode.mp4")], "must be a .gif"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            render.main([*arguments, *flags])
+        assert answer in capsys.readouterr().err
+    with pytest.raises(EnvironmentFailure, match=r"Counter-v0 failed: TypeError.*render_mode"):
+        play(envs.make("gym/host_tasks:Counter-v0"), lambda observation: np.zeros(1), 0, 1)
     env = envs.make("CartPole-v1")._replace(render=None)
     with pytest.raises(ConfigurationError, match="nothing to draw itself with"):
         play(env, lambda observation: 0, 0, 1)

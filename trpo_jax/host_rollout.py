@@ -16,7 +16,7 @@ from jaxtyping import Array, Key, Num, PRNGKeyArray
 
 from trpo_jax.envs.base import Environment, Pool, StepResult, to_environment_action
 from trpo_jax.envs.episodes import Episode, Transition
-from trpo_jax.errors import EnvironmentFailure
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 
 Choose = Callable[..., tuple[Num[Array, "B ..."], Num[Array, "B ..."], Any, Any]]
 
@@ -113,7 +113,7 @@ def host_rollout(
 def advance_host_episodes(
     env: Environment, pool: Pool, episodes: Episode, actions: Num[Array | np.ndarray, "B ..."]
 ) -> tuple[Episode, Transition]:
-    """Does what `advance_episode` does, for all environments of a pool.
+    """Does what `advance_episode` does, for a pool, whose environments keep their time limits.
 
     Args:
         env: the environment.
@@ -152,6 +152,8 @@ def failures_named(env: Environment) -> Iterator[None]:
     """Turns whatever an environment raises into an `EnvironmentFailure` that names it."""
     try:
         yield
+    except ConfigurationError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         if isinstance(error, (EOFError, ConnectionError)):  # what is left of a pipe to it

@@ -1,5 +1,8 @@
 """Environments of Gymnasium as pools, with its own resets kept off."""
 
+import multiprocessing
+import os
+import signal
 from contextlib import closing
 
 import gymnasium
@@ -182,6 +185,20 @@ def test_an_environment_that_raises_is_named(processes):
     env = envs.make("gym/Broken-raise-v0", processes)
     with pytest.raises(EnvironmentFailure, match=r"gym/Broken-raise-v0 failed.*floor gave way"):
         transitions(env, 0, 6)
+
+
+def test_an_environment_whose_constructor_raises_is_named():
+    with pytest.raises(ConfigurationError, match="gym/Unmade-v0' cannot be made: RuntimeError: no"):
+        envs.make("gym/Unmade-v0")
+
+
+def test_processes_leave_an_interrupt_to_the_one_that_reports_it():
+    with closing(envs.make("gym/Counter-v0", processes=True).open(0, NUM_ENVS)) as pool:
+        pool.reset(np.ones(NUM_ENVS, bool))
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGINT)
+        assert pool.step(np.zeros(NUM_ENVS, int)).observation[0, 0] == 1
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
 def test_a_process_that_dies_is_an_error_and_no_hang():

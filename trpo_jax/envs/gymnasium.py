@@ -1,6 +1,7 @@
 """Adapter for Gymnasium 1.x (https://gymnasium.farama.org) and all that is registered with it."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -42,9 +43,9 @@ def make(name: str, processes: bool = False) -> Environment:
     _check_registered(name)
     try:
         env = gymnasium.make(name)
-    except (gymnasium.error.Error, ImportError) as error:
+    except Exception as error:  # whatever its constructor raises
         raise ConfigurationError(
-            f"Environment {full_name!r} cannot be made: {error} "
+            f"Environment {full_name!r} cannot be made: {type(error).__name__}: {error} "
             "MuJoCo's come with: uv sync --extra gym"
         ) from error
     space, action_space = env.observation_space, env.action_space
@@ -63,6 +64,7 @@ def make(name: str, processes: bool = False) -> Environment:
             num_envs=num_envs,
             vectorization_mode="async" if processes else "sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED, **options},
+            wrappers=[_leave_interrupts_to_the_parent],
             **({"render_mode": "rgb_array"} if render else {}),
         )
         first_seeds = iter([environment_seeds(seeds, num_envs)])
@@ -75,6 +77,13 @@ def make(name: str, processes: bool = False) -> Environment:
 
     action = action_spec(full_name, action_space)
     return host_environment(full_name, observation, action, time_limit, open)
+
+
+def _leave_interrupts_to_the_parent(env: gymnasium.Env) -> gymnasium.Env:
+    # Ctrl-C reaches every process of a terminal, and the parent ends its workers in order.
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return env
 
 
 def _check_registered(name: str) -> None:

@@ -15,6 +15,7 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.host_rollout import failures_named
 
 COLORS = 64  # of a GIF: half the size of all 256, and hardly to be told from them
+MAX_FPS = 50  # frames that follow closer are shown at a tenth of a second by browsers
 
 
 def play(
@@ -38,7 +39,7 @@ def play(
 
     Raises:
         ConfigurationError: if the environment cannot be drawn.
-        EnvironmentFailure: if it runs on the host and fails.
+        EnvironmentFailure: if it runs on the host and fails, or cannot draw itself.
     """
     if env.open is None and env.render is None:
         raise ConfigurationError(
@@ -50,31 +51,33 @@ def play(
     for index, (view, reward) in enumerate(episode(env, act, seed, num_steps)):
         rewards.append(reward)
         if index % every == 0:
-            views.append(view)
-    frames = views if env.render is None else env.render(views)
+            views.append(view())
+    with failures_named(env):
+        frames = views if env.render is None else env.render(views)
     return [np.asarray(frame) for frame in frames], float(np.sum(rewards))
 
 
-def _on_device(env, act, seed, num_steps) -> Iterator[tuple[Any, float]]:
+def _on_device(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float]]:
     reset_key, run_key = jax.random.split(jax.random.key(seed))
     step = jax.jit(env.step)
     state, observation = jax.jit(env.reset)(reset_key)
-    yield state, 0.0
+    yield lambda: state, 0.0
     for t in range(min(num_steps, env.time_limit or num_steps)):
         state, result = step(jax.random.fold_in(run_key, t), state, act(observation))
-        yield state, float(result.reward)
+        yield lambda state=state: state, float(result.reward)
         if result.terminated or result.truncated:
             break
         observation = result.observation
 
 
-def _on_host(env, act, seed, num_steps) -> Iterator[tuple[np.ndarray, float]]:
-    with closing(env.open(seed, 1, render=True)) as pool, failures_named(env):
+def _on_host(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], np.ndarray], float]]:
+    with failures_named(env), closing(env.open(seed, 1, render=True)) as pool:
+        draw = lambda: pool.render()[0]
         observations = pool.reset(np.ones(1, bool))
-        yield pool.render()[0], 0.0
+        yield draw, 0.0
         for _ in range(num_steps):
             result: StepResult = pool.step(np.asarray(act(observations)))
-            yield pool.render()[0], float(result.reward[0])
+            yield draw, float(result.reward[0])
             if result.terminated[0] or result.truncated[0]:
                 break
             observations = result.observation
@@ -87,7 +90,7 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], *, width: int, fps: floa
         path: the file.
         frames: `[H, W, 3]` of bytes.
         width: in pixels; frames are scaled to it.
-        fps: frames per second, at most 50, which is what browsers show.
+        fps: frames per second, at most `MAX_FPS`.
     """
     height = round(frames[0].shape[0] * width / frames[0].shape[1])
     images = [Image.fromarray(frame).resize((width, height)) for frame in frames]

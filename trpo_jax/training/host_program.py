@@ -17,7 +17,13 @@ import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
 from trpo_jax.envs.episodes import Transition
-from trpo_jax.host_rollout import failures_named, host_rollout, make_choose, start_host_episodes
+from trpo_jax.host_rollout import (
+    action_keys,
+    failures_named,
+    host_rollout,
+    make_choose,
+    start_host_episodes,
+)
 from trpo_jax.training.program import Program, guarded_learn
 
 
@@ -49,22 +55,26 @@ def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: 
     trajectory = trajectory_shapes(algorithm, states[0], num_steps)
     learn = jax.jit(guarded_learn(algorithm))
     learn = learn.lower(states[0], states[0], trajectory).compile()
+    key, memory = begin(states[0])  # what acts is compiled by its first call
+    choose(states[0].actor, action_keys(key, num_steps), 0, states[0].episodes, memory)
     seconds = time.perf_counter() - started
     stopping = threading.Event()
 
     def advance_seed(pool, state):
         outputs = []
-        for _ in range(updates_per_chunk):
-            if stopping.is_set():
-                break
-            key, memory = begin(state)
-            episodes, memory, trajectory = host_rollout(
-                env, pool, choose, state.actor, key, state.episodes, memory, num_steps
-            )
-            state = state._replace(episodes=episodes, exploration=memory)
-            state, output = learn(state, state, trajectory)
-            outputs.append(output)
-        return state, jax.tree.map(lambda *xs: np.stack(xs), *outputs)
+        try:
+            while len(outputs) < updates_per_chunk and not stopping.is_set():
+                key, memory = begin(state)
+                episodes, memory, trajectory = host_rollout(
+                    env, pool, choose, state.actor, key, state.episodes, memory, num_steps
+                )
+                state = state._replace(episodes=episodes, exploration=memory)
+                state, output = learn(state, state, trajectory)
+                outputs.append(output)
+        except BaseException:
+            stopping.set()  # or the other seeds would go on to the end of the chunk
+            raise
+        return state, outputs
 
     def advance(state):
         with ThreadPoolExecutor(min(len(seeds), os.cpu_count() or 1)) as threads:
@@ -73,7 +83,8 @@ def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: 
             except BaseException:
                 stopping.set()
                 raise
-        return stack(states), jax.tree.map(lambda *xs: np.stack(xs), *outputs)
+        of_seeds = [jax.tree.map(lambda *xs: np.stack(xs), *updates) for updates in outputs]
+        return stack(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
 
     def close():
         for pool in pools:
