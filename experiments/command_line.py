@@ -42,6 +42,7 @@ def defaults_for(algorithm: str, environment: str, file: Path = DEFAULTS_FILE) -
 
     A table's name is a pattern of algorithms, and one or more of environments with `|` between.
     """
+    environment = environment.removeprefix("gymnax/")
     defaults: dict[str, Any] = {}
     for algorithms, tables in tomllib.loads(file.read_text()).items():
         for patterns, table in tables.items():

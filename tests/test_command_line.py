@@ -38,6 +38,10 @@ def test_every_default_is_a_field_of_a_matching_algorithm_and_every_pattern_matc
             assert fnmatch.filter([*gymnax.registered_envs, *OTHER_SUITES], pattern)
 
 
+def test_the_prefix_of_gymnax_changes_no_default():
+    assert defaults_for("trpo", "gymnax/CartPole-v1") == defaults_for("trpo", "CartPole-v1")
+
+
 @pytest.mark.parametrize(
     "environment",
     [
