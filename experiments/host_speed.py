@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors():
         args, flags = build_parser().parse_known_args(argv)
+        if args.repeats < 1:
+            raise ConfigurationError(f"repeats = {args.repeats} must be at least 1.")
         run = train.prepare(["--env", args.env, "--num-seeds", str(args.num_seeds), *flags])
         if run.env.open is None:
             raise ConfigurationError(
@@ -66,6 +68,7 @@ def random_actions(env: Environment, num_envs: int, num_steps: int) -> np.ndarra
         case MultiDiscrete(num_actions):
             return generator.integers(num_actions, size=(*shape, len(num_actions)))
         case Box(low, high):
+            low, high = np.where(np.isfinite(low), low, -1), np.where(np.isfinite(high), high, 1)
             return generator.uniform(low, high, size=(*shape, *low.shape))
 
 

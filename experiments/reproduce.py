@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise unknown_name(f"task of {args.benchmark}", task, benchmark["tasks"])
             folder = args.out or Path("runs", args.benchmark)
             runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
-            refuse_other_settings(list(runs.values()))
+            for task in chosen:
+                train.prepare(runs[task].argv)  # raises what is wrong before anything is run
+            shown = [run for task, run in runs.items() if task in chosen or run.is_finished()]
+            refuse_other_settings(shown)
         failed = execute([runs[task] for task in chosen], console)
         report = describe(benchmark, runs)
         report["command"] = f"python experiments/reproduce.py --benchmark {args.benchmark}"
@@ -81,16 +84,11 @@ def build_parser() -> Parser:
 
 
 def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
-    """Returns the run of a task, checked by train.py itself; writes nothing.
-
-    Raises:
-        ConfigurationError: if it cannot run.
-    """
+    """Returns the run of a task."""
     settings = benchmark["tasks"][task]
     folder = folder / task.replace(", ", "-").replace(" ", "-")
     argv = ["--env", settings["env"], *benchmark["flags"], *settings.get("flags", [])]
     argv += ["--quiet", "--out", str(folder)]
-    train.prepare(argv)
     return Pair(task, settings["env"], folder, tuple(argv), None)
 
 

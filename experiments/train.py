@@ -268,8 +268,9 @@ def train(run: Run, program: Program, console: Console) -> Outcome:
 def report_stop(run: Run, outcome: Outcome, console: Console) -> int:
     """Says why a run stopped early and what is left of it; returns the exit code."""
     done = len(outcome.env_steps)
-    kept = f"metrics.csv and policy.msgpack hold the run up to update {done} of {run.num_updates}."
     broken = not isinstance(outcome.stopped_by, KeyboardInterrupt)
+    kept = f"metrics.csv holds the run up to update {done} of {run.num_updates}, policy.msgpack "
+    kept += "each seed's last good policy." if broken else "the policies of then."
     write_traceback(run.folder, outcome.stopped_by)
     reason = f"error: {outcome.stopped_by}" if broken else "Interrupted."
     print(reason, kept, file=sys.stderr)

@@ -11,7 +11,7 @@ from trpo_jax.algorithms import trpo
 from trpo_jax.distributions import DiagGaussian
 from trpo_jax.envs.episodes import Episode
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.exploration import colored, colored_noise, ou, ou_correlation, white
+from trpo_jax.exploration import colored, colored_noise, ou, white
 
 SMALL = {"num_envs": 4, "hidden_sizes": (8,), "critic_minibatches": 4, "critic_epochs": 1}
 
@@ -65,11 +65,6 @@ def test_the_ou_process_is_stationary_with_a_geometric_correlation():
     for lag, value in enumerate(values):
         np.testing.assert_allclose(value.mean(), 0, atol=0.015)
         np.testing.assert_allclose(np.mean(values[0] * value), 0.7**lag, atol=0.015)
-
-
-def test_the_correlation_of_a_time_is_that_of_its_halves():
-    np.testing.assert_allclose(ou_correlation(0.15, 0.5) ** 2, ou_correlation(0.15, 1.0))
-    np.testing.assert_allclose(ou_correlation(2.0, 0.1), np.exp(-0.2))
 
 
 def test_an_episode_starts_with_fresh_noise_and_goes_on_with_its_own():

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import host_speed
 import host_tasks
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_a_failure_ends_the_run_and_keeps_its_files(how, message, tmp_path, caps
     error = capsys.readouterr().err
     assert error.startswith(f"error: Environment {env} ")
     assert message in error
-    assert "hold the run up to update 4 of 10" in error
+    assert "holds the run up to update 4 of 10" in error
     assert len(rows(tmp_path / "run")) == 4 * 3
     assert (tmp_path / "run" / "policy.msgpack").is_file()
     traceback = tmp_path / "run" / "error.txt"
@@ -90,3 +91,16 @@ def test_defaults_of_the_suites():
     assert defaults["scale_rewards"]
     assert defaults_for("trpo", "gym/highway-fast-v0")["env_processes"]
     assert not defaults_for("trpo", "envpool/Breakout-v5")["normalize_observations"]
+
+
+def test_what_an_environment_costs_is_measured_beside_training(capsys):
+    small = [*SMALL[: SMALL.index("--total-steps")], "--num-seeds", "1", "--repeats", "1"]
+    assert host_speed.main(["--env", "gym/host_tasks:Counter-v0", *small]) == 0
+    assert "2 environments a seed, 1 seeds, medians of 1 turns: bare" in capsys.readouterr().out
+    for flags, answer in (
+        (["--env", "CartPole-v1"], "does not run on the host"),
+        (["--repeats", "0"], "repeats = 0"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            host_speed.main(["--env", "gym/host_tasks:Counter-v0", *flags])
+        assert answer in capsys.readouterr().err

@@ -59,15 +59,6 @@ def white() -> Exploration:
     )
 
 
-def ou_correlation(theta: float, dt: float) -> float:
-    """Returns rho = exp(-theta dt), the correlation of an Ornstein-Uhlenbeck process over dt.
-
-    The process dx = -theta x dt + sqrt(2 theta) dW has the stationary law N(0, 1), and its exact
-    discretisation is x' = rho x + sqrt(1 - rho^2) xi.
-    """
-    return math.exp(-theta * dt)
-
-
 def ou(size: int, rho: Float[Array, ""] | float) -> Exploration:
     """Returns draws whose standardised noise follows an Ornstein-Uhlenbeck process.
 
@@ -77,7 +68,8 @@ def ou(size: int, rho: Float[Array, ""] | float) -> Exploration:
 
     Args:
         size: dimensions of the action.
-        rho: correlation of the process from one step to the next, in [0, 1).
+        rho: correlation of the process from one step to the next, in [0, 1): exp(-theta dt) for
+            dx = -theta x dt + sqrt(2 theta) dW.
     """
     if isinstance(rho, float | int) and rho == 0:
         return white()  # adding zero is not free of rounding once compiled

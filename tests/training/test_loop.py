@@ -61,7 +61,7 @@ def test_numbers_that_are_not_finite_stop_the_run_with_update_and_seed_named():
 
 
 def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
-    """The environment shows an infinite number to seed 1 from its sixth step on."""
+    """The environment shows an infinite number to both seeds from step 36 on."""
     env = counter()
 
     def step(key, count, action):

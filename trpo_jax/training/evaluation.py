@@ -32,7 +32,8 @@ def evaluate(
     """Returns the undiscounted returns of E = `num_episodes` fresh episodes.
 
     All episodes run side by side until the last has ended; each counts once, so that short
-    episodes are not over-represented.
+    episodes are not over-represented. Without a time limit one that has not ended after `MAX_STEPS`
+    steps counts with what it has collected.
 
     Args:
         env: the environment.

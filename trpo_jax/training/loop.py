@@ -68,7 +68,8 @@ def run_chunks(program: Program, num_chunks: int) -> Iterator[Chunk]:
 
     Raises:
         NonFiniteError: naming the first update and seed that gave numbers which are not finite.
-            All updates before it were yielded, and their actors are the last good ones.
+            All updates before it were yielded. The last actor of each seed is its last good one;
+            that of other seeds may be some updates ahead of the metrics.
     """
     state = program.state
     seconds = 0.0
