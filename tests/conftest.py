@@ -1,6 +1,16 @@
 """Shared by all tests: shape annotations are checked, and float64 is there to be asked for."""
 
+import os
+from importlib.metadata import version
+
 from jaxtyping import install_import_hook
+
+# Compilation is most of what the tests cost, and these emitters are half of it. Later versions know
+# no such flag, and XLA aborts on one that it does not know.
+if version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    )
 
 # Before anything imports trpo_jax: every annotated shape and dtype is checked at each call.
 install_import_hook("trpo_jax", "beartype.beartype")
@@ -8,8 +18,7 @@ install_import_hook("trpo_jax", "beartype.beartype")
 import jax
 import pytest
 
-# Compilation is most of what these tests cost, and this halves it. The scripts, which are tested in
-# processes of their own, compile as users' programs do.
+# This halves the rest. The scripts, which are tested in processes of their own, do without.
 jax.config.update("jax_disable_most_optimizations", True)
 
 

@@ -18,16 +18,15 @@ CHOICES_AND_NUMBERS = pytest.mark.parametrize(
 )
 
 
-def train(module, env, num_updates, **settings):
+def train(module, env, num_updates, compiler_options=None, **settings):
     """Returns a small algorithm, its state after that many updates, and their metrics."""
     algorithm = module.make(env, module.Config(**(SMALL | settings)))
 
-    @jax.jit
     def run(key):
         scan = lambda s, _: algorithm.update(s)
         return jax.lax.scan(scan, algorithm.init(key), length=num_updates)
 
-    return algorithm, *run(jax.random.key(0))
+    return algorithm, *jax.jit(run, compiler_options=compiler_options)(jax.random.key(0))
 
 
 @functools.cache
