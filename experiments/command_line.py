@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
@@ -25,6 +25,12 @@ class Parser(argparse.ArgumentParser):
         """Prints what was wrong and where to look, and exits with 2."""
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+
+class Follows(NamedTuple):
+    """A default that is the value of another flag."""
+
+    flag: str
 
 
 @contextmanager
@@ -55,14 +61,17 @@ def defaults_for(algorithm: str, environment: str, file: Path = DEFAULTS_FILE) -
 def add_config_flags(
     parser: argparse.ArgumentParser, module: ModuleType, defaults: dict[str, Any]
 ) -> None:
-    """Adds one flag for each field of an algorithm's config, with its help and its default."""
+    """Adds one flag for each field of an algorithm's config, with its help and its default.
+
+    The default of a number may be the name of another flag, whose value is then taken.
+    """
     group = parser.add_argument_group(f"hyperparameters of {module.__name__.rsplit('.', 1)[-1]}")
     for field in dataclasses.fields(module.Config):
         default = defaults.get(field.name, field.default)
         kind = field.metadata["kind"]
         shown = " ".join(map(str, default)) if kind is tuple else default
-        if (follows := field.metadata.get("follows")) and field.name not in defaults:
-            default, shown = None, follows
+        if isinstance(default, str) and kind is not str:
+            default = Follows(default)
         help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
         options: dict[str, Any] = {"default": default, "help": help_text}
         if kind is bool:
@@ -79,9 +88,10 @@ def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
     values = {}
     for field in dataclasses.fields(module.Config):
         value = getattr(args, field.name)
-        follows = field.metadata.get("follows")
-        values[field.name] = getattr(args, follows) if follows and value is None else value
-    return module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        if isinstance(value, Follows):
+            value = getattr(args, value.flag)
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return module.Config(**values)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

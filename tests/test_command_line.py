@@ -75,7 +75,7 @@ def parse(name, defaults, *flags):
 
 
 def test_a_field_can_follow_a_setting_of_the_run():
-    defaults = {"total_steps": 5_000}
+    defaults = {"total_steps": 5_000, "decay_steps": "total_steps"}
     assert parse("ppo", defaults).decay_steps == 5_000
     assert parse("ppo", defaults, "--total-steps", "1e4").decay_steps == 10_000
     assert parse("ppo", defaults, "--total-steps", "1e4", "--decay-steps", "7").decay_steps == 7

@@ -43,13 +43,10 @@ def real(
     return struct.field(default=default, metadata=metadata)
 
 
-def integer(default: int, help: str, low: int, *, follows: str | None = None) -> Any:
-    """Returns a static integer field of at least `low`.
-
-    `follows` names the setting of a run that scripts take as the default instead.
-    """
+def integer(default: int, help: str, low: int) -> Any:
+    """Returns a static integer field of at least `low`."""
     allowed = f"an integer of at least {low}"
-    return _static(default, help, int, allowed, lambda x: x >= low, follows=follows)
+    return _static(default, help, int, allowed, lambda x: x >= low)
 
 
 def integers(default: tuple[int, ...], help: str, low: int) -> Any:
@@ -94,8 +91,8 @@ def validate(config: Any) -> None:
             )
 
 
-def _static(default, help, kind, allowed, accepts, **more) -> Any:
-    metadata = {"help": help, "kind": kind, "allowed": allowed, "accepts": accepts, **more}
+def _static(default, help, kind, allowed, accepts) -> Any:
+    metadata = {"help": help, "kind": kind, "allowed": allowed, "accepts": accepts}
     return struct.field(pytree_node=False, default=default, metadata=metadata)
 
 

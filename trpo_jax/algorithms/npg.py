@@ -17,6 +17,7 @@ from trpo_jax.algorithms.settings import (
     Exploration,
     NaturalGradient,
     OnPolicy,
+    decay,
     natural_gradient_options,
     validate,
 )
@@ -48,6 +49,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     config = Config() if config is None else config
     validate(env, config)
     behavior = on_policy.make_behavior(env, config)
+    batch_size = config.num_envs * config.num_steps
 
     def policy_step(key, state, trajectory, batch):
         params = state.actor.policy_params
@@ -58,6 +60,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         full = natural_step(
             surrogate_gradient(params, distribution_fn, surrogate),
             **fisher_metric(env, config, params, batch),
+            max_kl=config.max_kl * decay(config, state.num_updates, batch_size),
             **natural_gradient_options(config),
             step_size=None if config.normalized_step else config.step_size,
         )

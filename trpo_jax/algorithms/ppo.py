@@ -17,7 +17,7 @@ from trpo_jax.advantages import standardize
 from trpo_jax.algorithms import config as fields
 from trpo_jax.algorithms import on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.settings import Exploration, OnPolicy, validate
+from trpo_jax.algorithms.settings import Decay, Exploration, OnPolicy, decay, validate
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.minibatches import shuffled_minibatches
@@ -26,7 +26,7 @@ from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
 
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
-class Config(Exploration, OnPolicy):
+class Config(Decay, Exploration, OnPolicy):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
     loss: str = fields.choice("clip", "what bounds the probability ratio", ("clip", "spo"))
@@ -34,12 +34,6 @@ class Config(Exploration, OnPolicy):
         0.2, "distance of the probability ratio from 1 that is paid for", 0.0, open_low=True
     )
     policy_lr: float = fields.real(3e-4, "initial step size of Adam for the policy", 0.0)
-    decay_steps: int = fields.integer(
-        0,
-        "environment steps over which policy_lr falls linearly to zero; 0 keeps it",
-        0,
-        follows="total_steps",
-    )
     policy_epochs: int = fields.integer(10, "passes over the batch by the policy", 1)
     policy_minibatches: int = fields.integer(
         32, "parts of each pass; must divide num_envs * num_steps", 1
@@ -75,8 +69,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         old_params = state.actor.policy_params
         old_log_probs = behavior.apply(old_params, batch).log_prob(batch.actions)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, old_log_probs))
-        share_of_decay = batch_size / config.decay_steps if config.decay_steps else 0.0
-        learning_rate = config.policy_lr * jnp.maximum(1 - state.num_updates * share_of_decay, 0)
+        learning_rate = config.policy_lr * decay(config, state.num_updates, batch_size)
 
         def minibatch_step(carry, indices):
             params, moments = carry

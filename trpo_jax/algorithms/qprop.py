@@ -22,6 +22,7 @@ from trpo_jax.algorithms.settings import (
     Exploration,
     OnPolicy,
     TrustRegion,
+    decay,
     line_search_options,
     natural_gradient_options,
     require_continuous,
@@ -159,7 +160,9 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             lambda p: behavior.apply(p, batch),
             surrogate,
             **fisher_metric(env, config, params, batch),
-            **(natural_gradient_options(config) | line_search_options(config)),
+            max_kl=config.max_kl * decay(config, state.num_updates, batch_size),
+            **natural_gradient_options(config),
+            **line_search_options(config),
         )
         correlation = jnp.mean(standardize(batch.advantages) * standardize(control.advantages))
         metrics = {

@@ -5,7 +5,9 @@ A config inherits the groups its algorithm needs, and adds what is its own.
 
 from typing import Any, no_type_check
 
+import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Int
 
 from trpo_jax.algorithms import config as fields
 from trpo_jax.envs.base import Box, Environment
@@ -81,7 +83,17 @@ class Exploration:
 
 @no_type_check
 @struct.dataclass
-class NaturalGradient:
+class Decay:
+    """Steps that become shorter over a run."""
+
+    decay_steps: int = fields.integer(
+        0, "environment steps over which max_kl or policy_lr falls linearly to 0; 0 keeps it", 0
+    )
+
+
+@no_type_check
+@struct.dataclass
+class NaturalGradient(Decay):
     """The natural-gradient direction and its length."""
 
     max_kl: float = fields.real(
@@ -155,10 +167,18 @@ def require_continuous(env: Environment, what: str) -> None:
         )
 
 
+def decay(
+    config: Decay, num_updates: Int[Array, ""], steps_per_update: int
+) -> Float[Array, ""] | float:
+    """Returns the share that is left of a length that decays, after so many updates."""
+    if not config.decay_steps:
+        return 1.0
+    return jnp.maximum(1 - num_updates * (steps_per_update / config.decay_steps), 0.0)
+
+
 def natural_gradient_options(config: Any) -> dict[str, Any]:
-    """Returns the arguments of `natural_step`."""
+    """Returns the arguments of `natural_step` but its radius."""
     return {
-        "max_kl": config.max_kl,
         "damping": config.damping,
         "cg_iters": config.cg_iters,
         "damped_scaling": config.damped_scaling,
@@ -166,9 +186,8 @@ def natural_gradient_options(config: Any) -> dict[str, Any]:
 
 
 def line_search_options(config: Any) -> dict[str, Any]:
-    """Returns the arguments of `search_along`."""
+    """Returns the arguments of `search_along` but its radius."""
     return {
-        "max_kl": config.max_kl,
         "line_search_steps": config.line_search_steps,
         "line_search_shrink": config.line_search_shrink,
     }

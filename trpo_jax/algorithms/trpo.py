@@ -15,6 +15,7 @@ from trpo_jax.algorithms.settings import (
     NaturalGradient,
     OnPolicy,
     TrustRegion,
+    decay,
     line_search_options,
     natural_gradient_options,
     validate,
@@ -47,6 +48,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     config = Config() if config is None else config
     validate(env, config)
     behavior = on_policy.make_behavior(env, config)
+    batch_size = config.num_envs * config.num_steps
 
     def policy_step(key, state, trajectory, batch):
         params, info = trust_region_step(
@@ -56,7 +58,9 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
                 batch.actions, standardize(batch.advantages), config.entropy_coef
             ),
             **fisher_metric(env, config, state.actor.policy_params, batch),
-            **(natural_gradient_options(config) | line_search_options(config)),
+            max_kl=config.max_kl * decay(config, state.num_updates, batch_size),
+            **natural_gradient_options(config),
+            **line_search_options(config),
         )
         return params, state.memory, info._asdict()
 

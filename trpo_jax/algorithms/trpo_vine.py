@@ -25,6 +25,7 @@ from trpo_jax.algorithms.base import Algorithm, observe
 from trpo_jax.algorithms.settings import (
     OnPolicy,
     TrustRegion,
+    decay,
     line_search_options,
     natural_gradient_options,
     validate,
@@ -87,6 +88,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     num_rows, num_branches = config.num_envs * config.num_steps, config.num_branches
     if isinstance(env.action, Discrete):
         num_branches = min(num_branches, env.action.num_actions)
+    steps_per_update = num_rows + config.num_states * num_branches * config.branch_steps
 
     def collect(state):
         collected, trajectory = base.collect(state)
@@ -135,7 +137,9 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
                 config.entropy_coef,
             ),
             **fisher_metric(env, config, params, restarted),
-            **(natural_gradient_options(config) | line_search_options(config)),
+            max_kl=config.max_kl * decay(config, state.num_updates, steps_per_update),
+            **natural_gradient_options(config),
+            **line_search_options(config),
         )
         spread = jnp.mean(jnp.std(branches.returns, axis=1))
         return params, state.memory, {**info._asdict(), "branch_return_std": spread}
@@ -144,7 +148,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     return base._replace(
         collect=collect,
         update=lambda state: base.learn(*collect(state)),
-        steps_per_update=num_rows + config.num_states * num_branches * config.branch_steps,
+        steps_per_update=steps_per_update,
     )
 
 

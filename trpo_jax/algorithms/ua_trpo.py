@@ -28,7 +28,12 @@ from trpo_jax.algorithms import config as fields
 from trpo_jax.algorithms import on_policy, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.critic_ensemble import make_ensemble, member_values, uncertainty_weights
-from trpo_jax.algorithms.settings import line_search_options, natural_gradient_options, validate
+from trpo_jax.algorithms.settings import (
+    decay,
+    line_search_options,
+    natural_gradient_options,
+    validate,
+)
 from trpo_jax.confidence import (
     covariance_product,
     directional_means,
@@ -82,11 +87,13 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     ensemble = make_ensemble(member, config.critic_ensemble) if config.critic_ensemble else member
     held_out = config.num_envs // 2 if config.acceptance == "confidence" else 0
     num_fitted = config.num_envs - held_out
+    batch_size = config.num_envs * config.num_steps
     # Adding zero is not free of rounding once compiled: left out, the step is TRPO's to the bit.
     certain = isinstance(config.c, float | int) and config.c == 0
 
     def policy_step(key, state, trajectory, batch):
         params = state.actor.policy_params
+        max_kl = config.max_kl * decay(config, state.num_updates, batch_size)
         advantages = standardize(batch.advantages)
         metrics, weights = {}, None
         if config.critic_ensemble:
@@ -119,6 +126,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             full = natural_step(
                 surrogate_gradient(params, fitted_fn, surrogate),
                 product,
+                max_kl=max_kl,
                 **natural_gradient_options(config),
                 precondition=precondition,
             )
@@ -141,6 +149,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             lambda p: behavior.apply(p, batch),
             importance_sampled_surrogate(batch.actions, advantages, config.entropy_coef),
             full,
+            max_kl=max_kl,
             **line_search_options(config),
             acceptance=confident_gain if held_out else None,
             divergence=None
