@@ -17,7 +17,7 @@ from trpo_jax.advantages import standardize
 from trpo_jax.algorithms import config as fields
 from trpo_jax.algorithms import on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.settings import Decay, Exploration, OnPolicy, decay, validate
+from trpo_jax.algorithms.settings import Exploration, OnPolicy, decay, validate
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.minibatches import shuffled_minibatches
@@ -26,7 +26,7 @@ from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
 
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
-class Config(Decay, Exploration, OnPolicy):
+class Config(Exploration, OnPolicy):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
     loss: str = fields.choice("clip", "what bounds the probability ratio", ("clip", "spo"))

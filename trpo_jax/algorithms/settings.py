@@ -24,6 +24,12 @@ class OnPolicy:
     num_steps: int = fields.integer(256, "steps of each environment in one update", 1)
     gamma: float = fields.real(0.99, "discount of future rewards", 0.0, 1.0)
     gae_lambda: float = fields.real(0.95, "lambda of generalised advantage estimation", 0.0, 1.0)
+    decay_steps: int = fields.integer(
+        0,
+        "environment steps over which what sets the length of the policy's step (max_kl, "
+        "policy_lr or step_size) falls linearly to 0; 0 keeps it",
+        0,
+    )
     entropy_coef: float = fields.real(
         0.0, "weight of the policy's mean entropy beside the standardised advantages", 0.0
     )
@@ -83,17 +89,7 @@ class Exploration:
 
 @no_type_check
 @struct.dataclass
-class Decay:
-    """Steps that become shorter over a run."""
-
-    decay_steps: int = fields.integer(
-        0, "environment steps over which max_kl or policy_lr falls linearly to 0; 0 keeps it", 0
-    )
-
-
-@no_type_check
-@struct.dataclass
-class NaturalGradient(Decay):
+class NaturalGradient:
     """The natural-gradient direction and its length."""
 
     max_kl: float = fields.real(
@@ -168,9 +164,9 @@ def require_continuous(env: Environment, what: str) -> None:
 
 
 def decay(
-    config: Decay, num_updates: Int[Array, ""], steps_per_update: int
+    config: OnPolicy, num_updates: Int[Array, ""], steps_per_update: int
 ) -> Float[Array, ""] | float:
-    """Returns the share that is left of a length that decays, after so many updates."""
+    """Returns the share of the policy's step that `decay_steps` leaves after so many updates."""
     if not config.decay_steps:
         return 1.0
     return jnp.maximum(1 - num_updates * (steps_per_update / config.decay_steps), 0.0)

@@ -12,7 +12,7 @@ from trpo_jax.advantages import standardize
 from trpo_jax.algorithms import config as fields
 from trpo_jax.algorithms import on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.settings import Exploration, OnPolicy, validate
+from trpo_jax.algorithms.settings import Exploration, OnPolicy, decay, validate
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import (
     importance_sampled_surrogate,
@@ -34,6 +34,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     config = Config() if config is None else config
     validate(env, config)
     behavior = on_policy.make_behavior(env, config)
+    batch_size = config.num_envs * config.num_steps
     optimizer = optax.adam(config.policy_lr)
 
     def policy_step(key, state, trajectory, batch):
@@ -44,7 +45,8 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         )
         gradient = surrogate_gradient(params, distribution_fn, surrogate)
         updates, moments = optimizer.update(optax.tree.scale(-1.0, gradient), state.memory)
-        new_params = optax.apply_updates(params, updates)
+        shortened = optax.tree.scale(decay(config, state.num_updates, batch_size), updates)
+        new_params = optax.apply_updates(params, shortened)
         change = measure_change(distribution_fn, surrogate, params, new_params)
         return new_params, moments, change._asdict()
 

@@ -1,0 +1,45 @@
+import jax
+import jax.numpy as jnp
+import learning
+import numpy as np
+import optax
+import probes
+import pytest
+
+from trpo_jax import algorithms
+
+CONSTANT = {"normalize_observations": False}
+CASES = {
+    "trpo": ({"max_kl": 1e-4}, 0.5),
+    "ua_trpo": ({"max_kl": 1e-4}, 0.5),
+    "qprop": ({"max_kl": 1e-4, "q_updates": 1}, 0.5),
+    "trpo_vine": ({"max_kl": 1e-4, "num_states": 8}, 0.5),
+    "npg": ({"max_kl": 1e-4}, 0.5),
+    "npg with a fixed step": ({"normalized_step": False}, 1.0),
+    "vpg": ({}, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_length_of_the_step_falls_to_nothing_and_stays_there(case):
+    """Shares of a radius are squares of lengths."""
+    settings, exponent = CASES[case]
+    module = algorithms.get(case.split()[0])
+    env = probes.action_from_observation(continuous=True)
+    settings = learning.SMALL | CONSTANT | settings
+    per_update = module.make(env, module.Config(**settings)).steps_per_update
+    algorithm = module.make(env, module.Config(**settings, decay_steps=4 * per_update))
+    state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+
+    @jax.jit
+    @jax.vmap
+    def length(num_updates):
+        later = state._replace(num_updates=num_updates)
+        learnt, _ = algorithm.learn(later, trajectory)
+        change = jax.tree.map(jnp.subtract, learnt.actor.policy_params, state.actor.policy_params)
+        return optax.tree.norm(change)
+
+    lengths = length(jnp.array([0, 1, 3, 4, 9]))
+    assert lengths[0] > 1e-4
+    expected = np.array([1, 0.75, 0.25, 0, 0]) ** exponent
+    np.testing.assert_allclose(lengths / lengths[0], expected, rtol=1e-3)
