@@ -226,6 +226,7 @@ def describe(run: Run, argv: Sequence[str] | None) -> dict[str, Any]:
         "num_seeds": run.args.num_seeds,
         "total_steps": run.args.total_steps,
         "evaluation_episodes": run.args.evaluation_episodes,
+        "env_processes": run.args.env_processes,
         "config": config_to_dict(run.config),
         "versions": {
             "trpo_jax": trpo_jax.__version__,
