@@ -7,6 +7,9 @@ import probes
 import pytest
 
 from trpo_jax import algorithms
+from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms.settings import kl_radius
+from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
 
 CONSTANT = {"normalize_observations": False}
 CASES = {
@@ -43,3 +46,13 @@ def test_the_length_of_the_step_falls_to_nothing_and_stays_there(case):
     assert lengths[0] > 1e-4
     expected = np.array([1, 0.75, 0.25, 0, 0]) ** exponent
     np.testing.assert_allclose(lengths / lengths[0], expected, rtol=1e-3)
+
+
+def test_the_radius_may_grow_with_the_components_of_the_action():
+    box = Box(np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32))
+    for action, components in ((Discrete(5), 1), (MultiDiscrete((2, 3, 4)), 3), (box, 6)):
+        env = probes.constant_value()._replace(action=action)
+        for counted, expected in ((False, 0.01), (True, 0.01 * components)):
+            config = trpo.Config(max_kl=0.01, max_kl_per_dimension=counted, decay_steps=400)
+            np.testing.assert_allclose(kl_radius(env, config, jnp.array(0), 100), expected)
+            np.testing.assert_allclose(kl_radius(env, config, jnp.array(3), 100), expected / 4)

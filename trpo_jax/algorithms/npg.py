@@ -18,6 +18,7 @@ from trpo_jax.algorithms.settings import (
     NaturalGradient,
     OnPolicy,
     decay,
+    kl_radius,
     natural_gradient_options,
     validate,
 )
@@ -53,7 +54,6 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
 
     def policy_step(key, state, trajectory, batch):
         params = state.actor.policy_params
-        left = decay(config, state.num_updates, batch_size)
         distribution_fn = lambda p: behavior.apply(p, batch)
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages), config.entropy_coef
@@ -61,9 +61,11 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         full = natural_step(
             surrogate_gradient(params, distribution_fn, surrogate),
             **fisher_metric(env, config, params, batch),
-            max_kl=config.max_kl * left,
+            max_kl=kl_radius(env, config, state.num_updates, batch_size),
             **natural_gradient_options(config),
-            step_size=None if config.normalized_step else config.step_size * left,
+            step_size=None
+            if config.normalized_step
+            else config.step_size * decay(config, state.num_updates, batch_size),
         )
         params, info = full_step(params, distribution_fn, surrogate, full)
         return params, state.memory, info._asdict()

@@ -22,7 +22,7 @@ from trpo_jax.algorithms.settings import (
     Exploration,
     OnPolicy,
     TrustRegion,
-    decay,
+    kl_radius,
     line_search_options,
     natural_gradient_options,
     require_continuous,
@@ -160,7 +160,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             lambda p: behavior.apply(p, batch),
             surrogate,
             **fisher_metric(env, config, params, batch),
-            max_kl=config.max_kl * decay(config, state.num_updates, batch_size),
+            max_kl=kl_radius(env, config, state.num_updates, batch_size),
             **natural_gradient_options(config),
             **line_search_options(config),
         )

@@ -95,6 +95,11 @@ class NaturalGradient:
     max_kl: float = fields.real(
         0.01, "radius of the trust region: mean KL(old || new), in nats", 0.0, open_low=True
     )
+    max_kl_per_dimension: bool = fields.flag(
+        False,
+        "bound the mean over the action's components instead of their sum: the radius is max_kl "
+        "times their number",
+    )
     damping: float = fields.real(
         0.1, "added to the diagonal of the Fisher matrix in the solve", 0.0
     )
@@ -170,6 +175,18 @@ def decay(
     if not config.decay_steps:
         return 1.0
     return jnp.maximum(1 - num_updates * (steps_per_update / config.decay_steps), 0.0)
+
+
+def kl_radius(
+    env: Environment, config: NaturalGradient, num_updates: Int[Array, ""], steps_per_update: int
+) -> Float[Array, ""] | float:
+    """Returns the radius of the trust region after so many updates, in nats.
+
+    SB3-contrib and OmniSafe average the KL divergence of a Gaussian policy over the components of
+    the action, where others add them up; `max_kl_per_dimension` gives their regions.
+    """
+    components = env.action.size if config.max_kl_per_dimension else 1
+    return config.max_kl * components * decay(config, num_updates, steps_per_update)
 
 
 def natural_gradient_options(config: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from trpo_jax.algorithms.settings import (
     NaturalGradient,
     OnPolicy,
     TrustRegion,
-    decay,
+    kl_radius,
     line_search_options,
     natural_gradient_options,
     validate,
@@ -58,7 +58,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
                 batch.actions, standardize(batch.advantages), config.entropy_coef
             ),
             **fisher_metric(env, config, state.actor.policy_params, batch),
-            max_kl=config.max_kl * decay(config, state.num_updates, batch_size),
+            max_kl=kl_radius(env, config, state.num_updates, batch_size),
             **natural_gradient_options(config),
             **line_search_options(config),
         )

@@ -25,7 +25,7 @@ from trpo_jax.algorithms.base import Algorithm, observe
 from trpo_jax.algorithms.settings import (
     OnPolicy,
     TrustRegion,
-    decay,
+    kl_radius,
     line_search_options,
     natural_gradient_options,
     validate,
@@ -137,7 +137,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
                 config.entropy_coef,
             ),
             **fisher_metric(env, config, params, restarted),
-            max_kl=config.max_kl * decay(config, state.num_updates, steps_per_update),
+            max_kl=kl_radius(env, config, state.num_updates, steps_per_update),
             **natural_gradient_options(config),
             **line_search_options(config),
         )

@@ -29,7 +29,7 @@ from trpo_jax.algorithms import on_policy, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.critic_ensemble import make_ensemble, member_values, uncertainty_weights
 from trpo_jax.algorithms.settings import (
-    decay,
+    kl_radius,
     line_search_options,
     natural_gradient_options,
     validate,
@@ -93,7 +93,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
 
     def policy_step(key, state, trajectory, batch):
         params = state.actor.policy_params
-        max_kl = config.max_kl * decay(config, state.num_updates, batch_size)
+        max_kl = kl_radius(env, config, state.num_updates, batch_size)
         advantages = standardize(batch.advantages)
         metrics, weights = {}, None
         if config.critic_ensemble:

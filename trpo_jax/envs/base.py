@@ -28,11 +28,21 @@ class Discrete(NamedTuple):
 
     num_actions: int
 
+    @property
+    def size(self) -> int:
+        """Number of components."""
+        return 1
+
 
 class MultiDiscrete(NamedTuple):
     """A vector of integer actions, component k in {0, ..., num_actions[k] - 1}."""
 
     num_actions: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of components."""
+        return len(self.num_actions)
 
 
 class Box(NamedTuple):
