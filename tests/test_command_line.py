@@ -19,7 +19,9 @@ from trpo_jax.envs.base import Box
 
 RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
 OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "gym/highway-fast-v0", "gym/parking-v0"]
-OTHER_SUITES += ["gym/Swimmer-v5", "envpool/Swimmer-v4", "envpool/Parking-v0"]
+OTHER_SUITES += ["envpool/Swimmer-v4", "envpool/Parking-v0"]
+MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "InvertedPendulum", "Pusher", "Reacher")
+OTHER_SUITES += [f"gym/{task}-v5" for task in (*MUJOCO, "Swimmer", "Walker2d")]
 ATARI = ("BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders")
 OTHER_SUITES += [f"envpool/{game}-v5" for game in ATARI]
 CONTINUOUS_ONLY = {"qprop"}
