@@ -156,7 +156,7 @@ def test_steps_on_the_exact_surrogate_reach_the_optimum_of_the_table():
             max_kl=0.05,
             line_search_steps=10,
             line_search_shrink=0.5,
-            divergence=lambda new, old: jnp.mean(weights * old.kl(new)),
+            state_weights=weights,
         )
 
     logits, returns = jnp.zeros((NUM_STATES, NUM_ACTIONS)), []

@@ -54,6 +54,21 @@ def test_an_accepted_step_improves_the_surrogate_inside_the_region(name, seed):
     np.testing.assert_allclose(info.entropy, new_distribution.entropy().mean())
 
 
+@pytest.mark.parametrize("name", ["categorical", "gaussian"])
+def test_a_peak_bounds_every_state_and_leaves_gentler_steps_alone(name):
+    params, free, unbounded = step(name)
+    ratio = float(unbounded.kl_max / 0.01)
+    assert ratio > 1.5
+    new, bounded = step(name, kl_peak=0.5 * ratio)[1:]
+    _, distribution_fn, _ = problem(name)
+    kl = distribution_fn(params).kl(distribution_fn(new))
+    assert 0.3 * ratio * 0.01 < kl.max() <= 0.5 * ratio * 0.01
+    np.testing.assert_allclose(bounded.kl_max, kl.max())
+    assert 0 < bounded.step_fraction < unbounded.step_fraction
+    chex.assert_trees_all_equal(step(name, kl_peak=1.01 * ratio)[1], free)
+    assert step(name, kl_peak=1e-6 * ratio)[2].step_rejected
+
+
 def test_gradient_of_the_surrogate_is_the_policy_gradient():
     params, distribution_fn = policies(jax.random.key(0))["gaussian"]
     actions = distribution_fn(params).sample(jax.random.key(1))

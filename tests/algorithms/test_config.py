@@ -76,7 +76,7 @@ def test_numbers_of_other_kinds_are_fine():
 
 def test_real_fields_are_leaves_and_the_others_static():
     leaves = jax.tree.leaves(trpo.Config())
-    assert len(leaves) == 11
+    assert len(leaves) == 12
     assert all(isinstance(leaf, float) for leaf in leaves)
 
 

@@ -195,7 +195,7 @@ def test_every_real_field_sweeps_in_one_program(choices, idle):
     """Lane 0 is unchanged; each other lane changes one field, which changes what happens."""
     base = trpo.Config(**SMALL, **choices, entropy_coef=0.01)
     names = [f.name for f in dataclasses.fields(base) if f.metadata["kind"] is float]
-    assert len(names) == len(jax.tree.leaves(base)) == 11
+    assert len(names) == len(jax.tree.leaves(base)) == 12
     names = [name for name in names if name not in idle]
     lanes = len(names) + 1
     columns = {name: jnp.full(lanes, getattr(base, name)) for name in names}

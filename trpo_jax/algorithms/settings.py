@@ -127,6 +127,12 @@ class TrustRegion(NaturalGradient):
     line_search_shrink: float = fields.real(
         0.8, "factor from one step length to the next", 0.0, 1.0, open_low=True, open_high=True
     )
+    kl_peak: float = fields.real(
+        0.0,
+        "bound on KL(old || new) at any one state, as a multiple of the radius; 0 bounds the mean "
+        "only",
+        0.0,
+    )
 
 
 def validate(env: Environment, config: OnPolicy) -> None:
@@ -203,4 +209,5 @@ def line_search_options(config: Any) -> dict[str, Any]:
     return {
         "line_search_steps": config.line_search_steps,
         "line_search_shrink": config.line_search_shrink,
+        "kl_peak": config.kl_peak,
     }

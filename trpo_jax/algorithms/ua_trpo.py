@@ -152,9 +152,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             max_kl=max_kl,
             **line_search_options(config),
             acceptance=confident_gain if held_out else None,
-            divergence=None
-            if weights is None
-            else lambda new, old: jnp.mean(weights * old.kl(new)),
+            state_weights=weights,
         )
         metrics |= info._asdict() | {
             "confidence_radius": jnp.sqrt(radius),
