@@ -186,14 +186,15 @@ def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
 @pytest.mark.parametrize(
     ("choices", "idle"),
     [
-        ({"damped_scaling": False, "exploration": "ou"}, {"color_beta", "critic_max_change"}),
+        ({"exploration": "ou"}, {"color_beta", "critic_max_change"}),
         ({"gae_critic": "trust_region", "exploration": "colored"}, {"ou_rho", "critic_lr"}),
     ],
     ids=["adam", "trust_region"],
 )
 def test_every_real_field_sweeps_in_one_program(choices, idle):
     """Lane 0 is unchanged; each other lane changes one field, which changes what happens."""
-    base = trpo.Config(**SMALL, **choices, entropy_coef=0.01)
+    # Without damping in its length the step is too long at times, and the search shortens it.
+    base = trpo.Config(**SMALL, **choices, entropy_coef=0.01, damped_scaling=False)
     names = [f.name for f in dataclasses.fields(base) if f.metadata["kind"] is float]
     assert len(names) == len(jax.tree.leaves(base)) == 12
     names = [name for name in names if name not in idle]
@@ -216,7 +217,8 @@ def test_every_real_field_sweeps_in_one_program(choices, idle):
     chex.assert_trees_all_close(*first, rtol=1e-2, atol=1e-3)
     for lane, name in enumerate(names, start=1):
         different = [
-            not np.allclose(x[lane], x[0], rtol=1e-3) for x in map(np.asarray, swept.values())
+            not np.allclose(x[lane], x[0], rtol=1e-3, equal_nan=True)
+            for x in map(np.asarray, swept.values())
         ]
         assert any(different), f"{name} changes nothing"
 
