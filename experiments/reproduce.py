@@ -1,7 +1,7 @@
 """Runs a benchmark, and writes its results in one table with the published ones, and its curves.
 
-The benchmarks are described in `experiments/benchmarks.toml`. The same command goes on where an
-interrupted one stopped; `--tasks` runs some of them, and the table always shows all that are there.
+The benchmarks are described in `experiments/benchmarks.toml`. The same command keeps the tasks that
+an interrupted one finished, and starts the unfinished one again; `--tasks` runs some of them, and the table always shows all that are there.
 """
 
 import json
@@ -134,13 +134,14 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     for task, settings in report["tasks"].items():
         row = report["rows"].get(task)
         others = [number(settings.get(name)) for name in limits]
-        others += [number(table.get(task.split(",")[0])) for table in published.values()]
+        others += [number(table.get(task)) for table in published.values()]
         if row is None:
             yield "| " + " | ".join([task, "not run", "", *others]) + " |"
             continue
         mark = "**" if row["mean"] >= settings.get("bar", np.inf) else ""
         spread = "" if row["std"] is None else f" ± {number(row['std'])}"
         own = f"{mark}{number(row['mean'])}{mark}{spread}"
+        own += ", below the floor" if row["mean"] < settings.get("floor", -np.inf) else ""
         yield "| " + " | ".join([task, own, str(len(row["per_seed"])), *others]) + " |"
     yield ""
     episodes = sorted({row["episodes_per_seed"] for row in report["rows"].values()})

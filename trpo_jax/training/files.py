@@ -43,8 +43,13 @@ def create_run_folder(path: str | Path) -> Path:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Writes a dictionary as indented JSON; numbers that are not finite are an error."""
-    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    """Writes a dictionary as indented JSON, whole or not at all.
+
+    Numbers that are not finite are an error.
+    """
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    unfinished.replace(path)
 
 
 class MetricsFile:

@@ -1,7 +1,7 @@
 """The program for environments that run on the host: one thread a seed, side by side.
 
-Within a seed an update waits for its batch, and the next batch for the update: on-policy learning
-allows nothing else. Between seeds nothing waits, so that the environments of one are stepped while
+Within a seed an update waits for its batch, and the next batch for the update, of which it needs the
+policy's step alone: the fit of the critic is waited for as well. Between seeds nothing waits, so that the environments of one are stepped while
 the device learns from another's.
 """
 
