@@ -1,7 +1,8 @@
 """Runs a benchmark, and writes its results in one table with the published ones, and its curves.
 
 The benchmarks are described in `experiments/benchmarks.toml`. The same command keeps the tasks that
-an interrupted one finished, and starts the unfinished one again; `--tasks` runs some of them, and the table always shows all that are there.
+an interrupted one finished, and starts the unfinished one again; `--tasks` runs some of them, and
+the table always shows all that are there.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The program for environments that run on the host: one thread a seed, side by side.
 
-Within a seed an update waits for its batch, and the next batch for the update, of which it needs the
-policy's step alone: the fit of the critic is waited for as well. Between seeds nothing waits, so that the environments of one are stepped while
-the device learns from another's.
+Within a seed an update waits for its batch, and the next batch for the update: for the policy's
+step, which it needs, and for the critic's fit, which it does not. Between seeds nothing waits, so
+that the environments of one are stepped while the device learns from another's.
 """
 
 import os
