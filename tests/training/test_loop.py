@@ -80,6 +80,21 @@ def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+def test_the_last_observation_of_a_terminated_episode_has_to_be_finite_as_well():
+    """Nothing is learnt from it, so that no number of the update would show it."""
+    env = counter()
+
+    def step(key, count, action):
+        count, result = env.step(key, count, action)
+        ends = count == 11
+        observation = jnp.where(ends, jnp.nan, result.observation)
+        return count, result._replace(observation=observation, terminated=ends)
+
+    algorithm = trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
+    with pytest.raises(NonFiniteError, match=r"counter .* step 3 of update 2 of seed 3"):
+        run(algorithm, (3, 4), 3, 1)
+
+
 @pytest.mark.parametrize(
     ("num_updates", "expected"), [(1, 1), (48, 1), (97, 1), (1953, 31), (10**12, 2 * 10**10)]
 )

@@ -74,17 +74,18 @@ def guarded_learn(
 ) -> Callable[[State, State, Transition], tuple[State, tuple[Metrics, Health]]]:
     """Returns `(state, collected, trajectory) -> (state, (metrics, health))`.
 
-    That is `algorithm.learn` on what was `collected`, if all its numbers are finite; if not, the
-    `state` before it.
+    That is `algorithm.learn` on what was `collected`, if all numbers of both are finite; if not,
+    the `state` before it.
     """
 
     def learn(state, collected, trajectory):
         learnt, metrics = algorithm.learn(collected, trajectory)
         checked = [x for name, x in metrics.items() if name not in NAN_MEANS_NONE]
         leaves = jax.tree.leaves((checked, learnt.actor))
-        finite = jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves]))
+        broken_step = _broken_step(trajectory)  # a terminated episode's end is not learnt from
+        finite = jnp.all(jnp.stack([broken_step < 0, *(jnp.isfinite(x).all() for x in leaves)]))
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learnt, state)
-        return state, (metrics, Health(finite, _broken_step(trajectory)))
+        return state, (metrics, Health(finite, broken_step))
 
     return learn
 
