@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,3 +59,18 @@ def test_json_refuses_numbers_that_json_does_not_have(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1.5, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "b.json", {"x": float("nan")})
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+
+    def half(self, content):
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"x": 2})
+    assert json.loads(path.read_text()) == {"x": 1}

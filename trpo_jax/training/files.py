@@ -47,8 +47,13 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
     Numbers that are not finite are an error.
     """
+    write_whole(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file in one stroke, so that it is never there in part."""
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    unfinished.write_bytes(content)
     unfinished.replace(path)
 
 

@@ -22,6 +22,7 @@ from trpo_jax.envs.base import (
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import make_policy
 from trpo_jax.normalization import RunningStatistics
+from trpo_jax.training.files import write_whole
 
 FORMAT = 1
 
@@ -66,9 +67,7 @@ def save_policy(
             name: np.asarray(x) for name, x in actor.observation_statistics._asdict().items()
         },
     }
-    temporary = Path(path).with_suffix(".tmp")
-    temporary.write_bytes(serialization.msgpack_serialize(data))
-    temporary.replace(path)
+    write_whole(Path(path), serialization.msgpack_serialize(data))
 
 
 def load_policy(
