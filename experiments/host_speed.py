@@ -16,7 +16,8 @@ from command_line import Parser, user_errors
 from rich.console import Console
 
 from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete, Pool
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.host_rollout import failures_named
 from trpo_jax.training.loop import compile_program
 
 UPDATES = 5  # in one turn of training
@@ -34,29 +35,45 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigurationError(
                 f"{args.env} does not run on the host. Choose gym/ or envpool/."
             )
+    try:
+        bare, training = measure(run, args.repeats)
+    except EnvironmentFailure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console.print(
+        f"{args.env}, {run.config.num_envs} environments a seed, {args.num_seeds} seeds, "
+        f"medians of {args.repeats} turns: bare {np.median(bare):,.0f} steps/s, training "
+        f"{np.median(training):,.0f} steps/s, "
+        f"{np.median(np.divide(training, bare)):.0%} of it"
+    )
+    return 0
+
+
+def measure(run: train.Run, repeats: int) -> tuple[list[float], list[float]]:
+    """Returns steps per second of the bare environment, and of all seeds in training, by turn.
+
+    Raises:
+        EnvironmentFailure: if the environment fails.
+    """
     num_envs, steps = run.config.num_envs, run.algorithm.steps_per_update * UPDATES
     bare, training = [], []
     with (
         closing(run.env.open(0, num_envs)) as pool,
         closing(compile_program(run.algorithm, run.seeds, UPDATES)) as program,
     ):
-        pool.reset(np.ones(num_envs, bool))
+        with failures_named(run.env):
+            pool.reset(np.ones(num_envs, bool))
         actions = random_actions(run.env, num_envs, steps // num_envs)
         state, _ = program.advance(program.state)  # the first call compiles what acts
-        for _ in range(args.repeats):
+        for _ in range(repeats):
             started = time.perf_counter()
-            step_with(pool, actions)
+            with failures_named(run.env):
+                step_with(pool, actions)
             between = time.perf_counter()
             state, _ = program.advance(state)
             bare.append(steps / (between - started))
-            training.append(steps * args.num_seeds / (time.perf_counter() - between))
-    console.print(
-        f"{args.env}, {num_envs} environments a seed, {args.num_seeds} seeds, medians of "
-        f"{args.repeats} turns: bare {np.median(bare):,.0f} steps/s, training "
-        f"{np.median(training):,.0f} steps/s, "
-        f"{np.median(np.divide(training, bare)):.0%} of it"
-    )
-    return 0
+            training.append(steps * len(run.seeds) / (time.perf_counter() - between))
+    return bare, training
 
 
 def random_actions(env: Environment, num_envs: int, num_steps: int) -> np.ndarray:

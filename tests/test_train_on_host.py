@@ -97,6 +97,8 @@ def test_what_an_environment_costs_is_measured_beside_training(capsys):
     small = [*SMALL[: SMALL.index("--total-steps")], "--num-seeds", "1", "--repeats", "1"]
     assert host_speed.main(["--env", "gym/host_tasks:Counter-v0", *small]) == 0
     assert "2 environments a seed, 1 seeds, medians of 1 turns: bare" in capsys.readouterr().out
+    assert host_speed.main(["--env", "gym/host_tasks:Broken-raise-v0", *small]) == 1
+    assert "error: Environment gym/host_tasks:Broken-raise-v0" in capsys.readouterr().err
     for flags, answer in (
         (["--env", "CartPole-v1"], "does not run on the host"),
         (["--repeats", "0"], "repeats = 0"),
