@@ -157,7 +157,7 @@ def failures_named(env: Environment) -> Iterator[None]:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         if isinstance(error, (EOFError, ConnectionError)):  # what is left of a pipe to it
-            reason = "one of its processes died"
+            reason = f"one of its processes died, or a connection of its own ({reason})"
         raise EnvironmentFailure(f"Environment {env.name} failed: {reason}.") from error
 
 
