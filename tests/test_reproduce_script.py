@@ -26,7 +26,7 @@ notes = "Nothing to be learnt."
 "Someone, 3 seeds" = {Pole = 123.4}
 [tiny.tasks]
 Pole = {env = "CartPole-v1", bar = 5, floor = 1}
-"Pole, far-sighted" = {env = "CartPole-v1", bar = 1000, flags = ["--gamma", "0.9999"]}
+"Pole, far-sighted" = {env = "CartPole-v1", bar = 1000, floor = 900, flags = ["--gamma", "0.9999"]}
 """
 
 
@@ -53,6 +53,9 @@ def test_the_table_stands_beside_what_is_published(finished):
     assert "python experiments/reproduce.py --benchmark tiny" in table
     row = next(line for line in table.splitlines() if line.startswith("| Pole | **"))
     assert "| 2 | 5.0 | 1.0 | 123 |" in row
+    assert "below the floor" not in row
+    variant = next(x for x in table.splitlines() if x.startswith("| Pole, far-sighted | "))
+    assert variant.endswith(", below the floor | 2 | 1,000 | 900 |  |"), "published of others"
     assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
     assert "Nothing to be learnt." in table
     assert "over fresh episodes, 2 a seed" in table
