@@ -192,6 +192,18 @@ def test_an_environment_whose_constructor_raises_is_named():
         envs.make("gym/Unmade-v0")
 
 
+def test_what_is_missing_is_told_how_to_get_it(monkeypatch):
+    with pytest.raises(ConfigurationError, match="no_such_module.*PYTHONPATH"):
+        envs.make("gym/no_such_module:Task-v0")
+
+    def fail(name):
+        raise gymnasium.error.DependencyNotInstalled("no MuJoCo")
+
+    monkeypatch.setattr(gymnasium, "make", fail)
+    with pytest.raises(ConfigurationError, match="no MuJoCo.*uv sync --extra gym"):
+        envs.make("gym/Counter-v0")
+
+
 def test_processes_leave_an_interrupt_to_the_one_that_reports_it():
     with closing(envs.make("gym/Counter-v0", processes=True).open(0, NUM_ENVS)) as pool:
         pool.reset(np.ones(NUM_ENVS, bool))

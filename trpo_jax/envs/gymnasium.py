@@ -44,10 +44,12 @@ def make(name: str, processes: bool = False) -> Environment:
     try:
         env = gymnasium.make(name)
     except Exception as error:  # whatever its constructor raises
-        raise ConfigurationError(
-            f"Environment {full_name!r} cannot be made: {type(error).__name__}: {error} "
-            "MuJoCo's come with: uv sync --extra gym"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, gymnasium.error.DependencyNotInstalled):
+            reason += " What MuJoCo's need comes with: uv sync --extra gym"
+        elif isinstance(error, ModuleNotFoundError):
+            reason += " Install it, or name its folder in PYTHONPATH."
+        raise ConfigurationError(f"Environment {full_name!r} cannot be made: {reason}") from error
     space, action_space = env.observation_space, env.action_space
     observation, flatten = observation_spec(full_name, space)
     time_limit = env.spec.max_episode_steps
