@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             refuse_other_settings(shown)
         failed = execute([runs[task] for task in chosen], console)
         report = describe(benchmark, runs)
-        report["command"] = f"python experiments/reproduce.py --benchmark {args.benchmark}"
+        extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
+        script = "experiments/reproduce.py"
+        report["command"] = f"python3 -m uv run{extras} {script} --benchmark {args.benchmark}"
         write_json(folder / f"{args.benchmark}.json", report)
         table = folder / f"{args.benchmark}.md"
         table.write_text("\n".join(table_lines(report)) + "\n")

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.xdist_group("reproduce")
 BENCHMARKS = """
 [tiny]
 title = "A tiny benchmark"
+extras = ["envs"]
 flags = ["--total-steps", "256", "--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8",
     "--critic-epochs", "1", "--critic-minibatches", "2", "--evaluation-episodes", "2",
     "--num-seeds", "2"]
@@ -50,7 +51,7 @@ def finished(tmp_path_factory):
 
 def test_the_table_stands_beside_what_is_published(finished):
     table = (finished / "tiny.md").read_text()
-    assert "python experiments/reproduce.py --benchmark tiny" in table
+    assert "uv run --extra envs experiments/reproduce.py --benchmark tiny" in table
     row = next(line for line in table.splitlines() if line.startswith("| Pole | **"))
     assert "| 2 | 5.0 | 1.0 | 123 |" in row
     assert "below the floor" not in row

@@ -193,14 +193,14 @@ def test_an_environment_whose_constructor_raises_is_named():
 
 
 def test_what_is_missing_is_told_how_to_get_it(monkeypatch):
-    with pytest.raises(ConfigurationError, match="no_such_module.*PYTHONPATH"):
+    with pytest.raises(ConfigurationError, match=r"no_such_module.*PYTHONPATH"):
         envs.make("gym/no_such_module:Task-v0")
 
     def fail(name):
         raise gymnasium.error.DependencyNotInstalled("no MuJoCo")
 
     monkeypatch.setattr(gymnasium, "make", fail)
-    with pytest.raises(ConfigurationError, match="no MuJoCo.*uv sync --extra gym"):
+    with pytest.raises(ConfigurationError, match=r"no MuJoCo.*uv sync --extra gym"):
         envs.make("gym/Counter-v0")
 
 

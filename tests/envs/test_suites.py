@@ -3,6 +3,10 @@
 Those that take minutes to compile are left out unless asked for:
 
     uv run --extra envs --extra playground --extra craftax pytest -m heavy tests/envs
+
+Navix needs Python 3.12:
+
+    uv run --python 3.12 --extra envs --extra navix pytest tests/envs/test_suites.py
 """
 
 import jax
