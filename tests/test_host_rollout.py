@@ -4,6 +4,7 @@ import threading
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from trpo_jax import envs
 from trpo_jax.algorithms import qprop, trpo, trpo_vine
 from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
-from trpo_jax.host_rollout import host_rollout, make_choose, start_host_episodes
+from trpo_jax.host_rollout import host_rollout, make_choose
 from trpo_jax.training.host_program import host_program
 
 NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 40, 12
@@ -84,22 +85,22 @@ def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
 
     host_env = replaying(env, trajectories, np.asarray(state.episodes.observation))
     on_host = module.make(host_env, config)
-    choose, begin, learn = make_choose(host_env, on_host.act), on_host.begin, jax.jit(on_host.learn)
-    pool = host_env.open(0, NUM_ENVS)
-    state = jax.jit(on_host.init)(jax.random.key(3))
-    state = state._replace(episodes=start_host_episodes(host_env, pool, NUM_ENVS))
-    np.testing.assert_array_equal(state.episodes.observation, initial.episodes.observation)
-    for recorded, (expected, expected_metrics) in zip(trajectories, states, strict=True):
-        key, memory = begin(state)
-        episodes, memory, trajectory = host_rollout(
-            host_env, pool, choose, state.actor, key, state.episodes, memory, NUM_STEPS
-        )
-        assert_close(trajectory, recorded)
-        state = state._replace(episodes=episodes, exploration=memory)
-        state, metrics = learn(state, trajectory)
-        assert_close(state._replace(key=0, episodes=()), expected._replace(key=0, episodes=()))
-        assert_close(metrics, expected_metrics)
-        np.testing.assert_array_equal(episodes.length, expected.episodes.length)
+    program = host_program(on_host, (3,), 2)
+    (start,) = program.state.seeds
+    np.testing.assert_array_equal(start.episodes.observation, initial.episodes.observation)
+    key, memory = on_host.begin(start)
+    choose, pool = make_choose(host_env, on_host.act), host_env.open(3, NUM_ENVS)
+    _, _, trajectory = host_rollout(
+        host_env, pool, choose, start.actor, key, start.episodes, memory, NUM_STEPS
+    )
+    assert_close(trajectory, trajectories[0])
+    advanced, (metrics, health) = program.advance(program.state)
+    (state,), (expected, _) = advanced.seeds, states[-1]
+    assert health.finite.all()
+    np.testing.assert_array_equal(state.episodes.length, expected.episodes.length)
+    assert_close(state._replace(key=0, episodes=()), expected._replace(key=0, episodes=()))
+    for index, (_, expected_metrics) in enumerate(states):
+        assert_close({name: x[0, index] for name, x in metrics.items()}, expected_metrics)
 
 
 def assert_close(found, expected):
@@ -113,6 +114,46 @@ def test_a_host_environment_shows_zeros_until_it_is_opened():
     env = replaying(envs.make("CartPole-v1"))
     state = trpo.make(env, trpo.Config(**SETTINGS)).init(jax.random.key(0))
     np.testing.assert_array_equal(state.episodes.observation, np.zeros((NUM_ENVS, 4)))
+
+
+@pytest.mark.parametrize(("broken", "batches"), [("policy", 3), ("critic", 4)])
+def test_an_update_that_breaks_is_not_made(broken, batches):
+    """A broken policy is not acted on; a broken critic shows while the next batch comes in."""
+    steps = []
+
+    def open(seed, num_envs, render=False):
+        def step(actions):
+            steps.append(actions)
+            flags = np.zeros(num_envs, bool)
+            observations = np.full((num_envs, 4), np.sin(len(steps)), np.float32)
+            return StepResult(observations, np.ones(num_envs, np.float32), flags, flags)
+
+        reset = lambda mask: np.zeros((mask.sum(), 4), np.float32)
+        return Pool(reset, step, lambda: None)
+
+    spaces = envs.make("CartPole-v1")
+    env = host_environment("breaking", spaces.observation, spaces.action, None, open)
+    algorithm = trpo.make(env, trpo.Config(**(SETTINGS | {"num_steps": 10})))
+
+    def improve(state, trajectory):
+        improved, lesson, metrics = algorithm.improve(state, trajectory)
+        factor = jnp.where(state.num_updates >= 2, jnp.nan, 1)
+        if broken == "policy":
+            return improved, lesson, metrics | {"kl": metrics["kl"] * factor}
+        batch = lesson.batch._replace(targets=lesson.batch.targets * factor)
+        return improved, lesson._replace(batch=batch), metrics
+
+    def run(num_updates):
+        program = host_program(algorithm._replace(improve=improve), (3,), num_updates)
+        steps.clear()
+        return program.advance(program.state)
+
+    expected, _ = run(2)
+    state, (_, health) = run(5)
+    assert health.finite.tolist() == [[True, True, False, False, False]]
+    assert len(steps) == batches * 10
+    for a, b in zip(*map(jax.tree.leaves, (state.actor, expected.actor)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_seed_that_fails_stops_the_others(monkeypatch):

@@ -39,7 +39,10 @@ class Algorithm(NamedTuple):
         begin: `state -> (key, memory)` that a rollout starts from.
         act: `(state.actor, key, episodes [B], memory) -> (actions, context, memory)`, one step of a
             rollout; `begin` and `act` are `collect` for environments that run on the host.
-        learn: `(state, trajectory) -> (state, metrics)`.
+        learn: `(state, trajectory) -> (state, metrics)`: `improve`, then `fit`.
+        improve: `(state, trajectory) -> (state, lesson, metrics)`: all but the critic's fit, and so
+            all that the next rollout waits for.
+        fit: `(state.critic, lesson) -> (state.critic, metrics)`.
         policy: `(state.actor, observations [*batch, ...]) -> action distribution`, for
             observations as the environment shows them.
         steps_per_update: environment steps in one update.
@@ -52,6 +55,8 @@ class Algorithm(NamedTuple):
     begin: Callable[[State], tuple[PRNGKeyArray, Any]]
     act: Callable[[Actor, PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]]
     learn: Callable[[State, Transition], tuple[State, Metrics]]
+    improve: Callable[[State, Transition], tuple[State, Any, Metrics]]
+    fit: Callable[[Any, Any], tuple[Any, Metrics]]
     policy: Callable[[Actor, Num[Array, "..."]], Distribution]
     steps_per_update: int
 

@@ -88,6 +88,18 @@ class Batch(NamedTuple):
     targets: Float[Array, "T B"]
 
 
+class Lesson(NamedTuple):
+    """What the critic has still to learn in an update.
+
+    Attributes:
+        key: consumed by the fit.
+        batch: the batch.
+    """
+
+    key: PRNGKeyArray
+    batch: Batch
+
+
 class Critic(NamedTuple):
     """State values and how they are fitted.
 
@@ -251,7 +263,7 @@ def make(
         )
         return state._replace(episodes=episodes, exploration=memory), trajectory
 
-    def learn(state: TrainState, trajectory: Transition) -> tuple[TrainState, Metrics]:
+    def improve(state: TrainState, trajectory: Transition) -> tuple[TrainState, Lesson, Metrics]:
         frozen = state.actor.observation_statistics
         updated = update_statistics(frozen, trajectory.observation)
         # The first batch was collected without any statistics, and is seen through its own: to
@@ -264,29 +276,40 @@ def make(
         state, batch = _estimate(config, critic, state, trajectory)
         keys = update_keys(state)
         policy_params, memory, policy_metrics = policy_step(keys.policy, state, trajectory, batch)
-        # After the policy: a critic fitted first would explain away what the step is to learn from.
-        critic_state, critic_loss = critic.fit(keys.critic, state.critic, batch)
         metrics = {
             **episode_metrics(trajectory),
             **policy_metrics,
-            "critic_loss": critic_loss,
             "explained_variance": explained_variance(batch.values, batch.targets),
         }
         # The updated statistics come last: old log-probabilities, KL divergences and the Fisher
         # matrix all assume that the policy saw the batch through the same ones.
         state = state._replace(
-            actor=Actor(policy_params, updated),
-            critic=critic_state,
-            memory=memory,
-            num_updates=state.num_updates + 1,
+            actor=Actor(policy_params, updated), memory=memory, num_updates=state.num_updates + 1
         )
-        return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+        return state, Lesson(keys.critic, batch), in_float32(metrics)
+
+    def fit(critic_state: CriticState, lesson: Lesson) -> tuple[CriticState, Metrics]:
+        critic_state, loss = critic.fit(lesson.key, critic_state, lesson.batch)
+        return critic_state, in_float32({"critic_loss": loss})
+
+    def learn(state: TrainState, trajectory: Transition) -> tuple[TrainState, Metrics]:
+        state, lesson, metrics = improve(state, trajectory)
+        # After the policy: a critic fitted first would explain away what the step is to learn from.
+        critic_state, fit_metrics = fit(state.critic, lesson)
+        return state._replace(critic=critic_state), metrics | fit_metrics
 
     def update(state: TrainState) -> tuple[TrainState, Metrics]:
         return learn(*collect(state))
 
     batch_size = config.num_envs * config.num_steps
-    return Algorithm(env, init, update, collect, begin, act, learn, policy, batch_size)
+    return Algorithm(
+        env, init, update, collect, begin, act, learn, improve, fit, policy, batch_size
+    )
+
+
+def in_float32(metrics: Metrics) -> Metrics:
+    """Returns the metrics as they are stored."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
 
 
 def scale_of_rewards(config: OnPolicy, state: TrainState) -> Float[Array, ""]:

@@ -1,8 +1,8 @@
 """The program for environments that run on the host: one thread a seed, side by side.
 
-Within a seed an update waits for its batch, and the next batch for the update: for the policy's
-step, which it needs, and for the critic's fit, which it does not. Between seeds nothing waits, so
-that the environments of one are stepped while the device learns from another's.
+Within a seed, the policy's step waits for its batch, and the next batch for the policy's step; the
+critic is fitted while the next batch is collected. Between seeds nothing waits, so that the
+environments of one are stepped while the device learns from another's.
 """
 
 import os
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
@@ -24,7 +25,7 @@ from trpo_jax.host_rollout import (
     make_choose,
     start_host_episodes,
 )
-from trpo_jax.training.program import Program, guarded_learn
+from trpo_jax.training.program import Program, check
 
 
 class HostState(NamedTuple):
@@ -53,36 +54,65 @@ def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: 
     num_envs = states[0].episodes.length.shape[0]
     num_steps = algorithm.steps_per_update // num_envs
     trajectory = trajectory_shapes(algorithm, states[0], num_steps)
-    learn = jax.jit(guarded_learn(algorithm))
-    learn = learn.lower(states[0], states[0], trajectory).compile()
+
+    @jax.jit
+    def improve(state, trajectory):
+        improved, lesson, metrics = algorithm.improve(state, trajectory)
+        return improved, lesson, metrics, check(improved, metrics, trajectory)
+
+    @jax.jit
+    def finish(critic, lesson, metrics, health):
+        critic, fit_metrics = algorithm.fit(critic, lesson)
+        finite = jnp.stack([health.finite, *(jnp.isfinite(x) for x in fit_metrics.values())])
+        return critic, (metrics | fit_metrics, health._replace(finite=finite.all()))
+
+    improved, *rest = jax.eval_shape(improve, states[0], trajectory)
+    improve = improve.lower(states[0], trajectory).compile()
+    finish = finish.lower(improved.critic, *rest).compile()
     key, memory = begin(states[0])  # what acts is compiled by its first call
     choose(states[0].actor, action_keys(key, num_steps), 0, states[0].episodes, memory)
     seconds = time.perf_counter() - started
     stopping = threading.Event()
 
+    def collect(pool, state):
+        key, memory = begin(state)
+        episodes, memory, trajectory = host_rollout(
+            env, pool, choose, state.actor, key, state.episodes, memory, num_steps
+        )
+        return state._replace(episodes=episodes, exploration=memory), trajectory
+
     def advance_seed(pool, state):
+        collected, trajectory = collect(pool, state)
         outputs = []
-        try:
-            while len(outputs) < updates_per_chunk and not stopping.is_set():
-                key, memory = begin(state)
-                episodes, memory, trajectory = host_rollout(
-                    env, pool, choose, state.actor, key, state.episodes, memory, num_steps
-                )
-                state = state._replace(episodes=episodes, exploration=memory)
-                state, output = learn(state, state, trajectory)
-                outputs.append(output)
-        except BaseException:
-            stopping.set()  # or the other seeds would go on to the end of the chunk
-            raise
-        return state, outputs
+        while True:
+            improved, *lesson, health = improve(collected, trajectory)
+            critic, output = finish(collected.critic, *lesson, health)  # runs on meanwhile
+            more = len(outputs) + 1 < updates_per_chunk and not stopping.is_set()
+            if more and health.finite:  # no environment is to see a broken policy
+                collected, trajectory = collect(pool, improved)
+            outputs.append(output)
+            if not output[1].finite:
+                return state, outputs + [output] * (updates_per_chunk - len(outputs))
+            state = improved._replace(critic=critic)
+            if not more:
+                return state, outputs
+            collected = collected._replace(critic=critic)
 
     def advance(state):
+        def advance_or_stop(pool, state):
+            try:
+                return advance_seed(pool, state)
+            except BaseException:
+                stopping.set()  # or the other seeds would go on to the end of the chunk
+                raise
+
         with ThreadPoolExecutor(min(len(seeds), os.cpu_count() or 1)) as threads:
             try:
-                states, outputs = zip(*threads.map(advance_seed, pools, state.seeds), strict=True)
+                results = list(threads.map(advance_or_stop, pools, state.seeds))
             except BaseException:
                 stopping.set()
                 raise
+        states, outputs = zip(*results, strict=True)
         of_seeds = [jax.tree.map(lambda *xs: np.stack(xs), *updates) for updates in outputs]
         return stack(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
 

@@ -51,10 +51,13 @@ class Program(NamedTuple):
 
 def device_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int) -> Program:
     """Returns the program for an environment that runs on the device; see `compile_program`."""
-    learn = guarded_learn(algorithm)
 
     def update(state, _):
-        return learn(state, *algorithm.collect(state))
+        collected, trajectory = algorithm.collect(state)
+        learnt, metrics = algorithm.learn(collected, trajectory)
+        health = check(learnt, metrics, trajectory)
+        state = jax.tree.map(lambda new, old: jnp.where(health.finite, new, old), learnt, state)
+        return state, (metrics, health)
 
     def advance(state):
         return jax.lax.scan(update, state, length=updates_per_chunk)
@@ -69,25 +72,13 @@ def device_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk
     return Program(name, init(keys), compiled, tuple(seeds), updates_per_chunk, seconds)
 
 
-def guarded_learn(
-    algorithm: Algorithm,
-) -> Callable[[State, State, Transition], tuple[State, tuple[Metrics, Health]]]:
-    """Returns `(state, collected, trajectory) -> (state, (metrics, health))`.
-
-    That is `algorithm.learn` on what was `collected`, if all numbers of both are finite; if not,
-    the `state` before it.
-    """
-
-    def learn(state, collected, trajectory):
-        learnt, metrics = algorithm.learn(collected, trajectory)
-        checked = [x for name, x in metrics.items() if name not in NAN_MEANS_NONE]
-        leaves = jax.tree.leaves((checked, learnt.actor))
-        broken_step = _broken_step(trajectory)  # a terminated episode's end is not learnt from
-        finite = jnp.all(jnp.stack([broken_step < 0, *(jnp.isfinite(x).all() for x in leaves)]))
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), learnt, state)
-        return state, (metrics, Health(finite, broken_step))
-
-    return learn
+def check(learnt: State, metrics: Metrics, trajectory: Transition) -> Health:
+    """Returns the health of an update."""
+    checked = [x for name, x in metrics.items() if name not in NAN_MEANS_NONE]
+    leaves = jax.tree.leaves((checked, learnt.actor))
+    broken_step = _broken_step(trajectory)  # a terminated episode's end is not learnt from
+    finite = jnp.all(jnp.stack([broken_step < 0, *(jnp.isfinite(x).all() for x in leaves)]))
+    return Health(finite, broken_step)
 
 
 def _broken_step(trajectory: Transition) -> Int[Array, ""]:
