@@ -96,7 +96,7 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
     handles = [lines[label] for label in labels if label in lines]
     figure.supxlabel("environment steps", fontsize="medium")
     figure.supylabel("return of training episodes", fontsize="medium")
-    fitting = int(width / 1.5)
+    fitting = max(1, int(width / (0.6 + 0.09 * max(map(len, labels)))))  # inches
     figure.legend(
         handles=handles, loc="outside upper center", ncols=min(fitting, len(labels)), frameon=False
     )
