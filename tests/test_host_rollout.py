@@ -88,6 +88,7 @@ def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
     program = host_program(on_host, (3,), 2)
     (start,) = program.state.seeds
     np.testing.assert_array_equal(start.episodes.observation, initial.episodes.observation)
+    assert start.episodes.length.tolist() == [0, 3, 6, 9], "staggered over the time limit"
     key, memory = on_host.begin(start)
     choose, pool = make_choose(host_env, on_host.act), host_env.open(3, NUM_ENVS)
     _, _, trajectory = host_rollout(

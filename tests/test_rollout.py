@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from probes import counter
 
+from trpo_jax.envs.episodes import stagger
 from trpo_jax.rollout import episode_metrics, rollout, start_episodes
 
 NUM_ENVS, NUM_STEPS = 3, 8
@@ -54,6 +55,18 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
     metrics = episode_metrics(trajectory)
     assert metrics["num_episodes"] == 0
     assert jnp.isnan(metrics["episodic_return"])
+
+
+def test_staggered_episodes_end_one_by_one_and_count_once_they_are_whole():
+    env = counter(time_limit=6)
+    episodes = stagger(env, start_episodes(env, jax.random.key(0), NUM_ENVS))
+    _, trajectory = collect(env, episodes)
+    assert np.argwhere(trajectory.truncated).tolist() == [[1, 2], [3, 1], [5, 0], [7, 2]]
+    metrics = episode_metrics(trajectory)
+    assert metrics["num_episodes"] == 2
+    assert metrics["episodic_return"] == 10 * sum(range(6))
+    assert metrics["episode_length"] == 6
+    assert stagger(counter(), episodes) is episodes
 
 
 def test_actions_and_environments_draw_from_keys_of_their_own():

@@ -113,7 +113,7 @@ def host_rollout(
 def advance_host_episodes(
     env: Environment, pool: Pool, episodes: Episode, actions: Num[Array | np.ndarray, "B ..."]
 ) -> tuple[Episode, Transition]:
-    """Does what `advance_episode` does, for a pool, whose environments keep their time limits.
+    """Does what `advance_episode` does, for a pool.
 
     Args:
         env: the environment.
@@ -128,12 +128,15 @@ def advance_host_episodes(
         result = pool.step(np.asarray(actions))
     length, total_reward = episodes.length + 1, episodes.total_reward + result.reward
     require_finite(env, result, length)
+    truncated = result.truncated
+    if env.time_limit is not None:  # a pool's own counts from its resets
+        truncated = truncated | (length >= env.time_limit)
     transition = Transition(
         observation=episodes.observation,
         action=actions,
         reward=result.reward,
         terminated=result.terminated,
-        truncated=result.truncated,
+        truncated=truncated,
         next_observation=result.observation,
         length=length,
         total_reward=total_reward,

@@ -93,11 +93,13 @@ def rollout_with_memory(
 def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:
     """Returns means over the episodes that ended in a trajectory `[T, B]`, and their number.
 
+    Those of which the beginning is missing (see `stagger`) count for nothing.
+
     Returns:
         `episodic_return` (undiscounted) and `episode_length`, NaN if none ended, and
         `num_episodes`; float32 scalars.
     """
-    done = trajectory.done
+    done = trajectory.done & ~jnp.isnan(trajectory.total_reward)  # NaN: not all of it was seen
     count = jnp.sum(done)
 
     def mean(x):

@@ -7,6 +7,7 @@ import pytest
 
 from trpo_jax import envs
 from trpo_jax.envs.base import Box, Discrete
+from trpo_jax.envs.episodes import stagger
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
 
@@ -14,10 +15,11 @@ pytest.importorskip("envpool", reason="uv sync --extra envpool")
 NUM_ENVS = 3
 
 
-def transitions(env, seed, num_steps):
+def transitions(env, seed, num_steps, staggered=False):
     generator = np.random.default_rng(0)
     with closing(env.open(seed, NUM_ENVS)) as pool:
         episodes = start_host_episodes(env, pool, NUM_ENVS)
+        episodes = stagger(env, episodes) if staggered else episodes
         found = []
         for _ in range(num_steps):
             actions = generator.uniform(-1, 1, (NUM_ENVS, env.action.size)).astype(np.float32)
@@ -51,6 +53,15 @@ def test_a_time_limit_truncates():
     found = transitions(envs.make("envpool/Pendulum-v1"), 0, 201)
     np.testing.assert_array_equal([t.truncated.all() for t in found], np.arange(201) == 199)
     assert not any(t.terminated.any() for t in found)
+
+
+def test_staggered_episodes_end_before_their_pool_would_end_them():
+    found = transitions(envs.make("envpool/Pendulum-v1"), 0, 201, staggered=True)
+    ends = np.argwhere([t.truncated for t in found])
+    assert ends.tolist() == [[66, 2], [133, 1], [199, 0]]
+    for t, i in ends:
+        assert found[t + 1].length[i] == 1
+        assert not np.array_equal(found[t + 1].observation[i], found[t].next_observation[i])
 
 
 def test_a_seed_decides_the_episodes():

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from trpo_jax import envs
 from trpo_jax.envs.base import Box, Discrete, MultiDiscrete, to_environment_action
+from trpo_jax.envs.episodes import stagger
 from trpo_jax.envs.gymnasium import vector_pool
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
@@ -22,10 +23,11 @@ NUM_ENVS = 3
 BOX = spaces.Box(-1.0, 1.0, (2,))
 
 
-def transitions(env, seed, num_steps, action=1):
+def transitions(env, seed, num_steps, action=1, staggered=False):
     """Returns a list of transitions of all environments, for one action all along."""
     with closing(env.open(seed, NUM_ENVS)) as pool:
         episodes = start_host_episodes(env, pool, NUM_ENVS)
+        episodes = stagger(env, episodes) if staggered else episodes
         found = []
         for _ in range(num_steps):
             actions = np.full(NUM_ENVS, action)
@@ -57,6 +59,15 @@ def test_no_step_is_lost_to_a_reset_and_no_last_observation(processes):
     # Actions are counted from the space's own start: action 1 is its 4, and so is the reward.
     np.testing.assert_array_equal([t.reward[0] for t in found], 4.0)
     assert found[4].total_reward[0] == 20.0
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_staggered_episodes_end_before_their_pool_would_end_them(processes):
+    found = transitions(envs.make("gym/Counter-v0", processes), 0, 9, staggered=True)
+    ends = np.argwhere([t.truncated for t in found])
+    assert ends.tolist() == [[1, 2], [3, 1], [4, 0], [6, 2], [8, 1]]
+    for t, i in ends[:-1]:
+        assert found[t + 1].observation[i, 0] == 0
 
 
 def test_termination_is_apart_from_truncation():

@@ -29,7 +29,7 @@ from trpo_jax.critic import (
 )
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
-from trpo_jax.envs.episodes import Episode, Transition
+from trpo_jax.envs.episodes import Episode, Transition, stagger
 from trpo_jax.exploration import Exploration
 from trpo_jax.networks import Network, make_critic, make_policy
 from trpo_jax.normalization import (
@@ -242,7 +242,7 @@ def make(
             critic=critic.init(critic_key),
             reward_statistics=init_statistics(()),
             reward_sums=jnp.zeros(config.num_envs, jnp.float32),
-            episodes=start_episodes(env, env_key, config.num_envs),
+            episodes=stagger(env, start_episodes(env, env_key, config.num_envs)),
             exploration=explore.init(config.num_envs),
             memory=init_memory(policy_params),
             key=run_key,

@@ -18,7 +18,8 @@ class Episode(NamedTuple):
         state: the environment's own state.
         observation: the observation the next action is for.
         length: steps taken so far.
-        total_reward: rewards received so far, undiscounted.
+        total_reward: rewards received so far, undiscounted; NaN in a first episode that
+            `stagger` shortened.
     """
 
     state: Any
@@ -40,7 +41,8 @@ class Transition(NamedTuple):
         truncated: whether it was cut short.
         next_observation: s'_t, what followed the action before any reset.
         length: steps of the episode up to and with this one.
-        total_reward: its rewards up to and with this one; the episode's return where it ended.
+        total_reward: its rewards up to and with this one; the episode's return where it ended, or
+            NaN where that is not known (see `Episode`).
         context: what the action depended on besides the observation, or `()`.
     """
 
@@ -64,6 +66,21 @@ def start_episode(env: Environment, key: PRNGKeyArray) -> Episode:
     """Returns a fresh episode of one environment."""
     state, observation = env.reset(key)
     return Episode(state, observation, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+
+def stagger(env: Environment, episodes: Episode) -> Episode:
+    """Returns fresh episodes `[B]` as if they had been running for some time, each for another.
+
+    The time is spread evenly over the time limit, if there is one. Otherwise episodes that last
+    until then would begin and end together in all environments, and a batch would show one part of
+    them only (Bharthulwar et al. 2025, arXiv:2511.21011).
+    """
+    if env.time_limit is None:
+        return episodes
+    num_envs = episodes.length.shape[0]
+    length = (np.arange(num_envs) * (env.time_limit / num_envs)).astype(np.int32)
+    total_reward = np.where(length > 0, np.nan, 0).astype(np.float32)
+    return episodes._replace(length=length, total_reward=total_reward)
 
 
 def advance_episode(

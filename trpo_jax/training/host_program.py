@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
-from trpo_jax.envs.episodes import Transition
+from trpo_jax.envs.episodes import Transition, stagger
 from trpo_jax.host_rollout import (
     action_keys,
     failures_named,
@@ -125,7 +125,7 @@ def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: 
         for index, seed in enumerate(seeds):
             with failures_named(env):
                 pools.append(env.open(seed, num_envs))
-            episodes = start_host_episodes(env, pools[-1], num_envs)
+            episodes = stagger(env, start_host_episodes(env, pools[-1], num_envs))
             states[index] = states[index]._replace(episodes=episodes)
     except BaseException:
         close()
