@@ -179,8 +179,7 @@ def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
     together = jax.jit(jax.vmap(run))(keys)
     alone = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
     chex.assert_trees_all_close(together, alone, rtol=2e-3, atol=2e-4)
-    returns = np.asarray(together["episodic_return"])
-    assert len(np.unique(returns[:, 0])) > 10  # the seeds do differ
+    assert len(np.unique(together["kl"][:, 0])) > 60  # the seeds do differ
 
 
 @pytest.mark.parametrize(
@@ -249,14 +248,14 @@ def test_reward_scaling_divides_by_the_deviation_of_discounted_sums():
     state, trajectory = algorithm.collect(state)
     assert isinstance(trajectory, Transition)
     state, _ = algorithm.learn(state, trajectory)
-    sums, total = [], 0.0
-    for reward, done in zip(trajectory.reward[:, 0], trajectory.done[:, 0], strict=True):
+    sums, total = [], np.zeros(4)
+    for reward, done in zip(trajectory.reward, trajectory.done, strict=True):
         total = reward + 0.99 * total
         sums.append(total)
-        total = 0.0 if done else total
+        total = np.where(done, 0.0, total)
     assert state.reward_statistics.count == 64
     np.testing.assert_allclose(state.reward_statistics.mean, np.mean(sums), rtol=1e-4)
-    np.testing.assert_allclose(state.reward_sums, np.full(4, total), rtol=1e-5)
+    np.testing.assert_allclose(state.reward_sums, total, rtol=1e-5)
 
 
 def test_a_state_saved_and_restored_goes_on_bit_for_bit(one_update):
