@@ -8,9 +8,9 @@ environments of one are stepped while the device learns from another's.
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,21 +54,7 @@ def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: 
     num_envs = states[0].episodes.length.shape[0]
     num_steps = algorithm.steps_per_update // num_envs
     trajectory = trajectory_shapes(algorithm, states[0], num_steps)
-
-    @jax.jit
-    def improve(state, trajectory):
-        improved, lesson, metrics = algorithm.improve(state, trajectory)
-        return improved, lesson, metrics, check(improved, metrics, trajectory)
-
-    @jax.jit
-    def finish(critic, lesson, metrics, health):
-        critic, fit_metrics = algorithm.fit(critic, lesson)
-        finite = jnp.stack([health.finite, *(jnp.isfinite(x) for x in fit_metrics.values())])
-        return critic, (metrics | fit_metrics, health._replace(finite=finite.all()))
-
-    improved, *rest = jax.eval_shape(improve, states[0], trajectory)
-    improve = improve.lower(states[0], trajectory).compile()
-    finish = finish.lower(improved.critic, *rest).compile()
+    improve, finish = compile_update(algorithm, states[0], trajectory)
     key, memory = begin(states[0])  # what acts is compiled by its first call
     choose(states[0].actor, action_keys(key, num_steps), 0, states[0].episodes, memory)
     seconds = time.perf_counter() - started
@@ -132,6 +118,38 @@ def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: 
         raise
     return Program(
         env.name, stack(states), advance, tuple(seeds), updates_per_chunk, seconds, close
+    )
+
+
+def compile_update(
+    algorithm: Algorithm, state: State, trajectory: Transition
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns the two compiled programs of an update, the second of which no rollout waits for.
+
+    They are `improve`, `(state, trajectory) -> (state, lesson, metrics, health)`, and `finish`,
+    `(state.critic, lesson, metrics, health) -> (state.critic, (metrics, health))`.
+
+    Args:
+        algorithm: the algorithm.
+        state: a state of it, or its shapes.
+        trajectory: shapes of a trajectory.
+    """
+
+    @jax.jit
+    def improve(state, trajectory):
+        improved, lesson, metrics = algorithm.improve(state, trajectory)
+        return improved, lesson, metrics, check(improved, metrics, trajectory)
+
+    @jax.jit
+    def finish(critic, lesson, metrics, health):
+        critic, fit_metrics = algorithm.fit(critic, lesson)
+        finite = jnp.stack([health.finite, *(jnp.isfinite(x) for x in fit_metrics.values())])
+        return critic, (metrics | fit_metrics, health._replace(finite=finite.all()))
+
+    improved, *rest = jax.eval_shape(improve, state, trajectory)
+    return (
+        improve.lower(state, trajectory).compile(),
+        finish.lower(improved.critic, *rest).compile(),
     )
 
 
