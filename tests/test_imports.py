@@ -104,3 +104,12 @@ def test_importing_the_library_imports_no_environment_suite():
     suites = {"gymnax", "gymnasium", "envpool", "brax", "mujoco", "mujoco_playground", "craftax"}
     suites |= {"jumanji", "pgx", "navix"}
     assert not (suites | {"seaborn", "matplotlib", "pandas"}) & set(modules)
+
+
+def test_making_an_environment_of_gymnax_imports_nothing_for_drawing():
+    code = "import sys; from trpo_jax import envs; envs.make('CartPole-v1')"
+    code += "; print(sorted(sys.modules))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not {"seaborn", "matplotlib.pyplot", "pandas"} & set(ast.literal_eval(output.stdout))

@@ -2,16 +2,19 @@
 
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnax.environments import spaces
-from gymnax.visualize import Visualizer
 
 from trpo_jax.envs.base import Box, Discrete, Environment
+from trpo_jax.envs.deferred import deferred
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.errors import ConfigurationError, unknown_name
+
+with deferred("seaborn", "matplotlib.pyplot"):  # most of gymnax's import, and only for drawing
+    import gymnax
+    from gymnax.environments import spaces
+    from gymnax.visualize import Visualizer
 
 
 def make(name: str) -> Environment:

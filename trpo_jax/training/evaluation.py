@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # scipy.stats, which takes a second, loads where it is used
 from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
