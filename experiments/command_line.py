@@ -11,6 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
+import jax
+from platformdirs import user_cache_dir
+
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 
@@ -106,6 +109,17 @@ def require_on_device(env: Environment, what: str) -> None:
             f"{what} in one compiled program, and {env.name} runs on the host. Choose an "
             "environment of the accelerator."
         )
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs for later processes, in the user's own cache folder.
+
+    A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) is used instead.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", user_cache_dir("trpo_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def step_count(text: str) -> int:

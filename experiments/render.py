@@ -14,7 +14,7 @@ if sys.platform == "linux":
 for variable, value in HEADLESS.items():
     os.environ.setdefault(variable, value)
 
-from command_line import Parser, user_errors
+from command_line import Parser, cache_compilations, user_errors
 from rich.console import Console
 
 from trpo_jax import envs
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigurationError(f"--out {out} must be a .gif.")
         if out.exists():
             raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
+        cache_compilations()
         try:
             frames, total_reward = play(env, act, args.episode, args.steps, args.every)
         except EnvironmentFailure as error:

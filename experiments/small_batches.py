@@ -15,7 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import train
-from command_line import Parser, config_to_dict, require_on_device, step_count, user_errors
+from command_line import (
+    Parser,
+    cache_compilations,
+    config_to_dict,
+    require_on_device,
+    step_count,
+    user_errors,
+)
 from compare import Variant, parse_variant
 from jaxtyping import Array, Float, Integer
 from rich.console import Console
@@ -63,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for variant in variants
         }
         folder = create_run_folder(args.out)
+    cache_compilations()
     rows = []
     for (env, batch, label), run in runs.items():
         actor, changes = checked_run(run, args.checks, args.episodes)

@@ -22,6 +22,7 @@ import numpy as np
 from command_line import (
     Parser,
     add_config_flags,
+    cache_compilations,
     config_from,
     config_to_dict,
     defaults_for,
@@ -103,6 +104,7 @@ def execute(run: Run, console: Console, started: float) -> int:
         f"{title}: {run.num_updates * per_update:,} steps in {run.num_updates:,} updates, {seeds}"
     )
     updates_per_chunk = choose_chunk(run.num_updates)
+    cache_compilations()
     with console.status("Compiling"):
         program = compile_program(run.algorithm, run.seeds, updates_per_chunk)
     device = jax.devices()[0].device_kind

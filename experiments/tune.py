@@ -19,6 +19,7 @@ import numpy as np
 from command_line import (
     Parser,
     add_config_flags,
+    cache_compilations,
     config_from,
     defaults_for,
     first_pass,
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if min(num_updates // 2, args.num_trials, args.num_seeds) < 1:
             raise ConfigurationError("Choose at least two updates, one trial and one seed.")
         folder = create_run_folder(args.out)
+    cache_compilations()
     trials = draw_trials(spaces, config, args.num_trials)
     started = time.perf_counter()
     scores = run_trials(env, module, config, trials, args.num_seeds, num_updates)

@@ -12,6 +12,9 @@ if version("jaxlib").startswith("0.10."):
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     )
 
+# The scripts would use the cache of whoever runs the tests.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 # Before anything imports trpo_jax: every annotated shape and dtype is checked at each call.
 install_import_hook("trpo_jax", "beartype.beartype")
 
