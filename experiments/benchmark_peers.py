@@ -1,0 +1,154 @@
+"""The same work beside others: the TRPO of sb3-contrib, and PPO in PureJaxRL's shape."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from timing import time_in_turns
+
+from trpo_jax import envs
+from trpo_jax.algorithms import ppo, trpo
+from trpo_jax.training.loop import compile_program
+
+HERE = Path(__file__).parent
+PEER_SCRIPT = HERE / "peer_sb3.py"
+INSTALL = (
+    "python3 -m venv runs/peers && runs/peers/bin/pip install torch sb3-contrib 'gymnasium[mujoco]'"
+)
+
+# What sb3-contrib does by default, with 8 environments of 256 steps.
+SAME_WORK = {
+    "num_envs": 8,
+    "num_steps": 256,
+    "cg_iters": 15,
+    "critic_epochs": 10,
+    "critic_minibatches": 16,
+}
+# The published settings of PureJaxRL's PPO, and as many passes for the critic of TRPO.
+SHARED = {
+    "num_envs": 4,
+    "num_steps": 128,
+    "critic_epochs": 4,
+    "critic_minibatches": 4,
+    "entropy_coef": 0.01,
+}
+PPO = {"policy_epochs": 4, "policy_minibatches": 4, "policy_lr": 2.5e-4, "critic_lr": 2.5e-4}
+UPDATES = 4  # in one turn
+
+
+def speed_beside_sb3(python: Path, env_name: str, peer_env: str, repeats: int) -> dict[str, Any]:
+    """Returns steps per second of one seed here and of sb3-contrib's, taking turns.
+
+    Args:
+        python: an interpreter that has sb3-contrib.
+        env_name: the task, as this library knows it.
+        peer_env: as Gymnasium does.
+        repeats: number of turns.
+    """
+    algorithm = trpo.make(envs.make(env_name), trpo.Config(**SAME_WORK))
+    steps = algorithm.steps_per_update * UPDATES
+    own, peer = [], []
+    with (
+        closing(compile_program(algorithm, (0,), UPDATES)) as program,
+        peer_process([python, PEER_SCRIPT, "speed", "--env", peer_env]) as train_peer,
+    ):
+        state, _ = program.advance(program.state)
+        train_peer(steps)
+        for _ in range(repeats):
+            started = time.perf_counter()
+            state, _ = jax.block_until_ready(program.advance(state))
+            own.append(steps / (time.perf_counter() - started))
+            peer.append(steps / train_peer(steps))
+    return {
+        "env": env_name,
+        "peer_env": peer_env,
+        "own": float(np.median(own)),
+        "peer": float(np.median(peer)),
+        "ratio": float(np.median(np.divide(own, peer))),
+    }
+
+
+@contextmanager
+def peer_process(command: Sequence[Any]) -> Iterator[Callable[[int], float]]:
+    """Gives a function `steps -> seconds` that lets a peer train in a process of its own.
+
+    The process prints a line when it is ready, and then answers each number of steps with seconds.
+    """
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        process.stdout.readline()
+
+        def train(steps: int) -> float:
+            process.stdin.write(f"{steps}\n")
+            return float(process.stdout.readline())
+
+        try:
+            yield train
+        finally:
+            process.kill()
+
+
+def seconds_to_return(python: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Returns seconds from the start of a process to a CartPole return of 475, for each seed.
+
+    Here with an empty cache of compiled programs, here again with what that left, and sb3-contrib.
+    """
+    peer = [python, PEER_SCRIPT, "reach", "--env", "CartPole-v1"]
+    own = [sys.executable, HERE / "reach_return.py"]
+    rows = {"cold": [], "warm": [], "sb3-contrib": []}
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as cache:
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+            for name in ("cold", "warm"):
+                rows[name].append(run_seconds([*own, "--seed", str(seed)], environment))
+        rows["sb3-contrib"].append(run_seconds([*peer, "--seed", str(seed)], None))
+    return rows
+
+
+def run_seconds(command: Sequence[Any], environment: dict[str, str] | None) -> float:
+    """Returns how long a command takes.
+
+    Raises:
+        CalledProcessError: if it fails.
+    """
+    started = time.perf_counter()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def beside_ppo(num_seeds: int, repeats: int) -> dict[str, Any]:
+    """Returns steps per second of TRPO and of PPO, on CartPole-v1 with the same batches."""
+    env = envs.make("CartPole-v1")
+    algorithms = {
+        "trpo": trpo.make(env, trpo.Config(**SHARED)),
+        "ppo": ppo.make(env, ppo.Config(**SHARED, **PPO)),
+    }
+    keys = jax.random.split(jax.random.key(0), num_seeds)
+    calls = {}
+    for name, algorithm in algorithms.items():
+        state = jax.jit(jax.vmap(algorithm.init))(keys)
+        advance = partial(advance_all, algorithm)
+        calls[name] = partial(jax.jit(advance).lower(state).compile(), state)
+    seconds = time_in_turns(calls, repeats)
+    steps = algorithms["trpo"].steps_per_update * UPDATES * num_seeds
+    return {
+        "num_seeds": num_seeds,
+        **{name: steps / float(np.median(x)) for name, x in seconds.items()},
+        "ratio": float(np.median(seconds["ppo"] / seconds["trpo"])),
+    }
+
+
+def advance_all(algorithm: Any, states: Any) -> Any:
+    """Makes a few updates of all seeds."""
+    update = lambda state, _: jax.vmap(algorithm.update)(state)
+    return jax.lax.scan(update, states, length=UPDATES)

@@ -1,0 +1,55 @@
+"""Trains TRPO on CartPole-v1 until its last 20 training episodes have a mean return of 475.
+
+`experiments/benchmark.py` measures how long this takes from the start of the process; the answer is
+the number of steps.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from benchmark_peers import SAME_WORK
+from command_line import cache_compilations
+
+from trpo_jax import envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.training.loop import Chunk, compile_program, run_chunks
+
+MOST_UPDATES = 500
+EPISODES, THRESHOLD = 20, 475
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    seed = parser.parse_args(argv).seed
+    cache_compilations()
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**SAME_WORK))
+    program = compile_program(algorithm, (seed,), 1)
+    update = first_update_there(run_chunks(program, MOST_UPDATES))
+    if update is None:
+        print("not reached")
+        return 1
+    print(update * algorithm.steps_per_update)
+    return 0
+
+
+def first_update_there(chunks: Iterable[Chunk]) -> int | None:
+    """Returns the first update after which the last episodes are good enough, if there is one."""
+    returns, counts = [], []
+    for chunk in chunks:
+        returns.append(np.nan_to_num(chunk.metrics["episodic_return"].item()))
+        counts.append(chunk.metrics["num_episodes"].item())
+        first = len(counts)
+        while first > 0 and sum(counts[first:]) < EPISODES:
+            first -= 1
+        enough = sum(counts[first:]) >= EPISODES
+        if enough and np.average(returns[first:], weights=counts[first:]) >= THRESHOLD:
+            return chunk.first_update
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
