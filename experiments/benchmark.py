@@ -34,9 +34,12 @@ PEER_PYTHON = Path("runs", "peers", "bin", "python")
 BATCHES = (2_048, 65_536)
 NUM_ENVS = {"cpu": (8, 64, 512, 4_096), "gpu": (256, 1_024, 4_096, 16_384)}
 NUM_SEEDS = {"cpu": (1, 4, 16, 64), "gpu": (1, 16, 256, 1_024)}
-REACH_SEEDS = {"cpu": 64, "gpu": 1_024}
 Report = dict[str, Any]
-PEER_TASKS = (("CartPole-v1", "CartPole-v1"), ("gym/Hopper-v5", "Hopper-v5"))
+PEER_TASKS = (
+    ("CartPole-v1", "CartPole-v1"),
+    ("gym/Hopper-v5", "Hopper-v5"),
+    ("envpool/Hopper-v4", "Hopper-v5"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
