@@ -50,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(args)
         time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
         folder = create_run_folder(args.out or Path("runs", "benchmark", time_name))
-    report = measure(args, argv, console)
-    write_json(folder / "speed.json", report)
-    lines = "\n".join(table_lines(report))
-    (folder / "speed.md").write_text(lines + "\n")
+    try:
+        for report in measure(args, argv, console):  # one that has a part more each time
+            write_json(folder / "speed.json", report)
+            lines = "\n".join(table_lines(report))
+            (folder / "speed.md").write_text(lines + "\n")
+    except KeyboardInterrupt:
+        print(f"Interrupted. {folder} keeps the parts that were finished.", file=sys.stderr)
+        return 130
     console.print(lines)
     return 0
 
@@ -71,6 +75,9 @@ def check(args: argparse.Namespace) -> None:
             f"peer_python = {args.peer_python} does not exist. sb3-contrib needs an environment of "
             f"its own; make one by\n{peers.INSTALL}\nor leave peers out of --parts."
         )
+    if "peers" in args.parts:
+        for env_name, _ in PEER_TASKS:
+            envs.make(env_name)
     jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[args.device])
     try:
         jax.devices()
@@ -81,8 +88,10 @@ def check(args: argparse.Namespace) -> None:
         ) from error
 
 
-def measure(args: argparse.Namespace, argv: Sequence[str] | None, console: Console) -> Report:
-    """Returns everything that the parts measure."""
+def measure(
+    args: argparse.Namespace, argv: Sequence[str] | None, console: Console
+) -> Iterator[Report]:
+    """Yields all that was measured, after each part."""
     device, flags = jax.devices()[0], sys.argv[1:] if argv is None else argv
     report: Report = {
         "command": shlex.join(["experiments/benchmark.py", *flags]),
@@ -100,7 +109,7 @@ def measure(args: argparse.Namespace, argv: Sequence[str] | None, console: Conso
     }
     for part in args.parts:
         report[part] = MEASURES[part](args, console)
-    return report
+        yield report
 
 
 def measure_pieces(args: argparse.Namespace, console: Console) -> Report:
@@ -121,7 +130,7 @@ def measure_pieces(args: argparse.Namespace, console: Console) -> Report:
 
 
 def measure_training(args: argparse.Namespace, console: Console) -> Report:
-    """Returns steps per second over environments and over seeds, and seconds to a return."""
+    """Returns steps per second over environments and over seeds."""
     console.print("training: over environments")
     environments = training.over_environments(
         "CartPole-v1", NUM_ENVS[args.device], {"num_steps": 128}, args.repeats
@@ -166,86 +175,112 @@ def table_lines(report: Report) -> Iterator[str]:
 
 
 def pieces_table(part: Report) -> Iterator[str]:
-    """Yields the table of pieces: gradients of each, and milliseconds."""
+    """Yields the tables of pieces: gradients of each, and operations per second."""
+    by_piece: dict[str, list[Report]] = {}
+    for row in part["rows"]:
+        by_piece.setdefault(row["piece"], []).append(row)
+    nets = [f"{row['net']}, {row['batch']:,}" for row in by_piece["gradient"]]
+    rates = part["matmul_flops_per_second"]
+    milliseconds = [f"{1e3 * row['seconds']:.2f}" for row in by_piece["gradient"]]
     yield "## Pieces of an update, in policy gradients on the same batch"
-    yield ""
-    columns = list(dict.fromkeys((row["net"], row["batch"]) for row in part["rows"]))
-    yield from header("piece", [f"{net}, {batch:,}" for net, batch in columns])
-    for piece in dict.fromkeys(row["piece"] for row in part["rows"]):
-        cells = [row for row in part["rows"] if row["piece"] == piece]
-        yield "| " + " | ".join([piece, *(f"{row['gradients']:.2f}" for row in cells)]) + " |"
-    gradients = [row for row in part["rows"] if row["piece"] == "gradient"]
-    yield (
-        "| "
-        + " | ".join(
-            ["*milliseconds of a gradient*", *(f"{1e3 * row['seconds']:.2f}" for row in gradients)]
-        )
-        + " |"
+    yield from table(
+        ["piece", *nets],
+        *(
+            [piece, *(f"{row['gradients']:.2f}" for row in rows)]
+            for piece, rows in by_piece.items()
+        ),
+        ["*milliseconds of a gradient*", *milliseconds],
     )
-    best = max(part["matmul_flops_per_second"].values())
     yield ""
     yield "Operations per second, as a share of a large matrix product's:"
+    yield from table(
+        ["piece", *nets],
+        *(
+            [piece, *(f"{row['flops_per_second'] / max(rates.values()):.0%}" for row in rows)]
+            for piece, rows in by_piece.items()
+            if rows[0]["flops_per_second"] is not None
+        ),
+    )
     yield ""
-    yield from header("piece", [f"{net}, {batch:,}" for net, batch in columns])
-    for piece in dict.fromkeys(row["piece"] for row in part["rows"] if row["flops_per_second"]):
-        cells = [row for row in part["rows"] if row["piece"] == piece]
-        shares = [f"{row['flops_per_second'] / best:.0%}" for row in cells]
-        yield "| " + " | ".join([piece, *shares]) + " |"
-    yield ""
-    rates = part["matmul_flops_per_second"].items()
     yield "Matrix product of 2,048 x 2,048: " + ", ".join(
-        f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates
+        f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items()
     )
 
 
 def training_table(part: Report) -> Iterator[str]:
     """Yields the tables over environments and over seeds."""
     yield "## Steps per second of training"
-    yield ""
-    yield from header("environments", ["task", "training", "environments alone", "share"])
-    for row in part["environments"]:
-        yield (
-            f"| {row['num_envs']:,} | {row['env']} | {row['training']:,.0f} | {row['alone']:,.0f} "
-            f"| {row['share']:.0%} |"
-        )
-    yield ""
-    yield from header("seeds", ["vmap", "map", "batched map", "MB a seed"])
-    for row in part["seeds"]:
-        yield (
-            f"| {row['num_seeds']:,} | {row['vmap']:,.0f} | {row['map']:,.0f} "
-            f"| {row['batched map']:,.0f} | {row['bytes_per_seed'] / 1e6:.1f} |"
-        )
+    yield from table(
+        ["environments", "task", "training", "environments alone", "share"],
+        *(
+            [
+                thousands(row["num_envs"]),
+                row["env"],
+                thousands(row["training"]),
+                thousands(row["alone"]),
+                f"{row['share']:.0%}",
+            ]
+            for row in part["environments"]
+        ),
+    )
+    yield from table(
+        ["seeds", "vmap", "map", "batched map", "MB a seed"],
+        *(
+            [thousands(row[name]) for name in ("num_seeds", "vmap", "map", "batched map")]
+            + [f"{row['bytes_per_seed'] / 1e6:.1f}"]
+            for row in part["seeds"]
+        ),
+    )
 
 
 def peers_table(part: Report) -> Iterator[str]:
     """Yields the tables beside sb3-contrib and PPO."""
     yield "## The same work beside others"
-    yield ""
-    yield from header("task", ["sb3-contrib's", "its steps/s", "ours", "ratio"])
-    for row in part["speed"]:
-        yield (
-            f"| {row['env']} | {row['peer_env']} | {row['peer']:,.0f} | {row['own']:,.0f} "
-            f"| {row['ratio']:.1f} |"
-        )
-    yield ""
-    yield from header("seconds to a CartPole return of 475", ["median", "each seed"])
-    for name, seconds in part["reach"].items():
-        each = ", ".join(f"{x:.1f}" for x in seconds)
-        yield f"| {name} | {np.median(seconds):.1f} | {each} |"
-    yield ""
-    yield from header("seeds", ["PPO, steps/s", "TRPO, steps/s", "ratio"])
-    for row in part["ppo"]:
-        speeds = f"{row['ppo']:,.0f} | {row['trpo']:,.0f} | {row['ratio']:.2f}"
-        yield f"| {row['num_seeds']} | {speeds} |"
+    yield from table(
+        ["task", "sb3-contrib's", "its steps/s", "ours", "ratio"],
+        *(
+            [
+                row["env"],
+                row["peer_env"],
+                thousands(row["peer"]),
+                thousands(row["own"]),
+                f"{row['ratio']:.1f}",
+            ]
+            for row in part["speed"]
+        ),
+    )
+    yield from table(
+        ["seconds to a CartPole return of 475", "median", "each seed"],
+        *(
+            [name, f"{np.median(seconds):.1f}", ", ".join(f"{x:.1f}" for x in seconds)]
+            for name, seconds in part["reach"].items()
+        ),
+    )
+    yield from table(
+        ["seeds", "PPO, steps/s", "TRPO, steps/s", "ratio"],
+        *(
+            [thousands(row[name]) for name in ("num_seeds", "ppo", "trpo")]
+            + [f"{row['ratio']:.2f}"]
+            for row in part["ppo"]
+        ),
+    )
 
 
 TABLES = {"pieces": pieces_table, "training": training_table, "peers": peers_table}
 
 
-def header(first: str, others: Sequence[str]) -> Iterator[str]:
-    """Yields the head of a table whose first column is of text."""
-    yield "| " + " | ".join([first, *others]) + " |"
-    yield "| --- " + "| ---: " * len(others) + "|"
+def table(head: Sequence[str], *rows: Sequence[str]) -> Iterator[str]:
+    """Yields the lines of a table whose first column is of text, after an empty one."""
+    yield ""
+    yield "| " + " | ".join(head) + " |"
+    yield "| --- " + "| ---: " * (len(head) - 1) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def thousands(value: float) -> str:
+    """Returns a number rounded to a whole one."""
+    return f"{value:,.0f}"
 
 
 def build_parser() -> Parser:

@@ -14,10 +14,11 @@ from command_line import cache_compilations
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
+from trpo_jax.training.curves import running_return
 from trpo_jax.training.loop import Chunk, compile_program, run_chunks
 
 MOST_UPDATES = 500
-EPISODES, THRESHOLD = 20, 475
+THRESHOLD = 475
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,15 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def first_update_there(chunks: Iterable[Chunk]) -> int | None:
     """Returns the first update after which the last episodes are good enough, if there is one."""
-    returns, counts = [], []
+    returns, counts = np.empty((1, 0)), np.empty((1, 0))
     for chunk in chunks:
-        returns.append(np.nan_to_num(chunk.metrics["episodic_return"].item()))
-        counts.append(chunk.metrics["num_episodes"].item())
-        first = len(counts)
-        while first > 0 and sum(counts[first:]) < EPISODES:
-            first -= 1
-        enough = sum(counts[first:]) >= EPISODES
-        if enough and np.average(returns[first:], weights=counts[first:]) >= THRESHOLD:
+        returns = np.append(returns, chunk.metrics["episodic_return"], axis=1)
+        counts = np.append(counts, chunk.metrics["num_episodes"], axis=1)
+        if running_return(returns, counts)[0, -1] >= THRESHOLD:
             return chunk.first_update
     return None
 

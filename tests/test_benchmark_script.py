@@ -6,7 +6,10 @@ import benchmark_peers
 import benchmark_pieces
 import numpy as np
 import pytest
+import reach_return
 from timing import time_in_turns
+
+from trpo_jax.training.loop import Chunk
 
 NETS = benchmark_pieces.nets()
 
@@ -58,3 +61,13 @@ def test_a_peer_is_told_how_long_to_train(tmp_path):
     with benchmark_peers.peer_process([sys.executable, script]) as train:
         assert train(2_000) == 2.0
         assert train(500) == 0.5
+
+
+def test_a_return_is_reached_by_enough_episodes():
+    def chunk(update, value, count):
+        metrics = {"episodic_return": np.array([[value]]), "num_episodes": np.array([[count]])}
+        return Chunk(update, metrics, None, 0.0)
+
+    chunks = [chunk(1, 500, 4), chunk(2, np.nan, 0), chunk(3, 400, 16), chunk(4, 500, 20)]
+    assert reach_return.first_update_there(chunks) == 4
+    assert reach_return.first_update_there(chunks[:3]) is None

@@ -1,8 +1,13 @@
 import argparse
 import dataclasses
 import fnmatch
+import os
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
+import command_line
 import gymnax
 import pytest
 from command_line import (
@@ -105,3 +110,22 @@ def test_step_counts_as_people_write_them(text, steps):
 def test_other_step_counts_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="no whole number"):
         step_count(text)
+
+
+@pytest.mark.parametrize("named", [None, "elsewhere"])
+def test_compiled_programs_are_kept_in_the_users_cache_or_where_jax_was_told(named, tmp_path):
+    code = "import command_line, jax; command_line.cache_compilations()"
+    code += "; print(jax.config.jax_compilation_cache_dir)"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if named:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / named)
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(command_line.__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert output.stdout.strip() == str(tmp_path / (named or "trpo_jax"))

@@ -12,6 +12,8 @@ class _Deferred(ModuleType):
     """Stands in for a module, and imports it when something of it is used."""
 
     def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:  # used while it still stands in
+            del sys.modules[self.__name__]
         return getattr(import_module(self.__name__), name)
 
 
@@ -27,4 +29,5 @@ def deferred(*names: str) -> Iterator[None]:
         yield
     finally:
         for name in absent:
-            del sys.modules[name]
+            if isinstance(sys.modules.get(name), _Deferred):
+                del sys.modules[name]
