@@ -78,21 +78,21 @@ def check(args: argparse.Namespace) -> None:
     if "peers" in args.parts:
         for env_name, _ in PEER_TASKS:
             envs.make(env_name)
-    jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[args.device])
     try:
-        jax.devices()
+        (device, *_) = jax.devices(args.device)
     except RuntimeError as error:
         raise ConfigurationError(
-            f"device = {args.device} cannot be used: {error}. JAX finds a GPU with "
-            "--with 'jax[cuda13]' after `uv run`."
+            f"device = {args.device!r}: JAX finds none ({error}). Choose cpu, or install JAX with "
+            "support for it."
         ) from error
+    jax.config.update("jax_default_device", device)
 
 
 def measure(
     args: argparse.Namespace, argv: Sequence[str] | None, console: Console
 ) -> Iterator[Report]:
     """Yields all that was measured, after each part."""
-    device, flags = jax.devices()[0], sys.argv[1:] if argv is None else argv
+    device, flags = jax.devices(args.device)[0], sys.argv[1:] if argv is None else argv
     report: Report = {
         "command": shlex.join(["experiments/benchmark.py", *flags]),
         "repeats": args.repeats,

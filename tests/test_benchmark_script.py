@@ -4,6 +4,7 @@ import sys
 import benchmark
 import benchmark_peers
 import benchmark_pieces
+import jax
 import numpy as np
 import pytest
 import reach_return
@@ -50,6 +51,13 @@ def test_peers_need_an_interpreter_that_is_there(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         benchmark.main(["--parts", "peers", "--peer-python", str(tmp_path / "python")])
     assert "pip install torch sb3-contrib" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
+def test_a_device_has_to_be_there(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["--device", "gpu", "--parts", "pieces"])
+    assert "device = 'gpu'" in capsys.readouterr().err
 
 
 def test_a_peer_is_told_how_long_to_train(tmp_path):
