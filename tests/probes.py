@@ -95,18 +95,18 @@ def probe_number(index, continuous=False):
     )
 
 
-def counter(time_limit=None, terminates_at=None, reward=None, visible=True):
-    """Counts its steps; shows the count if visible; rewards with ten times the one before."""
+def counter(time_limit=None, terminates_at=None, reward=None, visible=True, width=1):
+    """Counts its steps; shows the count, if visible; rewards with ten times the one before."""
 
     def reset(key):
-        return jnp.zeros((), jnp.int32), jnp.zeros(1)
+        return jnp.zeros((), jnp.int32), jnp.zeros(width)
 
     def step(key, count, action):
         new = count + 1
         terminated = new == (terminates_at or -1)
-        observation = new[None].astype(jnp.float32) * visible
+        observation = jnp.full(width, new, jnp.float32) * visible
         value = jnp.asarray(10.0 * count if reward is None else reward, jnp.float32)
         return new, StepResult(observation, value, terminated, jnp.zeros((), bool))
 
-    spec = ArraySpec((1,), np.dtype(np.float32))
+    spec = ArraySpec((width,), np.dtype(np.float32))
     return Environment("counter", reset, step, spec, Discrete(2), time_limit)

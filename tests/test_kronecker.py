@@ -193,14 +193,15 @@ def test_algorithms_find_the_same_direction_sooner(module, settings):
         state = jax.jit(algorithm.init)(jax.random.key(0))
         return jax.jit(algorithm.update)(state)[1]
 
-    plain, preconditioned = metrics(cg_iters=60), metrics(cg_iters=8, preconditioner="kronecker")
+    plain, preconditioned = metrics(cg_iters=60), metrics(cg_iters=8, solver="kronecker")
     name = "gradient_dot_direction"
     np.testing.assert_allclose(preconditioned[name], plain[name], rtol=0.05)
     assert preconditioned["cg_residual"] < 0.5
     assert 0 < preconditioned["kl"] <= 0.01
 
 
-def test_no_damping_is_refused_by_name():
-    config = trpo.Config(preconditioner="kronecker", damping=0.0)
+@pytest.mark.parametrize("solver", ["kronecker", "cholesky"])
+def test_no_damping_is_refused_by_name(solver):
+    config = trpo.Config(solver=solver, damping=0.0)
     with pytest.raises(ConfigurationError, match="damping = 0"):
         trpo.make(envs.make("CartPole-v1"), config)

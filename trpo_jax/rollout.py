@@ -85,7 +85,8 @@ def rollout_with_memory(
         episodes, transition = advance(env_keys, episodes, actions)
         return (episodes, memory), transition._replace(context=context)
 
-    keys = jax.random.split(act_key, num_steps), jax.random.split(env_key, (num_steps, num_envs))
+    env_keys = jax.random.split(env_key, (num_steps, num_envs, 2))
+    keys = jax.random.split(act_key, num_steps), env_keys
     (episodes, memory), trajectory = jax.lax.scan(body, (episodes, memory), keys)
     return episodes, memory, trajectory
 

@@ -1,4 +1,5 @@
 import dataclasses
+from collections import Counter
 
 import chex
 import jax
@@ -11,7 +12,7 @@ from learning import SMALL, train
 
 from trpo_jax import envs
 from trpo_jax.advantages import generalized_advantages, standardize
-from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms import trpo, ua_trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.critic import explained_variance
 from trpo_jax.envs.base import Discrete
@@ -138,6 +139,63 @@ def test_the_fisher_matrix_is_that_of_every_kth_time_step(one_update):
     thinned = squared_length(observations[::4])
     np.testing.assert_allclose(metrics["gradient_dot_direction"], thinned, rtol=1e-3)
     assert abs(squared_length(observations) / thinned - 1) > 0.01
+
+
+def test_the_cholesky_solver_is_conjugate_gradient_carried_to_its_end(one_update):
+    algorithm, _, collected, trajectory, *_ = one_update
+
+    def metrics(**settings):
+        config = trpo.Config(**SMALL, fisher_subsample=4, **settings)
+        return jax.jit(trpo.make(algorithm.env, config).learn)(collected, trajectory)[1]
+
+    ended, exact = metrics(cg_iters=60), metrics(solver="cholesky")
+    assert exact["cg_iterations"] == 1
+    assert exact["cg_residual"] < 1e-4
+    for name in ("gradient_dot_direction", "kl", "surrogate_gain"):
+        np.testing.assert_allclose(exact[name], ended[name], rtol=1e-3)
+
+
+@pytest.mark.parametrize("module", [trpo, ua_trpo])
+def test_only_fisher_vector_products_may_be_less_precise(cartpole, module):
+    def products(precision):
+        algorithm = module.make(cartpole, module.Config(**SMALL, fisher_precision=precision))
+        lowered = jax.jit(algorithm.update).lower(jax.eval_shape(algorithm.init, jax.random.key(0)))
+        lines = [x for x in lowered.as_text().splitlines() if "dot_general" in x]
+        return Counter("HIGHEST" in x for x in lines)
+
+    exact, fast = products("float32"), products("default")
+    # Two layers, each forward, along and back; and what acts, estimates and fits the critic.
+    assert 0 < exact[True] - fast[True] == fast[False] - exact[False] <= 20
+    assert fast[True] > 0
+
+
+# --- what an update costs
+
+
+def test_every_update_is_one_program(cartpole):
+    algorithm = trpo.make(cartpole, trpo.Config(**SMALL))
+    update, state = jax.jit(algorithm.update), jax.jit(algorithm.init)(jax.random.key(0))
+    for _ in range(3):
+        state, _ = update(state)
+    assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [
+        ({"normalize_observations": False}, 2),  # what was seen, and what followed
+        ({}, 4),  # and both again, standardised
+        ({"fisher_subsample": 4}, 4.25),
+    ],
+)
+def test_an_update_needs_no_more_memory_than_its_observations(settings, copies):
+    width = 2048
+    env = probes.counter(width=width)
+    algorithm = trpo.make(env, trpo.Config(**(SMALL | {"num_steps": 64} | settings)))
+    shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
+    compiled = jax.jit(algorithm.update, donate_argnums=0).lower(shapes).compile()
+    observations = 4 * 64 * width * np.dtype(np.float32).itemsize
+    assert compiled.memory_analysis().temp_size_in_bytes < (copies + 0.2) * observations
 
 
 def test_a_failed_search_restores_the_policy_bit_for_bit(cartpole):

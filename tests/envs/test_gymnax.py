@@ -79,10 +79,11 @@ def test_a_time_limit_truncates_and_keeps_the_last_observation():
     env = envs.make("Pendulum-v1")
     episode = start_episode(env, jax.random.key(0))
 
-    def body(episode, key):
-        return advance_episode(env, key, episode, jnp.zeros(1))
+    def body(episode, keys):
+        return advance_episode(env, keys, episode, jnp.zeros(1))
 
-    episode, transitions = jax.lax.scan(body, episode, jax.random.split(jax.random.key(1), 201))
+    keys = jax.random.split(jax.random.key(1), (201, 2))
+    episode, transitions = jax.lax.scan(body, episode, keys)
     assert not transitions.terminated.any()
     np.testing.assert_array_equal(np.flatnonzero(transitions.truncated), [199])
     assert jnp.abs(transitions.next_observation[199] - transitions.observation[200]).max() > 1e-3

@@ -107,14 +107,20 @@ class NaturalGradient:
         True, "scale the step by the damped Fisher matrix, which falls somewhat short of max_kl"
     )
     cg_iters: int = fields.integer(10, "conjugate-gradient iterations", 1)
-    preconditioner: str = fields.choice(
-        "none",
-        "what speeds up conjugate gradient: nothing, or a Kronecker product for each layer that "
-        "approximates the Fisher matrix",
-        ("none", "kronecker"),
+    solver: str = fields.choice(
+        "cg",
+        "conjugate gradient, plain or preconditioned by a Kronecker product for each layer, or the "
+        "Cholesky factor of the whole Fisher matrix, for policies of some dozen parameters",
+        ("cg", "kronecker", "cholesky"),
     )
     fisher_subsample: int = fields.integer(
         1, "keep every k-th time step in Fisher-vector products", 1
+    )
+    fisher_precision: str = fields.choice(
+        "default",
+        "of the matrix products in Fisher-vector products: the device's default, which on recent "
+        "GPUs is TF32, or float32; everything else in a step is float32",
+        ("default", "float32"),
     )
 
 
@@ -154,11 +160,11 @@ def validate(env: Environment, config: OnPolicy) -> None:
             f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
             f"num_steps = {config.num_steps}. Choose at most num_steps."
         )
-    kronecker = isinstance(config, NaturalGradient) and config.preconditioner == "kronecker"
-    if kronecker and isinstance(config.damping, float | int) and config.damping == 0:
+    factors = isinstance(config, NaturalGradient) and config.solver != "cg"
+    if factors and isinstance(config.damping, float | int) and config.damping == 0:
         raise ConfigurationError(
-            "damping = 0 leaves the factors of preconditioner = 'kronecker' without an inverse. "
-            "Set damping above 0, or preconditioner to none."
+            f"damping = 0 leaves solver = {config.solver!r} without a matrix that has an inverse. "
+            "Set damping above 0, or solver to cg."
         )
     if isinstance(config, Exploration) and config.exploration != "white":
         require_continuous(env, f"exploration = {config.exploration!r}")
@@ -199,7 +205,7 @@ def natural_gradient_options(config: Any) -> dict[str, Any]:
     """Returns the arguments of `natural_step` but its radius."""
     return {
         "damping": config.damping,
-        "cg_iters": config.cg_iters,
+        "cg_iters": 1 if config.solver == "cholesky" else config.cg_iters,  # exact after one
         "damped_scaling": config.damped_scaling,
     }
 

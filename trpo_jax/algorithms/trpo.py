@@ -1,5 +1,6 @@
 """Trust-region policy optimisation (Schulman et al. 2015, arXiv:1502.05477), single path."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, no_type_check
 
 import jax
@@ -21,8 +22,9 @@ from trpo_jax.algorithms.settings import (
     validate,
 )
 from trpo_jax.envs.base import Environment
-from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.fisher import dense_fisher, fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner
+from trpo_jax.solvers import inverse_product
 from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
 
 
@@ -67,6 +69,13 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     return on_policy.make(env, config, policy_step)
 
 
+def fisher_precision(config: NaturalGradient) -> AbstractContextManager[None]:
+    """Returns the context in which Fisher-vector products are to be built."""
+    if config.fisher_precision == "float32":
+        return jax.default_matmul_precision("float32")
+    return nullcontext()
+
+
 def fisher_metric(
     env: Environment, config: NaturalGradient, params: PyTree[Array], batch: Batch
 ) -> dict[str, Any]:
@@ -81,9 +90,13 @@ def fisher_metric(
         distribution, inputs = behavior.apply_layers(params, offsets, thinned)
         return distribution.log_prob(thinned.actions), inputs
 
+    with fisher_precision(config):
+        product = fisher_vector_product(lambda p: behavior.apply(p, thinned), params)
     precondition = None
     with jax.default_matmul_precision("float32"):
-        product = fisher_vector_product(lambda p: behavior.apply(p, thinned), params)
-        if config.preconditioner == "kronecker":
+        if config.solver == "kronecker":
             precondition = kronecker_preconditioner(log_probs, params, config.damping)
+        if config.solver == "cholesky":
+            fisher = dense_fisher(lambda p: behavior.apply(p, thinned), params)
+            precondition = inverse_product(fisher, config.damping)
     return {"metric_product": product, "precondition": precondition}

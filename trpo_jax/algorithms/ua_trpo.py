@@ -121,7 +121,9 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
                 covariance = covariance_product(gradients, tangent)
                 return optax.tree.add_scale(fisher, config.c * radius, covariance)
 
+        with trpo.fisher_precision(config):
             product = gauss_newton_product(fitted_fn, params, metric)
+        with jax.default_matmul_precision("float32"):
             precondition = trpo.fisher_metric(env, config, params, fitted)["precondition"]
             full = natural_step(
                 surrogate_gradient(params, fitted_fn, surrogate),
@@ -176,6 +178,11 @@ def _validate(config: Config) -> None:
         raise ConfigurationError(
             f"fisher_subsample = {config.fisher_subsample} cannot work with ua_trpo: the "
             "covariance of the gradient needs every step, in the same passes. Leave it at 1."
+        )
+    if config.solver == "cholesky":
+        raise ConfigurationError(
+            "solver = 'cholesky' cannot work with ua_trpo: its metric is not the Fisher matrix "
+            "alone. Choose cg or kronecker."
         )
     if config.critic_ensemble == 1:
         raise ConfigurationError(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray
 
 from trpo_jax.envs.base import Environment, to_environment_action
 
@@ -85,7 +85,7 @@ def stagger(env: Environment, episodes: Episode) -> Episode:
 
 def advance_episode(
     env: Environment,
-    key: PRNGKeyArray,
+    keys: Key[Array, "2"],
     episode: Episode,
     action: Num[Array, "..."],
     start: Callable[[PRNGKeyArray], Episode] | None = None,
@@ -94,7 +94,7 @@ def advance_episode(
 
     Args:
         env: the environment.
-        key: consumed by the step and the start.
+        keys: consumed by the step and the start.
         episode: the running episode.
         action: as the policy chose it, one action.
         start: `key -> fresh episode`; a reset of the environment if None.
@@ -102,7 +102,7 @@ def advance_episode(
     Returns:
         The episode to go on with, and the transition, with the observation before the reset.
     """
-    step_key, reset_key = jax.random.split(key)
+    step_key, reset_key = keys
     stepped, transition = step_episode(env, step_key, episode, action)
     fresh = start_episode(env, reset_key) if start is None else start(reset_key)
     return jax.tree.map(lambda a, b: jnp.where(transition.done, a, b), fresh, stepped), transition

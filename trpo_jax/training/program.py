@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Int
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State
@@ -19,7 +21,7 @@ class Health(NamedTuple):
     """Whether an update gave usable numbers; leading axes as the metrics have.
 
     Attributes:
-        finite: whether all numbers of the update are finite; if not, it was not made.
+        finite: whether all numbers of the update are finite, and those before it in the chunk.
         broken_step: the first step of the rollout in which the environment's own were not, or -1.
     """
 
@@ -34,7 +36,7 @@ class Program(NamedTuple):
         env_name: name of the environment.
         state: states of all seeds; its field `actor` has the leading axis `[num_seeds]`.
         advance: `state -> (state, (metrics, health))`, each `[num_seeds, updates_per_chunk]`; uses
-            its argument up. A seed stops at its last finite state.
+            its argument up. A seed's actor stops at its last finite one.
         seeds: the seeds.
         updates_per_chunk: updates in one call of `advance`.
         compile_seconds: time spent compiling.
@@ -53,33 +55,40 @@ class Program(NamedTuple):
 def device_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int) -> Program:
     """Returns the program for an environment that runs on the device; see `compile_program`."""
 
-    def update(state, _):
+    def update(carry, _):
+        state, finite = carry
         collected, trajectory = algorithm.collect(state)
         learnt, metrics = algorithm.learn(collected, trajectory)
         health = check(learnt, metrics, trajectory)
-        state = jax.tree.map(lambda new, old: jnp.where(health.finite, new, old), learnt, state)
-        return state, (metrics, health)
+        health = health._replace(finite=finite & health.finite)
+        actor = jax.tree.map(
+            lambda new, old: jnp.where(health.finite, new, old), learnt.actor, state.actor
+        )
+        return (learnt._replace(actor=actor), health.finite), (metrics, health)
 
     def advance(state):
-        return jax.lax.scan(update, state, length=updates_per_chunk)
+        start = state, jnp.ones((), bool)
+        (state, _), outputs = jax.lax.scan(update, start, length=updates_per_chunk)
+        return state, outputs
 
     started = time.perf_counter()
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    init = jax.jit(jax.vmap(algorithm.init), compiler_options=RUNS_ONCE).lower(keys).compile()
-    state_shapes = jax.eval_shape(jax.vmap(algorithm.init), keys)
-    compiled = jax.jit(jax.vmap(advance), donate_argnums=0).lower(state_shapes).compile()
+    init = jax.jit(jax.vmap(algorithm.init), compiler_options=RUNS_ONCE).lower(keys)
+    with ThreadPoolExecutor(1) as beside:
+        compiling = beside.submit(init.compile)
+        compiled = jax.jit(jax.vmap(advance), donate_argnums=0).lower(init.out_info).compile()
+        compiled_init = compiling.result()
     seconds = time.perf_counter() - started
     name = algorithm.env.name
-    return Program(name, init(keys), compiled, tuple(seeds), updates_per_chunk, seconds)
+    return Program(name, compiled_init(keys), compiled, tuple(seeds), updates_per_chunk, seconds)
 
 
 def check(learnt: State, metrics: Metrics, trajectory: Transition) -> Health:
     """Returns the health of an update."""
     checked = [x for name, x in metrics.items() if name not in NAN_MEANS_NONE]
-    leaves = jax.tree.leaves((checked, learnt.actor))
+    numbers, _ = ravel_pytree((checked, learnt.actor))
     broken_step = _broken_step(trajectory)  # a terminated episode's end is not learnt from
-    finite = jnp.all(jnp.stack([broken_step < 0, *(jnp.isfinite(x).all() for x in leaves)]))
-    return Health(finite, broken_step)
+    return Health((broken_step < 0) & jnp.isfinite(numbers).all(), broken_step)
 
 
 def _broken_step(trajectory: Transition) -> Int[Array, ""]:
