@@ -1,4 +1,4 @@
-"""The same work beside others: the TRPO of sb3-contrib, and PPO in PureJaxRL's shape."""
+"""The same work beside the TRPO of sb3-contrib."""
 
 import os
 import subprocess
@@ -7,16 +7,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from timing import time_in_turns
 
 from trpo_jax import envs
-from trpo_jax.algorithms import ppo, trpo
+from trpo_jax.algorithms import trpo
 from trpo_jax.training.loop import compile_program
 
 HERE = Path(__file__).parent
@@ -33,28 +31,22 @@ SAME_WORK = {
     "critic_epochs": 10,
     "critic_minibatches": 16,
 }
-# The published settings of PureJaxRL's PPO, and as many passes for the critic of TRPO.
-SHARED = {
-    "num_envs": 4,
-    "num_steps": 128,
-    "critic_epochs": 4,
-    "critic_minibatches": 4,
-    "entropy_coef": 0.01,
-}
-PPO = {"policy_epochs": 4, "policy_minibatches": 4, "policy_lr": 2.5e-4, "critic_lr": 2.5e-4}
 UPDATES = 4  # in one turn
 
 
-def speed_beside_sb3(python: Path, env_name: str, peer_env: str, repeats: int) -> dict[str, Any]:
+def speed_beside_sb3(
+    python: Path, env_name: str, settings: dict[str, Any], peer_env: str, repeats: int
+) -> dict[str, Any]:
     """Returns steps per second of one seed here and of sb3-contrib's, taking turns.
 
     Args:
         python: an interpreter that has sb3-contrib.
         env_name: the task, as this library knows it.
+        settings: what is not the same work.
         peer_env: as Gymnasium does.
         repeats: number of turns.
     """
-    algorithm = trpo.make(envs.make(env_name), trpo.Config(**SAME_WORK))
+    algorithm = trpo.make(envs.make(env_name), trpo.Config(**SAME_WORK, **settings))
     steps = algorithm.steps_per_update * UPDATES
     own, peer = [], []
     with (
@@ -70,6 +62,7 @@ def speed_beside_sb3(python: Path, env_name: str, peer_env: str, repeats: int) -
             peer.append(steps / train_peer(steps))
     return {
         "env": env_name,
+        "settings": settings,
         "peer_env": peer_env,
         "own": float(np.median(own)),
         "peer": float(np.median(peer)),
@@ -124,31 +117,3 @@ def run_seconds(command: Sequence[Any], environment: dict[str, str] | None) -> f
     started = time.perf_counter()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
-
-
-def beside_ppo(num_seeds: int, repeats: int) -> dict[str, Any]:
-    """Returns steps per second of TRPO and of PPO, on CartPole-v1 with the same batches."""
-    env = envs.make("CartPole-v1")
-    algorithms = {
-        "trpo": trpo.make(env, trpo.Config(**SHARED)),
-        "ppo": ppo.make(env, ppo.Config(**SHARED, **PPO)),
-    }
-    keys = jax.random.split(jax.random.key(0), num_seeds)
-    calls = {}
-    for name, algorithm in algorithms.items():
-        state = jax.jit(jax.vmap(algorithm.init))(keys)
-        advance = partial(advance_all, algorithm)
-        calls[name] = partial(jax.jit(advance).lower(state).compile(), state)
-    seconds = time_in_turns(calls, repeats)
-    steps = algorithms["trpo"].steps_per_update * UPDATES * num_seeds
-    return {
-        "num_seeds": num_seeds,
-        **{name: steps / float(np.median(x)) for name, x in seconds.items()},
-        "ratio": float(np.median(seconds["ppo"] / seconds["trpo"])),
-    }
-
-
-def advance_all(algorithm: Any, states: Any) -> Any:
-    """Makes a few updates of all seeds."""
-    update = lambda state, _: jax.vmap(algorithm.update)(state)
-    return jax.lax.scan(update, states, length=UPDATES)

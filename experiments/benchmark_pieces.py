@@ -1,6 +1,7 @@
 """What the pieces of an update cost, in units of one policy gradient on the same batch."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -72,9 +73,10 @@ def measure(net: Net, batch_size: int, repeats: int) -> list[dict[str, Any]]:
     counted, and None where a loop hides them from it.
     """
     functions, arguments = prepare(net, batch_size)
-    compiled = {
-        name: jax.jit(function).lower(*arguments).compile() for name, function in functions.items()
-    }
+    lowered = [jax.jit(function).lower(*arguments) for function in functions.values()]
+    with ThreadPoolExecutor() as threads:
+        programs = threads.map(lambda program: program.compile(), lowered)
+        compiled = dict(zip(functions, programs, strict=True))
     seconds = time_in_turns({name: partial(f, *arguments) for name, f in compiled.items()}, repeats)
     flops = {name: compiled[name].cost_analysis()["flops"] for name in COUNTED}
     seconds[PRODUCT] = seconds["conjugate gradient, 10 iterations"] / CG_ITERS
@@ -92,7 +94,9 @@ def measure(net: Net, batch_size: int, repeats: int) -> list[dict[str, Any]]:
     ]
 
 
-def prepare(net: Net, batch_size: int) -> tuple[dict[str, Callable[..., Any]], tuple[Any, ...]]:
+def prepare(
+    net: Net, batch_size: int, cg_iters: int = CG_ITERS
+) -> tuple[dict[str, Callable[..., Any]], tuple[Any, ...]]:
     """Returns the pieces as functions of the same arguments, and the arguments."""
     policy = make_policy(net.observation, net.action, **net.options)
     critic = make_critic(net.observation, **net.options)
@@ -129,7 +133,7 @@ def prepare(net: Net, batch_size: int) -> tuple[dict[str, Callable[..., Any]], t
     def solve(every, params, _, batch):
         product = metric(params, thinned(batch, every))
         damped = lambda v: optax.tree.add_scale(product(v), DAMPING, v)
-        return conjugate_gradient(damped, params, CG_ITERS)
+        return conjugate_gradient(damped, params, cg_iters)
 
     def search(max_kl, params, _, batch):
         old = distribution(batch, params)
@@ -149,7 +153,7 @@ def prepare(net: Net, batch_size: int) -> tuple[dict[str, Callable[..., Any]], t
             metric(params, thinned(batch, every)),
             max_kl=MAX_KL,
             damping=DAMPING,
-            cg_iters=CG_ITERS,
+            cg_iters=cg_iters,
             line_search_steps=LENGTHS,
             line_search_shrink=SHRINK,
         )

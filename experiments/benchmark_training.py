@@ -1,6 +1,7 @@
-"""How fast whole training is: over environments, over seeds, and beside the bare environment."""
+"""How fast whole training is: over environments and seeds, beside PPO, and to a return."""
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,29 @@ import numpy as np
 from timing import time_in_turns
 
 from trpo_jax import envs
-from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms import ppo, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.envs.base import Box
 from trpo_jax.rollout import rollout, start_episodes
+from trpo_jax.training.curves import running_return
+from trpo_jax.training.loop import compile_program, run_chunks
 
 LANES = 8  # seeds side by side where the others wait their turn
+UPDATES = 4  # in one turn, or between two looks at the return
+MOST_UPDATES = 200
+THRESHOLD = 475
+
+# The published settings of PureJaxRL's PPO, and as many passes for the critic of TRPO, whose metric
+# is over the paper's tenth of the states.
+SHARED = {
+    "num_envs": 4,
+    "num_steps": 128,
+    "critic_epochs": 4,
+    "critic_minibatches": 4,
+    "entropy_coef": 0.01,
+}
+PPO = {"policy_epochs": 4, "policy_minibatches": 4, "policy_lr": 2.5e-4, "critic_lr": 2.5e-4}
+METRICS = {"trpo": {}, "trpo, a tenth": {"fisher_subsample": 10}}
 
 
 def over_environments(
@@ -80,4 +98,56 @@ def over_seeds(algorithm: Algorithm, num_seeds: int, repeats: int) -> dict[str, 
         "num_seeds": num_seeds,
         **{name: steps / float(np.median(x)) for name, x in seconds.items()},
         "bytes_per_seed": planned / num_seeds,
+    }
+
+
+def beside_ppo(num_seeds: int, repeats: int) -> dict[str, Any]:
+    """Returns steps per second of PPO and of TRPO, on CartPole-v1 with the same batches."""
+    env = envs.make("CartPole-v1")
+    algorithms = {"ppo": ppo.make(env, ppo.Config(**SHARED, **PPO))}
+    for name, metric in METRICS.items():
+        algorithms[name] = trpo.make(env, trpo.Config(**SHARED, **metric))
+    keys = jax.random.split(jax.random.key(0), num_seeds)
+    calls = {}
+    for name, algorithm in algorithms.items():
+        state = jax.jit(jax.vmap(algorithm.init))(keys)
+        advance = partial(advance_all, algorithm)
+        calls[name] = partial(jax.jit(advance).lower(state).compile(), state)
+    seconds = time_in_turns(calls, repeats)
+    steps = algorithms["ppo"].steps_per_update * UPDATES * num_seeds
+    return {
+        "num_seeds": num_seeds,
+        "steps_per_second": {name: steps / float(np.median(x)) for name, x in seconds.items()},
+        "ratios": {name: float(np.median(seconds["ppo"] / x)) for name, x in seconds.items()},
+    }
+
+
+def advance_all(algorithm: Algorithm, states: Any) -> Any:
+    """Makes a few updates of all seeds."""
+    update = lambda state, _: jax.vmap(algorithm.update)(state)
+    return jax.lax.scan(update, states, length=UPDATES)
+
+
+def seeds_to_return(algorithm: Algorithm, num_seeds: int) -> dict[str, Any]:
+    """Returns seconds until the last 20 training episodes of seeds have a return of 475.
+
+    Seconds are None for what did not come to pass within `MOST_UPDATES` updates.
+    """
+    returns, counts = (np.empty((num_seeds, 0)) for _ in range(2))
+    reached, seconds = 0.0, {"half": None, "all": None}
+    with closing(compile_program(algorithm, range(num_seeds), UPDATES)) as program:
+        for chunk in run_chunks(program, MOST_UPDATES // UPDATES):
+            returns = np.append(returns, chunk.metrics["episodic_return"], axis=1)
+            counts = np.append(counts, chunk.metrics["num_episodes"], axis=1)
+            reached = np.mean((running_return(returns, counts) >= THRESHOLD).any(axis=1))
+            for name, share in (("half", 0.5), ("all", 1.0)):
+                if seconds[name] is None and reached >= share:
+                    seconds[name] = chunk.seconds
+            if reached == 1:
+                break
+    return {
+        "num_seeds": num_seeds,
+        "compilation": program.compile_seconds,
+        "reached": float(reached),
+        **seconds,
     }

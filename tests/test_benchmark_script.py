@@ -2,8 +2,11 @@ import json
 import sys
 
 import benchmark
+import benchmark_growth
 import benchmark_peers
 import benchmark_pieces
+import benchmark_solvers
+import benchmark_training
 import jax
 import numpy as np
 import pytest
@@ -22,6 +25,11 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark, "NUM_SEEDS", {"cpu": (2,)})
     monkeypatch.setattr(benchmark_pieces, "nets", lambda: NETS[:1])
     monkeypatch.setattr(benchmark_pieces, "MATRIX", 16)
+    monkeypatch.setattr(benchmark_growth, "BATCHES", (64, 128))
+    monkeypatch.setattr(benchmark_growth, "CG_ITERS", (1, 2))
+    monkeypatch.setattr(benchmark_solvers, "TASKS", (("CartPole-v1", {"hidden_sizes": ()}),))
+    monkeypatch.setattr(benchmark_solvers, "UPDATES", 1)
+    monkeypatch.setattr(benchmark_training, "MOST_UPDATES", 4)
 
 
 def test_calls_take_turns_and_each_is_timed():
@@ -35,13 +43,20 @@ def test_calls_take_turns_and_each_is_timed():
     assert changes == list("ababab")
 
 
-def test_pieces_and_training_end_in_a_table_and_its_numbers(small, tmp_path, capsys):
-    flags = ["--parts", "pieces", "training", "--repeats", "1", "--out", str(tmp_path / "out")]
+def test_all_but_peers_ends_in_a_table_a_figure_and_its_numbers(small, tmp_path, capsys):
+    parts = ["pieces", "growth", "solvers", "training", "reach"]
+    flags = ["--parts", *parts, "--repeats", "1", "--out", str(tmp_path / "out")]
     assert benchmark.main(flags) == 0
     report = json.loads((tmp_path / "out" / "speed.json").read_text())
     gradient = next(row for row in report["pieces"]["rows"] if row["piece"] == "gradient")
     assert gradient["gradients"] == 1 and gradient["flops_per_second"] > 0
     assert report["training"]["seeds"][0]["bytes_per_seed"] > 0
+    assert report["training"]["ppo"][0]["ratios"]["ppo"] == 1
+    assert [row["solver"] for row in report["solvers"]][-1] == "cholesky"
+    assert report["solvers"][-1]["residual"] < 1e-4
+    assert report["reach"][0]["all"] is None and report["reach"][0]["reached"] < 1
+    assert [row["batch"] for row in report["growth"]["batch"]] == [64, 128]
+    assert (tmp_path / "out" / "speed.png").stat().st_size > 10_000
     table = (tmp_path / "out" / "speed.md").read_text()
     assert capsys.readouterr().out.endswith(table)
     assert all(str(row["piece"]) in table for row in report["pieces"]["rows"])

@@ -70,13 +70,9 @@ def fit_critic(
         updates, moments = optimizer.update(gradient, critic.optimizer)
         return CriticState(optax.apply_updates(critic.params, updates), moments), value
 
-    def epoch(critic, epoch_key):
-        parts = shuffled_minibatches(epoch_key, num_samples, minibatches)
-        critic, losses = jax.lax.scan(minibatch_step, critic, parts)
-        return critic, jnp.mean(losses)
-
-    critic, losses = jax.lax.scan(epoch, critic, jax.random.split(key, epochs))
-    return critic, losses[-1]
+    parts = shuffled_minibatches(key, num_samples, epochs, minibatches)
+    critic, losses = jax.lax.scan(minibatch_step, critic, parts)
+    return critic, jnp.mean(losses[-minibatches:])
 
 
 def trust_region_fit(

@@ -77,12 +77,10 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             updates, moments = optimizer.update(gradient, moments)
             return (optax.tree.add_scale(params, -learning_rate, updates), moments), None
 
-        def epoch(carry, epoch_key):
-            parts = shuffled_minibatches(epoch_key, batch_size, config.policy_minibatches)
-            return jax.lax.scan(minibatch_step, carry, parts)
-
-        epoch_keys = jax.random.split(key, config.policy_epochs)
-        (params, moments), _ = jax.lax.scan(epoch, (old_params, state.memory), epoch_keys)
+        parts = shuffled_minibatches(
+            key, batch_size, config.policy_epochs, config.policy_minibatches
+        )
+        (params, moments), _ = jax.lax.scan(minibatch_step, (old_params, state.memory), parts)
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages), config.entropy_coef
         )
