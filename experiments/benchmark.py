@@ -44,10 +44,9 @@ TASKS = {  # each needs the package that is named
         ("brax/ant", {"num_steps": 16}, "brax"),
     ),
 }
-A_TENTH = {"fisher_subsample": 10}
 PEER_TASKS = (  # here, with what beside the same work, and as Gymnasium knows it
     ("CartPole-v1", {}, "CartPole-v1"),
-    ("CartPole-v1", A_TENTH, "CartPole-v1"),
+    ("CartPole-v1", peers.A_TENTH, "CartPole-v1"),
     ("gym/Hopper-v5", {}, "Hopper-v5"),
     ("envpool/Hopper-v4", {}, "Hopper-v5"),
 )
@@ -183,7 +182,7 @@ def measure_training(args: argparse.Namespace, console: Console) -> Report:
 
 def measure_reach(args: argparse.Namespace, console: Console) -> list[Report]:
     """Returns seconds to a CartPole return of 475, of many seeds in one program."""
-    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**A_TENTH))
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**peers.A_TENTH))
     rows = []
     for num_seeds in NUM_SEEDS[args.device]:
         console.print(f"reach: {num_seeds} seeds")
@@ -200,7 +199,11 @@ def measure_peers(args: argparse.Namespace, console: Console) -> Report:
             peers.speed_beside_sb3(args.peer_python, env_name, settings, peer_env, args.repeats)
         )
     console.print("peers: seconds to a return of 475")
-    return {"speed": speed, "reach": peers.seconds_to_return(args.peer_python, range(args.repeats))}
+    return {
+        "speed": speed,
+        "update": peers.seconds_of_an_update(args.repeats),
+        "reach": peers.seconds_to_return(args.peer_python, range(args.repeats)),
+    }
 
 
 MEASURES = {

@@ -1,5 +1,6 @@
 """The same work beside the TRPO of sb3-contrib."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from timing import time_in_turns
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
@@ -31,6 +33,7 @@ SAME_WORK = {
     "critic_epochs": 10,
     "critic_minibatches": 16,
 }
+A_TENTH = {"fisher_subsample": 10}  # of the states in the metric, as in the TRPO paper
 UPDATES = 4  # in one turn
 
 
@@ -91,7 +94,22 @@ def peer_process(command: Sequence[Any]) -> Iterator[Callable[[int], float]]:
             process.kill()
 
 
-def seconds_to_return(python: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def seconds_of_an_update(repeats: int) -> dict[str, float]:
+    """Returns the median seconds of the parts of an update of the same work on CartPole-v1."""
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**SAME_WORK))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    collect, improve, fit = map(jax.jit, (algorithm.collect, algorithm.improve, algorithm.fit))
+    collected, trajectory = collect(state)
+    improved, lesson, _ = improve(collected, trajectory)
+    calls = {
+        "collect": lambda: collect(state),
+        "policy": lambda: improve(collected, trajectory),
+        "critic": lambda: fit(improved.critic, lesson),
+    }
+    return {name: float(np.median(x)) for name, x in time_in_turns(calls, repeats).items()}
+
+
+def seconds_to_return(python: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
     """Returns seconds from the start of a process to a CartPole return of 475, for each seed.
 
     Here with an empty cache of compiled programs, here again with what that left, and sb3-contrib.
@@ -108,12 +126,16 @@ def seconds_to_return(python: Path, seeds: Sequence[int]) -> dict[str, Any]:
     return rows
 
 
-def run_seconds(command: Sequence[Any], environment: dict[str, str] | None) -> float:
-    """Returns how long a command takes.
+def run_seconds(command: Sequence[Any], environment: dict[str, str] | None) -> dict[str, float]:
+    """Returns how long a command takes, and what it tells of its parts.
 
     Raises:
         CalledProcessError: if it fails.
     """
     started = time.perf_counter()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - started
+    parts = json.loads(done.stdout.splitlines()[-1])
+    steps = parts.pop("steps")
+    start = {"start": seconds - sum(parts.values())} if parts else {}
+    return {"steps": steps, "seconds": seconds, **start, **parts}

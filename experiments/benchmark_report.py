@@ -114,11 +114,19 @@ def peers_table(part: Report) -> Iterator[str]:
             for row in part["speed"]
         ),
     )
+    yield ""
+    yield "An update of the first of them, in milliseconds: " + ", ".join(
+        f"{name} {1e3 * seconds:.1f}" for name, seconds in part["update"].items()
+    )
+    parts = ("start", "compilation", "training")
+    median = lambda rows, name: f"{np.median([row[name] for row in rows]):.1f}"
     yield from table(
-        ["seconds to a CartPole return of 475", "median", "each seed"],
+        ["seconds to a CartPole return of 475", "median", *parts, "each seed"],
         *(
-            [name, f"{np.median(seconds):.1f}", ", ".join(f"{x:.1f}" for x in seconds)]
-            for name, seconds in part["reach"].items()
+            [name, median(rows, "seconds")]
+            + [median(rows, x) if x in rows[0] else "" for x in parts]
+            + [", ".join(f"{row['seconds']:.1f}" for row in rows)]
+            for name, rows in part["reach"].items()
         ),
     )
 

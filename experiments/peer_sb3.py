@@ -6,6 +6,7 @@ the last episodes have a return, and answers with the steps.
 """
 
 import argparse
+import json
 import sys
 import time
 
@@ -54,7 +55,7 @@ def main() -> None:
     )
     if args.task == "reach":
         model.learn(args.most_steps, callback=StopAtReturn(args.episodes, args.threshold))
-        print(model.num_timesteps, flush=True)
+        print(json.dumps({"steps": model.num_timesteps}), flush=True)
         return
     versions = {"torch": torch.__version__, "gymnasium": gymnasium.__version__}
     print(versions, flush=True)
