@@ -152,7 +152,7 @@ def solvers_table(part: list[Report]) -> Iterator[str]:
                 row["env"],
                 thousands(row["parameters"]),
                 row["solver"],
-                str(row.get("cg_iters", 1)),
+                str(row["cg_iters"]),
                 f"{1e3 * row['seconds']:.1f}",
                 f"{row['residual']:.0e}",
             ]

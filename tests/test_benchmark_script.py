@@ -52,8 +52,7 @@ def test_all_but_peers_ends_in_a_table_a_figure_and_its_numbers(small, tmp_path,
     assert gradient["gradients"] == 1 and gradient["flops_per_second"] > 0
     assert report["training"]["seeds"][0]["bytes_per_seed"] > 0
     assert report["training"]["ppo"][0]["ratios"]["ppo"] == 1
-    assert [row["solver"] for row in report["solvers"]][-1] == "cholesky"
-    assert report["solvers"][-1]["residual"] < 1e-4
+    assert {row["solver"] for row in report["solvers"]} == {"cg", "kronecker"}
     assert report["reach"][0]["all"] is None and report["reach"][0]["reached"] < 1
     assert [row["batch"] for row in report["growth"]["batch"]] == [64, 128]
     assert (tmp_path / "out" / "speed.png").stat().st_size > 10_000

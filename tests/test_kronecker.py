@@ -200,8 +200,7 @@ def test_algorithms_find_the_same_direction_sooner(module, settings):
     assert 0 < preconditioned["kl"] <= 0.01
 
 
-@pytest.mark.parametrize("solver", ["kronecker", "cholesky"])
-def test_no_damping_is_refused_by_name(solver):
-    config = trpo.Config(solver=solver, damping=0.0)
+def test_no_damping_is_refused_by_name():
+    config = trpo.Config(solver="kronecker", damping=0.0)
     with pytest.raises(ConfigurationError, match="damping = 0"):
         trpo.make(envs.make("CartPole-v1"), config)

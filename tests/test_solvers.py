@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.solvers import conjugate_gradient, inverse_product
+from trpo_jax.solvers import conjugate_gradient
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -62,17 +62,6 @@ def test_a_preconditioner_changes_the_way_and_not_the_end():
     exact = conjugate_gradient(product, b, 5, precondition=lambda v: jnp.linalg.solve(matrix, v))
     np.testing.assert_allclose(exact.x, expected, rtol=1e-8)
     assert exact.iterations == 1
-
-
-def test_an_inverse_is_of_trees_and_of_many_under_vmap():
-    matrix, b = problem()
-    split = lambda v: {"a": v[:4], "b": v[4:].reshape(2, 4)}
-    solved = inverse_product(matrix, 0.5)(split(b))
-    expected = jnp.linalg.solve(matrix + 0.5 * jnp.eye(SIZE), b)
-    chex.assert_trees_all_close(solved, split(expected), rtol=1e-8)
-    dampings = jnp.array([0.5, 2.0])
-    together = jax.vmap(lambda damping: inverse_product(matrix, damping)(b))(dampings)
-    np.testing.assert_allclose(together[0], expected, rtol=1e-8)
 
 
 def test_zero_right_hand_side_gives_zero():

@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, PyTree
-
-from trpo_jax.solvers import inverse_of
 
 LARGEST_FACTOR = 1024  # rows; the inverse of a larger one costs more than the products it saves
 Path = tuple[str, ...]
@@ -92,5 +91,15 @@ def _inverse_product(
     """Returns the function `x -> (rows^T rows / count + damping I)^-1 x`."""
     if rows.shape[1] > LARGEST_FACTOR:
         return lambda x: x / (mean_eigenvalue + damping)
-    inverse = inverse_of(rows.T @ rows / count + damping * jnp.eye(rows.shape[1]))
+    inverse = _inverse(rows.T @ rows / count + damping * jnp.eye(rows.shape[1]))
     return lambda x: inverse @ x
+
+
+@sequential_vmap
+def _inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Returns the inverse of a positive-definite matrix, one after another under `jax.vmap`.
+
+    Two batched calls of LAPACK at a time can wait for each other for ever on a CPU with few cores.
+    """
+    factor = jax.scipy.linalg.cho_factor(matrix)
+    return jax.scipy.linalg.cho_solve(factor, jnp.eye(len(matrix), dtype=matrix.dtype))

@@ -1,4 +1,4 @@
-"""Solvers of A x = b for a symmetric positive-definite A, mostly known through its products.
+"""Solvers of A x = b for a symmetric positive-definite A, known only through its products.
 
 Conjugate gradient minimises 1/2 x^T A x - b^T x over growing Krylov spaces. Three of its facts
 matter to a trust-region step (Nocedal and Wright 2006, Numerical Optimization, chapter 5):
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import sequential_vmap
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -93,35 +92,3 @@ def conjugate_gradient(
     b_norm = jnp.linalg.norm(b)
     relative = jnp.linalg.norm(residual) / jnp.where(b_norm == 0, 1.0, b_norm)
     return SolverResult(unravel(x), relative, iterations)
-
-
-def inverse_product(
-    matrix: Float[Array, "P P"], damping: Float[Array, ""] | float
-) -> Callable[[PyTree[Array]], PyTree[Array]]:
-    """Returns the function `v -> (matrix + damping I)^-1 v`, on trees of P numbers in all.
-
-    As a preconditioner of that matrix itself, it lets conjugate gradient end after one iteration.
-    Its factor takes P^3 / 3 operations.
-
-    Args:
-        matrix: symmetric and positive semi-definite, in raveled parameters.
-        damping: added to the diagonal.
-    """
-    inverse = inverse_of(matrix + damping * jnp.eye(len(matrix), dtype=matrix.dtype))
-
-    @jax.default_matmul_precision("float32")  # it is traced where it is called
-    def product(vector: PyTree[Array]) -> PyTree[Array]:
-        flat, unravel = ravel_pytree(vector)
-        return unravel(inverse @ flat)
-
-    return product
-
-
-@sequential_vmap
-def inverse_of(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """Returns the inverse of a positive-definite matrix, one after another under `jax.vmap`.
-
-    Two batched calls of LAPACK at a time can wait for each other for ever on a CPU with few cores.
-    """
-    factor = jax.scipy.linalg.cho_factor(matrix)
-    return jax.scipy.linalg.cho_solve(factor, jnp.eye(len(matrix), dtype=matrix.dtype))

@@ -192,7 +192,6 @@ def test_weights_bound_the_weighted_divergence(cartpole):
         ({"num_envs": 1}, "num_envs = 1"),
         ({"num_envs": 3, "num_steps": 16, "acceptance": "confidence"}, "num_envs = 3"),
         ({"fisher_subsample": 2}, "fisher_subsample = 2"),
-        ({"solver": "cholesky"}, "solver = 'cholesky'"),
         ({"acceptance": "hope"}, "acceptance = 'hope'"),
     ],
 )

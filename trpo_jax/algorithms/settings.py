@@ -109,9 +109,9 @@ class NaturalGradient:
     cg_iters: int = fields.integer(10, "conjugate-gradient iterations", 1)
     solver: str = fields.choice(
         "cg",
-        "conjugate gradient, plain or preconditioned by a Kronecker product for each layer, or the "
-        "Cholesky factor of the whole Fisher matrix, for policies of some dozen parameters",
-        ("cg", "kronecker", "cholesky"),
+        "conjugate gradient, plain or preconditioned by a Kronecker product for each layer that "
+        "approximates the Fisher matrix",
+        ("cg", "kronecker"),
     )
     fisher_subsample: int = fields.integer(
         1, "keep every k-th time step in Fisher-vector products", 1
@@ -160,10 +160,10 @@ def validate(env: Environment, config: OnPolicy) -> None:
             f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
             f"num_steps = {config.num_steps}. Choose at most num_steps."
         )
-    factors = isinstance(config, NaturalGradient) and config.solver != "cg"
-    if factors and isinstance(config.damping, float | int) and config.damping == 0:
+    kronecker = isinstance(config, NaturalGradient) and config.solver == "kronecker"
+    if kronecker and isinstance(config.damping, float | int) and config.damping == 0:
         raise ConfigurationError(
-            f"damping = 0 leaves solver = {config.solver!r} without a matrix that has an inverse. "
+            "damping = 0 leaves the factors of solver = 'kronecker' without an inverse. "
             "Set damping above 0, or solver to cg."
         )
     if isinstance(config, Exploration) and config.exploration != "white":
@@ -205,7 +205,7 @@ def natural_gradient_options(config: Any) -> dict[str, Any]:
     """Returns the arguments of `natural_step` but its radius."""
     return {
         "damping": config.damping,
-        "cg_iters": 1 if config.solver == "cholesky" else config.cg_iters,  # exact after one
+        "cg_iters": config.cg_iters,
         "damped_scaling": config.damped_scaling,
     }
 

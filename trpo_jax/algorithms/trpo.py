@@ -22,9 +22,8 @@ from trpo_jax.algorithms.settings import (
     validate,
 )
 from trpo_jax.envs.base import Environment
-from trpo_jax.fisher import dense_fisher, fisher_vector_product
+from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner
-from trpo_jax.solvers import inverse_product
 from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
 
 
@@ -93,10 +92,7 @@ def fisher_metric(
     with fisher_precision(config):
         product = fisher_vector_product(lambda p: behavior.apply(p, thinned), params)
     precondition = None
-    with jax.default_matmul_precision("float32"):
-        if config.solver == "kronecker":
+    if config.solver == "kronecker":
+        with jax.default_matmul_precision("float32"):
             precondition = kronecker_preconditioner(log_probs, params, config.damping)
-        if config.solver == "cholesky":
-            fisher = dense_fisher(lambda p: behavior.apply(p, thinned), params)
-            precondition = inverse_product(fisher, config.damping)
     return {"metric_product": product, "precondition": precondition}

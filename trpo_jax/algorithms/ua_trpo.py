@@ -179,11 +179,6 @@ def _validate(config: Config) -> None:
             f"fisher_subsample = {config.fisher_subsample} cannot work with ua_trpo: the "
             "covariance of the gradient needs every step, in the same passes. Leave it at 1."
         )
-    if config.solver == "cholesky":
-        raise ConfigurationError(
-            "solver = 'cholesky' cannot work with ua_trpo: its metric is not the Fisher matrix "
-            "alone. Choose cg or kronecker."
-        )
     if config.critic_ensemble == 1:
         raise ConfigurationError(
             "critic_ensemble = 1 has no spread. Choose at least 2 critics, or 0 for a single one."

@@ -25,7 +25,7 @@ from trpo_jax.host_rollout import (
     make_choose,
     start_host_episodes,
 )
-from trpo_jax.training.program import Program, check
+from trpo_jax.training.program import Program, check, cpu_options
 
 
 class HostState(NamedTuple):
@@ -148,8 +148,8 @@ def compile_update(
 
     improved, *rest = jax.eval_shape(improve, state, trajectory)
     return (
-        improve.lower(state, trajectory).compile(),
-        finish.lower(improved.critic, *rest).compile(),
+        improve.lower(state, trajectory).compile(cpu_options()),
+        finish.lower(improved.critic, *rest).compile(cpu_options()),
     )
 
 

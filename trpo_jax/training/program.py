@@ -14,6 +14,7 @@ from trpo_jax.algorithms.base import Algorithm, Metrics, State
 from trpo_jax.envs.episodes import Transition
 
 RUNS_ONCE = {"xla_backend_optimization_level": 0}  # compiles three times as fast
+RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles a fourth faster, and runs as fast
 NAN_MEANS_NONE = ("episodic_return", "episode_length")  # NaN where no episode ended
 
 
@@ -76,11 +77,17 @@ def device_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk
     init = jax.jit(jax.vmap(algorithm.init), compiler_options=RUNS_ONCE).lower(keys)
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(init.compile)
-        compiled = jax.jit(jax.vmap(advance), donate_argnums=0).lower(init.out_info).compile()
+        lowered = jax.jit(jax.vmap(advance), donate_argnums=0).lower(init.out_info)
+        compiled = lowered.compile(cpu_options())
         compiled_init = compiling.result()
     seconds = time.perf_counter() - started
     name = algorithm.env.name
     return Program(name, compiled_init(keys), compiled, tuple(seeds), updates_per_chunk, seconds)
+
+
+def cpu_options() -> dict[str, int] | None:
+    """Returns compiler options of what runs often, where it runs on a CPU."""
+    return RUNS_OFTEN if jax.default_backend() == "cpu" else None
 
 
 def check(learnt: State, metrics: Metrics, trajectory: Transition) -> Health:
