@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from benchmark_peers import A_TENTH, SAME_WORK
+from benchmark_peers import A_QUARTER, SAME_WORK
 from command_line import cache_compilations
 
 from trpo_jax import envs
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args(argv).seed
     cache_compilations()
-    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**SAME_WORK, **A_TENTH))
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**SAME_WORK, **A_QUARTER))
     started = time.perf_counter()
     program = compile_program(algorithm, (seed,), 1)
     compiled = time.perf_counter()

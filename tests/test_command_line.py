@@ -96,7 +96,7 @@ def test_later_tables_win():
         "num_seeds": 8,
         "evaluation_episodes": 64,
         "env_processes": False,
-        "fisher_subsample": 10,
+        "fisher_subsample": 4,
     }
     assert defaults_for("trpo", "Anything")["num_seeds"] == 4
     assert defaults_for("trpo", "Freeway-MinAtar")["total_steps"] == 2_000_000
