@@ -155,9 +155,6 @@ def test_only_fisher_vector_products_may_be_less_precise(cartpole, module):
     assert fast[True] > 0
 
 
-# --- what an update costs
-
-
 def test_every_update_is_one_program(cartpole):
     algorithm = trpo.make(cartpole, trpo.Config(**SMALL))
     update, state = jax.jit(algorithm.update), jax.jit(algorithm.init)(jax.random.key(0))
