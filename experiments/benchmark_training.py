@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from reach_return import THRESHOLD
 from timing import time_in_turns
 
 from trpo_jax import envs
@@ -20,7 +21,6 @@ from trpo_jax.training.loop import compile_program, run_chunks
 LANES = 8  # seeds side by side where the others wait their turn
 UPDATES = 4  # in one turn, or between two looks at the return
 MOST_UPDATES = 200
-THRESHOLD = 475
 
 # The published settings of PureJaxRL's PPO, and as many passes for the critic of TRPO, whose metric
 # is over all states, or over a quarter as the defaults have it.
