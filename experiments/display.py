@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trpo_jax.training.evaluation import ScoreSummary
 from trpo_jax.training.loop import Chunk
+from trpo_jax.training.statistics import ScoreSummary
 
 PLAIN_LINES = 10  # progress lines of a whole run where the output is no terminal
 TABLE_ROWS = 16  # seeds listed one by one at the most

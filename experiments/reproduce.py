@@ -27,9 +27,9 @@ from compare import (
 from rich.console import Console
 
 from trpo_jax.errors import unknown_name
-from trpo_jax.training.evaluation import summarize
 from trpo_jax.training.figures import comparison
 from trpo_jax.training.files import write_json
+from trpo_jax.training.statistics import summarize
 
 LABEL = "interquartile mean over seeds, 95 % interval"
 BENCHMARKS_FILE = Path(__file__).parent / "benchmarks.toml"

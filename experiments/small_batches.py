@@ -29,8 +29,9 @@ from rich.console import Console
 
 from trpo_jax import algorithms
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.training.evaluation import EVALUATION, evaluate, evaluate_seeds, summarize
+from trpo_jax.training.evaluation import EVALUATION, evaluate, evaluate_seeds
 from trpo_jax.training.files import create_run_folder, write_json
+from trpo_jax.training.statistics import summarize
 
 FINAL_EPISODES = 64
 VARIANTS = (

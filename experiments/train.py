@@ -38,7 +38,7 @@ from trpo_jax import algorithms, envs
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
-from trpo_jax.training.evaluation import evaluate_seeds, summarize
+from trpo_jax.training.evaluation import evaluate_seeds
 from trpo_jax.training.figures import learning_curve
 from trpo_jax.training.files import MetricsFile, create_run_folder, write_json
 from trpo_jax.training.loop import (
@@ -49,6 +49,7 @@ from trpo_jax.training.loop import (
 )
 from trpo_jax.training.policies import save_policy
 from trpo_jax.training.program import Program
+from trpo_jax.training.statistics import summarize
 
 
 class Run(NamedTuple):

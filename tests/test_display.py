@@ -6,8 +6,8 @@ from display import print_evaluation, with_progress
 from rich.console import Console
 
 from trpo_jax.algorithms.base import Actor
-from trpo_jax.training.evaluation import summarize
 from trpo_jax.training.loop import Chunk
+from trpo_jax.training.statistics import summarize
 
 
 def chunks(returns=(20.0, 30.0)):

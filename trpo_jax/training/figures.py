@@ -9,7 +9,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from trpo_jax.training.evaluation import bootstrap_interval, interquartile_mean
+from trpo_jax.training.statistics import bootstrap_interval, interquartile_mean
 
 # Okabe and Ito's colours, told apart with any kind of colour vision. Every second line is dashed,
 # so that a line below another one shows; seven colours and two styles repeat after fourteen.
