@@ -25,9 +25,10 @@ from rich.console import Console
 
 from trpo_jax import algorithms, envs
 from trpo_jax.errors import ConfigurationError, unknown_name
-from trpo_jax.training.curves import WINDOW, first_reached, read_metrics, running_return
+from trpo_jax.training.curves import WINDOW, first_reached, running_return
 from trpo_jax.training.figures import Curve, comparison
 from trpo_jax.training.files import write_json
+from trpo_jax.training.runs import read_metrics
 from trpo_jax.training.statistics import summarize
 
 THRESHOLDS_FILE = Path(__file__).parent / "thresholds.toml"

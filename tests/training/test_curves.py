@@ -1,17 +1,8 @@
 import numpy as np
 
-from trpo_jax.training.curves import first_reached, read_metrics, running_return
+from trpo_jax.training.curves import first_reached, running_return
 
 NAN = np.nan
-
-
-def test_metrics_come_back_by_seed_and_update(tmp_path):
-    path = tmp_path / "metrics.csv"
-    path.write_text("seed,update,episodic_return\n7,1,1.5\n8,1,\n7,2,2.5\n8,2,3.5\n7,3,\n8,3,4\n")
-    metrics = read_metrics(path)
-    np.testing.assert_array_equal(metrics["seed"], [[7, 7, 7], [8, 8, 8]])
-    np.testing.assert_array_equal(metrics["update"], [[1, 2, 3], [1, 2, 3]])
-    np.testing.assert_array_equal(metrics["episodic_return"], [[1.5, 2.5, NAN], [NAN, 3.5, 4]])
 
 
 def test_the_running_return_is_of_the_latest_episodes():

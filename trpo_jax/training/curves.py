@@ -1,21 +1,8 @@
-"""Curves of finished runs: the metrics file read back, running returns, when they passed a mark."""
-
-import csv
-from pathlib import Path
+"""Curves of finished runs: running returns, and when they passed a mark."""
 
 import numpy as np
 
 WINDOW = 20  # episodes in a running return
-
-
-def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """Returns the columns of a `metrics.csv`, each `[num_seeds, U]`, NaN where a cell is empty."""
-    with path.open(newline="") as file:
-        columns, *rows = csv.reader(file)
-    table = np.array([[float(cell or "nan") for cell in row] for row in rows])
-    num_seeds = len(np.unique(table[:, columns.index("seed")]))
-    by_seed = table.reshape(-1, num_seeds, len(columns)).transpose(2, 1, 0)
-    return dict(zip(columns, by_seed, strict=True))
 
 
 def running_return(

@@ -1,0 +1,87 @@
+"""The folders of runs, read back."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trpo_jax.errors import ConfigurationError
+
+DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
+
+
+class StoredRun(NamedTuple):
+    """A run as its folder holds it, finished or not.
+
+    Attributes:
+        folder: the folder.
+        description: what `config.json` says: environment, algorithm, seeds, config, versions.
+        metrics: columns of `metrics.csv`, each `[num_seeds, U]`, NaN where a cell is empty.
+    """
+
+    folder: Path
+    description: dict[str, Any]
+    metrics: dict[str, np.ndarray]
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Returns the folders of all runs in some folders, at any depth, each once and sorted.
+
+    Raises:
+        ConfigurationError: if one of the folders is not there, or holds no run.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigurationError(f"There is no folder {folder}.")
+        inside = sorted(path.parent for path in folder.rglob(METRICS))
+        inside = [path for path in inside if (path / DESCRIPTION).is_file()]
+        if not inside:
+            raise ConfigurationError(
+                f"{folder} holds no run: a run's folder has a {DESCRIPTION} and a {METRICS} in it, "
+                "as experiments/train.py leaves them."
+            )
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def read_run(folder: Path) -> StoredRun:
+    """Returns the run in a folder.
+
+    Raises:
+        ConfigurationError: if the folder holds no run, or one without a whole update.
+    """
+    for name in (DESCRIPTION, METRICS):
+        if not (folder / name).is_file():
+            raise ConfigurationError(
+                f"{folder} is no folder of a run: there is no {name} in it, as "
+                "experiments/train.py leaves one."
+            )
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        metrics = read_metrics(folder / METRICS)
+    except ValueError as error:
+        raise ConfigurationError(f"The run in {folder} cannot be read: {error}.") from error
+    if not metrics:
+        raise ConfigurationError(f"The run in {folder} has not finished an update yet.")
+    return StoredRun(folder, description, metrics)
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """Returns the columns of a `metrics.csv`, each `[num_seeds, U]`, NaN where a cell is empty.
+
+    What a run that was killed wrote of an update in part, at the end of the file, is left out. An
+    file without a row gives no columns.
+    """
+    text = path.read_text()
+    columns, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
+    if not rows:
+        return {}
+    table = np.array([[float(cell or "nan") for cell in row] for row in rows])
+    num_seeds = len(np.unique(table[:, columns.index("seed")]))
+    whole = table[: len(table) // num_seeds * num_seeds]
+    by_seed = whole.reshape(-1, num_seeds, len(columns)).transpose(2, 1, 0)
+    return dict(zip(columns, by_seed, strict=True))
