@@ -136,7 +136,7 @@ def seeds_to_return(algorithm: Algorithm, num_seeds: int) -> dict[str, Any]:
     returns, counts = (np.empty((num_seeds, 0)) for _ in range(2))
     reached, seconds = 0.0, {"half": None, "all": None}
     with closing(compile_program(algorithm, range(num_seeds), UPDATES)) as program:
-        for chunk in run_chunks(program, MOST_UPDATES // UPDATES):
+        for chunk in run_chunks(program, MOST_UPDATES):
             returns = np.append(returns, chunk.metrics["episodic_return"], axis=1)
             counts = np.append(counts, chunk.metrics["num_episodes"], axis=1)
             reached = np.mean((running_return(returns, counts) >= THRESHOLD).any(axis=1))

@@ -22,6 +22,7 @@ import numpy as np
 import train
 from command_line import Parser, step_count, user_errors
 from rich.console import Console
+from run_settings import differences, prepare
 
 from trpo_jax import algorithms, envs
 from trpo_jax.errors import ConfigurationError, unknown_name
@@ -151,7 +152,7 @@ def plan_pair(
     ]
     argv += ["--quiet", "--out", str(folder)]
     try:
-        train.prepare(argv)
+        prepare(argv)
     except ConfigurationError as error:
         return Pair(variant.label, env, folder, tuple(argv), str(error))
     return Pair(variant.label, env, folder, tuple(argv), None)
@@ -207,15 +208,11 @@ def refuse_other_settings(pairs: Sequence[Pair]) -> None:
     for pair in pairs:
         if pair.unsuitable or not pair.is_finished():
             continue
-        asked = settings(
-            json.loads(json.dumps(train.describe(train.prepare(pair.argv), pair.argv)))
-        )
-        found = settings(read_config(pair))
-        differing = [name for name in asked | found if asked.get(name) != found.get(name)]
-        if differing:
-            what = ", ".join(f"{x} = {found.get(x)!r}, not {asked.get(x)!r}" for x in differing)
+        asked, found = (settings(x) for x in (prepare(pair.argv).description, read_config(pair)))
+        different = differences(asked, found)
+        if different:
             raise ConfigurationError(
-                f"The finished run in {pair.folder} has {what}. "
+                f"The finished run in {pair.folder} has {different}. "
                 "Choose another folder with --out, another label, or move that run away."
             )
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
-import train
 from command_line import Parser, user_errors
 from rich.console import Console
+from run_settings import Run, prepare
 
 from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete, Pool
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, flags = build_parser().parse_known_args(argv)
         if args.repeats < 1:
             raise ConfigurationError(f"repeats = {args.repeats} must be at least 1.")
-        run = train.prepare(["--env", args.env, "--num-seeds", str(args.num_seeds), *flags])
+        run = prepare(["--env", args.env, "--num-seeds", str(args.num_seeds), *flags])
         if run.env.open is None:
             raise ConfigurationError(
                 f"{args.env} does not run on the host. Choose gym/ or envpool/."
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(run: train.Run, repeats: int) -> tuple[list[float], list[float]]:
+def measure(run: Run, repeats: int) -> tuple[list[float], list[float]]:
     """Returns steps per second of the bare environment, and of all seeds in training, by turn.
 
     Raises:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import train
 from command_line import Parser, user_errors
 from compare import (
     Pair,
@@ -25,6 +24,7 @@ from compare import (
     refuse_other_settings,
 )
 from rich.console import Console
+from run_settings import prepare
 
 from trpo_jax.errors import unknown_name
 from trpo_jax.training.figures import comparison
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = args.out or Path("runs", args.benchmark)
             runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
             for task in chosen:
-                train.prepare(runs[task].argv)  # raises what is wrong before anything is run
+                prepare(runs[task].argv)  # raises what is wrong before anything is run
             shown = [run for task, run in runs.items() if task in chosen or run.is_finished()]
             refuse_other_settings(shown)
         failed = execute([runs[task] for task in chosen], console)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import train
 from command_line import (
     Parser,
     cache_compilations,
@@ -29,7 +28,7 @@ from rich.console import Console
 
 from trpo_jax import algorithms
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.training.evaluation import EVALUATION, evaluate, evaluate_seeds
+from trpo_jax.training.evaluation import EVALUATION, evaluate, make_evaluation
 from trpo_jax.training.files import create_run_folder, write_json
 from trpo_jax.training.statistics import summarize
 
@@ -75,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for (env, batch, label), run in runs.items():
         actor, changes = checked_run(run, args.checks, args.episodes)
-        scores = evaluate_seeds(run.env, run.algorithm.policy, actor, run.seeds, FINAL_EPISODES)
+        evaluation = make_evaluation(run.env, run.algorithm.policy, run.seeds, FINAL_EPISODES)
+        scores = evaluation(actor).mean(axis=1)
         rows.append({"env": env, "batch": batch, "algorithm": label, **describe(scores, changes)})
         jax.clear_caches()  # compiled programs of finished runs would fill the memory
         console.print(
@@ -109,7 +109,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> train.Run:
+def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> run_settings.Run:
     """Returns the run of a variant at a batch size, checked by train.py itself.
 
     Raises:
@@ -119,11 +119,13 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     argv += ["--total-steps", str(args.total_steps)]
     argv += ["--num-envs", "8", "--num-steps", str(batch // 8), "--critic-minibatches", "4"]
     # Small batches have no step to spare.
-    reference = train.prepare(["--algorithm", "trpo", "--fisher-subsample", "1", *argv]).config
+    reference = run_settings.prepare(
+        ["--algorithm", "trpo", "--fisher-subsample", "1", *argv]
+    ).config
     known = config_to_dict(algorithms.get(variant.algorithm).Config())
     shared = {name: value for name, value in config_to_dict(reference).items() if name in known}
     argv += ["--algorithm", variant.algorithm, *flags(shared)]
-    run = train.prepare([*argv, *variant.flags])
+    run = run_settings.prepare([*argv, *variant.flags])
     require_on_device(run.env, "True returns are measured")
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
         raise ConfigurationError(
@@ -145,7 +147,7 @@ def flags(settings: dict[str, Any]) -> Iterator[str]:
             yield from map(str, value if isinstance(value, tuple) else [value])
 
 
-def checked_run(run: train.Run, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
+def checked_run(run: run_settings.Run, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
     """Returns the final actors of all seeds and what the measured updates did."""
     algorithm, interval = run.algorithm, run.num_updates // num_checks
 

@@ -4,90 +4,87 @@ Without a flag: TRPO on CartPole-v1. `--help` explains every flag; defaults for 
 in `experiments/defaults.toml`.
 """
 
-import argparse
-import datetime
-import platform
+import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import closing
-from importlib.metadata import distributions, version
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from command_line import (
-    Parser,
-    add_config_flags,
-    cache_compilations,
-    config_from,
-    config_to_dict,
-    defaults_for,
-    first_pass,
-    step_count,
-    user_errors,
-)
+from command_line import cache_compilations, user_errors
 from display import print_evaluation, print_files, with_progress
 from rich.console import Console
+from run_settings import Run, differences, prepare, settings, stored_description
 
-import trpo_jax
-from trpo_jax import algorithms, envs
-from trpo_jax.algorithms.base import Actor, Algorithm
-from trpo_jax.envs.base import Environment
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure
-from trpo_jax.training.evaluation import evaluate_seeds
-from trpo_jax.training.figures import learning_curve
-from trpo_jax.training.files import MetricsFile, create_run_folder, write_json
-from trpo_jax.training.loop import (
-    NonFiniteError,
-    choose_chunk,
-    compile_program,
-    run_chunks,
+from trpo_jax.algorithms.base import Actor
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
+from trpo_jax.training.checkpoints import (
+    NOT_EVALUATED,
+    Checkpoints,
+    RunCheckpoints,
+    Saved,
+    to_state,
 )
+from trpo_jax.training.evaluation import make_evaluation
+from trpo_jax.training.figures import learning_curve
+from trpo_jax.training.files import create_run_folder, write_json
+from trpo_jax.training.logs import Log, chunk_rows, csv_log, tensorboard_log, wandb_log
+from trpo_jax.training.loop import NonFiniteError, compile_program, go_on, run_chunks
 from trpo_jax.training.policies import save_policy
 from trpo_jax.training.program import Program
+from trpo_jax.training.runs import DESCRIPTION, METRICS, read_metrics
 from trpo_jax.training.statistics import summarize
 
+CHECKPOINTS, EVALUATIONS = "checkpoints", "evaluations.csv"
+NOTHING_KEPT = -1  # of the rows of a run that starts again
 
-class Run(NamedTuple):
-    """A run whose settings were checked."""
-
-    args: argparse.Namespace
-    env: Environment
-    config: Any
-    algorithm: Algorithm
-    seeds: tuple[int, ...]
-    num_updates: int
-    folder: Path
+Evaluation = Callable[..., np.ndarray]
 
 
 class Outcome(NamedTuple):
-    """How far a run came."""
+    """How far a run came.
+
+    Attributes:
+        actor: of all seeds, in the end.
+        num_updates: updates done, and in metrics.csv.
+        seconds: training time, without all else.
+        costs: seconds of what training did not need, by name.
+        resumable: updates done at the latest checkpoint; 0 without one.
+        stopped_by: why it ended early, if it did.
+    """
 
     actor: Actor
-    env_steps: np.ndarray
-    returns: np.ndarray
+    num_updates: int
     seconds: float
+    costs: dict[str, float]
+    resumable: int
     stopped_by: BaseException | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     started = time.perf_counter()
-    run = None
+    run, saved = None, None
     try:
         with user_errors():
             prepared = prepare(argv)
-            create_run_folder(prepared.folder)
+            if prepared.args.resume is None:
+                create_run_folder(prepared.folder)
+                write_json(prepared.folder / DESCRIPTION, prepared.description)
+            else:
+                saved = find_checkpoint(prepared)
             run = prepared
-        write_json(run.folder / "config.json", describe(run, argv))
-        return execute(run, Console(quiet=run.args.quiet, highlight=False), started)
+        return execute(run, saved, Console(quiet=run.args.quiet, highlight=False), started)
     except EnvironmentFailure as error:  # before the first update, or in the evaluation
         print(f"error: {error} {run.folder} keeps what was written.", file=sys.stderr)
         write_traceback(run.folder, error)
+        return 1
+    except OSError as error:
+        print(f"error: {error}. What was written before stays.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         kept = f"{run.folder} keeps what was written." if run else "Nothing was written."
@@ -95,7 +92,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def execute(run: Run, console: Console, started: float) -> int:
+def find_checkpoint(run: Run) -> Saved | None:
+    """Returns the latest checkpoint that a run can go on from, and says which ones it cannot.
+
+    Raises:
+        ConfigurationError: if it is from a run with other settings.
+    """
+    folder = run.folder / CHECKPOINTS
+    if not folder.is_dir():
+        return None
+    path = run.folder / METRICS
+    metrics = read_metrics(path) if path.is_file() else {}
+    num_updates = metrics["update"].shape[1] if metrics else 0
+    with closing(Checkpoints(folder)) as checkpoints:
+        for found in checkpoints.newest_first():
+            if isinstance(found, StorageFailure):
+                print(f"warning: {found} It was renamed; the one before is tried.", file=sys.stderr)
+                continue
+            different = differences(settings(run.description), settings(found.description))
+            if different:
+                raise ConfigurationError(
+                    f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
+                    f"{different}. Take it out of that folder to go on with an earlier one."
+                )
+            if num_updates >= found.num_updates:
+                return found
+            print(
+                f"warning: {path} lacks rows of updates up to {found.num_updates}, which the "
+                f"latest checkpoint is of; the one before is tried.",
+                file=sys.stderr,
+            )
+    return None
+
+
+def execute(run: Run, saved: Saved | None, console: Console, started: float) -> int:
     """Trains, evaluates and writes the files of a run; returns the exit code."""
     per_update = run.algorithm.steps_per_update
     title = f"{run.args.algorithm.upper()} on {run.env.name}"
@@ -104,25 +134,35 @@ def execute(run: Run, console: Console, started: float) -> int:
     console.print(
         f"{title}: {run.num_updates * per_update:,} steps in {run.num_updates:,} updates, {seeds}"
     )
-    updates_per_chunk = choose_chunk(run.num_updates)
+    if run.args.resume is not None:
+        print_resumption(run, saved, console)
+    num_done = saved.num_updates if saved else 0
     cache_compilations()
     with console.status("Compiling"):
-        program = compile_program(run.algorithm, run.seeds, updates_per_chunk)
+        program = compile_program(run.algorithm, run.seeds, run.updates_per_chunk, num_done)
     device = jax.devices()[0].device_kind
     console.print(f"Compiled for {device} in {program.compile_seconds:.1f} s")
+    evaluation = make_evaluation(
+        run.env, run.algorithm.policy, run.seeds, run.args.evaluation_episodes
+    )
     with closing(program):
-        outcome = train(run, program, console)
+        if saved:
+            program = go_on(program, to_state(program.state, saved.arrays))
+        outcome = train(run, program, evaluation, saved, console)
+    if isinstance(outcome.stopped_by, OSError):
+        return report_stop(run, outcome, console)
     policy_file = run.folder / "policy.msgpack"
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds)
-    figure = learning_curve(outcome.env_steps, outcome.returns, title)
+    metrics = read_metrics(run.folder / METRICS) if outcome.num_updates else {}
+    env_steps = per_update * np.arange(1, outcome.num_updates + 1)
+    returns = metrics.get("episodic_return", np.zeros((len(run.seeds), 0)))
+    figure = learning_curve(env_steps, returns, title)
     figure.savefig(run.folder / "learning_curve.png", dpi=150)
     if outcome.stopped_by is not None:
         return report_stop(run, outcome, console)
 
     with console.status("Evaluating"):
-        scores = evaluate_seeds(
-            run.env, run.algorithm.policy, outcome.actor, run.seeds, run.args.evaluation_episodes
-        )
+        scores = evaluation(outcome.actor).mean(axis=1)
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds, scores.tolist())
     summary = summarize(scores)
     all_steps = run.num_updates * per_update * len(run.seeds)
@@ -135,6 +175,8 @@ def execute(run: Run, console: Console, started: float) -> int:
             "total_steps": run.num_updates * per_update,
             "env_steps_per_second": all_steps / outcome.seconds,
             "compile_seconds": program.compile_seconds,
+            "training_seconds": outcome.seconds,
+            **{f"{name}_seconds": seconds for name, seconds in outcome.costs.items()},
             "wall_seconds": time.perf_counter() - started,
             "evaluation": {
                 "episodes_per_seed": run.args.evaluation_episodes,
@@ -144,147 +186,169 @@ def execute(run: Run, console: Console, started: float) -> int:
         },
     )
     print_evaluation(console, run.seeds, scores, summary, run.args.evaluation_episodes)
+    costs = {name: seconds for name, seconds in outcome.costs.items() if seconds}
+    if costs:
+        listed = (
+            f"{name.replace('_', ' ')} {seconds:.1f} s ({seconds / outcome.seconds:.1%})"
+            for name, seconds in costs.items()
+        )
+        console.print(f"Beside {outcome.seconds:.1f} s of training: {', '.join(listed)}")
     print_files(console, run.folder)
     return 0
 
 
-def prepare(argv: Sequence[str] | None) -> Run:
-    """Parses and checks everything that can be checked before compilation; writes nothing.
-
-    Raises:
-        ConfigurationError: if a setting cannot work.
-    """
-    first = first_pass(argv, env="CartPole-v1", algorithm="trpo")
-    module = algorithms.get(first.algorithm)
-    args = build_parser(module, first).parse_args(argv)
-    env = envs.make(args.env, args.env_processes)
-    config = config_from(args, module)
-    algorithm = module.make(env, config)
-    num_updates = args.total_steps // algorithm.steps_per_update
-    if num_updates < 1:
-        raise ConfigurationError(
-            f"total_steps = {args.total_steps:,} is less than one batch, which takes "
-            f"{algorithm.steps_per_update:,} steps of the environment. Raise --total-steps or "
-            "collect less in an update, by --num-envs or --num-steps for instance."
+def print_resumption(run: Run, saved: Saved | None, console: Console) -> None:
+    """Says where a run goes on, and what will not be as if it had never stopped."""
+    if saved is None:
+        console.print("There is no checkpoint to go on from: it starts again")
+        return
+    console.print(f"Goes on after update {saved.num_updates:,}")
+    if run.env.open is not None:
+        console.print(
+            "Environments on the host cannot be stored: their episodes begin anew, and the numbers "
+            "are not those of a run that never stopped"
         )
-    if args.num_seeds < 1:
-        raise ConfigurationError(f"num_seeds = {args.num_seeds} must be at least 1.")
-    if args.evaluation_episodes < 1:
-        raise ConfigurationError(
-            f"evaluation_episodes = {args.evaluation_episodes} must be at least 1."
-        )
-    if not 0 <= args.seed <= 2**32 - args.num_seeds:
-        raise ConfigurationError(
-            f"seed = {args.seed} must be at least 0, and the last seed less than 2^32."
-        )
-    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-    folder = args.out or Path("runs", args.env, args.algorithm, time_name)
-    seeds = tuple(range(args.seed, args.seed + args.num_seeds))
-    return Run(args, env, config, algorithm, seeds, num_updates, folder)
+    device = saved.description["device"]
+    if device != run.description["device"]:
+        console.print(f"It ran on {device['kind']} before: numbers may differ in rounding")
 
 
-def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
-    """Returns the parser whose defaults are those of the chosen algorithm and environment."""
-    defaults = defaults_for(first.algorithm, first.env)
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    add = parser.add_argument
-    known = ", ".join(algorithms.ALGORITHMS)
-    add("--env", default="CartPole-v1", metavar="NAME", help="environment (default: CartPole-v1)")
-    add("--algorithm", default="trpo", metavar="NAME", help=f"one of {known} (default: trpo)")
-    add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")
-    total_steps, num_seeds = defaults["total_steps"], defaults["num_seeds"]
-    help_text = f"number of seeds, trained side by side (default: {num_seeds})"
-    add("--num-seeds", default=num_seeds, type=int, metavar="N", help=help_text)
-    help_text = (
-        f"environment steps of each seed, rounded down to whole updates (default: {total_steps:,})"
-    )
-    add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
-    episodes = defaults["evaluation_episodes"]
-    help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
-    add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
-    processes = defaults["env_processes"]
-    help_text = (
-        "run each environment of gym/ in a process of its own: faster where a step takes a "
-        f"millisecond or more (default: {processes})"
-    )
-    action = argparse.BooleanOptionalAction
-    add("--env-processes", default=processes, action=action, help=help_text)
-    help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
-    add("--out", type=Path, metavar="FOLDER", help=help_text)
-    add("--quiet", action="store_true", help="print errors only")
-    add_config_flags(parser, module, defaults)
-    return parser
-
-
-def describe(run: Run, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Returns everything needed to run it again."""
-    device = jax.devices()[0]
-    suite, _ = envs.suite_of(run.env.name)
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.SUITES[suite])
-    return {
-        "command": ["experiments/train.py", *(sys.argv[1:] if argv is None else argv)],
-        "env": run.env.name,
-        "algorithm": run.args.algorithm,
-        "seed": run.args.seed,
-        "num_seeds": run.args.num_seeds,
-        "total_steps": run.args.total_steps,
-        "evaluation_episodes": run.args.evaluation_episodes,
-        "env_processes": run.args.env_processes,
-        "config": config_to_dict(run.config),
-        "versions": {
-            "trpo_jax": trpo_jax.__version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages if is_installed(package)},
-        },
-        "device": {"platform": device.platform, "kind": device.device_kind},
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-
-
-def is_installed(package: str) -> bool:
-    """Says whether a package is there: not every environment of a suite needs all of its own."""
-    return bool(list(distributions(name=package)))
-
-
-def train(run: Run, program: Program, console: Console) -> Outcome:
-    """Trains to the end, or as far as it goes, writing metrics.csv along the way."""
+def train(
+    run: Run, program: Program, evaluation: Evaluation, saved: Saved | None, console: Console
+) -> Outcome:
+    """Trains to the end, or as far as it goes, writing logs and checkpoints along the way."""
     per_update = run.algorithm.steps_per_update
-    actor = jax.device_get(program.state.actor)
-    returns = [np.full((len(run.seeds), 0), np.nan)]
-    seconds, stopped_by = 0.0, None
-    chunks = run_chunks(program, run.num_updates // program.updates_per_chunk)
-    try:
-        with (
-            MetricsFile(run.folder / "metrics.csv", run.seeds, per_update) as metrics,
-            closing(with_progress(chunks, console, run.num_updates, per_update)) as shown,
-        ):
+    num_done, seconds = (saved.num_updates, saved.seconds) if saved else (0, 0.0)
+    actor, stopped_by = jax.device_get(program.state.actor), None
+    checkpoints = RunCheckpoints(
+        run.folder / CHECKPOINTS,
+        run.description,
+        run.args.checkpoint_every,
+        run.args.keep_checkpoints,
+        num_done,
+    )
+    chunks = run_chunks(program, run.num_updates, num_done, seconds)
+    with ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        services = [entered(stack, log) for log in open_services(run, num_done)]
+        logs = [entered(stack, open_csv(run, METRICS, saved)), *services]
+        evaluations = Evaluations(run, evaluation, saved, services, stack)
+        shown = with_progress(chunks, console, run.num_updates, per_update)
+        stack.callback(shown.close)
+        try:
+            if num_done == 0:
+                evaluations.offer(0, actor, 0.0)
             for chunk in shown:
-                metrics.write(chunk)
-                actor, seconds = chunk.actor, chunk.seconds
-                returns.append(chunk.metrics["episodic_return"])
-    except (KeyboardInterrupt, NonFiniteError, EnvironmentFailure) as error:
-        stopped_by = error
-    all_returns = np.concatenate(returns, axis=1)
-    env_steps = per_update * np.arange(1, all_returns.shape[1] + 1)
-    return Outcome(actor, env_steps, all_returns, seconds, stopped_by)
+                rows = chunk_rows(chunk, run.seeds, per_update, seconds)
+                for log in logs:
+                    log.write(rows)
+                actor, num_done, seconds = chunk.actor, chunk.last_update, chunk.seconds
+                checkpoints.offer(chunk, evaluations.offer(num_done, actor, seconds))
+        except (KeyboardInterrupt, NonFiniteError, EnvironmentFailure, OSError) as error:
+            stopped_by = error
+    costs = {
+        "first_evaluation_and_its_compilation": evaluations.first_cost,
+        "later_evaluations": evaluations.later_cost,
+        "checkpoints": checkpoints.cost,
+    }
+    return Outcome(actor, num_done, seconds, costs, checkpoints.latest, stopped_by)
+
+
+class Evaluations:
+    """Judges the policies during training, where that is asked for, and writes what they scored.
+
+    Attributes:
+        first_cost: seconds that the first evaluation took, with its compilation.
+        later_cost: seconds of all others.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        evaluation: Evaluation,
+        saved: Saved | None,
+        services: Sequence[Log],
+        stack: ExitStack,
+    ):
+        """Opens `evaluations.csv` if the run is to be judged, until the stack closes."""
+        self.first_cost, self.later_cost = 0.0, 0.0
+        self._every = run.args.eval_every
+        self._evaluation, self._seeds = evaluation, run.seeds
+        self._steps_per_update = run.algorithm.steps_per_update
+        self._logs = list(services)
+        if self._every:
+            self._logs.append(entered(stack, open_csv(run, EVALUATIONS, saved)))
+
+    def offer(self, num_updates: int, actor: Actor, seconds: float) -> float:
+        """Returns the mean return over all seeds after an update, or `NOT_EVALUATED`."""
+        if not self._every or num_updates % self._every:
+            return NOT_EVALUATED
+        started = time.perf_counter()
+        scores = self._evaluation(actor, num_updates).mean(axis=1)
+        cost = time.perf_counter() - started
+        if self.first_cost:
+            self.later_cost += cost
+        else:
+            self.first_cost = cost
+        rows = [
+            {
+                "seed": seed,
+                "update": num_updates,
+                "env_steps": num_updates * self._steps_per_update,
+                "seconds": seconds,
+                "evaluation_return": score,
+                "evaluation_seconds": cost,
+            }
+            for seed, score in zip(self._seeds, scores, strict=True)
+        ]
+        for log in self._logs:
+            log.write(rows)
+        return float(scores.mean())
+
+
+def open_csv(run: Run, name: str, saved: Saved | None) -> Log:
+    """Returns the log that is a CSV file of a run, going on where the run does."""
+    resumed = run.args.resume is not None
+    start_again = NOTHING_KEPT if saved is None else saved.num_updates
+    return csv_log(run.folder / name, start_again if resumed else None)
+
+
+def open_services(run: Run, num_done: int) -> Iterator[Log]:
+    """Yields the logs that a run is asked to keep beside its CSV files."""
+    if "tensorboard" in run.args.log:
+        steps_done = num_done * run.algorithm.steps_per_update
+        yield tensorboard_log(run.folder / "tensorboard", run.seeds, steps_done)
+    if "wandb" in run.args.log:
+        yield wandb_log(run.folder, run.seeds, stored_description(run.folder))
+
+
+def entered(stack: ExitStack, log: Log) -> Log:
+    """Returns a log that is closed with a stack."""
+    stack.callback(log.close)
+    return log
 
 
 def report_stop(run: Run, outcome: Outcome, console: Console) -> int:
     """Says why a run stopped early and what is left of it; returns the exit code."""
-    done = len(outcome.env_steps)
     broken = not isinstance(outcome.stopped_by, KeyboardInterrupt)
-    kept = f"metrics.csv holds the run up to update {done} of {run.num_updates}, policy.msgpack "
-    kept += "each seed's last good policy." if broken else "the policies of then."
     write_traceback(run.folder, outcome.stopped_by)
-    reason = f"error: {outcome.stopped_by}" if broken else "Interrupted."
-    print(reason, kept, file=sys.stderr)
+    reason = f"error: {outcome.stopped_by}".rstrip(".") if broken else "Interrupted"
+    kept = f"metrics.csv holds the run up to update {outcome.num_updates} of {run.num_updates}"
+    if not isinstance(outcome.stopped_by, OSError):
+        policies = "each seed's last good policy" if broken else "the policies of then"
+        kept += f", policy.msgpack {policies}"
+    print(f"{reason}. {kept}.", file=sys.stderr)
+    if not isinstance(outcome.stopped_by, NonFiniteError):  # which would come again
+        after = f"after update {outcome.resumable}" if outcome.resumable else "from its start"
+        command = f"experiments/train.py --resume {shlex.quote(str(run.folder))}"
+        print(f"{command} goes on {after}.", file=sys.stderr)
     print_files(console, run.folder)
     return 1 if broken else 130
 
 
 def write_traceback(folder: Path, error: BaseException) -> None:
     """Writes where an environment failed, if that is what happened, for its author."""
-    if error.__cause__ is not None:
+    if isinstance(error, EnvironmentFailure) and error.__cause__ is not None:
         lines = traceback.format_exception(error.__cause__)
         (folder / "error.txt").write_text("".join(lines))
 

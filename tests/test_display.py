@@ -5,7 +5,6 @@ import pytest
 from display import print_evaluation, with_progress
 from rich.console import Console
 
-from trpo_jax.algorithms.base import Actor
 from trpo_jax.training.loop import Chunk
 from trpo_jax.training.statistics import summarize
 
@@ -13,7 +12,7 @@ from trpo_jax.training.statistics import summarize
 def chunks(returns=(20.0, 30.0)):
     for index, value in enumerate(returns):
         metrics = {"kl": np.full((2, 5), 0.0123), "episodic_return": np.full((2, 5), value)}
-        yield Chunk(5 * index + 1, metrics, Actor(None, None), index + 1.0)
+        yield Chunk(5 * index + 1, metrics, None, None, None, index + 1.0)
 
 
 def shown(terminal, **kwargs):

@@ -17,6 +17,7 @@ import train
 from command_line import defaults_for
 
 import trpo_jax
+from trpo_jax import algorithms
 
 pytestmark = pytest.mark.xdist_group("script")  # one worker, so that the run is shared
 
@@ -197,7 +198,7 @@ def test_help_explains_every_field_with_its_default(capsys):
         train.main(["--env", "Pendulum-v1", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for field in train.algorithms.get("trpo").Config.__dataclass_fields__:
+    for field in algorithms.get("trpo").Config.__dataclass_fields__:
         assert f"--{field.replace('_', '-')}" in text
     max_kl = defaults_for("trpo", "Pendulum-v1")["max_kl"]
     assert f"radius of the trust region: mean KL(old || new), in nats (default: {max_kl})" in text

@@ -38,3 +38,7 @@ def require_known_environment(suite: str, name: str, known: Iterable[str]) -> st
 
 class EnvironmentFailure(RuntimeError):
     """An environment that raised, died or returned what is no number; its cause is attached."""
+
+
+class StorageFailure(OSError):
+    """Something that could not be written or read back, on a full disk for instance."""

@@ -9,7 +9,7 @@ from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Categorical
 from trpo_jax.errors import EnvironmentFailure
 from trpo_jax.normalization import init_statistics
-from trpo_jax.training.evaluation import evaluate, evaluate_seeds
+from trpo_jax.training.evaluation import evaluate, make_evaluation
 
 
 def test_each_episode_counts_once_and_is_whole():
@@ -39,4 +39,4 @@ def test_numbers_that_are_not_finite_name_environment_and_seed():
     actor = Actor(jnp.zeros(2), jax.vmap(lambda _: init_statistics((1,)))(jnp.zeros(2)))
     policy = lambda actor, observations: Categorical(jnp.zeros((len(observations), 2)))
     with pytest.raises(EnvironmentFailure, match=r"counter returned .* seed 3, 4, in its eval"):
-        evaluate_seeds(env._replace(step=step), policy, actor, (3, 4), 2)
+        make_evaluation(env._replace(step=step), policy, (3, 4), 2)(actor)

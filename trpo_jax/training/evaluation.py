@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Key, Num, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
@@ -64,85 +64,105 @@ def evaluate(
     return jax.lax.while_loop(unfinished, body, start)[-1]
 
 
-def evaluate_seeds(
+def make_evaluation(
     env: Environment,
     policy: Callable[[Actor, Num[Array, "E ..."]], Distribution],
-    actor: Actor,
     seeds: Sequence[int],
     num_episodes: int,
-) -> np.ndarray:
-    """Returns the mean return of each seed's deterministic policy over fresh episodes.
+    *,
+    stochastic: bool = False,
+) -> Callable[..., np.ndarray]:
+    """Returns the function that plays E = `num_episodes` fresh episodes with each seed's policy.
+
+    It is `(actor, number=0) -> returns [num_seeds, E]`, undiscounted and on the host; the leading
+    axis of the actor is `[num_seeds]`. Seed and number decide the episodes, by keys that training
+    does not use; a run's last evaluation is number 0, one after update k number k. The function
+    raises EnvironmentFailure if the environment fails, or returns numbers that are not finite.
 
     Args:
         env: the environment.
         policy: of the algorithm.
-        actor: of all seeds, leading axis `[num_seeds]`.
-        seeds: the seeds; they decide the episodes too, by keys that training does not use.
-        num_episodes: episodes a seed.
-
-    Returns:
-        `[num_seeds]`, on the host.
-
-    Raises:
-        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+        seeds: the seeds.
+        num_episodes: E.
+        stochastic: whether actions are drawn from the policy; else they are its mode.
     """
+
+    def act(actor, key, observations):
+        distribution = policy(actor, observations)
+        return distribution.sample(key) if stochastic else distribution.mode()
+
     if env.open is not None:
-        actors = [jax.tree.map(lambda x, i=i: x[i], actor) for i in range(len(seeds))]
-        act = jax.jit(partial(_act_deterministically, env, policy))
-        return np.array(
-            [
-                evaluate_on_host(env, partial(act, actor), seed, num_episodes).mean()
-                for actor, seed in zip(actors, seeds, strict=True)
-            ]
+        given = jax.jit(
+            lambda *args: jax.vmap(partial(to_environment_action, env.action))(act(*args))
         )
 
-    def one_seed(seed: Integer[Array, ""], actor: Actor) -> Float[Array, ""]:
-        key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
-        act = lambda _, observations: policy(actor, observations).mode()
-        return jnp.mean(evaluate(env, act, key, num_episodes))
+        def evaluate_in_turn(actor: Actor, number: int = 0) -> np.ndarray:
+            keys = _keys(seeds, number)
+            actors = [jax.tree.map(lambda x, i=i: x[i], actor) for i in range(len(seeds))]
+            numbers = (number,) if number else ()
+            return np.stack(
+                [
+                    evaluate_on_host(
+                        env, partial(given, actor), key, (EVALUATION, seed, *numbers), num_episodes
+                    )
+                    for actor, key, seed in zip(actors, keys, seeds, strict=True)
+                ]
+            )
 
-    scores = np.asarray(jax.jit(jax.vmap(one_seed))(jnp.asarray(seeds, jnp.uint32), actor))
-    broken = [seed for seed, score in zip(seeds, scores, strict=True) if not np.isfinite(score)]
-    if broken:
-        raise EnvironmentFailure(
-            f"Environment {env.name} returned numbers that are not finite to the trained policy of "
-            f"seed {', '.join(map(str, broken))}, in its evaluation."
-        )
-    return scores
+        return evaluate_in_turn
+
+    @jax.jit
+    @jax.vmap
+    def one_seed(actor: Actor, key: PRNGKeyArray) -> Float[Array, " E"]:
+        return evaluate(env, partial(act, actor), key, num_episodes)
+
+    def evaluate_together(actor: Actor, number: int = 0) -> np.ndarray:
+        returns = np.asarray(one_seed(actor, _keys(seeds, number)))
+        broken = ~np.isfinite(returns).all(axis=1)
+        if broken.any():
+            names = ", ".join(str(seed) for seed, x in zip(seeds, broken, strict=True) if x)
+            raise EnvironmentFailure(
+                f"Environment {env.name} returned numbers that are not finite to the trained "
+                f"policy of seed {names}, in its evaluation."
+            )
+        return returns
+
+    return evaluate_together
 
 
-def _act_deterministically(env, policy, actor, observations):
-    actions = policy(actor, observations).mode()
-    return jax.vmap(partial(to_environment_action, env.action))(actions)
+def _keys(seeds: Sequence[int], number: int) -> Key[Array, " num_seeds"]:
+    keys = [jax.random.fold_in(jax.random.key(np.uint32(seed)), EVALUATION) for seed in seeds]
+    return jnp.stack([jax.random.fold_in(key, number) if number else key for key in keys])
 
 
 def evaluate_on_host(
     env: Environment,
-    act: Callable[[Num[Array, "E ..."]], Num[Array, "E ..."]],
-    seed: int,
+    act: Callable[[PRNGKeyArray, Num[Array, "E ..."]], Num[Array, "E ..."]],
+    key: PRNGKeyArray,
+    seeds: tuple[int, ...],
     num_episodes: int,
 ) -> np.ndarray:
     """Does what `evaluate` does, for an environment that runs on the host.
 
     Args:
         env: the environment.
-        act: `observations [E, ...] -> actions [E, ...]`, as the environment takes them.
-        seed: sets the episodes, which are none of those of training with the same seed.
+        act: `(key, observations [E, ...]) -> actions [E, ...]`, as the environment takes them.
+        key: consumed by actions.
+        seeds: set the episodes.
         num_episodes: E.
 
     Raises:
         EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
     """
     with failures_named(env):
-        opened = env.open((EVALUATION, seed), num_episodes)
+        opened = env.open(seeds, num_episodes)
     with closing(opened) as pool:
         episodes = start_host_episodes(env, pool, num_episodes)
         finished = np.zeros(num_episodes, bool)
         returns = np.zeros(num_episodes, np.float32)
-        for _ in range(env.time_limit or MAX_STEPS):
-            episodes, transition = advance_host_episodes(
-                env, pool, episodes, act(episodes.observation)
-            )
+        for step in range(env.time_limit or MAX_STEPS):
+            actions = act(jax.random.fold_in(key, step), episodes.observation)
+            episodes, transition = advance_host_episodes(env, pool, episodes, actions)
             returns = np.where(finished, returns, transition.total_reward)
             finished |= transition.done
             if finished.all():

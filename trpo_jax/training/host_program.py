@@ -40,7 +40,9 @@ class HostState(NamedTuple):
     seeds: tuple[State, ...]
 
 
-def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int) -> Program:
+def host_program(
+    algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int, num_done: int = 0
+) -> Program:
     """Returns the program for an environment that runs on the host; see `compile_program`.
 
     Raises:
@@ -110,7 +112,7 @@ def host_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: 
     try:
         for index, seed in enumerate(seeds):
             with failures_named(env):
-                pools.append(env.open(seed, num_envs))
+                pools.append(env.open((seed, num_done) if num_done else seed, num_envs))
             episodes = stagger(env, start_host_episodes(env, pools[-1], num_envs))
             states[index] = states[index]._replace(episodes=episodes)
     except BaseException:

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Key
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State
 from trpo_jax.envs.episodes import Transition
@@ -53,36 +53,89 @@ class Program(NamedTuple):
     close: Callable[[], None] = lambda: None
 
 
+class CompiledRuns(NamedTuple):
+    """Runs side by side on the device, R of them, as compiled programs.
+
+    Attributes:
+        init: `(keys [R], values [R]) -> state [R]`.
+        advance: `(state [R], values [R]) -> (state, (metrics, health))`; uses its state up.
+        seconds: time spent compiling.
+        num_bytes: memory that `advance` needs, state and outputs included.
+    """
+
+    init: Callable[[Key[Array, " R"], Any], State]
+    advance: Callable[[State, Any], tuple[State, tuple[Metrics, Health]]]
+    seconds: float
+    num_bytes: int
+
+
 def device_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int) -> Program:
     """Returns the program for an environment that runs on the device; see `compile_program`."""
+    keys = seed_keys(seeds)
+    runs = compile_runs(lambda _: algorithm, keys, (), updates_per_chunk)
+    return Program(
+        algorithm.env.name,
+        runs.init(keys, ()),
+        lambda state: runs.advance(state, ()),
+        tuple(seeds),
+        updates_per_chunk,
+        runs.seconds,
+    )
 
-    def update(carry, _):
-        state, finite = carry
-        collected, trajectory = algorithm.collect(state)
-        learnt, metrics = algorithm.learn(collected, trajectory)
-        health = check(learnt, metrics, trajectory)
-        health = health._replace(finite=finite & health.finite)
-        actor = jax.tree.map(
-            lambda new, old: jnp.where(health.finite, new, old), learnt.actor, state.actor
-        )
-        return (learnt._replace(actor=actor), health.finite), (metrics, health)
 
-    def advance(state):
+def seed_keys(seeds: Sequence[int]) -> Key[Array, " R"]:
+    """Returns the keys that runs of these seeds start from."""
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+
+
+def compile_runs(
+    make: Callable[[Any], Algorithm],
+    keys: Key[Array, " R"],
+    values: Any,
+    updates_per_chunk: int,
+) -> CompiledRuns:
+    """Compiles `updates_per_chunk` updates of R runs that differ in their keys and in some values.
+
+    Args:
+        make: `values of one run -> algorithm`, traced.
+        keys: one for each run, or their shape.
+        values: any pytree, leading axis `[R]`, or its shapes.
+        updates_per_chunk: updates in one call.
+    """
+
+    def init(key, values):
+        return make(values).init(key)
+
+    def advance(state, values):
+        algorithm = make(values)
+
+        def update(carry, _):
+            state, finite = carry
+            collected, trajectory = algorithm.collect(state)
+            learnt, metrics = algorithm.learn(collected, trajectory)
+            health = check(learnt, metrics, trajectory)
+            health = health._replace(finite=finite & health.finite)
+            actor = jax.tree.map(
+                lambda new, old: jnp.where(health.finite, new, old), learnt.actor, state.actor
+            )
+            return (learnt._replace(actor=actor), health.finite), (metrics, health)
+
         start = state, jnp.ones((), bool)
         (state, _), outputs = jax.lax.scan(update, start, length=updates_per_chunk)
         return state, outputs
 
     started = time.perf_counter()
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    init = jax.jit(jax.vmap(algorithm.init), compiler_options=RUNS_ONCE).lower(keys)
+    lowered_init = jax.jit(jax.vmap(init), compiler_options=RUNS_ONCE).lower(keys, values)
     with ThreadPoolExecutor(1) as beside:
-        compiling = beside.submit(init.compile)
-        lowered = jax.jit(jax.vmap(advance), donate_argnums=0).lower(init.out_info)
+        compiling = beside.submit(lowered_init.compile)
+        lowered = jax.jit(jax.vmap(advance), donate_argnums=0).lower(lowered_init.out_info, values)
         compiled = lowered.compile(cpu_options())
         compiled_init = compiling.result()
     seconds = time.perf_counter() - started
-    name = algorithm.env.name
-    return Program(name, compiled_init(keys), compiled, tuple(seeds), updates_per_chunk, seconds)
+    memory = compiled.memory_analysis()
+    num_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    num_bytes += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return CompiledRuns(compiled_init, compiled, seconds, num_bytes)
 
 
 def cpu_options() -> dict[str, int] | None:

@@ -76,8 +76,7 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
     What a run that was killed wrote of an update in part, at the end of the file, is left out. An
     file without a row gives no columns.
     """
-    text = path.read_text()
-    columns, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
+    columns, rows = read_rows(path)
     if not rows:
         return {}
     table = np.array([[float(cell or "nan") for cell in row] for row in rows])
@@ -85,3 +84,10 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
     whole = table[: len(table) // num_seeds * num_seeds]
     by_seed = whole.reshape(-1, num_seeds, len(columns)).transpose(2, 1, 0)
     return dict(zip(columns, by_seed, strict=True))
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Returns the names of the columns and the rows of a CSV file, without a last half of one."""
+    text = path.read_text()
+    columns, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
+    return columns, rows
