@@ -243,6 +243,16 @@ def stored_description(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+def stored_algorithm(description: dict[str, Any], env: Environment) -> Algorithm:
+    """Returns the algorithm of a stored run, on an environment."""
+    module = algorithms.get(description["algorithm"])
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description["config"].items()
+    }
+    return module.make(env, module.Config(**values))
+
+
 def refuse_other_settings(run: Run) -> None:
     """Raises a ConfigurationError if a run is finished, or was started with other settings."""
     if (run.folder / "summary.json").is_file():

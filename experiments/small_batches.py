@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import run_settings
 from command_line import (
     Parser,
     cache_compilations,

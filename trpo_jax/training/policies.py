@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import serialization
 from jaxtyping import Array, Num, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor, make_acting
+from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import (
     ArraySpec,
     Box,
@@ -70,6 +71,67 @@ def save_policy(
     write_whole(Path(path), serialization.msgpack_serialize(data))
 
 
+class Policies(NamedTuple):
+    """The policies of all seeds of a run, read back.
+
+    Attributes:
+        environment: name of the one that they were trained in.
+        observation: what it shows.
+        action: what it takes.
+        seeds: the seeds.
+        scores: evaluation return of each.
+        actor: of all seeds, leading axis `[num_seeds]`.
+        policy: `(actor, observations [*batch, ...]) -> action distribution`, of one seed.
+    """
+
+    environment: str
+    observation: ArraySpec
+    action: Discrete | MultiDiscrete | Box
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]
+    actor: Actor
+    policy: Callable[[Actor, Num[Array, "..."]], Distribution]
+
+
+def read_policies(path: str | Path, env: Environment | None = None) -> Policies:
+    """Returns the policies in a `policy.msgpack`.
+
+    Args:
+        path: the file.
+        env: where they are to act, if that is to be checked.
+
+    Raises:
+        ConfigurationError: if there is no such file or it is no policy file, or if `env` shows or
+            takes something else than the environment they were trained in.
+    """
+    data = _read(Path(path))
+    observation = ArraySpec(
+        tuple(data["observation"]["shape"]), np.dtype(data["observation"]["dtype"])
+    )
+    action = _action_from_dict(data["action"])
+    if env is not None:
+        for what, own, other in (
+            ("observations", observation, env.observation),
+            ("actions", action, env.action),
+        ):
+            if type(own) is not type(other) or not all(map(np.array_equal, own, other)):
+                raise ConfigurationError(
+                    f"{path} was trained in {data['environment']}, whose {what} are {own}; those "
+                    f"of {env.name} are {other}. A policy acts only where both are the same."
+                )
+    network = make_policy(observation, action, **data["network"])
+    actor = Actor(data["policy_params"], RunningStatistics(**data["observation_statistics"]))
+    return Policies(
+        data["environment"],
+        observation,
+        action,
+        tuple(data["seeds"]),
+        tuple(data["scores"]),
+        jax.tree.map(jnp.asarray, actor),
+        make_acting(network, data["normalize_observations"]),
+    )
+
+
 def load_policy(
     path: str | Path, seed: int | None = None, env: Environment | None = None
 ) -> Callable[..., Num[Array, "..."]]:
@@ -88,50 +150,31 @@ def load_policy(
         ConfigurationError: if there is no such file, it is no policy file, or holds no such seed,
             or if `env` shows or takes something else than the environment it was trained in.
     """
-    data = _read(Path(path))
-    seeds = list(data["seeds"])
-    seed = seeds[int(np.argmax(data["scores"]))] if seed is None else seed
-    if seed not in seeds:
-        raise ConfigurationError(f"{path} holds no seed {seed}. It holds {seeds}.")
-    observation = ArraySpec(
-        tuple(data["observation"]["shape"]), np.dtype(data["observation"]["dtype"])
-    )
-    action = _action_from_dict(data["action"])
-    if env is not None:
-        for what, own, other in (
-            ("observations", observation, env.observation),
-            ("actions", action, env.action),
-        ):
-            if type(own) is not type(other) or not all(map(np.array_equal, own, other)):
-                raise ConfigurationError(
-                    f"{path} was trained in {data['environment']}, whose {what} are {own}; those "
-                    f"of {env.name} are {other}. A policy acts only where both are the same."
-                )
-    network = make_policy(observation, action, **data["network"])
-    policy = make_acting(network, data["normalize_observations"])
-    actor = jax.tree.map(
-        lambda x: jnp.asarray(x[seeds.index(seed)]),
-        Actor(data["policy_params"], RunningStatistics(**data["observation_statistics"])),
-    )
+    stored = read_policies(path, env)
+    seed = stored.seeds[int(np.argmax(stored.scores))] if seed is None else seed
+    if seed not in stored.seeds:
+        raise ConfigurationError(f"{path} holds no seed {seed}. It holds {list(stored.seeds)}.")
+    name, observation = stored.environment, stored.observation
+    actor = jax.tree.map(lambda x: x[stored.seeds.index(seed)], stored.actor)
 
     @jax.jit
     def act(observations: Num[Array, "..."], key: PRNGKeyArray | None = None) -> Array:
         observations = jnp.asarray(observations)
         if not np.can_cast(observations.dtype, observation.dtype, "same_kind"):
             raise ValueError(
-                f"Observations of {data['environment']} are {observation.dtype}; got "
-                f"{observations.dtype}. Pass them as the environment shows them."
+                f"Observations of {name} are {observation.dtype}; got {observations.dtype}. Pass "
+                "them as the environment shows them."
             )
         observations = observations.astype(observation.dtype)
         batch_shape = observations.shape[: observations.ndim - len(observation.shape)]
         if observations.shape[len(batch_shape) :] != observation.shape:
             raise ValueError(
-                f"An observation of {data['environment']} has shape {observation.shape}, with any "
-                f"batch axes before it; got {observations.shape}."
+                f"An observation of {name} has shape {observation.shape}, with any batch axes "
+                f"before it; got {observations.shape}."
             )
-        distribution = policy(actor, observations.reshape(-1, *observation.shape))
+        distribution = stored.policy(actor, observations.reshape(-1, *observation.shape))
         actions = distribution.mode() if key is None else distribution.sample(key)
-        actions = jax.vmap(lambda a: to_environment_action(action, a))(actions)
+        actions = jax.vmap(lambda a: to_environment_action(stored.action, a))(actions)
         return actions.reshape(*batch_shape, *actions.shape[1:])
 
     return act
