@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from trpo_jax.training.statistics import bootstrap_interval, interquartile_mean
@@ -79,28 +80,43 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (environment, panel) in zip(all_axes, curves.items(), strict=False):
         for label, curve in panel.items():
-            place = labels.index(label)
-            color, style = COLORS[place % len(COLORS)], LINE_STYLES[place % len(LINE_STYLES)]
             shown = _spread(len(curve.env_steps), COMPARISON_POINTS)
             steps, returns = curve.env_steps[shown], curve.returns[:, shown]
-            look = {"color": color, "linestyle": style, "linewidth": 1.6, "label": label}
+            look = line_look(labels, label)
             band = _plot_iqm(axes, steps, returns, **look)
-            if band is not None:  # many overlap: pale, with an edge
-                band.set(alpha=None, facecolor=(color, 0.1), edgecolor=(color, 0.4), linewidth=0.6)
+            if band is not None:
+                band.set(**band_look(look["color"]))
         axes.set_xlim(left=0)
         axes.set_title(environment, fontsize="medium")
         _style(axes)
     for axes in all_axes[len(curves) :]:
         axes.set_axis_off()
     lines = {line.get_label(): line for axes in all_axes for line in axes.lines}
-    handles = [lines[label] for label in labels if label in lines]
     figure.supxlabel("environment steps", fontsize="medium")
     figure.supylabel("return of training episodes", fontsize="medium")
-    fitting = max(1, int(width / (0.6 + 0.09 * max(map(len, labels)))))  # inches
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=min(fitting, len(labels)), frameon=False
-    )
+    legend_above(figure, [lines[label] for label in labels if label in lines])
     return figure
+
+
+def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
+    """Returns how the line of a label looks, which its place among all labels decides."""
+    place = labels.index(label)
+    color, style = COLORS[place % len(COLORS)], LINE_STYLES[place % len(LINE_STYLES)]
+    return {"color": color, "linestyle": style, "linewidth": 1.6, "label": label}
+
+
+def band_look(color: str) -> dict[str, Any]:
+    """Returns how the interval around a line looks: many overlap, so it is pale, with an edge."""
+    edge = {"edgecolor": (color, 0.4), "linewidth": 0.6}
+    return {"alpha": None, "facecolor": (color, 0.1)} | edge
+
+
+def legend_above(figure: Figure, lines: Sequence[Line2D]) -> None:
+    """Adds a legend above the panels of a figure, in as many columns as fit."""
+    longest = max((len(line.get_label()) for line in lines), default=1)
+    fitting = max(1, int(figure.get_figwidth() / (0.6 + 0.09 * longest)))  # inches
+    columns = max(1, min(fitting, len(lines)))
+    figure.legend(handles=lines, loc="outside upper center", ncols=columns, frameon=False)
 
 
 def _plot_iqm(
