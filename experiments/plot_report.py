@@ -37,6 +37,8 @@ def notes(
             "A single seed has no interval, nor has what is said over tasks with it: "
             f"{', '.join(alone)}."
         )
+    ends = [f"{x} {number(task.low)} and {number(task.high)}" for x, task in tasks.items()]
+    yield f"Normalised scores of 0 and 1 are, on {', on '.join(ends)}."
     if overall is None:
         yield "No task has runs of all labels, so nothing is said over all tasks."
     elif len(overall.tasks) < len(tasks):
@@ -181,8 +183,7 @@ def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
     threshold = number(task["threshold"])
     yield from ("", f"## {name}", "")
     yield (
-        f"Running returns are within the first {task['env_steps']:,} environment steps of a seed. "
-        f"Normalised scores of 0 and 1 are {number(task['low'])} and {number(task['high'])}."
+        f"Running returns are within the first {task['env_steps']:,} environment steps of a seed."
     )
     yield ""
     columns = ["label", "seeds", "IQM of the score", "95 % interval", "mean", "std"]

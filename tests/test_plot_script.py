@@ -138,6 +138,7 @@ def test_the_terminal(runs, tmp_path, capsys):
     assert "last 40 training episodes" in text
     assert "gym/Unknown-v0, not in experiments/normalization.toml: scores of 0 and 1" in text
     assert "the return to reach is" in text
+    assert "Normalised scores of 0 and 1 are, on CartPole-v1 22 and 500, on gym/Unknown" in text
     assert "  statistics.md" in text
 
 
