@@ -23,7 +23,7 @@ from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.training.checkpoints import Checkpoints, to_state
-from trpo_jax.training.evaluation import make_evaluation
+from trpo_jax.training.evaluation import make_evaluation, require_finite_returns
 from trpo_jax.training.files import write_json
 from trpo_jax.training.policies import read_policies
 from trpo_jax.training.program import seed_keys
@@ -50,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     returns = {}
     try:
         for mode in MODES:
-            evaluation = make_evaluation(
-                env, policy, seeds, args.episodes, stochastic=mode == "stochastic"
-            )
+            stochastic = mode == "stochastic"
+            evaluation = make_evaluation(env, policy, args.episodes, stochastic=stochastic)
             with console.status(f"{mode.capitalize()} policy, {args.episodes} episodes a seed"):
-                returns[mode] = evaluation(actor, args.number + OWN_EPISODES)
+                returns[mode] = evaluation(actor, seeds, args.number + OWN_EPISODES)
+            require_finite_returns(env, seeds, returns[mode])
     except EnvironmentFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for (env, batch, label), run in runs.items():
         actor, changes = checked_run(run, args.checks, args.episodes)
-        evaluation = make_evaluation(run.env, run.algorithm.policy, run.seeds, FINAL_EPISODES)
-        scores = evaluation(actor).mean(axis=1)
+        evaluation = make_evaluation(run.env, run.algorithm.policy, FINAL_EPISODES)
+        scores = evaluation(actor, run.seeds).mean(axis=1)
         rows.append({"env": env, "batch": batch, "algorithm": label, **describe(scores, changes)})
         jax.clear_caches()  # compiled programs of finished runs would fill the memory
         console.print(

@@ -29,7 +29,7 @@ from trpo_jax.training.checkpoints import (
     Saved,
     to_state,
 )
-from trpo_jax.training.evaluation import make_evaluation
+from trpo_jax.training.evaluation import make_evaluation, require_finite_returns
 from trpo_jax.training.figures import learning_curve
 from trpo_jax.training.files import create_run_folder, write_json
 from trpo_jax.training.logs import Log, chunk_rows, csv_log, tensorboard_log, wandb_log
@@ -142,9 +142,7 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
         program = compile_program(run.algorithm, run.seeds, run.updates_per_chunk, num_done)
     device = jax.devices()[0].device_kind
     console.print(f"Compiled for {device} in {program.compile_seconds:.1f} s")
-    evaluation = make_evaluation(
-        run.env, run.algorithm.policy, run.seeds, run.args.evaluation_episodes
-    )
+    evaluation = make_evaluation(run.env, run.algorithm.policy, run.args.evaluation_episodes)
     with closing(program):
         if saved:
             program = go_on(program, to_state(program.state, saved.arrays))
@@ -155,14 +153,16 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds)
     metrics = read_metrics(run.folder / METRICS) if outcome.num_updates else {}
     env_steps = per_update * np.arange(1, outcome.num_updates + 1)
-    returns = metrics.get("episodic_return", np.zeros((len(run.seeds), 0)))
-    figure = learning_curve(env_steps, returns, title)
+    curves = metrics.get("episodic_return", np.zeros((len(run.seeds), 0)))
+    figure = learning_curve(env_steps, curves, title)
     figure.savefig(run.folder / "learning_curve.png", dpi=150)
     if outcome.stopped_by is not None:
         return report_stop(run, outcome, console)
 
     with console.status("Evaluating"):
-        scores = evaluation(outcome.actor).mean(axis=1)
+        returns = evaluation(outcome.actor, run.seeds)
+    require_finite_returns(run.env, run.seeds, returns)
+    scores = returns.mean(axis=1)
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds, scores.tolist())
     summary = summarize(scores)
     all_steps = run.num_updates * per_update * len(run.seeds)
@@ -273,7 +273,7 @@ class Evaluations:
         """Opens `evaluations.csv` if the run is to be judged, until the stack closes."""
         self.first_cost, self.later_cost = 0.0, 0.0
         self._every = run.args.eval_every
-        self._evaluation, self._seeds = evaluation, run.seeds
+        self._evaluation, self._env, self._seeds = evaluation, run.env, run.seeds
         self._steps_per_update = run.algorithm.steps_per_update
         self._logs = list(services)
         if self._every:
@@ -284,8 +284,10 @@ class Evaluations:
         if not self._every or num_updates % self._every:
             return NOT_EVALUATED
         started = time.perf_counter()
-        scores = self._evaluation(actor, num_updates).mean(axis=1)
+        returns = self._evaluation(actor, self._seeds, num_updates)
         cost = time.perf_counter() - started
+        require_finite_returns(self._env, self._seeds, returns)
+        scores = returns.mean(axis=1)
         if self.first_cost:
             self.later_cost += cost
         else:

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
@@ -67,22 +67,20 @@ def evaluate(
 def make_evaluation(
     env: Environment,
     policy: Callable[[Actor, Num[Array, "E ..."]], Distribution],
-    seeds: Sequence[int],
     num_episodes: int,
     *,
     stochastic: bool = False,
 ) -> Callable[..., np.ndarray]:
     """Returns the function that plays E = `num_episodes` fresh episodes with each seed's policy.
 
-    It is `(actor, number=0) -> returns [num_seeds, E]`, undiscounted and on the host; the leading
-    axis of the actor is `[num_seeds]`. Seed and number decide the episodes, by keys that training
-    does not use; a run's last evaluation is number 0, one after update k number k. The function
-    raises EnvironmentFailure if the environment fails, or returns numbers that are not finite.
+    It is `(actor, seeds, number=0) -> returns [num_seeds, E]`, undiscounted and on the host; the
+    leading axis of the actor is `[num_seeds]`. Seed and number decide the episodes, by keys that
+    training does not use; a run's last evaluation is number 0, one after update k number k. Of an
+    environment on the device, returns may not be finite (see `require_finite_returns`).
 
     Args:
         env: the environment.
         policy: of the algorithm.
-        seeds: the seeds.
         num_episodes: E.
         stochastic: whether actions are drawn from the policy; else they are its mode.
     """
@@ -91,48 +89,40 @@ def make_evaluation(
         distribution = policy(actor, observations)
         return distribution.sample(key) if stochastic else distribution.mode()
 
-    if env.open is not None:
-        given = jax.jit(
-            lambda *args: jax.vmap(partial(to_environment_action, env.action))(act(*args))
-        )
-
-        def evaluate_in_turn(actor: Actor, number: int = 0) -> np.ndarray:
-            keys = _keys(seeds, number)
-            actors = [jax.tree.map(lambda x, i=i: x[i], actor) for i in range(len(seeds))]
-            numbers = (number,) if number else ()
-            return np.stack(
-                [
-                    evaluate_on_host(
-                        env, partial(given, actor), key, (EVALUATION, seed, *numbers), num_episodes
-                    )
-                    for actor, key, seed in zip(actors, keys, seeds, strict=True)
-                ]
-            )
-
-        return evaluate_in_turn
-
     @jax.jit
     @jax.vmap
-    def one_seed(actor: Actor, key: PRNGKeyArray) -> Float[Array, " E"]:
+    def on_device(actor: Actor, key: PRNGKeyArray) -> Float[Array, " E"]:
         return evaluate(env, partial(act, actor), key, num_episodes)
 
-    def evaluate_together(actor: Actor, number: int = 0) -> np.ndarray:
-        returns = np.asarray(one_seed(actor, _keys(seeds, number)))
-        broken = ~np.isfinite(returns).all(axis=1)
-        if broken.any():
-            names = ", ".join(str(seed) for seed, x in zip(seeds, broken, strict=True) if x)
-            raise EnvironmentFailure(
-                f"Environment {env.name} returned numbers that are not finite to the trained "
-                f"policy of seed {names}, in its evaluation."
-            )
-        return returns
+    given = jax.jit(lambda *args: jax.vmap(partial(to_environment_action, env.action))(act(*args)))
 
-    return evaluate_together
+    def on_host(actor: Actor, keys: Sequence[PRNGKeyArray], places: Sequence[tuple[int, ...]]):
+        actors = [jax.tree.map(lambda x, i=i: x[i], actor) for i in range(len(keys))]
+        return [
+            evaluate_on_host(env, partial(given, actor), key, place, num_episodes)
+            for actor, key, place in zip(actors, keys, places, strict=True)
+        ]
+
+    def evaluation(actor: Actor, seeds: Sequence[int], number: int = 0) -> np.ndarray:
+        keys = [jax.random.fold_in(jax.random.key(np.uint32(seed)), EVALUATION) for seed in seeds]
+        keys = [jax.random.fold_in(key, number) if number else key for key in keys]
+        if env.open is None:
+            return np.asarray(on_device(actor, jnp.stack(keys)))
+        numbers = (number,) if number else ()
+        return np.stack(on_host(actor, keys, [(EVALUATION, seed, *numbers) for seed in seeds]))
+
+    return evaluation
 
 
-def _keys(seeds: Sequence[int], number: int) -> Key[Array, " num_seeds"]:
-    keys = [jax.random.fold_in(jax.random.key(np.uint32(seed)), EVALUATION) for seed in seeds]
-    return jnp.stack([jax.random.fold_in(key, number) if number else key for key in keys])
+def require_finite_returns(env: Environment, seeds: Sequence[int], returns: np.ndarray) -> None:
+    """Raises an EnvironmentFailure that names the seeds whose returns `[num_seeds, E]` are not."""
+    broken = ~np.isfinite(returns).all(axis=1)
+    if broken.any():
+        names = ", ".join(str(seed) for seed, x in zip(seeds, broken, strict=True) if x)
+        raise EnvironmentFailure(
+            f"Environment {env.name} returned numbers that are not finite to the trained "
+            f"policy of seed {names}, in its evaluation."
+        )
 
 
 def evaluate_on_host(

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State
@@ -60,7 +62,7 @@ class CompiledRuns(NamedTuple):
         init: `(keys [R], values [R]) -> state [R]`.
         advance: `(state [R], values [R]) -> (state, (metrics, health))`; uses its state up.
         seconds: time spent compiling.
-        num_bytes: memory that `advance` needs, state and outputs included.
+        num_bytes: memory that `advance` needs on each device, state and outputs included.
     """
 
     init: Callable[[Key[Array, " R"], Any], State]
@@ -93,6 +95,7 @@ def compile_runs(
     keys: Key[Array, " R"],
     values: Any,
     updates_per_chunk: int,
+    devices: Sequence[jax.Device] | None = None,
 ) -> CompiledRuns:
     """Compiles `updates_per_chunk` updates of R runs that differ in their keys and in some values.
 
@@ -101,6 +104,8 @@ def compile_runs(
         keys: one for each run, or their shape.
         values: any pytree, leading axis `[R]`, or its shapes.
         updates_per_chunk: updates in one call.
+        devices: each takes the same share of the runs, so that their number divides R; nothing is
+            communicated between them. The default one if None.
     """
 
     def init(key, values):
@@ -125,10 +130,16 @@ def compile_runs(
         return state, outputs
 
     started = time.perf_counter()
-    lowered_init = jax.jit(jax.vmap(init), compiler_options=RUNS_ONCE).lower(keys, values)
+    placement = {}
+    if devices is not None and len(devices) > 1:
+        shares = NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
+        placement = {"in_shardings": shares, "out_shardings": shares}
+    jit_init = jax.jit(jax.vmap(init), compiler_options=RUNS_ONCE, **placement)
+    lowered_init = jit_init.lower(keys, values)
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(lowered_init.compile)
-        lowered = jax.jit(jax.vmap(advance), donate_argnums=0).lower(lowered_init.out_info, values)
+        jit_advance = jax.jit(jax.vmap(advance), donate_argnums=0, **placement)
+        lowered = jit_advance.lower(lowered_init.out_info, values)
         compiled = lowered.compile(cpu_options())
         compiled_init = compiling.result()
     seconds = time.perf_counter() - started
