@@ -1,6 +1,7 @@
 """What a run looks like in the terminal."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,50 @@ def with_progress(
                 console.print(f"update {update:,}/{num_updates:,}  {status}  {left:.0f} s left")
                 printed = due
             yield chunk
+
+
+@contextmanager
+def sweep_progress(
+    console: Console, num_runs: int, num_updates: int, steps_per_update: int
+) -> Iterator[Callable[[Iterable[Chunk], int], Iterator[Chunk]]]:
+    """Gives the function that shows the chunks of a block of runs as they are passed on.
+
+    It is `(chunks, runs in the block) -> chunks`. A live bar shows each chunk; where there is no
+    terminal, a line shows each block.
+
+    Args:
+        console: where to; a quiet one shows nothing.
+        num_runs: runs in all blocks.
+        num_updates: updates of a run.
+        steps_per_update: environment steps of one run in one update.
+    """
+    columns = (
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} runs"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left  {task.description}"),
+    )
+    done = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=num_runs)
+
+        def show(chunks: Iterable[Chunk], num_block_runs: int) -> Iterator[Chunk]:
+            nonlocal done
+            seconds = 0.0
+            for chunk in chunks:
+                share = chunk.last_update / num_updates
+                steps = chunk.last_update * steps_per_update * num_block_runs
+                status = f"{steps / chunk.seconds:,.0f} steps/s"
+                completed = done + share * num_block_runs
+                progress.update(task, completed=completed, description=status)
+                seconds = chunk.seconds
+                yield chunk
+            done += num_block_runs
+            if not console.is_terminal:
+                left = seconds / num_block_runs * (num_runs - done)
+                console.print(f"run {done:,}/{num_runs:,}  {status}  {left:.0f} s left")
+
+        yield show
 
 
 def print_evaluation(

@@ -191,15 +191,24 @@ def services(text: str) -> tuple[str, ...]:
 
 def describe(args: argparse.Namespace, config: Any, words: Sequence[str]) -> dict[str, Any]:
     """Returns everything needed to run it again, as JSON gives it back."""
-    device = jax.devices()[0]
-    suite, _ = envs.suite_of(args.env)
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.SUITES[suite])
     run_fields = ("env", "algorithm", "seed", "num_seeds", "total_steps", "evaluation_episodes")
     run_fields += ("eval_every", "checkpoint_every", "env_processes")
-    description = {
-        "command": ["experiments/train.py", *words],
-        **{name: getattr(args, name) for name in run_fields},
-        "config": config_to_dict(config),
+    return as_json(
+        {
+            "command": ["experiments/train.py", *words],
+            **{name: getattr(args, name) for name in run_fields},
+            "config": config_to_dict(config),
+            **provenance(args.env),
+        }
+    )
+
+
+def provenance(env: str) -> dict[str, Any]:
+    """Returns versions, device and time, of what runs on an environment."""
+    device = jax.devices()[0]
+    suite, _ = envs.suite_of(env)
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.SUITES[suite])
+    return {
         "versions": {
             "trpo_jax": trpo_jax.__version__,
             "python": platform.python_version(),
@@ -208,7 +217,11 @@ def describe(args: argparse.Namespace, config: Any, words: Sequence[str]) -> dic
         "device": {"platform": device.platform, "kind": device.device_kind},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    return json.loads(json.dumps(description))
+
+
+def as_json(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns a dictionary as JSON gives it back."""
+    return json.loads(json.dumps(data))
 
 
 def is_installed(package: str) -> bool:

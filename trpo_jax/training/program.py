@@ -130,15 +130,19 @@ def compile_runs(
         return state, outputs
 
     started = time.perf_counter()
-    placement = {}
+    side_by_side, placement = jax.vmap, {}
     if devices is not None and len(devices) > 1:
-        shares = NamedSharding(Mesh(np.array(devices), ("runs",)), PartitionSpec("runs"))
+        # Not left to the compiler: the condition of a batched loop would be that of all devices.
+        mesh, split = Mesh(np.array(devices), ("runs",)), PartitionSpec("runs")
+        options = {"mesh": mesh, "in_specs": split, "out_specs": split, "check_vma": False}
+        side_by_side = lambda f: jax.shard_map(jax.vmap(f), **options)
+        shares = NamedSharding(mesh, split)
         placement = {"in_shardings": shares, "out_shardings": shares}
-    jit_init = jax.jit(jax.vmap(init), compiler_options=RUNS_ONCE, **placement)
+    jit_init = jax.jit(side_by_side(init), compiler_options=RUNS_ONCE, **placement)
     lowered_init = jit_init.lower(keys, values)
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(lowered_init.compile)
-        jit_advance = jax.jit(jax.vmap(advance), donate_argnums=0, **placement)
+        jit_advance = jax.jit(side_by_side(advance), donate_argnums=0, **placement)
         lowered = jit_advance.lower(lowered_init.out_info, values)
         compiled = lowered.compile(cpu_options())
         compiled_init = compiling.result()

@@ -1,0 +1,96 @@
+"""The ranking of a sweep's settings, as a table in the terminal and as a file."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from trpo_jax.training.files import write_whole
+from trpo_jax.training.statistics import ScoreSummary, summarize
+
+SHOWN = 16  # settings in the terminal at the most
+
+
+class Outcome(NamedTuple):
+    """The scores of a setting, one a seed, `[num_seeds]`; NaN where numbers were not finite."""
+
+    index: int
+    setting: dict[str, Any]
+    scores: np.ndarray
+
+
+class Ranked(NamedTuple):
+    """An outcome and its statistics over seeds; None if some seed has no score."""
+
+    outcome: Outcome
+    summary: ScoreSummary | None
+
+
+def rank(outcomes: Sequence[Outcome]) -> list[Ranked]:
+    """Returns outcomes by interquartile mean, then mean, the best first and broken ones last."""
+    ranked = [
+        Ranked(x, summarize(x.scores) if np.isfinite(x.scores).all() else None) for x in outcomes
+    ]
+    order = lambda x: (x.summary is None, x.summary and (-x.summary.iqm, -x.summary.mean))
+    return sorted(ranked, key=order)
+
+
+def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
+    """Writes the statistics of every setting, the best first."""
+    fields = list(ranking[0].outcome.setting)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    statistics = ["iqm", "iqm_low", "iqm_high", "mean", "mean_low", "mean_high", "std", "worst"]
+    writer.writerow(["setting", *fields, "seeds", "broken_seeds", *statistics])
+    for outcome, summary in ranking:
+        values = [cell(outcome.setting[name]) for name in fields]
+        counts = [len(outcome.scores), int(np.isnan(outcome.scores).sum())]
+        row = [""] * len(statistics)
+        if summary is not None:
+            iqm_ci95, ci95 = summary.iqm_ci95 or ("", ""), summary.ci95 or ("", "")
+            row = [summary.iqm, *iqm_ci95, summary.mean, *ci95, summary.std]
+            row = [*row, float(outcome.scores.min())]
+        writer.writerow([outcome.index, *values, *counts, *map(cell, row)])
+    write_whole(path, text.getvalue().encode())
+
+
+def cell(value: Any) -> str:
+    """Returns a value as a cell of a CSV file; empty for None and NaN."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.7g}"
+    return "" if value is None else str(value)
+
+
+def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> None:
+    """Prints the best settings, and how many are left out."""
+    fields = list(ranking[0].outcome.setting)
+    table = Table(title=title)
+    for name in fields:
+        table.add_column(name, justify="right")
+    for name in ("IQM", "95 % interval", "mean", "worst seed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for outcome, summary in ranking[:SHOWN]:
+        values = [shown(outcome.setting[name]) for name in fields]
+        if summary is None:
+            broken = int(np.isnan(outcome.scores).sum())
+            table.add_row(*values, f"{broken} of {len(outcome.scores)} broke", "", "", "")
+            continue
+        interval = summary.iqm_ci95 and "{:.1f} to {:.1f}".format(*summary.iqm_ci95)
+        numbers = [f"{x:.1f}" for x in (summary.iqm, summary.mean, outcome.scores.min())]
+        table.add_row(*values, numbers[0], interval or "one seed", *numbers[1:])
+    if len(ranking) > SHOWN:
+        table.add_section()
+        table.add_row("...", *[""] * (len(fields) - 1), f"{len(ranking) - SHOWN} more", "", "", "")
+    console.print(table)
+
+
+def shown(value: Any) -> str:
+    """Returns a value as a reader wants it."""
+    return f"{value:.4g}" if isinstance(value, float) else cell(value)
