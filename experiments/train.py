@@ -40,7 +40,7 @@ from trpo_jax.training.runs import DESCRIPTION, METRICS, read_metrics
 from trpo_jax.training.statistics import summarize
 
 CHECKPOINTS, EVALUATIONS = "checkpoints", "evaluations.csv"
-NOTHING_KEPT = -1  # of the rows of a run that starts again
+NOTHING = -1  # of the logs of a run that starts again: not even what came before update 1
 
 Evaluation = Callable[..., np.ndarray]
 
@@ -230,7 +230,7 @@ def train(
     chunks = run_chunks(program, run.num_updates, num_done, seconds)
     with ExitStack() as stack:
         stack.callback(checkpoints.close)
-        services = [entered(stack, log) for log in open_services(run, num_done)]
+        services = [entered(stack, log) for log in open_services(run, saved)]
         logs = [entered(stack, open_csv(run, METRICS, saved)), *services]
         evaluations = Evaluations(run, evaluation, saved, services, stack)
         shown = with_progress(chunks, console, run.num_updates, per_update)
@@ -310,18 +310,24 @@ class Evaluations:
 
 def open_csv(run: Run, name: str, saved: Saved | None) -> Log:
     """Returns the log that is a CSV file of a run, going on where the run does."""
-    resumed = run.args.resume is not None
-    start_again = NOTHING_KEPT if saved is None else saved.num_updates
-    return csv_log(run.folder / name, start_again if resumed else None)
+    return csv_log(run.folder / name, updates_kept(run, saved))
 
 
-def open_services(run: Run, num_done: int) -> Iterator[Log]:
+def open_services(run: Run, saved: Saved | None) -> Iterator[Log]:
     """Yields the logs that a run is asked to keep beside its CSV files."""
     if "tensorboard" in run.args.log:
-        steps_done = num_done * run.algorithm.steps_per_update
+        kept = updates_kept(run, saved)
+        steps_done = None if kept is None else kept * run.algorithm.steps_per_update
         yield tensorboard_log(run.folder / "tensorboard", run.seeds, steps_done)
     if "wandb" in run.args.log:
         yield wandb_log(run.folder, run.seeds, stored_description(run.folder))
+
+
+def updates_kept(run: Run, saved: Saved | None) -> int | None:
+    """Returns the update up to which the logs of a resumed run are kept, or None for a new run."""
+    if run.args.resume is None:
+        return None
+    return NOTHING if saved is None else saved.num_updates
 
 
 def entered(stack: ExitStack, log: Log) -> Log:

@@ -158,19 +158,20 @@ def require_service(name: str) -> None:
             )
 
 
-def tensorboard_log(folder: Path, seeds: Sequence[int], steps_done: int = 0) -> Log:
+def tensorboard_log(folder: Path, seeds: Sequence[int], steps_done: int | None = None) -> Log:
     """Returns the log for TensorBoard: one run `seed_<n>` for each seed, by environment steps.
 
     Args:
         folder: where they go.
         seeds: the seeds.
-        steps_done: environment steps after which a resumed run goes on; TensorBoard then forgets
-            what it was shown of later ones.
+        steps_done: environment steps after which a resumed run goes on, None for a new one;
+            TensorBoard then forgets what it was shown of later ones.
     """
     from tensorboardX import SummaryWriter
 
-    purge = {"purge_step": steps_done + 1} if steps_done else {}
-    writers = {seed: SummaryWriter(str(folder / f"seed_{seed}"), **purge) for seed in seeds}
+    purge = None if steps_done is None else steps_done + 1
+    names = {seed: str(folder / f"seed_{seed}") for seed in seeds}
+    writers = {seed: SummaryWriter(name, purge_step=purge) for seed, name in names.items()}
 
     def write(rows: Sequence[Row]) -> None:
         for row in rows:
