@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = Parser(description=__doc__.replace("\n", " "), allow_abbrev=False)
         help_text = "turns of everything that is timed in turns (default: 3)"
         parser.add_argument("--repeats", type=int, default=3, metavar="N", help=help_text)
-        help_text = "environment steps of each seed beside logs and checkpoints (default: 500,000)"
-        parser.add_argument("--steps", type=int, default=500_000, metavar="N", help=help_text)
+        help_text = "environment steps of a run in the sweep, a fifth of those beside checkpoints"
+        parser.add_argument("--steps", type=int, default=100_000, metavar="N", help=help_text)
         help_text = "output folder, new or empty (default: runs/run-costs)"
         parser.add_argument("--out", type=Path, default=Path("runs/run-costs"), help=help_text)
         args = parser.parse_args(words)
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {
         "command": ["experiments/run_costs.py", *words],
         **provenance("CartPole-v1"),
-        "sweep": sweep_cost(args.repeats, console),
-        "around_training": costs_around_training(args.steps, args.repeats, console),
+        "sweep": sweep_cost(args.steps, args.repeats, console),
+        "around_training": costs_around_training(5 * args.steps, args.repeats, console),
     }
     write_json(folder / "run-costs.json", report)
     (folder / "run-costs.md").write_text("\n".join(table_lines(report)) + "\n")
@@ -54,23 +54,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def sweep_cost(repeats: int, console: Console) -> dict[str, Any]:
+def sweep_cost(steps: int, repeats: int, console: Console) -> dict[str, Any]:
     """Returns seconds of a sweep, of its runs in plain batched programs, and in processes."""
     sweeps, programs, processes = [], [], []
-    run = prepare(["--num-seeds", str(SEEDS)])
+    total = ["--total-steps", str(steps)]
+    run = prepare(["--num-seeds", str(SEEDS), *total])
     runs = compiled(run)
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(repeats):
             out = ["--quiet", "--out", f"{folder}/sweep-{turn}"]
-            sweeps.append(seconds_of(["sweep.py", "--seeds", str(SEEDS), *GRID, *out]))
+            sweeps.append(seconds_of(["sweep.py", "--seeds", str(SEEDS), *GRID, *total, *out]))
             programs.append(bare_seconds(run, runs) * SETTINGS)
             console.print(f"Sweep {sweeps[-1]:.1f} s, its runs alone {programs[-1]:.1f} s")
         for number in range(PROCESSES):
             out = ["--quiet", "--out", f"{folder}/process-{number}"]
             flags = ["--num-seeds", "1", "--seed", str(number), "--evaluation-episodes", "16"]
-            processes.append(seconds_of(["train.py", *flags, *out]))
+            processes.append(seconds_of(["train.py", *flags, *total, *out]))
     console.print(f"A process for one run {median(processes):.1f} s")
     return {
+        "steps": run.num_updates * run.algorithm.steps_per_update,
         "sweep_seconds": sweeps,
         "runs_alone_seconds": programs,
         "process_seconds": processes,
@@ -149,7 +151,8 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     yield f"{report['device']['kind']}, {versions}. Medians, turn by turn."
     yield ""
-    yield "## A sweep of CartPole-v1: 16 settings x 16 seeds = 256 runs of 98,304 steps"
+    runs = f"{SETTINGS} settings x {SEEDS} seeds = {SETTINGS * SEEDS} runs"
+    yield f"## A sweep of CartPole-v1: {runs} of {sweep['steps']:,} steps"
     yield ""
     yield "| | seconds | of the runs alone |"
     yield "| --- | ---: | ---: |"
@@ -158,8 +161,8 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     whole = median(sweep["sweep_seconds"])
     for what, seconds in (
         ("`sweep.py`, from the start of its process to its pictures", whole),
-        ("16 times the program of 16 seeds of `train.py`, training alone", alone),
-        (f"256 processes of `train.py`, extrapolated from {PROCESSES}", processes),
+        (f"{SETTINGS} times the program of {SEEDS} seeds of `train.py`, training alone", alone),
+        (f"{SETTINGS * SEEDS} processes of `train.py`, extrapolated from {PROCESSES}", processes),
     ):
         yield f"| {what} | {seconds:,.1f} | {seconds / alone:.2f} |"
     yield ""

@@ -186,13 +186,14 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
         },
     )
     print_evaluation(console, run.seeds, scores, summary, run.args.evaluation_episodes)
-    costs = {name: seconds for name, seconds in outcome.costs.items() if seconds}
+    costs = [
+        f"{name.replace('_', ' ')} {seconds:.1f} s"
+        for name, seconds in outcome.costs.items()
+        if seconds
+    ]
     if costs:
-        listed = (
-            f"{name.replace('_', ' ')} {seconds:.1f} s ({seconds / outcome.seconds:.1%})"
-            for name, seconds in costs.items()
-        )
-        console.print(f"Beside {outcome.seconds:.1f} s of training: {', '.join(listed)}")
+        beside = f"Beside {outcome.seconds:.1f} s of training: {', '.join(costs)}"
+        console.print(beside, soft_wrap=True)
     print_files(console, run.folder)
     return 0
 
