@@ -172,7 +172,7 @@ def print_report(console: Console, report: dict[str, Any], title: str) -> None:
         cells = [str(seed)]
         for mode in MODES:
             mean, interval = (report[mode][x][index] for x in ("per_seed", "per_seed_ci95"))
-            cells += [with_interval(mean, interval), f"{min(report[mode]['returns'][index]):.1f}"]
+            cells += [with_interval(mean, interval), number(min(report[mode]["returns"][index]))]
         table.add_row(*cells)
     if len(report["seeds"]) > 1:
         table.add_section()
@@ -188,7 +188,12 @@ def print_report(console: Console, report: dict[str, Any], title: str) -> None:
 def with_interval(value: float, interval: Sequence[float]) -> str:
     """Returns a number with its interval as a cell of a table."""
     low, high = interval
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+    return f"{number(value)} ({number(low)}, {number(high)})"
+
+
+def number(value: float) -> str:
+    """Returns a return as it is read, short enough for four columns of them."""
+    return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 if __name__ == "__main__":
