@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
         actor: of all seeds, in the end.
         num_updates: updates done, and in metrics.csv.
         seconds: training time, without all else.
-        costs: seconds of what training did not need, by name.
+        costs: seconds of what training did not need, since it was started or resumed, by name.
         resumable: updates done at the latest checkpoint; 0 without one.
         stopped_by: why it ended early, if it did.
     """
@@ -145,7 +145,8 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
     evaluation = make_evaluation(run.env, run.algorithm.policy, run.args.evaluation_episodes)
     with closing(program):
         if saved:
-            program = go_on(program, to_state(program.state, saved.arrays))
+            with user_errors():
+                program = go_on(program, to_state(program.state, saved.arrays))
         outcome = train(run, program, evaluation, saved, console)
     if isinstance(outcome.stopped_by, OSError):
         return report_stop(run, outcome, console)
@@ -158,34 +159,46 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
     figure.savefig(run.folder / "learning_curve.png", dpi=150)
     if outcome.stopped_by is not None:
         return report_stop(run, outcome, console)
-
     with console.status("Evaluating"):
         returns = evaluation(outcome.actor, run.seeds)
     require_finite_returns(run.env, run.seeds, returns)
     scores = returns.mean(axis=1)
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds, scores.tolist())
-    summary = summarize(scores)
-    all_steps = run.num_updates * per_update * len(run.seeds)
+    write_summary(run, outcome, scores, program.compile_seconds, time.perf_counter() - started)
+    print_evaluation(console, run.seeds, scores, summarize(scores), run.args.evaluation_episodes)
+    print_costs(console, outcome)
+    print_files(console, run.folder)
+    return 0
+
+
+def write_summary(
+    run: Run, outcome: Outcome, scores: np.ndarray, compile_seconds: float, wall_seconds: float
+) -> None:
+    """Writes `summary.json` of a run that came to its end."""
+    total_steps = run.num_updates * run.algorithm.steps_per_update
     write_json(
         run.folder / "summary.json",
         {
             "env": run.env.name,
             "algorithm": run.args.algorithm,
             "num_seeds": len(run.seeds),
-            "total_steps": run.num_updates * per_update,
-            "env_steps_per_second": all_steps / outcome.seconds,
-            "compile_seconds": program.compile_seconds,
+            "total_steps": total_steps,
+            "env_steps_per_second": total_steps * len(run.seeds) / outcome.seconds,
+            "compile_seconds": compile_seconds,
             "training_seconds": outcome.seconds,
             **{f"{name}_seconds": seconds for name, seconds in outcome.costs.items()},
-            "wall_seconds": time.perf_counter() - started,
+            "wall_seconds": wall_seconds,
             "evaluation": {
                 "episodes_per_seed": run.args.evaluation_episodes,
                 "per_seed": scores.tolist(),
-                **summary._asdict(),
+                **summarize(scores)._asdict(),
             },
         },
     )
-    print_evaluation(console, run.seeds, scores, summary, run.args.evaluation_episodes)
+
+
+def print_costs(console: Console, outcome: Outcome) -> None:
+    """Prints what evaluations during training and checkpoints took."""
     costs = [
         f"{name.replace('_', ' ')} {seconds:.1f} s"
         for name, seconds in outcome.costs.items()
@@ -194,8 +207,6 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
     if costs:
         beside = f"Beside {outcome.seconds:.1f} s of training: {', '.join(costs)}"
         console.print(beside, soft_wrap=True)
-    print_files(console, run.folder)
-    return 0
 
 
 def print_resumption(run: Run, saved: Saved | None, console: Console) -> None:

@@ -39,7 +39,7 @@ def test_both_modes_of_every_seed_are_judged(run, tmp_path, capsys):
         low, high = np.transpose(report[mode]["per_seed_ci95"])
         assert (low <= returns.mean(axis=1)).all()
         assert (returns.mean(axis=1) <= high).all()
-        assert f"{report[mode]['mean']:.1f}" in printed
+        assert evaluate.number(report[mode]["mean"]) in printed
     assert report["deterministic"]["returns"] != report["stochastic"]["returns"]
     again, other = tmp_path / "again.json", tmp_path / "other.json"
     assert evaluate.main([str(run), "--episodes", "5", "--out", str(again)]) == 0
