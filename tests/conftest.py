@@ -20,6 +20,7 @@ install_import_hook("trpo_jax", "beartype.beartype")
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # This halves the rest. The scripts, which are tested in processes of their own, do without.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -30,3 +31,19 @@ def x64():
     """Runs a test in float64, where an oracle and its test agree to many digits."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def shared_programs(tmp_path_factory):
+    """Lets the tests of a module that compile the same programs again find them compiled."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_enable_compilation_cache": True,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import train
 
-pytestmark = pytest.mark.xdist_group("evaluate")  # one worker, so that the run is shared
+pytestmark = [
+    pytest.mark.xdist_group("evaluate"),  # one worker, so that the run is shared
+    pytest.mark.usefixtures("shared_programs"),
+]
 
 FLAGS = ["--env", "Pendulum-v1", "--num-envs", "2", "--num-steps", "64", "--hidden-sizes", "8"]
 FLAGS += ["--num-seeds", "2", "--seed", "3", "--total-steps", "512", "--critic-epochs", "2"]
@@ -15,7 +18,7 @@ FLAGS += ["--checkpoint-every", "2", "--eval-every", "2", "--evaluation-episodes
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(shared_programs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert train.main([*FLAGS, "--out", str(folder)]) == 0
     return folder

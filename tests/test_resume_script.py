@@ -14,7 +14,10 @@ import train
 
 from trpo_jax.training.runs import read_rows
 
-pytestmark = pytest.mark.xdist_group("resume")  # one worker, so that the run is shared
+pytestmark = [
+    pytest.mark.xdist_group("resume"),  # one worker, so that the run is shared
+    pytest.mark.usefixtures("shared_programs"),
+]
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--num-envs", "2", "--num-steps", "64", "--hidden-sizes", "8", "--critic-epochs", "2"]
@@ -23,7 +26,7 @@ FLAGS += ["--checkpoint-every", "2", "--eval-every", "2", "--quiet"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(shared_programs, tmp_path_factory):
     """A finished run of six updates."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert train.main([*FLAGS, "--out", str(folder)]) == 0

@@ -10,7 +10,10 @@ import sweep
 import train
 from sweep_report import Outcome, rank
 
-pytestmark = pytest.mark.xdist_group("sweep")  # one worker, so that the sweep is shared
+pytestmark = [
+    pytest.mark.xdist_group("sweep"),  # one worker, so that the sweep is shared
+    pytest.mark.usefixtures("shared_programs"),
+]
 
 SMALL = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "2"]
 FLAGS = ["--env", "Pendulum-v1", "--seeds", "3", "--total-steps", "256", *SMALL]
@@ -24,7 +27,7 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(shared_programs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweeps") / "finished"
     assert sweep.main([*FLAGS, "--quiet", "--out", str(folder)]) == 0
     return folder
