@@ -49,6 +49,7 @@ from trpo_jax.training.sweep_figures import sweep_figure
 from trpo_jax.training.sweeps import compile_sweep, run_block, score_block
 
 MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
+CHUNKS = 10  # of a block at the least, as often as the progress is shown
 DESCRIPTION, RESULTS = "sweep.json", "results.csv"
 
 Key = tuple[int, int]  # number of the setting, seed
@@ -256,10 +257,9 @@ def run_group(sweep: Sweep, group: Group, pending: Sequence[Key], console: Conso
     algorithm = sweep.module.make(sweep.env, config)
     num_updates = sweep.args.total_steps // algorithm.steps_per_update
     make = lambda values: sweep.module.make(sweep.env, config.replace(**values))
+    updates_per_chunk = choose_chunk(num_updates, num_chunks=CHUNKS)
     with console.status("Compiling"):
-        program = compile_sweep(
-            make, fields, len(pending), choose_chunk(num_updates), sweep.args.batch
-        )
+        program = compile_sweep(make, fields, len(pending), updates_per_chunk, sweep.args.batch)
     values = ", ".join(f"{name} = {value}" for name, value in group.static.items())
     size = program.block_size
     console.print(
