@@ -6,7 +6,7 @@ import run_costs
 
 def test_the_table_says_what_was_measured():
     row = {"what": "default", "bare_seconds": [2.0, 2.0], "whole_seconds": [2.1, 2.1]}
-    row |= {"checkpoint_seconds": [0.05, 0.05], "ratio": 1.05}
+    row |= {"outside_seconds": [0.2, 0.2], "checkpoint_seconds": [0.1, 0.1], "share": 0.105}
     sweep = {"steps": 98304, "sweep_seconds": [11.0], "runs_alone_seconds": [10.0]}
     sweep |= {"process_seconds": [4.0], "extrapolated_processes_seconds": 1024.0}
     report = {"command": ["experiments/run_costs.py"], "versions": {"jax": "1"}}
@@ -15,7 +15,7 @@ def test_the_table_says_what_was_measured():
     assert "256 runs of 98,304 steps" in text
     assert "pictures | 11.0 | 1.10 |" in text
     assert "extrapolated from 8 | 1,024.0 | 102.40 |" in text
-    assert "| default | 2.0 | 2.1 | 0.1 | 1.050 |" in text
+    assert "| default | 2.0 | 2.1 | 0.2 | 0.1 | 10.5% |" in text
 
 
 @pytest.mark.heavy
