@@ -107,6 +107,23 @@ def test_one_that_was_not_finished_is_not_seen(checkpoints, tmp_path):
     again.close()
 
 
+def test_one_that_was_half_removed_is_removed(checkpoints, tmp_path, caplog):
+    for number in (1, 2):
+        checkpoints.save(number, STATE, 0.0, {})
+    checkpoints.close()
+    for number in (1, 2):  # the newest is no leftover, but damaged
+        (tmp_path / "checkpoints" / str(number) / "_CHECKPOINT_METADATA").unlink()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert checkpoints.numbers() == [1, 2]
+    checkpoints.save(3, STATE, 0.0, {})
+    checkpoints.close()
+    caplog.clear()
+    again = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert again.numbers() == [3]
+    assert not caplog.records
+    again.close()
+
+
 def test_the_state_of_something_else_is_refused_by_name(checkpoints):
     checkpoints.save(1, STATE, 0.0, {})
     other = STATE | {"weights": jnp.zeros((2, 4))}

@@ -6,6 +6,7 @@ whether they came back as they were. Orbax writes each checkpoint whole or not a
 """
 
 import hashlib
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.training.loop import Chunk
 
 FORMAT = 1
+METADATA = "_CHECKPOINT_METADATA"  # of Orbax
 NOT_EVALUATED = float("-inf")  # worse than any evaluation
 SHARE_OF_TIME = 0.03  # that checkpoints may take where nobody says how many to write
 FIRST_SECONDS = 0.7  # what the first is expected to take: Orbax loads for it
@@ -60,6 +62,7 @@ class Checkpoints:
         )
         self._args, self._score = ocp.args, score
         self._folder = folder.absolute()
+        finish_removals(self._folder)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(
@@ -148,6 +151,18 @@ class Checkpoints:
     def close(self) -> None:
         """Releases what Orbax holds."""
         self._manager.close()
+
+
+def finish_removals(folder: Path) -> None:
+    """Removes what is left of checkpoints whose removal died with the process.
+
+    They are older than one that is whole, and lack the file that Orbax writes first.
+    """
+    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    whole = [number for number in numbers if (folder / str(number) / METADATA).is_file()]
+    for number in set(numbers) - set(whole):
+        if number < max(whole, default=0):
+            shutil.rmtree(folder / str(number))
 
 
 class RunCheckpoints:
