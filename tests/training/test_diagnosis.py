@@ -7,7 +7,7 @@ from healthy_runs import healthy_run
 
 from trpo_jax import algorithms
 from trpo_jax.training.diagnosis import CHECKS, describe, find_warnings, remedies
-from trpo_jax.training.files import LEADING_COLUMNS
+from trpo_jax.training.logs import LEADING_COLUMNS
 from trpo_jax.trust_region import TrustRegionInfo
 
 NAN = np.nan
