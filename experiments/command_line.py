@@ -111,6 +111,27 @@ def require_on_device(env: Environment, what: str) -> None:
         )
 
 
+def require_at_least(args: argparse.Namespace, **least: int) -> None:
+    """Raises a ConfigurationError if a number that was given is less than the least of its name."""
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise ConfigurationError(f"{name} = {value} must be at least {low}.")
+
+
+def seed_range(first: int, count: int) -> tuple[int, ...]:
+    """Returns consecutive seeds.
+
+    Raises:
+        ConfigurationError: if one of them is no seed.
+    """
+    if not 0 <= first <= 2**32 - count:
+        raise ConfigurationError(
+            f"seed = {first} must be at least 0, and the last seed less than 2^32."
+        )
+    return tuple(range(first, first + count))
+
+
 def cache_compilations() -> None:
     """Keeps compiled programs for later processes, in the user's own cache folder.
 

@@ -16,6 +16,20 @@ PLAIN_LINES = 10  # progress lines of a whole run where the output is no termina
 TABLE_ROWS = 16  # seeds listed one by one at the most
 
 
+def progress_bar(console: Console, unit: str) -> Progress:
+    """Returns a live bar that counts in a unit and shows a task's description behind it.
+
+    It stays away where there is no terminal.
+    """
+    columns = (
+        BarColumn(bar_width=24),
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left  {task.description}"),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 def with_progress(
     chunks: Iterable[Chunk], console: Console, num_updates: int, steps_per_update: int
 ) -> Iterator[Chunk]:
@@ -27,15 +41,9 @@ def with_progress(
         num_updates: updates in the whole run.
         steps_per_update: environment steps of one seed in one update.
     """
-    columns = (
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} updates"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left  {task.description}"),
-    )
     printed = 0
     latest_return = None
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console, "updates") as progress:
         task = progress.add_task("", total=num_updates)
         for chunk in chunks:
             num_seeds, num_chunk_updates = chunk.metrics["kl"].shape
@@ -72,14 +80,8 @@ def sweep_progress(
         num_updates: updates of a run.
         steps_per_update: environment steps of one run in one update.
     """
-    columns = (
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} runs"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left  {task.description}"),
-    )
     done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console, "runs") as progress:
         task = progress.add_task("", total=num_runs)
 
         def show(chunks: Iterable[Chunk], num_block_runs: int) -> Iterator[Chunk]:

@@ -20,6 +20,8 @@ from command_line import (
     config_to_dict,
     defaults_for,
     first_pass,
+    require_at_least,
+    seed_range,
     step_count,
 )
 
@@ -84,7 +86,19 @@ def prepare(argv: Sequence[str] | None = None) -> Run:
             f"{algorithm.steps_per_update:,} steps of the environment. Raise --total-steps or "
             "collect less in an update, by --num-envs or --num-steps for instance."
         )
-    check_numbers(args)
+    require_at_least(
+        args,
+        num_seeds=1,
+        evaluation_episodes=1,
+        keep_checkpoints=1,
+        eval_every=0,
+        checkpoint_every=0,
+    )
+    if args.resume is not None and args.out is not None:
+        raise ConfigurationError(
+            f"--out {args.out} and --resume {args.resume} name two folders. A resumed run goes on "
+            "in its own: leave --out away."
+        )
     for service in args.log:
         require_service(service)
     intervals = [every for every in (args.eval_every, args.checkpoint_every) if every]
@@ -94,7 +108,7 @@ def prepare(argv: Sequence[str] | None = None) -> Run:
         env,
         config,
         algorithm,
-        tuple(range(args.seed, args.seed + args.num_seeds)),
+        seed_range(args.seed, args.num_seeds),
         num_updates,
         choose_chunk(num_updates, *intervals),
         args.resume or args.out or Path("runs", args.env, args.algorithm, time_name),
@@ -103,25 +117,6 @@ def prepare(argv: Sequence[str] | None = None) -> Run:
     if args.resume is not None:
         refuse_other_settings(run)
     return run
-
-
-def check_numbers(args: argparse.Namespace) -> None:
-    """Raises a ConfigurationError if a number that belongs to the run cannot work."""
-    least = {"num_seeds": 1, "evaluation_episodes": 1, "keep_checkpoints": 1, "eval_every": 0}
-    least["checkpoint_every"] = 0
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise ConfigurationError(f"{name} = {value} must be at least {low}.")
-    if not 0 <= args.seed <= 2**32 - args.num_seeds:
-        raise ConfigurationError(
-            f"seed = {args.seed} must be at least 0, and the last seed less than 2^32."
-        )
-    if args.resume is not None and args.out is not None:
-        raise ConfigurationError(
-            f"--out {args.out} and --resume {args.resume} name two folders. A resumed run goes on "
-            "in its own: leave --out away."
-        )
 
 
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:

@@ -26,7 +26,9 @@ from command_line import (
     config_to_dict,
     defaults_for,
     first_pass,
+    require_at_least,
     require_on_device,
+    seed_range,
     step_count,
     user_errors,
 )
@@ -111,14 +113,8 @@ def prepare(words: Sequence[str]) -> Sweep:
     require_on_device(env, "A sweep is")
     base = config_from(args, module)
     settings = plan_settings(module, base, args.grid, args.range, args.random, args.env)
-    for name, low in (("seeds", 1), ("evaluation_episodes", 1), ("batch", 1)):
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise ConfigurationError(f"{name} = {value} must be at least {low}.")
-    if not 0 <= args.seed <= 2**32 - args.seeds:
-        raise ConfigurationError(
-            f"seed = {args.seed} must be at least 0, and the last seed less than 2^32."
-        )
+    require_at_least(args, seeds=1, evaluation_episodes=1, batch=1)
+    seeds = seed_range(args.seed, args.seeds)
     for setting in settings:
         steps = module.make(env, base.replace(**setting)).steps_per_update
         if args.total_steps < 2 * steps:
@@ -131,7 +127,7 @@ def prepare(words: Sequence[str]) -> Sweep:
             "command": ["experiments/sweep.py", *words],
             "env": args.env,
             "algorithm": args.algorithm,
-            "seeds": list(range(args.seed, args.seed + args.seeds)),
+            "seeds": seeds,
             "total_steps": args.total_steps,
             "evaluation_episodes": args.evaluation_episodes,
             "config": config_to_dict(base),
@@ -140,9 +136,7 @@ def prepare(words: Sequence[str]) -> Sweep:
         }
     )
     results = open_folder(args.out, description, list(settings[0]))
-    return Sweep(
-        args, env, module, base, settings, tuple(description["seeds"]), description, results
-    )
+    return Sweep(args, env, module, base, settings, seeds, description, results)
 
 
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:

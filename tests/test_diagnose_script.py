@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import train
 from healthy_runs import healthy_run, write_run
+from refusals import refusal
 
 PAGES = ("diagnosis.pdf", "diagnosis.png")
 
@@ -76,14 +77,8 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
         write_run(tmp_path / name, healthy_run(num_seeds=1, num_updates=2))
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        diagnose.main(arguments)
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    assert re.search(message, printed.err), printed.err
+    error = refusal(diagnose.main, arguments, capsys)
+    assert re.search(message, error), error
 
 
 def test_what_train_leaves_can_be_diagnosed(tmp_path, capsys):

@@ -6,6 +6,7 @@ import evaluate
 import numpy as np
 import pytest
 import train
+from refusals import refusal
 
 pytestmark = [
     pytest.mark.xdist_group("evaluate"),  # one worker, so that the run is shared
@@ -80,9 +81,5 @@ def test_bad_input(argv, message, run, tmp_path, capsys):
     bare.mkdir()
     for folder in (stopped, bare):
         (folder / "config.json").write_bytes((run / "config.json").read_bytes())
-    with pytest.raises(SystemExit) as stop:
-        evaluate.main([word.format(run=run, stopped=stopped, bare=bare) for word in argv])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    words = [word.format(run=run, stopped=stopped, bare=bare) for word in argv]
+    assert message in refusal(evaluate.main, words, capsys)

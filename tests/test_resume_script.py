@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import train
+from refusals import refusal
 
 from trpo_jax.training.runs import read_rows
 
@@ -56,15 +57,6 @@ def assert_same(folder, finished):
     assert len({str(x["evaluation"]["per_seed"]) for x in scores}) == 1
 
 
-def fails(argv, capsys):
-    with pytest.raises(SystemExit) as stop:
-        train.main(argv)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
 def test_a_run_keeps_checkpoints_and_evaluations(finished):
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"2", "4", "6"}
     rows = numbers(finished, "evaluations.csv")
@@ -104,7 +96,9 @@ def test_a_run_without_a_checkpoint_starts_again(stopped, finished):
 
 
 def test_other_settings_are_refused_one_by_one(stopped, capsys):
-    error = fails(["--resume", str(stopped), "--max-kl", "0.5", "--num-envs", "4"], capsys)
+    error = refusal(
+        train.main, ["--resume", str(stopped), "--max-kl", "0.5", "--num-envs", "4"], capsys
+    )
     assert "num_envs = 2, not 4, max_kl = 0.01, not 0.5." in error
     assert "experiments/train.py --num-seeds 2" in error
 
@@ -113,7 +107,7 @@ def test_another_version_is_refused(stopped, capsys):
     description = json.loads((stopped / "config.json").read_text())
     description["versions"]["jax"] = "0.4.1"
     (stopped / "config.json").write_text(json.dumps(description))
-    assert "jax = '0.4.1', not '" in fails(["--resume", str(stopped)], capsys)
+    assert "jax = '0.4.1', not '" in refusal(train.main, ["--resume", str(stopped)], capsys)
 
 
 def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path, capsys):
@@ -122,7 +116,7 @@ def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path, capsys):
     (other / "summary.json").unlink()
     shutil.rmtree(other / "checkpoints")
     shutil.copytree(stopped / "checkpoints", other / "checkpoints")
-    error = fails(["--resume", str(other)], capsys)
+    error = refusal(train.main, ["--resume", str(other)], capsys)
     assert "The checkpoint of update 6" in error
     assert "gamma = 0.99, not 0.5" in error
 
@@ -140,7 +134,7 @@ def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path, capsys):
 )
 def test_bad_input(argv, message, finished, stopped, capsys):
     argv = [word.format(finished=finished, stopped=stopped) for word in argv]
-    assert message in fails(argv, capsys)
+    assert message in refusal(train.main, argv, capsys)
 
 
 def test_a_full_disk_is_an_error_and_leaves_the_checkpoints_before(stopped, finished):

@@ -4,6 +4,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 from healthy_runs import healthy_run
+from matplotlib.text import Text
 
 from trpo_jax import algorithms
 from trpo_jax.training.diagnosis import RunWarning, find_warnings
@@ -162,4 +163,8 @@ def test_all_text_is_on_the_page_and_none_on_another(algorithm, count):
 def test_nothing_to_show_is_no_error(columns, num_updates):
     run = healthy_run(num_seeds=1, num_updates=num_updates)
     run.metrics.update({name: np.full((1, num_updates), x) for name, x in columns.items()})
-    diagnosis(run, find_warnings(run)).draw_without_rendering()
+    found = find_warnings(run)
+    figure = diagnosis(run, found)
+    figure.draw_without_rendering()
+    written = " ".join(text.get_text() for text in figure.findobj(Text)).replace("\n", " ")
+    assert all(warning.name in written for warning in found)

@@ -1,0 +1,15 @@
+"""What every script does with a command line that cannot work."""
+
+import pytest
+
+
+def refusal(main, argv, capsys):
+    """Returns the one paragraph that a script prints before it exits with 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
