@@ -1,3 +1,4 @@
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -78,11 +79,14 @@ def damage(folder, how):
             largest.unlink()
         case "about":
             (folder / "about" / "metadata").write_text("{")
+        case "of another":  # readable, and wrong
+            shutil.rmtree(folder / "state")
+            shutil.copytree(folder.parent / "1" / "state", folder / "state")
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "gone", "about"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone", "about", "of another"])
 def test_a_damaged_one_is_moved_aside_and_the_one_before_is_taken(checkpoints, tmp_path, how):
-    checkpoints.save(1, STATE, 0.0, {})
+    checkpoints.save(1, STATE | {"weights": -STATE["weights"]}, 0.0, {})
     checkpoints.save(2, STATE, 0.0, {})
     checkpoints.close()
     damage(tmp_path / "checkpoints" / "2", how)
