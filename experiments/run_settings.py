@@ -246,8 +246,7 @@ def stored_description(folder: Path) -> dict[str, Any]:
         return json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"There is no run in {folder} to go on with: its {DESCRIPTION} cannot be read "
-            f"({error})."
+            f"There is no run in {folder}: its {DESCRIPTION} cannot be read ({error})."
         ) from error
 
 
