@@ -1,7 +1,6 @@
 """Plays one episode with the policy of a finished run, and writes it as a GIF."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ for variable, value in HEADLESS.items():
 
 from command_line import Parser, cache_compilations, user_errors
 from rich.console import Console
+from run_settings import stored_description
 
 from trpo_jax import envs
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors():
         args = build_parser().parse_args(argv)
-        config = read_config(args.folder)
-        env = envs.make(args.env or config["env"])
+        env = envs.make(args.env or stored_description(args.folder)["env"])
         act = load_policy(args.folder / "policy.msgpack", args.seed, env)
         if min(args.steps, args.every, args.fps, args.width) <= 0:
             raise ConfigurationError("--steps, --every, --fps and --width must be more than 0.")
@@ -74,18 +73,6 @@ def build_parser() -> argparse.ArgumentParser:
     help_text = "the file, a new one (default: episode.gif in the folder)"
     add("--out", type=Path, metavar="FILE", help=help_text)
     return parser
-
-
-def read_config(folder: Path) -> dict:
-    """Returns the description of a run.
-
-    Raises:
-        ConfigurationError: if there is none in the folder.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigurationError(f"{folder} is no folder of a run: it has no config.json.")
-    return json.loads(path.read_text())
 
 
 if __name__ == "__main__":
