@@ -5,9 +5,7 @@ itself. The same command with the same --out goes on where an interrupted sweep 
 """
 
 import argparse
-import csv
 import datetime
-import io
 import json
 import shlex
 import sys
@@ -37,14 +35,14 @@ from rich.console import Console
 from run_settings import as_json, differences, provenance
 from run_settings import settings as run_settings_of
 from sweep_plan import Group, Setting, group_settings, plan_settings
-from sweep_report import Outcome, cell, print_ranking, rank, write_ranking
+from sweep_report import Outcome, print_ranking, rank, write_ranking
 
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.training.evaluation import make_evaluation
-from trpo_jax.training.files import create_run_folder, write_json, write_whole
+from trpo_jax.training.files import create_run_folder, write_csv, write_json
 from trpo_jax.training.loop import choose_chunk
 from trpo_jax.training.runs import read_rows
 from trpo_jax.training.sweep_figures import sweep_figure
@@ -290,15 +288,12 @@ def evaluate_block(evaluation: Any, actor: Actor, seeds: Sequence[int], size: in
 
 def write_results(sweep: Sweep) -> None:
     """Writes one row a run, in the order of settings and seeds, over those of before."""
-    fields = list(sweep.settings[0])
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["setting", *fields, "seed", *MEASURED])
-    for index, seed in sorted(sweep.results):
-        row = sweep.results[index, seed]
-        values = [cell(sweep.settings[index][name]) for name in fields]
-        writer.writerow([index, *values, seed, *(cell(row[name]) for name in MEASURED)])
-    write_whole(sweep.args.out / RESULTS, text.getvalue().encode())
+    rows = [
+        [index, *sweep.settings[index].values(), seed, *(row[name] for name in MEASURED)]
+        for (index, seed), row in sorted(sweep.results.items())
+    ]
+    columns = ["setting", *sweep.settings[0], "seed", *MEASURED]
+    write_csv(sweep.args.out / RESULTS, columns, rows)
 
 
 def report(sweep: Sweep, console: Console) -> None:

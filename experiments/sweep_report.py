@@ -1,7 +1,5 @@
 """The ranking of a sweep's settings, as a table in the terminal and as a file."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trpo_jax.training.files import write_whole
+from trpo_jax.training.files import cell, write_csv
 from trpo_jax.training.statistics import ScoreSummary, summarize
 
 SHOWN = 16  # settings in the terminal at the most
@@ -43,29 +41,17 @@ def rank(outcomes: Sequence[Outcome]) -> list[Ranked]:
 def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
     """Writes the statistics of every setting, the best first."""
     fields = list(ranking[0].outcome.setting)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
     statistics = ["iqm", "iqm_low", "iqm_high", "mean", "mean_low", "mean_high", "std", "worst"]
-    writer.writerow(["setting", *fields, "seeds", "broken_seeds", *statistics])
+    rows = []
     for outcome, summary in ranking:
-        values = [cell(outcome.setting[name]) for name in fields]
         counts = [len(outcome.scores), int(np.isnan(outcome.scores).sum())]
-        row = [""] * len(statistics)
+        numbers: list[float | None] = [None] * len(statistics)
         if summary is not None:
-            iqm_ci95, ci95 = summary.iqm_ci95 or ("", ""), summary.ci95 or ("", "")
-            row = [summary.iqm, *iqm_ci95, summary.mean, *ci95, summary.std]
-            row = [*row, float(outcome.scores.min())]
-        writer.writerow([outcome.index, *values, *counts, *map(cell, row)])
-    write_whole(path, text.getvalue().encode())
-
-
-def cell(value: Any) -> str:
-    """Returns a value as a cell of a CSV file; empty for None and NaN."""
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.7g}"
-    return "" if value is None else str(value)
+            iqm_ci95, ci95 = summary.iqm_ci95 or (None, None), summary.ci95 or (None, None)
+            numbers = [summary.iqm, *iqm_ci95, summary.mean, *ci95, summary.std]
+            numbers.append(outcome.scores.min())
+        rows.append([outcome.index, *outcome.setting.values(), *counts, *numbers])
+    write_csv(path, ["setting", *fields, "seeds", "broken_seeds", *statistics], rows)
 
 
 def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> None:

@@ -1,10 +1,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.training.files import create_run_folder, write_json
+from trpo_jax.training.files import create_run_folder, write_csv, write_json
 
 
 def test_run_folders_are_new_or_empty(tmp_path):
@@ -36,3 +37,10 @@ def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypa
     with pytest.raises(OSError, match="disk full"):
         write_json(path, {"x": 2})
     assert json.loads(path.read_text()) == {"x": 1}
+
+
+def test_cells_of_a_table(tmp_path):
+    rows = [[1, 0.1, np.float32(0.1), (64, 8)], [None, float("nan"), True, "tanh"]]
+    write_csv(tmp_path / "a.csv", ["a", "b", "c", "d"], rows)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines == ["a,b,c,d", "1,0.1,0.1,64x8", ",,True,tanh"]

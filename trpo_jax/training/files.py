@@ -1,8 +1,13 @@
 """The files of a run: one folder, nothing overwritten, readable with any tool."""
 
+import csv
+import io
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trpo_jax.errors import ConfigurationError
 
@@ -40,3 +45,19 @@ def write_whole(path: Path, content: bytes) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_bytes(content)
     unfinished.replace(path)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a table in one stroke, its cells as `cell` writes them."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *([cell(value) for value in row] for row in rows)])
+    write_whole(path, text.getvalue().encode())
+
+
+def cell(value: Any) -> str:
+    """Returns a value as a cell of a table, empty for None and NaN; tuples as 64x64."""
+    if value is None:
+        return ""
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.7g}"
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trpo_jax.errors import ConfigurationError, StorageFailure
-from trpo_jax.training.files import write_whole
+from trpo_jax.training.files import cell, write_csv
 from trpo_jax.training.loop import Chunk
 from trpo_jax.training.runs import read_rows
 
@@ -94,7 +94,7 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
             columns.extend([*(x for x in LEADING_COLUMNS if x in rows[0]), *own])
             writer.writerow(columns)
         try:
-            writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+            writer.writerows([cell(row[name]) for name in columns] for row in rows)
             file.flush()
         except OSError as error:
             raise StorageFailure(f"{path} cannot be written: {error.strerror}") from error
@@ -116,15 +116,8 @@ def keep_updates(path: Path, num_done: int) -> list[str]:
     if not kept:
         path.unlink()
         return []
-    text = "".join(",".join(row) + "\r\n" for row in (columns, *kept))  # as csv ends its lines
-    write_whole(path, text.encode())
+    write_csv(path, columns, kept)
     return columns
-
-
-def _cell(value: int | float | np.floating) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return "" if np.isnan(value) else f"{value:.7g}"
 
 
 def tagged(row: Row) -> dict[str, float]:
