@@ -4,24 +4,22 @@ The page is `diagnosis.pdf` and `diagnosis.png`, in the folder of the run or whe
 those of an earlier call are replaced.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from command_line import Parser, user_errors
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import Console
 
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.training.diagnosis import RunWarning, describe, find_warnings
 from trpo_jax.training.diagnosis_figure import diagnosis, headline
+from trpo_jax.training.figures import file_of
 from trpo_jax.training.files import write_whole
 from trpo_jax.training.runs import StoredRun, find_runs, read_run
 
-DPI, PNG_COLORS = 130, 256
+DPI = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,24 +72,12 @@ def write_pages(page: Figure, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            write_whole(path, drawn(page, path.suffix[1:]))
+            write_whole(path, file_of(page, path.suffix[1:], DPI))
     except OSError as error:
         raise ConfigurationError(
             f"The pages cannot be written: {error}. Choose another folder with --out."
         ) from error
     return paths
-
-
-def drawn(page: Figure, kind: str) -> bytes:
-    """Returns a page as a file of some kind, small enough to be sent around."""
-    content = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType, which can be edited
-        page.savefig(content, format=kind, dpi=DPI)
-    if kind == "png":
-        image = Image.open(content).convert("RGB").quantize(PNG_COLORS, Image.Quantize.MAXCOVERAGE)
-        content = io.BytesIO()
-        image.save(content, "png", optimize=True)
-    return content.getvalue()
 
 
 def print_warnings(console: Console, run: StoredRun, found: Sequence[RunWarning]) -> None:

@@ -13,11 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from command_line import Parser, user_errors
 from display import print_files
 from matplotlib.figure import Figure
-from PIL import Image
 from plot_report import describe, fraction, interval, notes, number, report_lines
 from rich.console import Console
 from rich.table import Table
@@ -32,8 +30,8 @@ from trpo_jax.training.comparisons import (
     training_scores,
 )
 from trpo_jax.training.curves import WINDOW
-from trpo_jax.training.figures import Curve, comparison
-from trpo_jax.training.files import create_run_folder, write_json
+from trpo_jax.training.figures import Curve, comparison, file_of
+from trpo_jax.training.files import create_run_folder, write_json, write_whole
 from trpo_jax.training.groups import Group, join_runs, read_evaluations
 from trpo_jax.training.plots import aggregates, improvements, performance_profiles
 from trpo_jax.training.runs import StoredRun, find_runs, read_run
@@ -70,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {"command": f"python experiments/plot.py {shlex.join(words)}"} | report
     write_json(args.out / "statistics.json", report)
     (args.out / "statistics.md").write_text("\n".join(report_lines(report)) + "\n")
-    save_figures(draw(tasks, overall, labels, baseline), args.formats, args.out)
+    for name, figure in draw(tasks, overall, labels, baseline).items():
+        for kind in args.formats:
+            write_whole(args.out / f"{name}.{kind}", file_of(figure, kind, DPI))
     print_results(console, report, args.out)
     return 0
 
@@ -209,19 +209,6 @@ def draw(
             figure = improvements(baseline, overall.improvements, labels)
             figures["probability_of_improvement"] = figure
     return figures
-
-
-def save_figures(figures: dict[str, Figure], formats: Sequence[str], folder: Path) -> None:
-    """Writes each figure in each format; a PDF holds its fonts whole, as journals ask."""
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        for name, figure in figures.items():
-            for suffix in formats:
-                path = folder / f"{name}.{suffix}"
-                figure.savefig(path, dpi=DPI)
-                if suffix == "png":  # 256 colours are enough, for a third of the bytes
-                    with Image.open(path) as picture:
-                        smaller = picture.convert("RGB").quantize()
-                    smaller.save(path, optimize=True)
 
 
 def print_results(console: Console, report: dict[str, Any], folder: Path) -> None:

@@ -19,6 +19,7 @@ from command_line import (
     Parser,
     cache_compilations,
     config_to_dict,
+    flags_of,
     require_on_device,
     step_count,
     user_errors,
@@ -125,7 +126,7 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     ).config
     known = config_to_dict(algorithms.get(variant.algorithm).Config())
     shared = {name: value for name, value in config_to_dict(reference).items() if name in known}
-    argv += ["--algorithm", variant.algorithm, *flags(shared)]
+    argv += ["--algorithm", variant.algorithm, *flags_of(shared)]
     run = run_settings.prepare([*argv, *variant.flags])
     require_on_device(run.env, "True returns are measured")
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
@@ -135,17 +136,6 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
             "one measurement and as many updates as measurements are needed."
         )
     return run
-
-
-def flags(settings: dict[str, Any]) -> Iterator[str]:
-    """Yields the flags of train.py that say as much as the fields of a config."""
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        else:
-            yield f"--{flag}"
-            yield from map(str, value if isinstance(value, tuple) else [value])
 
 
 def checked_run(run: run_settings.Run, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:

@@ -24,6 +24,7 @@ from command_line import (
     config_to_dict,
     defaults_for,
     first_pass,
+    flags_of,
     require_at_least,
     require_on_device,
     seed_range,
@@ -42,13 +43,15 @@ from trpo_jax.algorithms.base import Actor
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.training.evaluation import make_evaluation
-from trpo_jax.training.files import create_run_folder, write_csv, write_json
+from trpo_jax.training.figures import file_of
+from trpo_jax.training.files import create_run_folder, write_csv, write_json, write_whole
 from trpo_jax.training.loop import choose_chunk
 from trpo_jax.training.runs import read_rows
 from trpo_jax.training.sweep_figures import sweep_figure
 from trpo_jax.training.sweeps import compile_sweep, run_block, score_block
 
 MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
+DPI = 150
 CHUNKS = 10  # of a block at the least, as often as the progress is shown
 DESCRIPTION, RESULTS = "sweep.json", "results.csv"
 
@@ -316,8 +319,8 @@ def report(sweep: Sweep, console: Console) -> None:
         np.stack([x.scores for x in outcomes]),
         title,
     )
-    for suffix in ("png", "pdf"):
-        figure.savefig(folder / f"sweep.{suffix}", dpi=150)
+    for kind in ("png", "pdf"):
+        write_whole(folder / f"sweep.{kind}", file_of(figure, kind, DPI))
     print_ranking(console, ranking, f"{title}, by {sweep.args.score} return")
     console.print(
         f"The best of {len(ranking)} looks better than it is. Seeds of its own judge it:\n"
@@ -336,18 +339,8 @@ def command_of(sweep: Sweep, setting: Setting) -> list[str]:
     parser.add_argument("--quiet", action="store_true")
     words = parser.parse_known_args(sweep.description["command"][1:])[1]
     first = sweep.seeds[-1] + 1
-    words += ["--seed", str(first), "--num-seeds", str(len(sweep.seeds))]
-    for name, value in setting.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            words += [
-                f"--{flag}",
-                *(f"{x:.7g}" if isinstance(x, float) else str(x) for x in values),
-            ]
-    return words
+    own = ["--seed", str(first), "--num-seeds", str(len(sweep.seeds))]
+    return [*words, *own, *flags_of(setting)]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter
 from trpo_jax.training import diagnosis_signs as signs
 from trpo_jax.training.diagnosis import RunWarning, describe
 from trpo_jax.training.diagnosis_panels import Panel, panels
-from trpo_jax.training.figures import COLORS
+from trpo_jax.training.figures import COLORS, style
 from trpo_jax.training.runs import StoredRun
 
 POINTS = 100  # of each line, as many as a panel can show
@@ -102,9 +102,7 @@ def _label(axes: Axes, panel: Panel, warned: bool) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(which="both", labelsize=SMALL)
     axes.set_xlabel("environment steps", fontsize=SMALL, labelpad=1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
+    style(axes)
     title = f"\N{WARNING SIGN} {panel.title}" if warned else panel.title
     color = COLORS[1] if warned else "black"
     axes.set_title(title, loc="left", fontsize=TITLE, fontweight="bold", color=color)

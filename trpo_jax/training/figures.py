@@ -1,14 +1,17 @@
 """Figures of one run and of several."""
 
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 
 from trpo_jax.training.statistics import bootstrap_interval, interquartile_mean
 
@@ -58,7 +61,8 @@ def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Fi
     axes.set_title(title)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return of training episodes")
-    _style(axes)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    style(axes)
     axes.legend(frameon=False, loc="best")
     return figure
 
@@ -88,7 +92,8 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
                 band.set(**band_look(look["color"]))
         axes.set_xlim(left=0)
         axes.set_title(environment, fontsize="medium")
-        _style(axes)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        style(axes)
     for axes in all_axes[len(curves) :]:
         axes.set_axis_off()
     lines = {line.get_label(): line for axes in all_axes for line in axes.lines}
@@ -111,6 +116,31 @@ def band_look(color: str) -> dict[str, Any]:
     return {"alpha": None, "facecolor": (color, 0.1)} | edge
 
 
+def style(axes: Axes, grid: str = "y") -> None:
+    """Gives a panel the look of all: no frame above and at the right, and a pale grid behind."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="0.9")
+    axes.set_axisbelow(True)
+
+
+def file_of(figure: Figure, kind: str, dpi: int) -> bytes:
+    """Returns a figure as the content of a file, small enough to be sent around.
+
+    Args:
+        figure: the figure.
+        kind: pdf, with fonts that can be edited and journals take, svg, or png, of 256 colours.
+        dpi: dots per inch, of a png.
+    """
+    content = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType
+        figure.savefig(content, format=kind, dpi=dpi)
+    if kind == "png":
+        image = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+        content = io.BytesIO()
+        image.save(content, "png", optimize=True)
+    return content.getvalue()
+
+
 def legend_above(figure: Figure, lines: Sequence[Line2D]) -> None:
     """Adds a legend above the panels of a figure, in as many columns as fit."""
     longest = max((len(line.get_label()) for line in lines), default=1)
@@ -130,13 +160,6 @@ def _plot_iqm(
         return None
     low, high = bootstrap_interval(returns, interquartile_mean)
     return axes.fill_between(env_steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
-
-
-def _style(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
 
 
 def _spread(length: int, most: int) -> np.ndarray:

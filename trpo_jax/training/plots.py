@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from trpo_jax.training.figures import band_look, legend_above, line_look
+from trpo_jax.training.figures import band_look, legend_above, line_look, style
 from trpo_jax.training.statistics import Estimate
 
 ROW_HEIGHT = 0.28  # inches of a label where labels are rows
@@ -32,7 +32,7 @@ def performance_profiles(levels: np.ndarray, profiles: dict[str, Estimate]) -> F
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("normalised score $\\tau$")
     axes.set_ylabel("fraction of seeds above $\\tau$")
-    _style(axes, grid="both")
+    style(axes, grid="both")
     legend_above(figure, axes.lines)
     return figure
 
@@ -81,15 +81,9 @@ def _plot_rows(axes: Axes, estimates: dict[str, Estimate], labels: Sequence[str]
     axes.set_yticks(range(len(estimates)), list(estimates))
     axes.set_ylim(len(estimates) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    _style(axes, grid="x")
+    style(axes, grid="x")
 
 
 def _height(rows: Sequence[str] | dict[str, Estimate]) -> float:
     """Returns the height of a figure whose rows are labels, in inches."""
     return 1.2 + ROW_HEIGHT * len(rows)
-
-
-def _style(axes: Axes, grid: str) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color="0.9")
-    axes.set_axisbelow(True)

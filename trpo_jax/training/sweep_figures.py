@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from trpo_jax.training.figures import COLORS
+from trpo_jax.training.figures import COLORS, style
 from trpo_jax.training.statistics import bootstrap_interval, interquartile_mean
 
 RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
@@ -109,7 +109,7 @@ def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -> N
         axes.fill_between(
             x, low, high, color=COLORS[0], alpha=0.2, linewidth=0, label="95 % interval"
         )
-    _style(axes)
+    style(axes)
 
 
 def _scatter(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -> None:
@@ -120,7 +120,7 @@ def _scatter(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -
         best = int(np.nanargmax(iqm))
         ring = {"color": COLORS[1], "markersize": 8, "fillstyle": "none", "linestyle": "none"}
         axes.plot(x[best], iqm[best], marker="o", **ring, label="the best")
-    _style(axes)
+    style(axes)
 
 
 def _heat_map(
@@ -149,9 +149,3 @@ def _heat_map(
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
     figure.colorbar(image, label="final return, IQM over seeds")
     return figure
-
-
-def _style(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="0.9")
-    axes.set_axisbelow(True)
