@@ -106,7 +106,7 @@ def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, ca
 def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         render.main([str(tmp_path)])
-    assert "no config.json" in capsys.readouterr().err
+    assert "There is no run in" in capsys.readouterr().err
     arguments = [str(finished / "Pole"), "--out", str(tmp_path / "episode.gif")]
     with pytest.raises(SystemExit, match="2"):
         render.main([*arguments, "--env", "MemoryChain-bsuite"])
