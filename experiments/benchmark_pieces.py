@@ -158,20 +158,22 @@ def prepare(
             line_search_shrink=SHRINK,
         )
 
+    def by_time(x):
+        return x.reshape(-1, ROWS, *x.shape[1:])
+
     def fit(_, critic_state, batch):
         return fit_critic(
             jax.random.key(0),
             critic.apply,
             critic_state,
-            batch.observations,
-            batch.advantages,
+            *map(by_time, (batch.observations, batch.advantages)),
             learning_rate=1e-3,
             epochs=1,
             minibatches=16,
         )
 
     def advantages(_, __, batch):
-        rewards = batch.advantages.reshape(-1, ROWS)
+        rewards = by_time(batch.advantages)
         ended = jnp.abs(rewards) > 3
         return generalized_advantages(rewards, rewards, rewards, ended, ended, 0.99, 0.95)
 

@@ -16,7 +16,7 @@ def linear(params, x):
 
 
 def test_fit_reaches_the_targets_of_a_linear_function():
-    observations = jax.random.normal(jax.random.key(0), (64, 3))
+    observations = jax.random.normal(jax.random.key(0), (16, 4, 3))
     targets = observations @ jnp.array([1.0, -2.0, 0.5]) + 0.3
     critic = init_critic({"w": jnp.zeros(3), "b": jnp.zeros(())})
     fitted, loss = fit_critic(
@@ -37,16 +37,16 @@ def test_each_epoch_visits_every_sample_once_in_a_new_order():
     seen = []
 
     def spy(params, x):
-        jax.debug.callback(lambda ids: seen.append(np.sort(ids)), x[:, 0])
-        return params["b"] + 0 * x[:, 0]
+        jax.debug.callback(lambda ids: seen.append(np.sort(ids.reshape(-1))), x[..., 0])
+        return params["b"] + 0 * x[..., 0]
 
-    observations = jnp.arange(12.0)[:, None]
+    observations = jnp.arange(12.0).reshape(3, 4, 1)
     fit_critic(
         jax.random.key(0),
         spy,
         init_critic({"b": jnp.zeros(())}),
         observations,
-        jnp.zeros(12),
+        jnp.zeros((3, 4)),
         learning_rate=0.1,
         epochs=2,
         minibatches=3,
@@ -61,7 +61,7 @@ def test_each_epoch_visits_every_sample_once_in_a_new_order():
 
 def test_moments_survive_from_one_fit_to_the_next_and_the_rate_is_the_one_given():
     critic = init_critic({"w": jnp.zeros(3), "b": jnp.zeros(())})
-    observations, targets = jnp.ones((8, 3)), jnp.ones(8)
+    observations, targets = jnp.ones((4, 2, 3)), jnp.ones((4, 2))
     settings = {"epochs": 1, "minibatches": 1}
     once, _ = fit_critic(
         jax.random.key(0), linear, critic, observations, targets, learning_rate=0.01, **settings

@@ -1,24 +1,62 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
-from trpo_jax.minibatches import shuffled_minibatches
+from trpo_jax.minibatches import (
+    group_samples,
+    group_size,
+    shuffled_minibatches,
+    take_minibatch,
+)
+
+SHAPES = [(1, 1, 1), (12, 1, 3), (4, 6, 8), (5, 8, 20), (3, 4, 12), (64, 3, 4)]
 
 
-@pytest.mark.parametrize(("num_samples", "minibatches"), [(1, 1), (12, 3), (64, 4), (3000, 8)])
-def test_every_sample_is_in_one_minibatch_of_each_pass(num_samples, minibatches):
-    parts = shuffled_minibatches(jax.random.key(0), num_samples, 2, minibatches)
-    assert parts.shape == (2 * minibatches, num_samples // minibatches)
-    first, second = np.asarray(parts).reshape(2, -1)
+def minibatches_of(key, shape, epochs, minibatches):
+    """Returns the samples `[epochs, minibatches, n]` of a batch of numbers from 0."""
+    batch = jnp.arange(np.prod(shape)).reshape(shape)
+    groups = group_samples(batch, minibatches)
+    parts = shuffled_minibatches(key, groups, epochs, minibatches)
+    taken = jax.vmap(lambda indices: take_minibatch(groups, indices))(parts)
+    return np.asarray(taken).reshape(epochs, minibatches, -1)
+
+
+@pytest.mark.parametrize(("num_steps", "num_envs", "minibatches"), SHAPES)
+def test_every_sample_is_in_one_minibatch_of_each_pass(num_steps, num_envs, minibatches):
+    shape = (num_steps, num_envs)
+    first, second = minibatches_of(jax.random.key(0), shape, 2, minibatches)
     for order in (first, second):
-        np.testing.assert_array_equal(np.sort(order), np.arange(num_samples))
-    assert num_samples == 1 or (first != second).any()
+        np.testing.assert_array_equal(np.sort(order, axis=None), np.arange(np.prod(shape)))
+    assert np.prod(shape) == 1 or (first != second).any()
+
+
+@pytest.mark.parametrize(("num_steps", "num_envs", "minibatches"), SHAPES)
+def test_every_minibatch_has_as_many_samples_of_each_group(num_steps, num_envs, minibatches):
+    size = group_size(num_steps, minibatches)
+    assert num_envs % size == 0
+    (parts,) = minibatches_of(jax.random.key(1), (num_steps, num_envs), 1, minibatches)
+    for part in parts:
+        groups, counts = np.unique(part % num_envs // size, return_counts=True)
+        np.testing.assert_array_equal(groups, np.arange(num_envs // size))
+        assert len(set(counts)) == 1
+
+
+def test_groups_hold_whole_environments_and_their_rows_stay_together():
+    batch = {"a": jnp.arange(24).reshape(4, 6), "b": jnp.arange(48).reshape(4, 6, 2)}
+    groups = group_samples(batch, 8)  # of two environments each, since 8 does not divide 4 steps
+    assert (groups["a"].shape, groups["b"].shape) == ((8, 3), (8, 3, 2))
+    np.testing.assert_array_equal(groups["b"], 2 * groups["a"][..., None] + np.arange(2))
+    for group in range(3):
+        envs = {2 * group, 2 * group + 1}
+        assert set(np.asarray(groups["a"])[:, group] % 6) == envs
 
 
 def test_all_orders_are_as_likely():
+    groups = group_samples(jnp.arange(4).reshape(2, 2), 4)
     keys = jax.random.split(jax.random.key(1), 24_000)
-    orders = jax.jit(jax.vmap(lambda key: shuffled_minibatches(key, 4, 1, 1)[0]))(keys)
-    _, counts = np.unique(orders, axis=0, return_counts=True)
+    orders = jax.jit(jax.vmap(lambda key: shuffled_minibatches(key, groups, 1, 4)))(keys)
+    _, counts = np.unique(orders.reshape(-1, 4), axis=0, return_counts=True)
     assert len(counts) == 24
     assert scipy.stats.chisquare(counts).pvalue > 1e-3

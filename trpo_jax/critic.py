@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.fisher import gauss_newton_product
-from trpo_jax.minibatches import shuffled_minibatches
+from trpo_jax.minibatches import group_samples, shuffled_minibatches, take_minibatch
 from trpo_jax.solvers import conjugate_gradient
 
 
@@ -31,8 +31,8 @@ def fit_critic(
     key: PRNGKeyArray,
     apply: Callable[[PyTree[Array], Num[Array, "..."]], Float[Array, "..."]],
     critic: CriticState,
-    observations: Num[Array, "N ..."],
-    targets: Float[Array, " N"],
+    observations: Num[Array, "T B ..."],
+    targets: Float[Array, "T B"],
     *,
     learning_rate: Float[Array, ""] | float,
     epochs: int,
@@ -40,23 +40,23 @@ def fit_critic(
 ) -> tuple[CriticState, Float[Array, ""]]:
     """Minimises the mean squared error of V(s) - target by Adam (Kingma and Ba 2015).
 
-    Each epoch visits all N samples once, in a fresh random order, in `minibatches` equal parts.
+    Each epoch visits all samples once, in a fresh random order, in `minibatches` equal parts.
 
     Args:
         key: consumed to shuffle.
         apply: `(params, observations) -> values`.
         critic: state to start from.
-        observations: N observations.
+        observations: of B environments in T steps.
         targets: what V should be at them.
         learning_rate: Adam's step size.
         epochs: passes over the samples.
-        minibatches: parts of each pass; must divide N.
+        minibatches: parts of each pass; must divide T * B.
 
     Returns:
         The fitted critic, and the mean squared error over the last pass.
     """
-    num_samples = targets.shape[0]
     optimizer = optax.adam(learning_rate)
+    groups = group_samples((observations, targets), minibatches)
 
     def loss(params, minibatch_observations, minibatch_targets):
         values = apply(params, minibatch_observations)
@@ -65,12 +65,12 @@ def fit_critic(
 
     def minibatch_step(critic, indices):
         value, gradient = jax.value_and_grad(loss)(
-            critic.params, observations[indices], targets[indices]
+            critic.params, *take_minibatch(groups, indices)
         )
         updates, moments = optimizer.update(gradient, critic.optimizer)
         return CriticState(optax.apply_updates(critic.params, updates), moments), value
 
-    parts = shuffled_minibatches(key, num_samples, epochs, minibatches)
+    parts = shuffled_minibatches(key, groups, epochs, minibatches)
     critic, losses = jax.lax.scan(minibatch_step, critic, parts)
     return critic, jnp.mean(losses[-minibatches:])
 
@@ -78,8 +78,8 @@ def fit_critic(
 def trust_region_fit(
     apply: Callable[[PyTree[Array], Num[Array, "..."]], Float[Array, "..."]],
     critic: CriticState,
-    observations: Num[Array, "N ..."],
-    targets: Float[Array, " N"],
+    observations: Num[Array, "..."],
+    targets: Float[Array, "*batch"],
     *,
     max_change: Float[Array, ""] | float,
     damping: float = 1e-3,
@@ -96,7 +96,7 @@ def trust_region_fit(
     Args:
         apply: `(params, observations) -> values`.
         critic: state to start from; its optimiser is left alone.
-        observations: N observations.
+        observations: observations, `[*batch, ...]`.
         targets: what V should be at them.
         max_change: the bound; 0.5 lets the values change by as much as they are wrong.
         damping: added to the diagonal of H.

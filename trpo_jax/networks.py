@@ -278,11 +278,10 @@ def _network(module: nn.Module, *inputs: ArraySpec) -> Network:
 
     def apply(params: PyTree[Array], *batches: Num[Array, "..."]) -> Distribution | Array:
         batch_shape = batches[0].shape[: batches[0].ndim - len(inputs[0].shape)]
-        size = math.prod(batch_shape)
         # With two batch axes, a derivative's matrix products take half as long again on a CPU.
-        flat = [x.reshape(size, *spec.shape) for x, spec in zip(batches, inputs, strict=True)]
+        flat = [_flatten(x, len(batch_shape)) for x in batches]
         output = module.apply({"params": params}, *flat)
-        return jax.tree.map(lambda x: x.reshape(*batch_shape, *x.shape[1:]), output)
+        return jax.tree.map(lambda x: _unflatten(x, batch_shape), output)
 
     def apply_layers(
         params: PyTree[Array],
@@ -302,3 +301,19 @@ def _network(module: nn.Module, *inputs: ArraySpec) -> Network:
             return apply(params, *batches), inputs
 
     return Network(init, apply, apply_layers)
+
+
+def _flatten(x: Num[Array, "..."], num_axes: int) -> Num[Array, "N ..."]:
+    """Returns an array with its first axes as one, the last of them varying slowest.
+
+    So each of several devices that hold a part of that axis holds a part of the result.
+    """
+    front = jnp.moveaxis(x, range(num_axes - 1), range(1, num_axes))
+    return front.reshape(math.prod(x.shape[:num_axes]), *x.shape[num_axes:])
+
+
+def _unflatten(x: Array, batch_shape: tuple[int, ...]) -> Array:
+    """Returns what `_flatten` was given, from what it returned."""
+    num_axes = len(batch_shape)
+    front = x.reshape(*batch_shape[-1:], *batch_shape[:-1], *x.shape[1:])
+    return jnp.moveaxis(front, range(1, num_axes), range(num_axes - 1))

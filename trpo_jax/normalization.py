@@ -1,5 +1,6 @@
 """Running mean and variance, for observations and for the scale of rewards."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -34,11 +35,11 @@ def update_statistics(
     Merges the batch's own moments into the running ones (Chan, Golub and LeVeque 1979), which
     keeps its precision when the mean is large against the deviation.
     """
-    shape = statistics.mean.shape
-    samples = batch.reshape(-1, *shape).astype(jnp.float32)
-    batch_count = samples.shape[0]
-    batch_mean = jnp.mean(samples, axis=0)
-    batch_deviations = jnp.sum((samples - batch_mean) ** 2, axis=0)
+    samples = batch.astype(jnp.float32)
+    axes = tuple(range(batch.ndim - statistics.mean.ndim))
+    batch_count = math.prod(batch.shape[: len(axes)])
+    batch_mean = jnp.mean(samples, axis=axes)
+    batch_deviations = jnp.sum((samples - batch_mean) ** 2, axis=axes)
     count = statistics.count + batch_count
     shift = batch_mean - statistics.mean
     return RunningStatistics(

@@ -189,18 +189,20 @@ def make_value_function(env: Environment, config: OnPolicy) -> Critic:
     )
 
     def fit(key, state, batch):
-        observations = batch.observations.reshape(-1, *env.observation.shape)
-        targets = batch.targets.reshape(-1)
         if config.gae_critic == "trust_region":
             return trust_region_fit(
-                network.apply, state, observations, targets, max_change=config.critic_max_change
+                network.apply,
+                state,
+                batch.observations,
+                batch.targets,
+                max_change=config.critic_max_change,
             )
         return fit_critic(
             key,
             network.apply,
             state,
-            observations,
-            targets,
+            batch.observations,
+            batch.targets,
             learning_rate=config.critic_lr,
             epochs=config.critic_epochs,
             minibatches=config.critic_minibatches,

@@ -20,7 +20,7 @@ from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.settings import Exploration, OnPolicy, decay, validate
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.minibatches import shuffled_minibatches
+from trpo_jax.minibatches import group_samples, shuffled_minibatches, take_minibatch
 from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
 
 
@@ -68,17 +68,17 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
     def policy_step(key, state, trajectory, batch):
         old_params = state.actor.policy_params
         old_log_probs = behavior.apply(old_params, batch).log_prob(batch.actions)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (batch, old_log_probs))
+        groups = group_samples((batch, old_log_probs), config.policy_minibatches)
         learning_rate = config.policy_lr * decay(config, state.num_updates, batch_size)
 
         def minibatch_step(carry, indices):
             params, moments = carry
-            gradient = jax.grad(loss)(params, *jax.tree.map(lambda x: x[indices], flat))
+            gradient = jax.grad(loss)(params, *take_minibatch(groups, indices))
             updates, moments = optimizer.update(gradient, moments)
             return (optax.tree.add_scale(params, -learning_rate, updates), moments), None
 
         parts = shuffled_minibatches(
-            key, batch_size, config.policy_epochs, config.policy_minibatches
+            key, groups, config.policy_epochs, config.policy_minibatches
         )
         (params, moments), _ = jax.lax.scan(minibatch_step, (old_params, state.memory), parts)
         surrogate = importance_sampled_surrogate(
