@@ -20,7 +20,7 @@ from run_settings import Run, prepare, provenance
 
 from trpo_jax.training.files import create_run_folder, write_json
 from trpo_jax.training.loop import advance_chunks
-from trpo_jax.training.program import CompiledRuns, Program, compile_runs, seed_keys
+from trpo_jax.training.program import CompiledRuns, Program, as_seeds, compile_runs
 
 SCRIPTS = Path(__file__).parent
 SEEDS, SETTINGS, PROCESSES = 16, 16, 8
@@ -91,12 +91,12 @@ def seconds_of(words: Sequence[str]) -> float:
 def compiled(run: Run) -> CompiledRuns:
     """Returns the program of a run."""
     make = lambda _: run.algorithm
-    return compile_runs(make, seed_keys(run.seeds), (), run.updates_per_chunk)
+    return compile_runs(make, len(run.seeds), (), run.updates_per_chunk)
 
 
 def fresh(run: Run, runs: CompiledRuns) -> Program:
     """Returns a program that starts from the beginning, without compiling it again."""
-    state = runs.init(seed_keys(run.seeds), ())
+    state = runs.init(as_seeds(run.seeds), ())
     advance = lambda state: runs.advance(state, ())
     return Program(run.env.name, state, advance, run.seeds, run.updates_per_chunk, runs.seconds)
 

@@ -64,9 +64,7 @@ def fit_critic(
         return jnp.mean((values - minibatch_targets) ** 2)
 
     def minibatch_step(critic, indices):
-        value, gradient = jax.value_and_grad(loss)(
-            critic.params, *take_minibatch(groups, indices)
-        )
+        value, gradient = jax.value_and_grad(loss)(critic.params, *take_minibatch(groups, indices))
         updates, moments = optimizer.update(gradient, critic.optimizer)
         return CriticState(optax.apply_updates(critic.params, updates), moments), value
 

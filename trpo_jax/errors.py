@@ -42,3 +42,7 @@ class EnvironmentFailure(RuntimeError):
 
 class StorageFailure(OSError):
     """Something that could not be written or read back, on a full disk for instance."""
+
+
+class PeerFailure(RuntimeError):
+    """Another process of the same run that ended, or cannot be reached any more."""

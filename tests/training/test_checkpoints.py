@@ -67,7 +67,8 @@ def test_without_an_evaluation_none_is_best(checkpoints):
 
 
 def damage(folder, how):
-    largest = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    data = (path for path in (folder / "state").rglob("d/*") if path.is_file())
+    largest = max(data, key=lambda path: path.stat().st_size)
     match how:
         case "cut":
             largest.write_bytes(largest.read_bytes()[:-20])

@@ -77,9 +77,7 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             updates, moments = optimizer.update(gradient, moments)
             return (optax.tree.add_scale(params, -learning_rate, updates), moments), None
 
-        parts = shuffled_minibatches(
-            key, groups, config.policy_epochs, config.policy_minibatches
-        )
+        parts = shuffled_minibatches(key, groups, config.policy_epochs, config.policy_minibatches)
         (params, moments), _ = jax.lax.scan(minibatch_step, (old_params, state.memory), parts)
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages), config.entropy_coef

@@ -2,7 +2,8 @@
 
 A state is stored as its arrays by name, and beside them what they belong to and a digest that tells
 whether they came back as they were. Orbax writes each checkpoint whole or not at all, and loads
-(half a second) where the first one is needed.
+(half a second) where the first one is needed. Of several processes each writes the parts of arrays
+that it holds, and reads all of them, so that a run can go on on other devices.
 """
 
 import hashlib
@@ -15,12 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, UInt64
 
 from trpo_jax.algorithms.base import State
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.training.loop import Chunk
+from trpo_jax.training.processes import decided_by_first, is_first, to_devices, to_host
 
-FORMAT = 1
+FORMAT = 2
 METADATA = "_CHECKPOINT_METADATA"  # of Orbax
 NOT_EVALUATED = float("-inf")  # worse than any evaluation
 SHARE_OF_TIME = 0.03  # that checkpoints may take where nobody says how many to write
@@ -47,8 +50,15 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints in a folder: the latest few, and the one with the best evaluation."""
 
-    def __init__(self, folder: Path, keep: int = 3):
-        """Opens the folder, or creates it, to hold the `keep` latest ones."""
+    def __init__(self, folder: Path, keep: int = 3, alone: bool = True):
+        """Opens the folder, or creates it.
+
+        Args:
+            folder: the folder.
+            keep: how many of the latest ones it is to hold.
+            alone: whether this process reads or writes whole checkpoints by itself; if there are
+                several, and all of them are to write one together, it does not.
+        """
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
@@ -57,12 +67,16 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=False,  # what fails, fails here; and the cost is known
             cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=_by_itself() if alone else ocp.options.MultiprocessingOptions(),
             best_fn=score,  # or metrics are not stored
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
         self._args, self._score = ocp.args, score
         self._folder = folder.absolute()
-        finish_removals(self._folder)
+        self._folder.mkdir(exist_ok=True)
+        if is_first():
+            finish_removals(self._folder)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(
@@ -93,6 +107,7 @@ class Checkpoints:
             "num_updates": num_updates,
             "seconds": seconds,
             "description": dict(description),
+            "arrays": {name: [x.shape, str(x.dtype)] for name, x in arrays.items()},
             "digest": digest(arrays),
         }
         items = self._args.Composite(
@@ -123,19 +138,20 @@ class Checkpoints:
         Raises:
             StorageFailure: if it is damaged.
         """
-        items = self._args.Composite(
-            state=self._args.StandardRestore(), about=self._args.JsonRestore()
-        )
         try:
-            restored = self._manager.restore(num_updates, args=items)
-            about = restored.about
-            arrays = {name: np.asarray(x) for name, x in restored.state.items()}
-            intact = about["digest"] == digest(arrays) and about["format"] == FORMAT
+            about = self._restore(num_updates, about=self._args.JsonRestore()).about
+            if about["format"] != FORMAT:
+                raise StorageFailure(f"its format is {about['format']}, not {FORMAT}.")
+            whole = {name: np.empty(*x) for name, x in about["arrays"].items()}
+            arrays = self._restore(num_updates, state=self._args.StandardRestore(whole)).state
+            if about["digest"] != digest(arrays):
+                raise StorageFailure("its numbers are not those that were written.")
         except Exception as error:  # of whatever kind damaged files give
             raise StorageFailure(_first_line(error)) from error
-        if not intact:
-            raise StorageFailure("its numbers are not those that were written.")
         return Saved(num_updates, about["seconds"], about["description"], arrays)
+
+    def _restore(self, num_updates, **items):
+        return self._manager.restore(num_updates, args=self._args.Composite(**items))
 
     def newest_first(self) -> Iterator[Saved | StorageFailure]:
         """Yields the checkpoints, or why one cannot be read; such a one is moved aside."""
@@ -193,7 +209,7 @@ class RunCheckpoints:
         """
         self.latest, self.cost = latest, 0.0
         self._description, self._every = description, every
-        self._open = lambda: Checkpoints(folder, keep)
+        self._open = lambda: Checkpoints(folder, keep, alone=False)
         self._opened: Checkpoints | None = None
         self._last_seconds: float | None = None
         self._expected = FIRST_SECONDS
@@ -211,7 +227,7 @@ class RunCheckpoints:
         else:
             due = self._every > 0 and chunk.last_update % self._every == 0
         evaluated = evaluation_return > NOT_EVALUATED and self._every != 0
-        if not (due or evaluated):
+        if not decided_by_first(lambda: due or evaluated):  # by its own clock
             return
         started = time.perf_counter()
         self._opened = self._opened or self._open()
@@ -229,21 +245,37 @@ class RunCheckpoints:
             self._opened.close()
 
 
-def to_arrays(state: State) -> dict[str, np.ndarray]:
-    """Returns the arrays of a state by name, on the host; typed keys as their data.
+def _by_itself() -> Any:
+    """Returns the options by which Orbax waits for no other process."""
+    import orbax.checkpoint as ocp
 
-    Arrays without an element, which hold nothing, are left out.
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+
+
+def to_arrays(state: State) -> dict[str, Array | np.ndarray]:
+    """Returns the arrays of a state by name; typed keys as their data.
+
+    They are on the host, but for those that other processes hold parts of. Arrays without an
+    element, which hold nothing, are left out.
     """
-    arrays = {name: np.asarray(_plain(x)) for name, x in named_leaves(state).items()}
-    return {name: x for name, x in arrays.items() if x.size}
+    arrays = {name: _plain(x) for name, x in named_leaves(state).items()}
+    return {name: _on_host(x) for name, x in arrays.items() if x.size}
+
+
+def _on_host(x):
+    shared = isinstance(x, jax.Array) and not x.is_fully_addressable
+    return x if shared else np.asarray(x)
 
 
 def to_state(template: State, arrays: Mapping[str, np.ndarray]) -> State:
-    """Returns a state of the same structure as another, with stored arrays in it.
+    """Returns a state of the same structure as another, on the same devices, with stored arrays.
 
     Args:
-        template: a state, or its shapes.
-        arrays: from `to_arrays`.
+        template: a state, or its shapes, for the default device.
+        arrays: from `Checkpoints.read`.
 
     Raises:
         ConfigurationError: listing what differs, if the arrays are those of another structure.
@@ -258,9 +290,10 @@ def to_state(template: State, arrays: Mapping[str, np.ndarray]) -> State:
         raise ConfigurationError(f"The checkpoint is of another state ({listed}).")
 
     def restored(name, leaf):
-        if name not in arrays:
-            return jnp.zeros(shapes[name].shape, shapes[name].dtype)
-        value = jnp.asarray(arrays[name])
+        missing = np.zeros(shapes[name].shape, shapes[name].dtype)
+        value = jnp.asarray(arrays.get(name, missing))
+        if isinstance(leaf, jax.Array):
+            value = to_devices(arrays.get(name, missing), _plain(leaf).sharding)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             impl = jax.random.key_impl(jnp.empty((), leaf.dtype))  # of a shape it cannot be asked
             return jax.random.wrap_key_data(value, impl=impl)
@@ -276,13 +309,47 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Returns the SHA-256 of arrays, their names, shapes and types, in hexadecimal."""
+def digest(arrays: Mapping[str, Array | np.ndarray]) -> str:
+    """Returns the SHA-256 of arrays' names, shapes, types and checksums, in hexadecimal.
+
+    Where processes hold parts of arrays, all of them have to call it together.
+    """
+    sums = np.array([_checksum(arrays[name]) for name in sorted(arrays)], np.uint64)
+    if any(isinstance(x, jax.Array) for x in arrays.values()):
+        of_all = to_host(sums.view(np.uint32)[None])  # jax would cut 64 bits down to 32
+        sums = of_all.view(np.uint64).sum(axis=0, dtype=np.uint64)
     result = hashlib.sha256()
-    for name, x in sorted(arrays.items()):
-        result.update(f"{name} {x.shape} {x.dtype}".encode())
-        result.update(np.ascontiguousarray(x).tobytes())
+    for name, total in zip(sorted(arrays), sums.tolist(), strict=True):
+        result.update(f"{name} {arrays[name].shape} {arrays[name].dtype} {total}".encode())
     return result.hexdigest()
+
+
+def _checksum(x: Array | np.ndarray) -> int:
+    """Returns the sum, modulo 2^64, of hashes of an array's elements with their places.
+
+    It is over what this process holds, so that those of all processes add up to that of the whole.
+    """
+    places = np.arange(x.size, dtype=np.uint64).reshape(x.shape)
+    parts = [(..., x)]
+    if isinstance(x, jax.Array):
+        parts = [(s.index, np.asarray(s.data)) for s in x.addressable_shards if s.replica_id == 0]
+    sums = [
+        _mixed(_mixed(places[index].reshape(-1)) ^ _as_integers(part)).sum(dtype=np.uint64)
+        for index, part in parts
+    ]
+    return sum(map(int, sums)) % 2**64
+
+
+def _as_integers(x: np.ndarray) -> UInt64[np.ndarray, " n"]:
+    return np.ascontiguousarray(x).reshape(-1).view(f"u{x.dtype.itemsize}").astype(np.uint64)
+
+
+def _mixed(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """Returns integers whose bits all depend on all bits (splitmix64; Steele et al. 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _plain(x):

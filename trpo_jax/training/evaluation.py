@@ -16,6 +16,8 @@ from trpo_jax.envs.episodes import step_episode
 from trpo_jax.errors import EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, failures_named, start_host_episodes
 from trpo_jax.rollout import start_episodes
+from trpo_jax.training.devices import Placement
+from trpo_jax.training.processes import to_devices, to_host
 
 EVALUATION = 0xE7A1  # sets the keys of evaluation apart
 MAX_STEPS = 100_000  # bound on an episode in an environment without a time limit
@@ -70,6 +72,7 @@ def make_evaluation(
     num_episodes: int,
     *,
     stochastic: bool = False,
+    placement: Placement | None = None,
 ) -> Callable[..., np.ndarray]:
     """Returns the function that plays E = `num_episodes` fresh episodes with each seed's policy.
 
@@ -83,16 +86,26 @@ def make_evaluation(
         policy: of the algorithm.
         num_episodes: E.
         stochastic: whether actions are drawn from the policy; else they are its mode.
+        placement: which devices the seeds are split over; all are on the default one if None.
     """
+    batched, shardings, place = jax.vmap, {}, lambda values: values
+    if placement is not None:
+        batched, rest = placement.batched, placement.rest
+        shardings = {"in_shardings": rest, "out_shardings": rest}
+        place = partial(to_devices, sharding=rest)
+
+    def key_of(seed, number):
+        key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
+        return jnp.where(number > 0, jax.random.fold_in(key, number), key)
 
     def act(actor, key, observations):
         distribution = policy(actor, observations)
         return distribution.sample(key) if stochastic else distribution.mode()
 
-    @jax.jit
-    @jax.vmap
-    def on_device(actor: Actor, key: PRNGKeyArray) -> Float[Array, " E"]:
-        return evaluate(env, partial(act, actor), key, num_episodes)
+    @partial(jax.jit, **shardings)
+    @batched
+    def on_device(actor: Actor, seed: Array, number: Array) -> Float[Array, " E"]:
+        return evaluate(env, partial(act, actor), key_of(seed, number), num_episodes)
 
     given = jax.jit(lambda *args: jax.vmap(partial(to_environment_action, env.action))(act(*args)))
 
@@ -104,10 +117,10 @@ def make_evaluation(
         ]
 
     def evaluation(actor: Actor, seeds: Sequence[int], number: int = 0) -> np.ndarray:
-        keys = [jax.random.fold_in(jax.random.key(np.uint32(seed)), EVALUATION) for seed in seeds]
-        keys = [jax.random.fold_in(key, number) if number else key for key in keys]
         if env.open is None:
-            return np.asarray(on_device(actor, jnp.stack(keys)))
+            numbers = np.full(len(seeds), number, np.uint32)
+            return to_host(on_device(*place((actor, np.asarray(seeds, np.uint32), numbers))))
+        keys = [key_of(np.uint32(seed), number) for seed in seeds]
         numbers = (number,) if number else ()
         return np.stack(on_host(actor, keys, [(EVALUATION, seed, *numbers) for seed in seeds]))
 

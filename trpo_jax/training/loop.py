@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
+from trpo_jax.training.devices import Placement
 from trpo_jax.training.host_program import HostState, host_program
+from trpo_jax.training.processes import peer_failures_named, to_host
 from trpo_jax.training.program import Health, Program, device_program
 
 
@@ -46,7 +47,11 @@ class NonFiniteError(FloatingPointError):
 
 
 def compile_program(
-    algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int, num_done: int = 0
+    algorithm: Algorithm,
+    seeds: Sequence[int],
+    updates_per_chunk: int,
+    num_done: int = 0,
+    placement: Placement | None = None,
 ) -> Program:
     """Compiles `updates_per_chunk` updates of all seeds as one program, and initialises them.
 
@@ -58,6 +63,7 @@ def compile_program(
         seeds: one non-negative integer each.
         updates_per_chunk: updates in one call.
         num_done: updates that were done before; `go_on` then gives it their state.
+        placement: which devices it is on, where the environment is; the default one if None.
 
     Returns:
         A program, to be closed in the end.
@@ -66,7 +72,7 @@ def compile_program(
         EnvironmentFailure: if the environment runs on the host and cannot be started.
     """
     if algorithm.env.open is None:
-        return device_program(algorithm, seeds, updates_per_chunk)
+        return device_program(algorithm, seeds, updates_per_chunk, placement)
     return host_program(algorithm, seeds, updates_per_chunk, num_done)
 
 
@@ -95,12 +101,16 @@ def advance_chunks(
         num_updates: updates in the whole run, a multiple of those in a chunk.
         num_done: updates that were done before.
         seconds: training time of those.
+
+    Raises:
+        PeerFailure: if another process of the run is gone.
     """
     state = program.state
     for done in range(num_done, num_updates, program.updates_per_chunk):
         started = time.perf_counter()
-        state, outputs = program.advance(state)
-        (metrics, health), actor = jax.device_get((outputs, state.actor))
+        with peer_failures_named():
+            state, outputs = program.advance(state)
+            (metrics, health), actor = to_host((outputs, state.actor))
         seconds += time.perf_counter() - started
         yield Chunk(done + 1, metrics, health, state, actor, seconds)
 

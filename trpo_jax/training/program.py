@@ -3,17 +3,19 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State
 from trpo_jax.envs.episodes import Transition
+from trpo_jax.training.devices import Placement
+from trpo_jax.training.processes import to_devices
 
 RUNS_ONCE = {"xla_backend_optimization_level": 0}  # compiles three times as fast
 RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles a fourth faster, and runs as fast
@@ -59,25 +61,36 @@ class CompiledRuns(NamedTuple):
     """Runs side by side on the device, R of them, as compiled programs.
 
     Attributes:
-        init: `(keys [R], values [R]) -> state [R]`.
+        init: `(seeds [R], values [R]) -> state [R]`.
         advance: `(state [R], values [R]) -> (state, (metrics, health))`; uses its state up.
+        executable: `advance` as XLA has it.
         seconds: time spent compiling.
-        num_bytes: memory that `advance` needs on each device, state and outputs included.
     """
 
-    init: Callable[[Key[Array, " R"], Any], State]
+    init: Callable[[UInt32[np.ndarray, " R"], Any], State]
     advance: Callable[[State, Any], tuple[State, tuple[Metrics, Health]]]
+    executable: jax.stages.Compiled
     seconds: float
-    num_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that `advance` needs on each device, state and outputs included."""
+        memory = self.executable.memory_analysis()
+        inputs = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        return inputs + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
-def device_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int) -> Program:
+def device_program(
+    algorithm: Algorithm,
+    seeds: Sequence[int],
+    updates_per_chunk: int,
+    placement: Placement | None = None,
+) -> Program:
     """Returns the program for an environment that runs on the device; see `compile_program`."""
-    keys = seed_keys(seeds)
-    runs = compile_runs(lambda _: algorithm, keys, (), updates_per_chunk)
+    runs = compile_runs(lambda _: algorithm, len(seeds), (), updates_per_chunk, placement)
     return Program(
         algorithm.env.name,
-        runs.init(keys, ()),
+        runs.init(as_seeds(seeds), ()),
         lambda state: runs.advance(state, ()),
         tuple(seeds),
         updates_per_chunk,
@@ -85,31 +98,35 @@ def device_program(algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk
     )
 
 
+def as_seeds(seeds: Sequence[int]) -> UInt32[np.ndarray, " R"]:
+    """Returns seeds as `CompiledRuns.init` takes them."""
+    return np.asarray(seeds, np.uint32)
+
+
 def seed_keys(seeds: Sequence[int]) -> Key[Array, " R"]:
     """Returns the keys that runs of these seeds start from."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    return jax.vmap(jax.random.key)(as_seeds(seeds))
 
 
 def compile_runs(
     make: Callable[[Any], Algorithm],
-    keys: Key[Array, " R"],
+    num_runs: int,
     values: Any,
     updates_per_chunk: int,
-    devices: Sequence[jax.Device] | None = None,
+    placement: Placement | None = None,
 ) -> CompiledRuns:
-    """Compiles `updates_per_chunk` updates of R runs that differ in their keys and in some values.
+    """Compiles `updates_per_chunk` updates of R runs that differ in their seeds and in some values.
 
     Args:
         make: `values of one run -> algorithm`, traced.
-        keys: one for each run, or their shape.
+        num_runs: R.
         values: any pytree, leading axis `[R]`, or its shapes.
         updates_per_chunk: updates in one call.
-        devices: each takes the same share of the runs, so that their number divides R; nothing is
-            communicated between them. The default one if None.
+        placement: which devices it is on; the default one if None.
     """
 
-    def init(key, values):
-        return make(values).init(key)
+    def init(seed, values):
+        return make(values).init(jax.random.key(seed))
 
     def advance(state, values):
         algorithm = make(values)
@@ -130,27 +147,28 @@ def compile_runs(
         return state, outputs
 
     started = time.perf_counter()
-    side_by_side, placement = jax.vmap, {}
-    if devices is not None and len(devices) > 1:
-        # Not left to the compiler: the condition of a batched loop would be that of all devices.
-        mesh, split = Mesh(np.array(devices), ("runs",)), PartitionSpec("runs")
-        options = {"mesh": mesh, "in_specs": split, "out_specs": split, "check_vma": False}
-        side_by_side = lambda f: jax.shard_map(jax.vmap(f), **options)
-        shares = NamedSharding(mesh, split)
-        placement = {"in_shardings": shares, "out_shardings": shares}
-    jit_init = jax.jit(side_by_side(init), compiler_options=RUNS_ONCE, **placement)
-    lowered_init = jit_init.lower(keys, values)
+    batched, of_init, of_advance, place = jax.vmap, {}, {}, lambda values: values
+    if placement is not None:
+        batched, state, rest = placement.batched, placement.state, placement.rest
+        of_init = {"in_shardings": rest, "out_shardings": state}
+        of_advance = {"in_shardings": (state, rest), "out_shardings": (state, rest)}
+        place = partial(to_devices, sharding=rest)
+    seeds = jax.ShapeDtypeStruct((num_runs,), jnp.uint32)
+    lowered_init = jax.jit(batched(init), compiler_options=RUNS_ONCE, **of_init).lower(
+        seeds, values
+    )
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(lowered_init.compile)
-        jit_advance = jax.jit(side_by_side(advance), donate_argnums=0, **placement)
+        jit_advance = jax.jit(batched(advance), donate_argnums=0, **of_advance)
         lowered = jit_advance.lower(lowered_init.out_info, values)
-        compiled = lowered.compile(cpu_options())
+        executable = lowered.compile(cpu_options())
         compiled_init = compiling.result()
-    seconds = time.perf_counter() - started
-    memory = compiled.memory_analysis()
-    num_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    num_bytes += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return CompiledRuns(compiled_init, compiled, seconds, num_bytes)
+    return CompiledRuns(
+        lambda seeds, values: compiled_init(*place((seeds, values))),
+        lambda state, values: executable(state, place(values)),
+        executable,
+        time.perf_counter() - started,
+    )
 
 
 def cpu_options() -> dict[str, int] | None:

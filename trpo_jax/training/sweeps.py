@@ -15,8 +15,10 @@ import numpy as np
 import psutil
 
 from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.training.devices import Placement
 from trpo_jax.training.loop import Chunk, advance_chunks
-from trpo_jax.training.program import CompiledRuns, Program, compile_runs, seed_keys
+from trpo_jax.training.processes import decided_by_first
+from trpo_jax.training.program import CompiledRuns, Program, as_seeds, compile_runs
 
 MEMORY_SHARE = 0.5  # of what is free, that a block may take
 CPU_BLOCK = 16  # runs side by side on a CPU: more are slower, since caches no longer hold them
@@ -61,6 +63,7 @@ def compile_sweep(
     num_runs: int,
     updates_per_chunk: int,
     most: int | None = None,
+    placement: Placement | None = None,
 ) -> SweepProgram:
     """Compiles the program of a sweep for blocks that fit into memory.
 
@@ -74,24 +77,26 @@ def compile_sweep(
         updates_per_chunk: updates in one call.
         most: runs in a block at the most; `CPU_BLOCK` for each CPU device and no limit elsewhere if
             None.
+        placement: which devices it is on, by whole runs; the default one if None.
     """
-    devices = jax.local_devices()
+    devices = jax.devices()[:1] if placement is None else placement.devices
+    here = [device for device in devices if device.process_index == jax.process_index()]
     on_cpu = devices[0].platform == "cpu"
     if most is None:
         most = CPU_BLOCK * len(devices) if on_cpu else num_runs
     size = even_share(num_runs, most, len(devices))
-    runs = _compile(make, fields, size, updates_per_chunk, devices)
-    needed = runs.num_bytes * (len(devices) if on_cpu else 1)  # devices of a CPU share its memory
-    room = int(free_bytes(devices[0]) * MEMORY_SHARE)
+    runs = _compile(make, fields, size, updates_per_chunk, placement)
+    needed = runs.num_bytes * (len(here) if on_cpu else 1)  # devices of a CPU share its memory
+    room = decided_by_first(lambda: int(free_bytes(here[0]) * MEMORY_SHARE))
     if needed > room:
         size = even_share(num_runs, max(1, size * room // needed), len(devices))
-        runs = _compile(make, fields, size, updates_per_chunk, devices)
+        runs = _compile(make, fields, size, updates_per_chunk, placement)
     return SweepProgram(runs, size, updates_per_chunk)
 
 
-def _compile(make, fields, size, updates_per_chunk, devices) -> CompiledRuns:
+def _compile(make, fields, size, updates_per_chunk, placement) -> CompiledRuns:
     shapes = {name: jax.ShapeDtypeStruct((size,), jnp.float32) for name in fields}
-    return compile_runs(make, seed_keys(range(size)), shapes, updates_per_chunk, devices)
+    return compile_runs(make, size, shapes, updates_per_chunk, placement)
 
 
 def even_share(num_runs: int, most: int, num_devices: int) -> int:
@@ -134,10 +139,10 @@ def run_block(
     missing = program.block_size - len(seeds)
     fill = lambda x: np.concatenate([x, np.repeat(x[-1:], missing)])
     filled_seeds = fill(np.asarray(seeds)).tolist()
-    columns = {name: jnp.asarray(fill(x), jnp.float32) for name, x in values.items()}
+    columns = {name: fill(x).astype(np.float32) for name, x in values.items()}
     block = Program(
         "",  # names failures of one run, which do not stop a sweep
-        program.runs.init(seed_keys(filled_seeds), columns),
+        program.runs.init(as_seeds(filled_seeds), columns),
         lambda state: program.runs.advance(state, columns),
         tuple(filled_seeds),
         program.updates_per_chunk,

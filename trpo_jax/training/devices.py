@@ -1,0 +1,99 @@
+"""Which devices runs are on, and what of them is split over these.
+
+Two things can be split. Whole runs have nothing to say to each other, so each device gets its share
+of them. The environments of a run share its networks, so every mean over them is one over all
+devices: the compiler, told where the environments are, places the sums that this takes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.errors import ConfigurationError
+
+RUNS, ENVIRONMENTS = "runs", "environments"
+
+
+class Placement(NamedTuple):
+    """How the arrays of R runs lie on several devices.
+
+    Attributes:
+        state: a sharding for each array of a state `[R, ...]`, or one for all of them.
+        rest: sharding of all else that has the leading axis `[R]`: seeds, values, metrics.
+        batched: `function of one run -> function of R runs`.
+    """
+
+    state: PyTree[NamedSharding]
+    rest: NamedSharding
+    batched: Callable[[Callable], Callable]
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        """The devices, of all processes."""
+        return self.rest.mesh.devices.tolist()
+
+
+def choose_devices(wanted: int | None) -> list[jax.Device]:
+    """Returns the first few devices, those of all processes if there are several.
+
+    Args:
+        wanted: how many; all of them if None.
+
+    Raises:
+        ConfigurationError: if there are fewer.
+    """
+    devices = jax.devices()
+    if wanted is not None and not 1 <= wanted <= len(devices):
+        kind, found = devices[0].platform, len(devices)
+        flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
+        hint = f" A CPU counts as one, unless {flag} makes it several." if kind == "cpu" else ""
+        raise ConfigurationError(
+            f"devices = {wanted} must be at least 1 and at most {found}, the number of {kind} "
+            f"devices here.{hint}"
+        )
+    return devices[:wanted]
+
+
+def split_runs(devices: Sequence[jax.Device]) -> Placement:
+    """Returns the placement that gives each device the same number of runs."""
+    split = PartitionSpec(RUNS)
+    sharding = NamedSharding(Mesh(np.array(devices), (RUNS,)), split)
+
+    def batched(function):
+        # Not left to the compiler: the condition of a batched loop would be that of all devices.
+        return jax.shard_map(
+            jax.vmap(function),
+            mesh=sharding.mesh,
+            in_specs=split,
+            out_specs=split,
+            check_vma=False,
+        )
+
+    return Placement(sharding, sharding, batched)
+
+
+def split_environments(
+    devices: Sequence[jax.Device], algorithm: Algorithm, doubled: Algorithm
+) -> Placement:
+    """Returns the placement that gives each device the same number of environments of every run.
+
+    Args:
+        devices: the devices, whose number divides that of the environments.
+        algorithm: what runs.
+        doubled: the same with twice the environments, which shows where they are in its state.
+    """
+    mesh = Mesh(np.array(devices), (ENVIRONMENTS,))
+
+    def sharding(array, wider):
+        pairs = zip(array.shape, wider.shape, strict=True)
+        axes = [ENVIRONMENTS if length != other else None for length, other in pairs]
+        return NamedSharding(mesh, PartitionSpec(None, *axes))
+
+    shapes = (jax.eval_shape(x.init, jax.random.key(0)) for x in (algorithm, doubled))
+    state = jax.tree.map(sharding, *shapes)
+    return Placement(state, NamedSharding(mesh, PartitionSpec()), jax.vmap)
