@@ -24,17 +24,27 @@ from command_line import (
     seed_range,
     step_count,
 )
+from processes import (
+    ENVIRONMENTS,
+    SEEDS,
+    add_process_flags,
+    describe_placement,
+    place,
+    without_process_flags,
+)
 
 import trpo_jax
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.training.devices import Placement
 from trpo_jax.training.logs import SERVICES, require_service
 from trpo_jax.training.loop import choose_chunk
 from trpo_jax.training.runs import DESCRIPTION
 
-NOT_SETTINGS = ("command", "device", "started")  # of a description: what may differ on resuming
+# Of a description: what may differ on resuming.
+NOT_SETTINGS = ("command", "device", "placement", "started")
 
 
 class Run(NamedTuple):
@@ -50,6 +60,7 @@ class Run(NamedTuple):
         updates_per_chunk: updates between two looks of the host.
         folder: where its files go.
         description: what `config.json` says of it.
+        placement: which devices it is on; the default one if None.
     """
 
     args: argparse.Namespace
@@ -61,6 +72,7 @@ class Run(NamedTuple):
     updates_per_chunk: int
     folder: Path
     description: dict[str, Any]
+    placement: Placement | None = None
 
 
 def prepare(argv: Sequence[str] | None = None) -> Run:
@@ -101,6 +113,8 @@ def prepare(argv: Sequence[str] | None = None) -> Run:
         )
     for service in args.log:
         require_service(service)
+    seeds = seed_range(args.seed, args.num_seeds)
+    placement = place(args, env, module, config, len(seeds))
     intervals = [every for every in (args.eval_every, args.checkpoint_every) if every]
     time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     run = Run(
@@ -108,11 +122,12 @@ def prepare(argv: Sequence[str] | None = None) -> Run:
         env,
         config,
         algorithm,
-        seed_range(args.seed, args.num_seeds),
+        seeds,
         num_updates,
         choose_chunk(num_updates, *intervals),
         args.resume or args.out or Path("runs", args.env, args.algorithm, time_name),
-        describe(args, config, words),
+        describe(args, config, words) | {"placement": describe_placement(placement, args.shard)},
+        placement,
     )
     if args.resume is not None:
         refuse_other_settings(run)
@@ -171,6 +186,12 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     add("--quiet", action="store_true", help="print errors only")
+    add_process_flags(parser, devices="1")
+    help_text = (
+        "what is split over several devices: seeds, each of which is whole on its device, or the "
+        "environments of every seed, for runs that one device is too small for (default: seeds)"
+    )
+    parser.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
     add_config_flags(parser, module, defaults)
     return parser
 
@@ -225,15 +246,16 @@ def is_installed(package: str) -> bool:
 
 
 def stored_command(folder: Path) -> list[str]:
-    """Returns the flags that the run in a folder was started with, but its folder.
+    """Returns the flags that the run in a folder was started with, but its folder and devices.
 
     Raises:
         ConfigurationError: if there is no such run.
     """
     words = stored_description(folder)["command"][1:]
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--out")
-    return parser.parse_known_args(words)[1]
+    for flag in ("--out", "--shard"):
+        parser.add_argument(flag)
+    return without_process_flags(parser.parse_known_args(words)[1])
 
 
 def stored_description(folder: Path) -> dict[str, Any]:

@@ -32,6 +32,14 @@ from command_line import (
     user_errors,
 )
 from display import sweep_progress
+from processes import (
+    add_process_flags,
+    describe_placement,
+    exit_with,
+    join_processes,
+    place_runs,
+    without_process_flags,
+)
 from rich.console import Console
 from run_settings import as_json, differences, provenance
 from run_settings import settings as run_settings_of
@@ -41,11 +49,17 @@ from sweep_report import Outcome, print_ranking, rank, write_ranking
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.envs.base import Environment
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.errors import ConfigurationError, PeerFailure
+from trpo_jax.training.devices import Placement
 from trpo_jax.training.evaluation import make_evaluation
 from trpo_jax.training.figures import file_of
 from trpo_jax.training.files import create_run_folder, write_csv, write_json, write_whole
 from trpo_jax.training.loop import choose_chunk
+from trpo_jax.training.processes import (
+    decided_by_first,
+    end_where_the_first_is_lost,
+    is_first,
+)
 from trpo_jax.training.runs import read_rows
 from trpo_jax.training.sweep_figures import sweep_figure
 from trpo_jax.training.sweeps import compile_sweep, run_block, score_block
@@ -54,6 +68,7 @@ MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_up
 DPI = 150
 CHUNKS = 10  # of a block at the least, as often as the progress is shown
 DESCRIPTION, RESULTS = "sweep.json", "results.csv"
+LOST = "The first process of this sweep ended or cannot be reached."
 
 Key = tuple[int, int]  # number of the setting, seed
 
@@ -70,6 +85,7 @@ class Sweep(NamedTuple):
         seeds: of every setting.
         description: what `sweep.json` says.
         results: rows that are there already, by setting and seed.
+        placement: which devices it is on; the default one if None.
     """
 
     args: argparse.Namespace
@@ -80,6 +96,7 @@ class Sweep(NamedTuple):
     seeds: tuple[int, ...]
     description: dict[str, Any]
     results: dict[Key, dict[str, float]]
+    placement: Placement | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,17 +105,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = None
     try:
         with user_errors():
+            join_processes(words)
             sweep = prepare(words)
         folder = sweep.args.out
-        console = Console(quiet=sweep.args.quiet, highlight=False, soft_wrap=True)
+        if sweep.args.distributed:
+            end_where_the_first_is_lost(lambda: f"error: {LOST} {kept_of(folder)}\n")
+        quiet = sweep.args.quiet or not is_first()
+        console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         cache_compilations()
         execute(sweep, console)
-        report(sweep, console)
+        if is_first():
+            report(sweep, console)
+    except PeerFailure as error:
+        print(f"error: {error}. {kept_of(folder)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        kept = f"The same command with --out {folder} goes on from there."
-        print(f"Interrupted. {kept if folder else 'Nothing was written.'}", file=sys.stderr)
+        print(f"Interrupted. {kept_of(folder)}", file=sys.stderr)
         return 130
     return 0
+
+
+def kept_of(folder: Path | None) -> str:
+    """Returns what is left of a sweep that stops."""
+    if folder is None:
+        return "Nothing was written."
+    return f"The same command with --out {folder} goes on from there."
 
 
 def prepare(words: Sequence[str]) -> Sweep:
@@ -123,6 +154,7 @@ def prepare(words: Sequence[str]) -> Sweep:
                 f"total_steps = {args.total_steps:,} is less than two batches of {steps:,} "
                 "steps. Raise --total-steps or collect less in an update."
             )
+    placement = place_runs(args, env)
     description = as_json(
         {
             "command": ["experiments/sweep.py", *words],
@@ -133,11 +165,13 @@ def prepare(words: Sequence[str]) -> Sweep:
             "evaluation_episodes": args.evaluation_episodes,
             "config": config_to_dict(base),
             "settings": settings,
+            "placement": describe_placement(placement),
             **provenance(args.env),
         }
     )
-    results = open_folder(args.out, description, list(settings[0]))
-    return Sweep(args, env, module, base, settings, seeds, description, results)
+    args.out, rows = decided_by_first(lambda: open_folder(args.out, description))
+    args.out, results = Path(args.out), {(row["setting"], row["seed"]): row for row in rows}
+    return Sweep(args, env, module, base, settings, seeds, description, results, placement)
 
 
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
@@ -188,14 +222,13 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         "--out", type=Path, default=Path("runs/sweeps", time_name), metavar="FOLDER", help=help_text
     )
     add("--quiet", action="store_true", help="print errors only")
+    add_process_flags(parser)
     add_config_flags(parser, module, defaults)
     return parser
 
 
-def open_folder(
-    folder: Path, description: dict[str, Any], fields: Sequence[str]
-) -> dict[Key, dict[str, float]]:
-    """Returns the results that are in the folder of a sweep, which is created if need be.
+def open_folder(folder: Path, description: dict[str, Any]) -> tuple[str, list[dict[str, float]]]:
+    """Returns the folder of a sweep, which is created if need be, and the results that are in it.
 
     Raises:
         ConfigurationError: if it holds something else, or a sweep with other settings.
@@ -203,7 +236,7 @@ def open_folder(
     if not (folder / DESCRIPTION).is_file():
         create_run_folder(folder)
         write_json(folder / DESCRIPTION, description)
-        return {}
+        return str(folder), []
     found = run_settings_of(json.loads((folder / DESCRIPTION).read_text()))
     different = differences(run_settings_of(description), found)
     if different:
@@ -212,15 +245,14 @@ def open_folder(
             "with the command that it was started with."
         )
     if not (folder / RESULTS).is_file():
-        return {}
+        return str(folder), []
     columns, rows = read_rows(folder / RESULTS)
     table = (dict(zip(columns, row, strict=True)) for row in rows)
-    return {
-        (int(row["setting"]), int(row["seed"])): {
-            name: float(row[name] or "nan") for name in MEASURED
-        }
+    return str(folder), [
+        {name: int(row[name]) for name in ("setting", "seed")}
+        | {name: float(row[name] or "nan") for name in MEASURED}
         for row in table
-    }
+    ]
 
 
 def execute(sweep: Sweep, console: Console) -> None:
@@ -254,14 +286,20 @@ def run_group(sweep: Sweep, group: Group, pending: Sequence[Key], console: Conso
     make = lambda values: sweep.module.make(sweep.env, config.replace(**values))
     updates_per_chunk = choose_chunk(num_updates, num_chunks=CHUNKS)
     with console.status("Compiling"):
-        program = compile_sweep(make, fields, len(pending), updates_per_chunk, sweep.args.batch)
+        program = compile_sweep(
+            make, fields, len(pending), updates_per_chunk, sweep.args.batch, sweep.placement
+        )
     values = ", ".join(f"{name} = {value}" for name, value in group.static.items())
     size = program.block_size
+    on_each = "" if sweep.placement is None else " on each device"
     console.print(
-        f"Compiled for {values or 'all of them'} in {program.runs.seconds:.1f} s; "
-        f"{size} runs side by side take {program.runs.num_bytes / 1e6:,.0f} MB"
+        f"Compiled for {values or 'all of them'}, on {describe_placement(sweep.placement)}, in "
+        f"{program.runs.seconds:.1f} s; {size} runs side by side take "
+        f"{program.runs.num_bytes / 1e6:,.0f} MB{on_each}"
     )
-    evaluation = make_evaluation(sweep.env, algorithm.policy, sweep.args.evaluation_episodes)
+    evaluation = make_evaluation(
+        sweep.env, algorithm.policy, sweep.args.evaluation_episodes, placement=sweep.placement
+    )
     blocks = [pending[start : start + size] for start in range(0, len(pending), size)]
     per_update = algorithm.steps_per_update
     with sweep_progress(console, len(pending), num_updates, per_update) as show:
@@ -280,7 +318,8 @@ def run_group(sweep: Sweep, group: Group, pending: Sequence[Key], console: Conso
                 if row["broken_update"]:
                     row |= {"evaluation_return": np.nan, "training_return": np.nan}
                 sweep.results[key] = row
-            write_results(sweep)
+            if is_first():
+                write_results(sweep)
 
 
 def evaluate_block(evaluation: Any, actor: Actor, seeds: Sequence[int], size: int) -> np.ndarray:
@@ -337,11 +376,12 @@ def command_of(sweep: Sweep, setting: Setting) -> list[str]:
     for name in ("batch", "out"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--quiet", action="store_true")
-    words = parser.parse_known_args(sweep.description["command"][1:])[1]
+    words = without_process_flags(sweep.description["command"][1:])
+    words = parser.parse_known_args(words)[1]
     first = sweep.seeds[-1] + 1
     own = ["--seed", str(first), "--num-seeds", str(len(sweep.seeds))]
     return [*words, *own, *flags_of(setting)]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -13,15 +13,20 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from command_line import cache_compilations, user_errors
 from display import print_evaluation, print_files, with_progress
+from processes import SEEDS, describe_placement, exit_with, join_processes
 from rich.console import Console
 from run_settings import Run, differences, prepare, settings, stored_description
 
 from trpo_jax.algorithms.base import Actor
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
+from trpo_jax.errors import (
+    ConfigurationError,
+    EnvironmentFailure,
+    PeerFailure,
+    StorageFailure,
+)
 from trpo_jax.training.checkpoints import (
     NOT_EVALUATED,
     Checkpoints,
@@ -35,11 +40,18 @@ from trpo_jax.training.files import create_run_folder, write_json
 from trpo_jax.training.logs import Log, chunk_rows, csv_log, tensorboard_log, wandb_log
 from trpo_jax.training.loop import NonFiniteError, compile_program, go_on, run_chunks
 from trpo_jax.training.policies import save_policy
+from trpo_jax.training.processes import (
+    decided_by_first,
+    end_where_the_first_is_lost,
+    is_first,
+    to_host,
+)
 from trpo_jax.training.program import Program
 from trpo_jax.training.runs import DESCRIPTION, METRICS, read_metrics
 from trpo_jax.training.statistics import summarize
 
 CHECKPOINTS, EVALUATIONS = "checkpoints", "evaluations.csv"
+STOPPED_BY = (KeyboardInterrupt, NonFiniteError, EnvironmentFailure, PeerFailure, OSError)
 NOTHING = -1  # of the logs of a run that starts again: not even what came before update 1
 
 Evaluation = Callable[..., np.ndarray]
@@ -68,20 +80,24 @@ class Outcome(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     started = time.perf_counter()
-    run, saved = None, None
+    words = list(sys.argv[1:] if argv is None else argv)
+    run = None
     try:
         with user_errors():
-            prepared = prepare(argv)
-            if prepared.args.resume is None:
-                create_run_folder(prepared.folder)
-                write_json(prepared.folder / DESCRIPTION, prepared.description)
-            else:
-                saved = find_checkpoint(prepared)
+            join_processes(words)
+            prepared = prepare(words)
+            folder = Path(decided_by_first(lambda: str(prepared.folder)))  # some are named by time
+            prepared = prepared._replace(folder=folder)
+            saved = begin(prepared)
             run = prepared
-        return execute(run, saved, Console(quiet=run.args.quiet, highlight=False), started)
+        quiet = run.args.quiet or not is_first()
+        return execute(run, saved, Console(quiet=quiet, highlight=False), started)
     except EnvironmentFailure as error:  # before the first update, or in the evaluation
         print(f"error: {error} {run.folder} keeps what was written.", file=sys.stderr)
         write_traceback(run.folder, error)
+        return 1
+    except PeerFailure as error:  # before the first update, or in the evaluation
+        print(f"error: {error}. {resumption(run.folder) if run else ''}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error}. What was written before stays.", file=sys.stderr)
@@ -90,6 +106,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = f"{run.folder} keeps what was written." if run else "Nothing was written."
         print(f"Interrupted. {kept}", file=sys.stderr)
         return 130
+
+
+def begin(run: Run) -> Saved | None:
+    """Creates the folder of a new run, or returns what a resumed one goes on from.
+
+    Raises:
+        ConfigurationError: if the folder is no place for it.
+    """
+
+    def decide():
+        if run.args.resume is not None:
+            found = find_checkpoint(run)
+            return found and found.num_updates
+        create_run_folder(run.folder)
+        write_json(run.folder / DESCRIPTION, run.description)
+        return None
+
+    number = decided_by_first(decide)
+    if number is None:
+        return None
+    with closing(Checkpoints(run.folder / CHECKPOINTS)) as checkpoints:
+        return checkpoints.read(number)
 
 
 def find_checkpoint(run: Run) -> Saved | None:
@@ -139,10 +177,17 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
     num_done = saved.num_updates if saved else 0
     cache_compilations()
     with console.status("Compiling"):
-        program = compile_program(run.algorithm, run.seeds, run.updates_per_chunk, num_done)
-    device = jax.devices()[0].device_kind
-    console.print(f"Compiled for {device} in {program.compile_seconds:.1f} s")
-    evaluation = make_evaluation(run.env, run.algorithm.policy, run.args.evaluation_episodes)
+        program = compile_program(
+            run.algorithm, run.seeds, run.updates_per_chunk, num_done, run.placement
+        )
+    where = describe_placement(run.placement, run.args.shard)
+    console.print(f"Compiled for {where} in {program.compile_seconds:.1f} s")
+    evaluation = make_evaluation(
+        run.env,
+        run.algorithm.policy,
+        run.args.evaluation_episodes,
+        placement=run.placement if run.args.shard == SEEDS else None,
+    )
     with closing(program):
         if saved:
             with user_errors():
@@ -151,17 +196,20 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
     if isinstance(outcome.stopped_by, OSError):
         return report_stop(run, outcome, console)
     policy_file = run.folder / "policy.msgpack"
-    save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds)
-    metrics = read_metrics(run.folder / METRICS) if outcome.num_updates else {}
-    env_steps = per_update * np.arange(1, outcome.num_updates + 1)
-    curves = metrics.get("episodic_return", np.zeros((len(run.seeds), 0)))
-    figure = learning_curve(env_steps, curves, title)
-    figure.savefig(run.folder / "learning_curve.png", dpi=150)
+    if is_first():
+        save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds)
+        metrics = read_metrics(run.folder / METRICS) if outcome.num_updates else {}
+        env_steps = per_update * np.arange(1, outcome.num_updates + 1)
+        curves = metrics.get("episodic_return", np.zeros((len(run.seeds), 0)))
+        figure = learning_curve(env_steps, curves, title)
+        figure.savefig(run.folder / "learning_curve.png", dpi=150)
     if outcome.stopped_by is not None:
         return report_stop(run, outcome, console)
     with console.status("Evaluating"):
         returns = evaluation(outcome.actor, run.seeds)
     require_finite_returns(run.env, run.seeds, returns)
+    if not is_first():
+        return 0
     scores = returns.mean(axis=1)
     save_policy(policy_file, run.env, run.config, outcome.actor, run.seeds, scores.tolist())
     write_summary(run, outcome, scores, program.compile_seconds, time.perf_counter() - started)
@@ -220,9 +268,9 @@ def print_resumption(run: Run, saved: Saved | None, console: Console) -> None:
             "Environments on the host cannot be stored: their episodes begin anew, and the numbers "
             "are not those of a run that never stopped"
         )
-    device = saved.description["device"]
-    if device != run.description["device"]:
-        console.print(f"It ran on {device['kind']} before: numbers may differ in rounding")
+    before = saved.description["placement"]
+    if before != run.description["placement"]:
+        console.print(f"It ran on {before} before: numbers may differ in rounding")
 
 
 def train(
@@ -231,7 +279,7 @@ def train(
     """Trains to the end, or as far as it goes, writing logs and checkpoints along the way."""
     per_update = run.algorithm.steps_per_update
     num_done, seconds = (saved.num_updates, saved.seconds) if saved else (0, 0.0)
-    actor, stopped_by = jax.device_get(program.state.actor), None
+    actor, stopped_by = to_host(program.state.actor), None
     checkpoints = RunCheckpoints(
         run.folder / CHECKPOINTS,
         run.description,
@@ -240,10 +288,13 @@ def train(
         num_done,
     )
     chunks = run_chunks(program, run.num_updates, num_done, seconds)
+    if run.args.distributed:
+        lost = "error: The first process of this run ended or cannot be reached. "
+        end_where_the_first_is_lost(lambda: f"{lost}{resumption(run.folder, checkpoints.latest)}\n")
     with ExitStack() as stack:
         stack.callback(checkpoints.close)
         services = [entered(stack, log) for log in open_services(run, saved)]
-        logs = [entered(stack, open_csv(run, METRICS, saved)), *services]
+        logs = [entered(stack, log) for log in open_csv(run, METRICS, saved)] + services
         evaluations = Evaluations(run, evaluation, saved, services, stack)
         shown = with_progress(chunks, console, run.num_updates, per_update)
         stack.callback(shown.close)
@@ -256,7 +307,7 @@ def train(
                     log.write(rows)
                 actor, num_done, seconds = chunk.actor, chunk.last_update, chunk.seconds
                 checkpoints.offer(chunk, evaluations.offer(num_done, actor, seconds))
-        except (KeyboardInterrupt, NonFiniteError, EnvironmentFailure, OSError) as error:
+        except STOPPED_BY as error:
             stopped_by = error
     costs = {
         "first_evaluation_and_its_compilation": evaluations.first_cost,
@@ -289,7 +340,7 @@ class Evaluations:
         self._steps_per_update = run.algorithm.steps_per_update
         self._logs = list(services)
         if self._every:
-            self._logs.append(entered(stack, open_csv(run, EVALUATIONS, saved)))
+            self._logs += [entered(stack, log) for log in open_csv(run, EVALUATIONS, saved)]
 
     def offer(self, num_updates: int, actor: Actor, seconds: float) -> float:
         """Returns the mean return over all seeds after an update, or `NOT_EVALUATED`."""
@@ -320,13 +371,16 @@ class Evaluations:
         return float(scores.mean())
 
 
-def open_csv(run: Run, name: str, saved: Saved | None) -> Log:
-    """Returns the log that is a CSV file of a run, going on where the run does."""
-    return csv_log(run.folder / name, updates_kept(run, saved))
+def open_csv(run: Run, name: str, saved: Saved | None) -> Iterator[Log]:
+    """Yields the log that is a CSV file of a run, going on where the run does."""
+    if is_first():
+        yield csv_log(run.folder / name, updates_kept(run, saved))
 
 
 def open_services(run: Run, saved: Saved | None) -> Iterator[Log]:
     """Yields the logs that a run is asked to keep beside its CSV files."""
+    if not is_first():
+        return
     if "tensorboard" in run.args.log:
         kept = updates_kept(run, saved)
         steps_done = None if kept is None else kept * run.algorithm.steps_per_update
@@ -359,11 +413,15 @@ def report_stop(run: Run, outcome: Outcome, console: Console) -> int:
         kept += f", policy.msgpack {policies}"
     print(f"{reason}. {kept}.", file=sys.stderr)
     if not isinstance(outcome.stopped_by, NonFiniteError):  # which would come again
-        after = f"after update {outcome.resumable}" if outcome.resumable else "from its start"
-        command = f"experiments/train.py --resume {shlex.quote(str(run.folder))}"
-        print(f"{command} goes on {after}.", file=sys.stderr)
+        print(resumption(run.folder, outcome.resumable), file=sys.stderr)
     print_files(console, run.folder)
     return 1 if broken else 130
+
+
+def resumption(folder: Path, num_updates: int = 0) -> str:
+    """Returns how a run goes on, of which there is a checkpoint after so many updates or none."""
+    after = f"after update {num_updates}" if num_updates else "from its start"
+    return f"experiments/train.py --resume {shlex.quote(str(folder))} goes on {after}."
 
 
 def write_traceback(folder: Path, error: BaseException) -> None:
@@ -374,4 +432,4 @@ def write_traceback(folder: Path, error: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

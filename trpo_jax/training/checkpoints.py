@@ -21,7 +21,12 @@ from jaxtyping import Array, UInt64
 from trpo_jax.algorithms.base import State
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.training.loop import Chunk
-from trpo_jax.training.processes import decided_by_first, is_first, to_devices, to_host
+from trpo_jax.training.processes import (
+    decided_by_first,
+    is_first,
+    sum_over_processes,
+    to_devices,
+)
 
 FORMAT = 2
 METADATA = "_CHECKPOINT_METADATA"  # of Orbax
@@ -117,9 +122,10 @@ class Checkpoints:
         try:
             self._manager.save(num_updates, args=items, metrics=metrics)
         except Exception as error:  # of the file system, through several libraries
+            others = ", or another process of this run ended" if jax.process_count() > 1 else ""
             raise StorageFailure(
-                f"The checkpoint of update {num_updates} cannot be written into {self._folder}: "
-                f"{_first_line(error)}"
+                f"The checkpoint of update {num_updates} cannot be written into "
+                f"{self._folder}{others}: {_first_line(error)}"
             ) from error
 
     def numbers(self) -> list[int]:
@@ -316,8 +322,7 @@ def digest(arrays: Mapping[str, Array | np.ndarray]) -> str:
     """
     sums = np.array([_checksum(arrays[name]) for name in sorted(arrays)], np.uint64)
     if any(isinstance(x, jax.Array) for x in arrays.values()):
-        of_all = to_host(sums.view(np.uint32)[None])  # jax would cut 64 bits down to 32
-        sums = of_all.view(np.uint64).sum(axis=0, dtype=np.uint64)
+        sums = sum_over_processes(sums)
     result = hashlib.sha256()
     for name, total in zip(sorted(arrays), sums.tolist(), strict=True):
         result.update(f"{name} {arrays[name].shape} {arrays[name].dtype} {total}".encode())

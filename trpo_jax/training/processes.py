@@ -96,10 +96,21 @@ def to_devices(tree: Any, sharding: Sharding) -> Any:
 
 def to_host(tree: Any) -> Any:
     """Returns whole arrays on the host, in every process, also those that others hold parts of."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
+
+    def whole(x):
+        shared = isinstance(x, jax.Array) and not x.is_fully_addressable
+        return multihost_utils.process_allgather(x, tiled=True) if shared else x
+
     with peer_failures_named():
-        return multihost_utils.process_allgather(tree, tiled=True)
+        return jax.device_get(jax.tree.map(whole, tree))
+
+
+def sum_over_processes(sums: np.ndarray) -> np.ndarray:
+    """Returns the sum, modulo 2^64, of the integers `[n]` that each process calls this with."""
+    halves = sums.astype(np.uint64).view(np.uint32)  # jax would cut 64 bits down to 32
+    with peer_failures_named():
+        of_all = multihost_utils.process_allgather(halves)
+    return of_all.view(np.uint64).sum(axis=0, dtype=np.uint64)
 
 
 @contextmanager

@@ -1,0 +1,163 @@
+"""Flags that say where a script runs: on how many devices, and in how many processes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+import jax
+from command_line import Parser, require_on_device
+
+from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.training.devices import (
+    Placement,
+    choose_devices,
+    split_environments,
+    split_runs,
+)
+from trpo_jax.training.processes import join
+
+SEEDS, ENVIRONMENTS = "seeds", "environments"
+ALL = "all"
+
+
+def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> None:
+    """Adds the flags that say where a script runs, with a default number of devices."""
+    group = parser.add_argument_group("where it runs")
+    help_text = f"devices that it is split over, or all of them (default: {devices})"
+    group.add_argument("--devices", default=devices, type=device_count, metavar="N", help=help_text)
+    help_text = (
+        "this is one of several processes, each with devices of its own, all of which are taken; "
+        "Slurm, Open MPI and Cloud TPU tell it the rest"
+    )
+    group.add_argument("--distributed", action="store_true", help=help_text)
+    help_text = "elsewhere: where the first process listens"
+    group.add_argument("--coordinator", metavar="HOST:PORT", help=help_text)
+    help_text = "elsewhere: number of this process, from 0"
+    group.add_argument("--process-id", type=int, metavar="K", help=help_text)
+    help_text = "elsewhere: how many processes there are"
+    group.add_argument("--num-processes", type=int, metavar="N", help=help_text)
+
+
+def device_count(text: str) -> int | None:
+    """Returns a number of devices, or None for all of them."""
+    try:
+        return None if text == ALL else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of devices, nor all") from None
+
+
+def without_process_flags(words: Sequence[str]) -> list[str]:
+    """Returns a command line without what says where it runs."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    add_process_flags(parser)
+    return parser.parse_known_args(words)[1]
+
+
+def join_processes(words: Sequence[str]) -> None:
+    """Makes this process one of several, if its command line says so.
+
+    Raises:
+        ConfigurationError: if the flags do not fit together, or the others cannot be found.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    add_process_flags(parser)
+    args = parser.parse_known_args(words)[0]
+    places = {
+        "--coordinator": args.coordinator,
+        "--process-id": args.process_id,
+        "--num-processes": args.num_processes,
+    }
+    given = [flag for flag, value in places.items() if value is not None]
+    missing = ", ".join(flag for flag in places if flag not in given)
+    if given and not args.distributed:
+        raise ConfigurationError(f"{given[0]} says nothing without --distributed.")
+    if given and missing:
+        raise ConfigurationError(f"{', '.join(given)} without {missing}: give all three, or none.")
+    if given and not 0 <= args.process_id < args.num_processes:
+        raise ConfigurationError(
+            f"process_id = {args.process_id} must be at least 0 and less than num_processes = "
+            f"{args.num_processes}."
+        )
+    if args.distributed and "--devices" in words:
+        raise ConfigurationError(
+            "--devices and --distributed: each process takes all devices that it sees. Leave "
+            "--devices away, and hide devices from a process by CUDA_VISIBLE_DEVICES for instance."
+        )
+    if args.distributed:
+        join(args.coordinator, args.process_id, args.num_processes)
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Runs a script and exits.
+
+    One of several processes that fails does not wait for the others, which JAX would do.
+    """
+    try:
+        code = main()
+    except SystemExit as stop:
+        code = stop.code
+    if code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def place_runs(args: argparse.Namespace, env: Environment) -> Placement | None:
+    """Returns the placement of whole runs that the flags ask for, None for one device.
+
+    Raises:
+        ConfigurationError: if there are no such devices, or the environment is on the host.
+    """
+    devices = choose_devices(None if args.distributed else args.devices)
+    if len(devices) == 1 and not args.distributed:
+        return None
+    require_on_device(env, "Several devices run")
+    return split_runs(devices)
+
+
+def place(
+    args: argparse.Namespace, env: Environment, module: ModuleType, config: Any, num_seeds: int
+) -> Placement | None:
+    """Returns the placement of seeds or of their environments, None for one device.
+
+    Raises:
+        ConfigurationError: if there are no such devices, or they cannot share evenly.
+    """
+    placement = place_runs(args, env)
+    if placement is None:
+        return None
+    if args.shard == SEEDS:
+        require_even_shares("num_seeds", num_seeds, placement.devices)
+        return placement
+    require_even_shares("num_envs", config.num_envs, placement.devices)
+    doubled = config.replace(num_envs=2 * config.num_envs)
+    both: tuple[Algorithm, Algorithm] = (module.make(env, config), module.make(env, doubled))
+    return split_environments(placement.devices, *both)
+
+
+def require_even_shares(name: str, number: int, devices: Sequence[jax.Device]) -> None:
+    """Raises a ConfigurationError if the devices cannot take the same share of a number."""
+    count = len(devices)
+    if number % count:
+        fitting = [str(n) for n in (number // count * count, -(-number // count) * count) if n]
+        flag = name.replace("_", "-")
+        raise ConfigurationError(
+            f"{name} = {number} cannot be split evenly over {count} devices. Choose a multiple of "
+            f"{count}, such as --{flag} {' or '.join(fitting)}, or as many devices as divide it."
+        )
+
+
+def describe_placement(placement: Placement | None, split: str = "") -> str:
+    """Returns in a few words what a program runs on, and what of it is split."""
+    kind = jax.devices()[0].device_kind
+    if placement is None:
+        return kind
+    number, processes = len(placement.devices), jax.process_count()
+    text = f"{number} x {kind}" + (f" in {processes} processes" if processes > 1 else "")
+    return f"{text}, by {split}" if split else text
