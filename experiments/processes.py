@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import jax
 from command_line import Parser, require_on_device
 
-from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.training.devices import (
@@ -108,48 +107,52 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
-def place_runs(args: argparse.Namespace, env: Environment) -> Placement | None:
-    """Returns the placement of whole runs that the flags ask for, None for one device.
+def devices_of(args: argparse.Namespace, env: Environment) -> list[jax.Device]:
+    """Returns the devices that the flags ask for.
 
     Raises:
-        ConfigurationError: if there are no such devices, or the environment is on the host.
+        ConfigurationError: if there are none such, or several and the environment is on the host.
     """
     devices = choose_devices(None if args.distributed else args.devices)
-    if len(devices) == 1 and not args.distributed:
-        return None
-    require_on_device(env, "Several devices run")
-    return split_runs(devices)
+    if len(devices) > 1 or args.distributed:
+        require_on_device(env, "Several devices run")
+    return devices
+
+
+def place_runs(args: argparse.Namespace, env: Environment) -> Placement | None:
+    """Returns the placement of whole runs that the flags ask for, None for one device."""
+    devices = devices_of(args, env)
+    return split_runs(devices) if len(devices) > 1 else None
 
 
 def place(
-    args: argparse.Namespace, env: Environment, module: ModuleType, config: Any, num_seeds: int
+    args: argparse.Namespace, env: Environment, module: ModuleType, config: Any
 ) -> Placement | None:
     """Returns the placement of seeds or of their environments, None for one device.
 
     Raises:
-        ConfigurationError: if there are no such devices, or they cannot share evenly.
+        ConfigurationError: if the devices are not there, or cannot share evenly.
     """
-    placement = place_runs(args, env)
-    if placement is None:
+    devices = devices_of(args, env)
+    if len(devices) == 1:
         return None
     if args.shard == SEEDS:
-        require_even_shares("num_seeds", num_seeds, placement.devices)
-        return placement
-    require_even_shares("num_envs", config.num_envs, placement.devices)
-    doubled = config.replace(num_envs=2 * config.num_envs)
-    both: tuple[Algorithm, Algorithm] = (module.make(env, config), module.make(env, doubled))
-    return split_environments(placement.devices, *both)
+        require_even_shares("num_seeds", args.num_seeds, len(devices))
+        return split_runs(devices)
+    require_even_shares("num_envs", config.num_envs, len(devices))
+    doubled = module.make(env, config.replace(num_envs=2 * config.num_envs))
+    return split_environments(devices, module.make(env, config), doubled)
 
 
-def require_even_shares(name: str, number: int, devices: Sequence[jax.Device]) -> None:
+def require_even_shares(name: str, number: int, num_devices: int) -> None:
     """Raises a ConfigurationError if the devices cannot take the same share of a number."""
-    count = len(devices)
-    if number % count:
-        fitting = [str(n) for n in (number // count * count, -(-number // count) * count) if n]
-        flag = name.replace("_", "-")
+    if number % num_devices:
+        below = number // num_devices * num_devices
+        fitting = " or ".join(str(n) for n in (below, below + num_devices) if n)
         raise ConfigurationError(
-            f"{name} = {number} cannot be split evenly over {count} devices. Choose a multiple of "
-            f"{count}, such as --{flag} {' or '.join(fitting)}, or as many devices as divide it."
+            f"{name} = {number} cannot be split evenly over {num_devices} devices. Choose a "
+            f"multiple of {num_devices}, such as --{name.replace('_', '-')} {fitting}, or a number "
+            "of devices that divides it."
         )
 
 

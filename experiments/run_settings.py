@@ -114,7 +114,7 @@ def prepare(argv: Sequence[str] | None = None) -> Run:
     for service in args.log:
         require_service(service)
     seeds = seed_range(args.seed, args.num_seeds)
-    placement = place(args, env, module, config, len(seeds))
+    placement = place(args, env, module, config)
     intervals = [every for every in (args.eval_every, args.checkpoint_every) if every]
     time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     run = Run(
