@@ -166,8 +166,9 @@ def test_every_update_is_one_program(cartpole):
 @pytest.mark.parametrize(
     ("settings", "copies"),
     [
-        ({"normalize_observations": False}, 2),  # what was seen, and what followed
-        ({}, 4),  # and both again, standardised
+        # What was seen, what followed, and both again as networks see them.
+        ({"normalize_observations": False}, 4),
+        ({}, 4),
         ({"fisher_subsample": 4}, 4.25),
     ],
 )
@@ -253,8 +254,11 @@ def test_every_real_field_sweeps_in_one_program(choices, idle):
 
     swept = jax.jit(jax.vmap(run))(configs)
     single = jax.jit(lambda configs: jax.lax.map(run, configs))(configs)
-    first = jax.tree.map(lambda x: x[:, :2], (swept, single))
-    chex.assert_trees_all_close(*first, rtol=1e-2, atol=1e-3)
+    for name, values in swept.items():
+        # A Gauss-Newton step multiplies what rounding does to the critic by some thousands.
+        noisy = name == "explained_variance" and base.gae_critic == "trust_region"
+        close = {"rtol": 1e-2, "atol": 0.1 if noisy else 1e-3, "err_msg": name}
+        np.testing.assert_allclose(values[:, :2], single[name][:, :2], **close)
     for lane, name in enumerate(names, start=1):
         different = [
             not np.allclose(x[lane], x[0], rtol=1e-3, equal_nan=True)
