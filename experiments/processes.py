@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -100,6 +101,9 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         code = main()
     except SystemExit as stop:
         code = stop.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
