@@ -24,7 +24,7 @@ from command_line import (
     seed_range,
     step_count,
 )
-from processes import (
+from placement import (
     ENVIRONMENTS,
     SEEDS,
     add_process_flags,
@@ -114,7 +114,7 @@ def prepare(argv: Sequence[str] | None = None) -> Run:
     for service in args.log:
         require_service(service)
     seeds = seed_range(args.seed, args.num_seeds)
-    placement = place(args, env, module, config)
+    placement = place(args, env, module, config, algorithm)
     intervals = [every for every in (args.eval_every, args.checkpoint_every) if every]
     time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     run = Run(

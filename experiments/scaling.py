@@ -1,7 +1,7 @@
 """How far an update scales over devices that share its environments: a model, and what checks it.
 
-Measures conjugate gradient in one and in two processes, each on a core of its own, and writes
-scaling.md, scaling.json and scaling.png. Nothing else should run meanwhile.
+Measures conjugate gradient in one and in two processes, each with one thread to compute in, and
+writes scaling.md, scaling.json and scaling.png. Nothing else should run meanwhile.
 """
 
 import json
@@ -23,6 +23,7 @@ from scaling_model import (
     Machine,
     Setting,
     all_reduce_seconds,
+    critic_sums,
     iteration,
     most_devices,
     update,
@@ -108,7 +109,7 @@ def page(report: dict[str, Any], setting: Setting) -> Iterator[str]:
         "`--shard environments` gives each of D devices N / D of the N states of an update. What "
         "is a mean over states is summed over the devices: the P numbers of a gradient or of a "
         "Fisher-vector product once each, so 4 P bytes in an iteration of conjugate gradient; all "
-        "else are single numbers. The whole program is compiled with shardings alone, and a test "
+        "else are a few numbers. The whole program is compiled with shardings alone, and a test "
         "reads these sums off it (`tests/training/test_devices.py`)."
     )
     yield ""
@@ -225,8 +226,10 @@ def knob_lines(setting: Setting) -> Iterator[str]:
             cells.append(f"{count:,} ({1e3 * seconds:,.0f} ms)")
         yield f"| {what} | {' | '.join(cells)} |"
     yield ""
+    of_critic = critic_sums(setting)
     yield (
-        "Of the 171 sums of parameters in an update, 160 are the critic's: its minibatches are "
+        f"Of the {1 + setting.cg_iters + of_critic} sums of parameters in an update, {of_critic} "
+        "are the critic's: its minibatches are "
         "what stops first, and fewer of them, or one Gauss-Newton step, are the knob to turn. "
         "Fewer iterations of conjugate gradient leave the point of the solve where it is: each "
         "computes and sums alike. A thinned Fisher matrix makes an update faster and scales *less* "

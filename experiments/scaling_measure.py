@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from command_line import Parser
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from processes import add_process_flags, join_processes
+from placement import add_process_flags, exit_with, join_processes
 
 from trpo_jax.envs.base import ArraySpec, Box
 from trpo_jax.fisher import fisher_vector_product
@@ -145,4 +145,4 @@ def sums_of(params: Any, mesh: Mesh) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -2,8 +2,8 @@
 
 Each device has N / D of the N states. A product with the Fisher matrix takes it c P N / D
 operations, for P parameters and c of them for a parameter and state; then the P numbers are summed
-over all devices once, and so they are after every other gradient. All else that is communicated are
-single numbers. Vectors of P numbers every device works on as if it were alone.
+over all devices once, and so they are after every other gradient. All else that is communicated
+are a few numbers. Vectors of P numbers every device works on as if it were alone.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import NamedTuple
 BYTES = 4  # of a float32
 SCALARS = 16  # all-reduces of a few numbers in an update: moments, advantages, metrics
 TRIED = 2  # lengths of a step that the line search looks at
+BEFORE_AND_AFTER = 2  # looks at the policy, which say what a step did
 
 # Operations for each parameter and state: two for a multiplication and an addition, forwards once
 # and backwards twice. Those of a product are counted in compiled programs (scaling_measure.py).
@@ -108,15 +109,13 @@ def update(machine: Machine, setting: Setting, num_params: int, num_devices: int
     Policy and critic have as many parameters. The policy acts, its gradient is taken, products are
     prepared and taken, and lengths tried; the critic sees each state and the next, and is fitted.
     """
-    policy = FORWARD + GRADIENT + FORWARD + FORWARD * (TRIED + 2)
+    policy = FORWARD + GRADIENT + FORWARD + FORWARD * (TRIED + BEFORE_AND_AFTER)
     critic = 2 * FORWARD
-    sums = 1
+    sums = 1 + critic_sums(setting)
     if setting.critic_minibatches:
         critic += setting.critic_epochs * GRADIENT
-        sums += setting.critic_epochs * setting.critic_minibatches
     else:
         critic += GRADIENT + setting.cg_iters * setting.product
-        sums += 1 + setting.cg_iters
     sum_seconds = all_reduce_seconds(machine, BYTES * num_params, num_devices)
     few = all_reduce_seconds(machine, BYTES * 8, num_devices) * (SCALARS + TRIED)
     operations = (policy + critic) * num_params * setting.num_states / num_devices
@@ -125,6 +124,13 @@ def update(machine: Machine, setting: Setting, num_params: int, num_devices: int
         operations / machine.flops + setting.cg_iters * solve.shared,
         sums * sum_seconds + few + setting.cg_iters * solve.common,
     )
+
+
+def critic_sums(setting: Setting) -> int:
+    """Returns how often an update sums the parameters of the critic."""
+    if setting.critic_minibatches:
+        return setting.critic_epochs * setting.critic_minibatches
+    return 1 + setting.cg_iters
 
 
 def most_devices(cost: Callable[[int], Cost], most: int = 2**20) -> int:

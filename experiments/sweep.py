@@ -32,7 +32,8 @@ from command_line import (
     user_errors,
 )
 from display import sweep_progress
-from processes import (
+from placement import (
+    ABORTED,
     add_process_flags,
     describe_placement,
     exit_with,
@@ -57,8 +58,8 @@ from trpo_jax.training.files import create_run_folder, write_csv, write_json, wr
 from trpo_jax.training.loop import choose_chunk
 from trpo_jax.training.processes import (
     decided_by_first,
-    end_where_the_first_is_lost,
     is_first,
+    say_where_aborted,
 )
 from trpo_jax.training.runs import read_rows
 from trpo_jax.training.sweep_figures import sweep_figure
@@ -68,7 +69,6 @@ MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_up
 DPI = 150
 CHUNKS = 10  # of a block at the least, as often as the progress is shown
 DESCRIPTION, RESULTS = "sweep.json", "results.csv"
-LOST = "The first process of this sweep ended or cannot be reached."
 
 Key = tuple[int, int]  # number of the setting, seed
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sweep = prepare(words)
         folder = sweep.args.out
         if sweep.args.distributed:
-            end_where_the_first_is_lost(lambda: f"error: {LOST} {kept_of(folder)}\n")
+            say_where_aborted(f"{ABORTED} {kept_of(folder)}")
         quiet = sweep.args.quiet or not is_first()
         console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         cache_compilations()
@@ -169,8 +169,9 @@ def prepare(words: Sequence[str]) -> Sweep:
             **provenance(args.env),
         }
     )
-    args.out, rows = decided_by_first(lambda: open_folder(args.out, description))
-    args.out, results = Path(args.out), {(row["setting"], row["seed"]): row for row in rows}
+    args.out = Path(decided_by_first(lambda: str(args.out)))  # some are named by time
+    rows = decided_by_first(lambda: open_folder(args.out, description))
+    results = {(row["setting"], row["seed"]): row for row in rows}
     return Sweep(args, env, module, base, settings, seeds, description, results, placement)
 
 
@@ -227,8 +228,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     return parser
 
 
-def open_folder(folder: Path, description: dict[str, Any]) -> tuple[str, list[dict[str, float]]]:
-    """Returns the folder of a sweep, which is created if need be, and the results that are in it.
+def open_folder(folder: Path, description: dict[str, Any]) -> list[dict[str, float]]:
+    """Returns the results that are in the folder of a sweep, which is created if need be.
 
     Raises:
         ConfigurationError: if it holds something else, or a sweep with other settings.
@@ -236,7 +237,7 @@ def open_folder(folder: Path, description: dict[str, Any]) -> tuple[str, list[di
     if not (folder / DESCRIPTION).is_file():
         create_run_folder(folder)
         write_json(folder / DESCRIPTION, description)
-        return str(folder), []
+        return []
     found = run_settings_of(json.loads((folder / DESCRIPTION).read_text()))
     different = differences(run_settings_of(description), found)
     if different:
@@ -245,10 +246,10 @@ def open_folder(folder: Path, description: dict[str, Any]) -> tuple[str, list[di
             "with the command that it was started with."
         )
     if not (folder / RESULTS).is_file():
-        return str(folder), []
+        return []
     columns, rows = read_rows(folder / RESULTS)
     table = (dict(zip(columns, row, strict=True)) for row in rows)
-    return str(folder), [
+    return [
         {name: int(row[name]) for name in ("setting", "seed")}
         | {name: float(row[name] or "nan") for name in MEASURED}
         for row in table

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from command_line import cache_compilations, user_errors
 from display import print_evaluation, print_files, with_progress
-from processes import SEEDS, describe_placement, exit_with, join_processes
+from placement import ABORTED, SEEDS, exit_with, join_processes, placement_words
 from rich.console import Console
 from run_settings import Run, differences, prepare, settings, stored_description
 
@@ -42,8 +42,8 @@ from trpo_jax.training.loop import NonFiniteError, compile_program, go_on, run_c
 from trpo_jax.training.policies import save_policy
 from trpo_jax.training.processes import (
     decided_by_first,
-    end_where_the_first_is_lost,
     is_first,
+    say_where_aborted,
     to_host,
 )
 from trpo_jax.training.program import Program
@@ -65,7 +65,6 @@ class Outcome(NamedTuple):
         num_updates: updates done, and in metrics.csv.
         seconds: training time, without all else.
         costs: seconds of what training did not need, since it was started or resumed, by name.
-        resumable: updates done at the latest checkpoint; 0 without one.
         stopped_by: why it ended early, if it did.
     """
 
@@ -73,7 +72,6 @@ class Outcome(NamedTuple):
     num_updates: int
     seconds: float
     costs: dict[str, float]
-    resumable: int
     stopped_by: BaseException | None
 
 
@@ -97,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_traceback(run.folder, error)
         return 1
     except PeerFailure as error:  # before the first update, or in the evaluation
-        print(f"error: {error}. {resumption(run.folder) if run else ''}", file=sys.stderr)
+        print(f"error: {error}. {resumption(run) if run else ''}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error}. What was written before stays.", file=sys.stderr)
@@ -113,9 +111,13 @@ def begin(run: Run) -> Saved | None:
 
     Raises:
         ConfigurationError: if the folder is no place for it.
+        StorageFailure: if a process cannot read what the first one has found.
+        PeerFailure: if another process is gone.
     """
+    found = None
 
     def decide():
+        nonlocal found
         if run.args.resume is not None:
             found = find_checkpoint(run)
             return found and found.num_updates
@@ -124,8 +126,13 @@ def begin(run: Run) -> Saved | None:
         return None
 
     number = decided_by_first(decide)
-    if number is None:
-        return None
+    if not (run.folder / DESCRIPTION).is_file():
+        raise ConfigurationError(
+            f"The first process has created {run.folder}, and this one does not see it. All of "
+            "them have to: choose a folder on a shared disk with --out."
+        )
+    if number is None or found is not None:
+        return found
     with closing(Checkpoints(run.folder / CHECKPOINTS)) as checkpoints:
         return checkpoints.read(number)
 
@@ -175,12 +182,14 @@ def execute(run: Run, saved: Saved | None, console: Console, started: float) -> 
     if run.args.resume is not None:
         print_resumption(run, saved, console)
     num_done = saved.num_updates if saved else 0
+    if run.args.distributed:
+        say_where_aborted(f"{ABORTED} {resumption(run, 'after its latest checkpoint')}")
     cache_compilations()
     with console.status("Compiling"):
         program = compile_program(
             run.algorithm, run.seeds, run.updates_per_chunk, num_done, run.placement
         )
-    where = describe_placement(run.placement, run.args.shard)
+    where = run.description["placement"]
     console.print(f"Compiled for {where} in {program.compile_seconds:.1f} s")
     evaluation = make_evaluation(
         run.env,
@@ -288,9 +297,6 @@ def train(
         num_done,
     )
     chunks = run_chunks(program, run.num_updates, num_done, seconds)
-    if run.args.distributed:
-        lost = "error: The first process of this run ended or cannot be reached. "
-        end_where_the_first_is_lost(lambda: f"{lost}{resumption(run.folder, checkpoints.latest)}\n")
     with ExitStack() as stack:
         stack.callback(checkpoints.close)
         services = [entered(stack, log) for log in open_services(run, saved)]
@@ -314,7 +320,7 @@ def train(
         "later_evaluations": evaluations.later_cost,
         "checkpoints": checkpoints.cost,
     }
-    return Outcome(actor, num_done, seconds, costs, checkpoints.latest, stopped_by)
+    return Outcome(actor, num_done, seconds, costs, stopped_by)
 
 
 class Evaluations:
@@ -413,15 +419,19 @@ def report_stop(run: Run, outcome: Outcome, console: Console) -> int:
         kept += f", policy.msgpack {policies}"
     print(f"{reason}. {kept}.", file=sys.stderr)
     if not isinstance(outcome.stopped_by, NonFiniteError):  # which would come again
-        print(resumption(run.folder, outcome.resumable), file=sys.stderr)
+        print(resumption(run), file=sys.stderr)
     print_files(console, run.folder)
     return 1 if broken else 130
 
 
-def resumption(folder: Path, num_updates: int = 0) -> str:
-    """Returns how a run goes on, of which there is a checkpoint after so many updates or none."""
-    after = f"after update {num_updates}" if num_updates else "from its start"
-    return f"experiments/train.py --resume {shlex.quote(str(folder))} goes on {after}."
+def resumption(run: Run, after: str | None = None) -> str:
+    """Returns how a run goes on, and after what: its newest checkpoint, if nothing is said."""
+    if after is None:
+        names = [path.name for path in (run.folder / CHECKPOINTS).glob("*")]
+        numbers = [int(name) for name in names if name.isdigit()]
+        after = f"after update {max(numbers)}" if numbers else "from its start"
+    words = ["--resume", str(run.folder), *placement_words(run.args)]
+    return f"experiments/train.py {shlex.join(words)} goes on {after}."
 
 
 def write_traceback(folder: Path, error: BaseException) -> None:

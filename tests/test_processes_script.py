@@ -1,10 +1,13 @@
 """Scripts in several processes, as a user meets them."""
 
+import argparse
 import csv
 import re
+import subprocess
+import sys
 
 import numpy as np
-import processes
+import placement
 import pytest
 import sweep
 import train
@@ -21,6 +24,7 @@ pytestmark = [
 SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "2"]
 SMALL += ["--critic-minibatches", "4", "--evaluation-episodes", "2"]
 TRAIN = ["train.py", *SMALL, "--num-seeds", "2", "--checkpoint-every", "5"]
+SHARDED = ("--shard", "environments")
 UPDATES = ["--total-steps", str(20 * 4 * 32)]
 
 
@@ -57,7 +61,7 @@ def test_seeds_in_two_processes_under_slurm(alone, tmp_path):
     assert_same(read_metrics(out / "metrics.csv"), alone)
     names = {"checkpoints", "config.json", "evaluations.csv", "learning_curve.png", "metrics.csv"}
     assert {path.name for path in out.iterdir()} == names | {"policy.msgpack", "summary.json"}
-    assert {"5", "10"} <= {path.name for path in (out / "checkpoints").iterdir()}
+    assert {"10", "15", "20"} <= {path.name for path in (out / "checkpoints").iterdir()}
 
 
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
@@ -69,7 +73,8 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     codes, printed = two_processes.wait(started, tmp_path)
     assert codes == [1, -9]
     assert "another process of this run ended" in printed[0].lower()
-    assert f"train.py --resume {out} goes on after update" in printed[0]
+    assert f"train.py --resume {out} --shard environments --distributed" in printed[0]
+    assert "--process-id 0 goes on after update" in printed[0]
     assert "Traceback" not in printed[0]
     assert not (out / "summary.json").exists()
 
@@ -86,6 +91,19 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     metrics = read_metrics(out / "metrics.csv")
     assert metrics["update"].shape == (2, 20)
     assert_same(metrics, alone)
+
+
+def test_without_the_first_process_the_other_ends_too(tmp_path):
+    out = tmp_path / "out"
+    words = [*TRAIN, "--total-steps", "1e6", "--eval-every", "0", "--out", str(out)]
+    started = two_processes.start(words, tmp_path)
+    two_processes.wait_for(out / "checkpoints" / "5", started)
+    started[0].kill()
+    codes, printed = two_processes.wait(started, tmp_path)
+    assert codes == [-9, 1]
+    assert "another" in printed[1].lower()
+    assert f"train.py --resume {out} --distributed" in printed[1]
+    assert "goes on after" in printed[1]
 
 
 def test_a_sweep_in_two_processes_is_that_of_one(tmp_path):
@@ -120,8 +138,7 @@ def test_a_folder_that_is_not_empty_ends_both(tmp_path):
         (["--devices", "few"], "'few' is no number of devices"),
         (["--process-id", "0"], "--process-id says nothing without --distributed"),
         (["--distributed", "--process-id", "0"], "without --coordinator, --num-processes"),
-        (["--distributed", "--devices", "2"], "takes all devices that it sees"),
-        (["--distributed"], "cannot find each other"),
+        (["--distributed", "--devices=2"], "take all of their devices"),
     ],
 )
 @pytest.mark.parametrize("script", [train, sweep])
@@ -131,10 +148,38 @@ def test_flags_that_do_not_fit_are_refused(script, words, message, tmp_path, cap
     assert not (tmp_path / "x").exists()
 
 
-def test_a_process_number_that_cannot_be_is_refused(tmp_path, capsys):
-    words = ["--distributed", "--coordinator", "localhost:1", "--process-id", "2"]
-    words += ["--num-processes", "2"]
-    assert "process_id = 2 must be at least 0 and less than" in refusal(train.main, words, capsys)
+@pytest.mark.parametrize(
+    ("coordinator", "number", "message"),
+    [
+        ("localhost:1", "2", "process_id = 2 must be at least 0 and less than num_processes = 2"),
+        ("localhost", "1", "coordinator = localhost must be a host and a port"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(coordinator, number, message, capsys):
+    words = ["--distributed", "--coordinator", coordinator, "--num-processes", "2"]
+    assert message in refusal(train.main, [*words, "--process-id", number], capsys)
+
+
+def test_a_process_that_nobody_tells_what_to_join_says_so(tmp_path):
+    script = str(two_processes.EXPERIMENTS / "train.py")
+    command = [sys.executable, script, "--distributed", "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 2
+    assert "cannot find each other (coordinator_address should be defined.)" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_placements_are_said_again_on_resuming():
+    words = ["--distributed", "--coordinator", "a:1", "--process-id", "0", "--num-processes", "2"]
+    parser = argparse.ArgumentParser()
+    placement.add_process_flags(parser, devices="1")
+    parser.add_argument("--shard", default="seeds")
+    for own in ([], words, ["--devices", "all"], ["--shard", "environments", "--devices", "4"]):
+        args = parser.parse_args(own)
+        again = placement.placement_words(args)
+        assert parser.parse_args(again) == args
+        assert placement.without_process_flags(own) == [x for x in own if x in SHARDED]
 
 
 @pytest.mark.parametrize(
@@ -150,5 +195,5 @@ def test_a_process_number_that_cannot_be_is_refused(tmp_path, capsys):
     ],
 )
 def test_what_devices_do_not_divide_is_refused_by_name(words, message, monkeypatch, capsys):
-    monkeypatch.setattr(processes, "choose_devices", lambda wanted: [object()] * wanted)
+    monkeypatch.setattr(placement, "choose_devices", lambda wanted: [object()] * wanted)
     assert re.search(message, refusal(train.main, ["--devices", "4", *words], capsys))

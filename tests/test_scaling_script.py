@@ -50,11 +50,13 @@ def test_an_update_sums_for_each_minibatch_of_the_critic():
 
 @pytest.mark.parametrize("batch", [2**12, 2**16])
 def test_a_bigger_batch_moves_the_point_in_proportion(batch):
-    cost = lambda states: lambda n: iteration(
-        MACHINE._replace(latencies=(1e-5, 0.0), bandwidths=(1e15, 1e15), memory=1e15),
-        SETTING._replace(num_states=states),
-        5000,
-        n,
+    cost = lambda states: (
+        lambda n: iteration(
+            MACHINE._replace(latencies=(1e-5, 0.0), bandwidths=(1e15, 1e15), memory=1e15),
+            SETTING._replace(num_states=states),
+            5000,
+            n,
+        )
     )
     found = most_devices(cost(batch))
     assert 1 < found < 2**19

@@ -7,6 +7,6 @@ The rooms, in the order in which an update goes through them: `envs`, `rollout`,
 
 from trpo_jax.training.policies import load_policy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["load_policy"]

@@ -2,7 +2,7 @@
 
 A batch `[T, B]` is shuffled within groups of neighbouring environments, the smallest that equal
 parts allow, and each minibatch takes as many samples from every group. So it is a fair sample of
-all environments, and a device that holds some of them finds its share of each minibatch at hand.
+all environments, and a device that holds whole groups finds its share of each minibatch at hand.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 
 def group_size(num_steps: int, minibatches: int) -> int:
-    """Returns in how many environments M parts of equal size can be shuffled at the least.
+    """Returns how many neighbouring environments are shuffled together, to give M equal parts.
 
     It divides the number B of environments wherever M divides T * B.
 

@@ -19,13 +19,20 @@ from trpo_jax.training.program import as_seeds, compile_runs
 
 CONFIG = {"num_envs": 8, "num_steps": 16, "hidden_sizes": (8,), "critic_epochs": 2}
 CONFIG |= {"critic_minibatches": 4}
+OWN = {"qprop": {"replay_size": 600, "q_updates": 4}, "trpo_vine": {"num_states": 8}}
 SEEDS = (3, 4, 5, 6)
 HALF = 5  # updates before and after the stop
 
 
 def make(name, **changes):
     module = algorithms.get(name)
-    return module.make(envs.make("CartPole-v1"), module.Config(**CONFIG | changes))
+    env = envs.make("Pendulum-v1" if name == "qprop" else "CartPole-v1")
+    return module.make(env, module.Config(**CONFIG | OWN.get(name, {}) | changes))
+
+
+def doubled(name):
+    more = {"replay_size": 2 * OWN[name]["replay_size"]} if name == "qprop" else {}
+    return make(name, num_envs=2 * CONFIG["num_envs"], **more)
 
 
 def run(name, placement):
@@ -46,7 +53,7 @@ def main(folder, names):
         placements = {
             "one": None,
             "runs": split_runs(devices),
-            "environments": split_environments(devices, make(name), make(name, num_envs=16)),
+            "environments": split_environments(devices, make(name), doubled(name), 8),
         }
         for split, placement in placements.items():
             arrays, found = run(name, placement)

@@ -1,3 +1,4 @@
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -5,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
@@ -12,7 +14,9 @@ from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.training.checkpoints import (
     Checkpoints,
     RunCheckpoints,
+    checksum,
     digest,
+    part_checksum,
     to_arrays,
     to_state,
 )
@@ -102,6 +106,15 @@ def test_a_damaged_one_is_moved_aside_and_the_one_before_is_taken(checkpoints, t
     again.close()
 
 
+def test_one_of_another_version_is_refused_and_stays(checkpoints, tmp_path):
+    checkpoints.save(1, STATE, 0.0, {})
+    path = tmp_path / "checkpoints" / "1" / "about" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with pytest.raises(ConfigurationError, match="has format 1, and this version reads"):
+        next(checkpoints.newest_first())
+    assert checkpoints.numbers() == [1]
+
+
 def test_one_that_was_not_finished_is_not_seen(checkpoints, tmp_path):
     checkpoints.save(1, STATE, 0.0, {})
     checkpoints.close()
@@ -143,7 +156,18 @@ def test_a_digest_tells_names_shapes_types_and_numbers_apart():
     others = [{"b": np.arange(4.0)}, {"a": np.arange(4.0).reshape(2, 2)}]
     others += [{"a": np.arange(4.0).view(np.int64)}, {"a": np.arange(4.0) + 1}]
     assert digest({"a": np.arange(4.0)}) == digest(base)
+    others += [{"a": np.array([0.0, 2.0, 1.0, 3.0])}]
     assert all(digest(other) != digest(base) for other in others)
+
+
+def test_parts_of_an_array_add_up_to_its_checksum():
+    whole = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("a",))
+    placed = jax.device_put(whole, NamedSharding(mesh, PartitionSpec("a")))
+    assert checksum(placed) == checksum(whole) < 2**64
+    parts = [(slice(0, 2), slice(None)), (slice(2, 6), slice(0, 1)), (slice(2, 6), slice(1, 4))]
+    total = sum(part_checksum(whole.shape, index, whole[index]) for index in parts)
+    assert total % 2**64 == checksum(whole)
 
 
 def test_a_run_goes_on_bit_for_bit(checkpoints):

@@ -7,6 +7,7 @@ that it holds, and reads all of them, so that a run can go on on other devices.
 """
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -61,8 +62,7 @@ class Checkpoints:
         Args:
             folder: the folder.
             keep: how many of the latest ones it is to hold.
-            alone: whether this process reads or writes whole checkpoints by itself; if there are
-                several, and all of them are to write one together, it does not.
+            alone: whether this process reads or writes by itself, waiting for no other one.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
@@ -71,7 +71,7 @@ class Checkpoints:
         best = policies.BestN(get_metric_fn=score, n=1)
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=False,  # what fails, fails here; and the cost is known
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=is_first(),
             create=False,
             multiprocessing_options=_by_itself() if alone else ocp.options.MultiprocessingOptions(),
             best_fn=score,  # or metrics are not stored
@@ -143,15 +143,22 @@ class Checkpoints:
 
         Raises:
             StorageFailure: if it is damaged.
+            ConfigurationError: if another version wrote it.
         """
         try:
             about = self._restore(num_updates, about=self._args.JsonRestore()).about
             if about["format"] != FORMAT:
-                raise StorageFailure(f"its format is {about['format']}, not {FORMAT}.")
+                raise ConfigurationError(
+                    f"The checkpoint of update {num_updates} in {self._folder} has format "
+                    f"{about['format']}, and this version reads {FORMAT}. Go on with the version "
+                    "that wrote it."
+                )
             whole = {name: np.empty(*x) for name, x in about["arrays"].items()}
             arrays = self._restore(num_updates, state=self._args.StandardRestore(whole)).state
             if about["digest"] != digest(arrays):
                 raise StorageFailure("its numbers are not those that were written.")
+        except ConfigurationError:
+            raise
         except Exception as error:  # of whatever kind damaged files give
             raise StorageFailure(_first_line(error)) from error
         return Saved(num_updates, about["seconds"], about["description"], arrays)
@@ -229,11 +236,12 @@ class RunCheckpoints:
         if self._last_seconds is None:
             self._last_seconds = chunk.seconds
         if self._every is None:
-            due = (chunk.seconds - self._last_seconds) * SHARE_OF_TIME >= self._expected
+            passed = chunk.seconds - self._last_seconds
+            due = decided_by_first(lambda: passed * SHARE_OF_TIME >= self._expected)
         else:
             due = self._every > 0 and chunk.last_update % self._every == 0
         evaluated = evaluation_return > NOT_EVALUATED and self._every != 0
-        if not decided_by_first(lambda: due or evaluated):  # by its own clock
+        if not (due or evaluated):
             return
         started = time.perf_counter()
         self._opened = self._opened or self._open()
@@ -297,9 +305,9 @@ def to_state(template: State, arrays: Mapping[str, np.ndarray]) -> State:
 
     def restored(name, leaf):
         missing = np.zeros(shapes[name].shape, shapes[name].dtype)
-        value = jnp.asarray(arrays.get(name, missing))
-        if isinstance(leaf, jax.Array):
-            value = to_devices(arrays.get(name, missing), _plain(leaf).sharding)
+        value = arrays.get(name, missing)
+        placed = isinstance(leaf, jax.Array)
+        value = to_devices(value, _plain(leaf).sharding) if placed else jnp.asarray(value)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             impl = jax.random.key_impl(jnp.empty((), leaf.dtype))  # of a shape it cannot be asked
             return jax.random.wrap_key_data(value, impl=impl)
@@ -320,7 +328,7 @@ def digest(arrays: Mapping[str, Array | np.ndarray]) -> str:
 
     Where processes hold parts of arrays, all of them have to call it together.
     """
-    sums = np.array([_checksum(arrays[name]) for name in sorted(arrays)], np.uint64)
+    sums = np.array([checksum(arrays[name]) for name in sorted(arrays)], np.uint64)
     if any(isinstance(x, jax.Array) for x in arrays.values()):
         sums = sum_over_processes(sums)
     result = hashlib.sha256()
@@ -329,20 +337,22 @@ def digest(arrays: Mapping[str, Array | np.ndarray]) -> str:
     return result.hexdigest()
 
 
-def _checksum(x: Array | np.ndarray) -> int:
+def checksum(x: Array | np.ndarray) -> int:
     """Returns the sum, modulo 2^64, of hashes of an array's elements with their places.
 
     It is over what this process holds, so that those of all processes add up to that of the whole.
     """
-    places = np.arange(x.size, dtype=np.uint64).reshape(x.shape)
-    parts = [(..., x)]
-    if isinstance(x, jax.Array):
-        parts = [(s.index, np.asarray(s.data)) for s in x.addressable_shards if s.replica_id == 0]
-    sums = [
-        _mixed(_mixed(places[index].reshape(-1)) ^ _as_integers(part)).sum(dtype=np.uint64)
-        for index, part in parts
-    ]
-    return sum(map(int, sums)) % 2**64
+    if not isinstance(x, jax.Array):
+        return part_checksum(x.shape, (), x)
+    held = [shard for shard in x.addressable_shards if shard.replica_id == 0]
+    return sum(part_checksum(x.shape, y.index, np.asarray(y.data)) for y in held) % 2**64
+
+
+def part_checksum(shape: tuple[int, ...], index: Any, part: np.ndarray) -> int:
+    """Returns the checksum of `x[index]` within an array x of some shape."""
+    places = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)[index]
+    hashes = _mixed(_mixed(places.reshape(-1)) ^ _as_integers(part))
+    return int(hashes.sum(dtype=np.uint64))
 
 
 def _as_integers(x: np.ndarray) -> UInt64[np.ndarray, " n"]:

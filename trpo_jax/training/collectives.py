@@ -13,7 +13,8 @@ KINDS = (
     "reduce-scatter",
     "ragged-all-to-all",
 )
-_LINE = re.compile(rf"= (?P<shapes>.*?) (?P<kind>{'|'.join(KINDS)})(-start)?\(")
+# Of an operation that is started and awaited, the latter has what it gives and nothing else.
+_LINE = re.compile(rf"= (?P<shapes>.*?) (?P<kind>{'|'.join(KINDS)})(-done)?\(")
 _SHAPE = re.compile(r"(?P<kind>[a-z]+)(?P<bits>\d*)\[(?P<lengths>[\d,]*)\]")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 

@@ -5,6 +5,7 @@ of them. The environments of a run share its networks, so every mean over them i
 devices: the compiler, told where the environments are, places the sums that this takes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,16 +46,22 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
         wanted: how many; all of them if None.
 
     Raises:
-        ConfigurationError: if there are fewer.
+        ConfigurationError: if there are fewer, or some processes have more than others.
     """
     devices = jax.devices()
     if wanted is not None and not 1 <= wanted <= len(devices):
         kind, found = devices[0].platform, len(devices)
         flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
-        hint = f" A CPU counts as one, unless {flag} makes it several." if kind == "cpu" else ""
+        virtual = kind == "cpu" and wanted > found
+        hint = f" A CPU counts as one, unless {flag} makes it several." if virtual else ""
         raise ConfigurationError(
             f"devices = {wanted} must be at least 1 and at most {found}, the number of {kind} "
             f"devices here.{hint}"
+        )
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        raise ConfigurationError(
+            f"The processes have {sorted(counts.values())} devices. Give each the same number."
         )
     return devices[:wanted]
 
@@ -78,7 +85,7 @@ def split_runs(devices: Sequence[jax.Device]) -> Placement:
 
 
 def split_environments(
-    devices: Sequence[jax.Device], algorithm: Algorithm, doubled: Algorithm
+    devices: Sequence[jax.Device], algorithm: Algorithm, doubled: Algorithm, num_envs: int
 ) -> Placement:
     """Returns the placement that gives each device the same number of environments of every run.
 
@@ -86,12 +93,13 @@ def split_environments(
         devices: the devices, whose number divides that of the environments.
         algorithm: what runs.
         doubled: the same with twice the environments, which shows where they are in its state.
+        num_envs: environments of a run.
     """
     mesh = Mesh(np.array(devices), (ENVIRONMENTS,))
 
     def sharding(array, wider):
         pairs = zip(array.shape, wider.shape, strict=True)
-        axes = [ENVIRONMENTS if length != other else None for length, other in pairs]
+        axes = [ENVIRONMENTS if pair == (num_envs, 2 * num_envs) else None for pair in pairs]
         return NamedSharding(mesh, PartitionSpec(None, *axes))
 
     shapes = (jax.eval_shape(x.init, jax.random.key(0)) for x in (algorithm, doubled))

@@ -110,7 +110,7 @@ def advance_chunks(
         started = time.perf_counter()
         with peer_failures_named():
             state, outputs = program.advance(state)
-            (metrics, health), actor = to_host((outputs, state.actor))
+        (metrics, health), actor = to_host((outputs, state.actor))
         seconds += time.perf_counter() - started
         yield Chunk(done + 1, metrics, health, state, actor, seconds)
 

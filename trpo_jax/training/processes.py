@@ -8,6 +8,7 @@ depends on clocks, folders or memory, and tells the others.
 import ctypes
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-from trpo_jax.errors import ConfigurationError, PeerFailure
+from trpo_jax.errors import ConfigurationError, PeerFailure, StorageFailure
 
 HEARTBEAT_SECONDS = 30  # a process that was silent for so long counts as dead
+# What the libraries that connect processes say of a lost one.
+LOST = re.compile("gloo|nccl|connection|socket|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.I)
 
 
 def join(
@@ -36,20 +39,14 @@ def join(
         num_processes: how many there are.
 
     Raises:
-        ConfigurationError: if that fails.
+        ValueError: if nothing tells what to join.
+        RuntimeError: if the others cannot be reached.
     """
     # It would take SIGTERM, which is to end a process.
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"The processes of this run cannot find each other: {str(error).splitlines()[0]} "
-            "Start it under Slurm, Open MPI or on Cloud TPU, or say --coordinator host:port "
-            "--process-id K --num-processes N, with every K from 0 to N - 1 once."
-        ) from error
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
 
 
 def is_first() -> bool:
@@ -65,6 +62,8 @@ def decided_by_first(decide: Callable[[], Any]) -> Any:
 
     Raises:
         ConfigurationError: in all of them, if it does.
+        StorageFailure: in all of them, if it raises an OSError.
+        PeerFailure: if another process is gone.
     """
     if jax.process_count() == 1:
         return decide()
@@ -73,14 +72,18 @@ def decided_by_first(decide: Callable[[], Any]) -> Any:
         try:
             said = {"value": decide()}
         except ConfigurationError as error:
-            said = {"error": str(error)}
+            said = {"refused": str(error)}
+        except OSError as error:
+            said = {"failed": str(error)}
     text = np.frombuffer(json.dumps(said).encode(), np.uint8)
     with peer_failures_named():
         size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
         text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
     said = json.loads(bytes(text).decode())
-    if "error" in said:
-        raise ConfigurationError(said["error"])
+    if "refused" in said:
+        raise ConfigurationError(said["refused"])
+    if "failed" in said:
+        raise StorageFailure(said["failed"])
     return said["value"]
 
 
@@ -95,18 +98,26 @@ def to_devices(tree: Any, sharding: Sharding) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Returns whole arrays on the host, in every process, also those that others hold parts of."""
+    """Returns whole arrays on the host, in every process, also those that others hold parts of.
+
+    Raises:
+        PeerFailure: if another process is gone.
+    """
 
     def whole(x):
-        shared = isinstance(x, jax.Array) and not x.is_fully_addressable
-        return multihost_utils.process_allgather(x, tiled=True) if shared else x
+        held = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return x if held else multihost_utils.process_allgather(x, tiled=True)
 
     with peer_failures_named():
         return jax.device_get(jax.tree.map(whole, tree))
 
 
 def sum_over_processes(sums: np.ndarray) -> np.ndarray:
-    """Returns the sum, modulo 2^64, of the integers `[n]` that each process calls this with."""
+    """Returns the sum, modulo 2^64, of the integers `[n]` that each process calls this with.
+
+    Raises:
+        PeerFailure: if another process is gone.
+    """
     halves = sums.astype(np.uint64).view(np.uint32)  # jax would cut 64 bits down to 32
     with peer_failures_named():
         of_all = multihost_utils.process_allgather(halves)
@@ -119,23 +130,24 @@ def peer_failures_named() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        if jax.process_count() == 1 or isinstance(error, PeerFailure):
+        text = str(error)
+        if jax.process_count() == 1 or not LOST.search(text):
             raise
         raise PeerFailure(
-            f"Another process of this run ended or cannot be reached "
-            f"({str(error).splitlines()[0][:200]})"
+            f"Another process of this run ended or cannot be reached ({text.splitlines()[0][:200]})"
         ) from error
 
 
-def end_where_the_first_is_lost(last_words: Callable[[], str]) -> None:
+def say_where_aborted(last_words: str) -> None:
     """Lets this process end with a message and exit code 1 where JAX would abort it.
 
-    That is where the first process is lost: JAX aborts the others from a thread of its own, and
-    tells nobody before (its callback for that is broken in jaxlib 0.10).
+    It does where it has lost the first process, or without an answer of another one: from a thread
+    of its own, telling nobody before (its callback for that is broken in jaxlib 0.10). A later call
+    changes the message.
     """
 
     def handle(_):
-        os.write(2, last_words().encode())
+        os.write(2, f"{last_words}\n".encode())
         os._exit(1)
 
     global _handler  # the process may call it for as long as it lives

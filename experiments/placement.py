@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -11,6 +13,7 @@ from typing import Any, NoReturn
 import jax
 from command_line import Parser, require_on_device
 
+from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.training.devices import (
@@ -19,10 +22,12 @@ from trpo_jax.training.devices import (
     split_environments,
     split_runs,
 )
-from trpo_jax.training.processes import join
+from trpo_jax.training.processes import is_first, join, say_where_aborted
 
 SEEDS, ENVIRONMENTS = "seeds", "environments"
 ALL = "all"
+ABORTED = "error: This process was aborted, as happens where another one of its run is lost."
+LAST = 2.0  # seconds
 
 
 def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> None:
@@ -31,8 +36,8 @@ def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> No
     help_text = f"devices that it is split over, or all of them (default: {devices})"
     group.add_argument("--devices", default=devices, type=device_count, metavar="N", help=help_text)
     help_text = (
-        "this is one of several processes, each with devices of its own, all of which are taken; "
-        "Slurm, Open MPI and Cloud TPU tell it the rest"
+        "this is one of several processes, each with devices of its own; Slurm, Open MPI and Cloud "
+        "TPU tell it the rest"
     )
     group.add_argument("--distributed", action="store_true", help=help_text)
     help_text = "elsewhere: where the first process listens"
@@ -58,6 +63,19 @@ def without_process_flags(words: Sequence[str]) -> list[str]:
     return parser.parse_known_args(words)[1]
 
 
+def placement_words(args: argparse.Namespace) -> list[str]:
+    """Returns the flags that say where a script runs as these do, in every process."""
+    words = ["--shard", args.shard] if args.shard != SEEDS else []
+    if not args.distributed:
+        count = ALL if args.devices is None else str(args.devices)
+        return [*words, "--devices", count] if count != "1" else words
+    words.append("--distributed")
+    if args.coordinator is not None:
+        words += ["--coordinator", args.coordinator, "--num-processes", str(args.num_processes)]
+        words += ["--process-id", str(args.process_id)]
+    return words
+
+
 def join_processes(words: Sequence[str]) -> None:
     """Makes this process one of several, if its command line says so.
 
@@ -78,35 +96,53 @@ def join_processes(words: Sequence[str]) -> None:
         raise ConfigurationError(f"{given[0]} says nothing without --distributed.")
     if given and missing:
         raise ConfigurationError(f"{', '.join(given)} without {missing}: give all three, or none.")
+    if given and not re.fullmatch(r".+:\d+", args.coordinator):
+        raise ConfigurationError(
+            f"coordinator = {args.coordinator} must be a host and a port, such as localhost:7654."
+        )
     if given and not 0 <= args.process_id < args.num_processes:
         raise ConfigurationError(
             f"process_id = {args.process_id} must be at least 0 and less than num_processes = "
             f"{args.num_processes}."
         )
-    if args.distributed and "--devices" in words:
+    if args.distributed and any(word.split("=")[0] == "--devices" for word in words):
         raise ConfigurationError(
-            "--devices and --distributed: each process takes all devices that it sees. Leave "
-            "--devices away, and hide devices from a process by CUDA_VISIBLE_DEVICES for instance."
+            "--devices and --distributed: the processes take all of their devices. Leave --devices "
+            "away, and hide devices from a process by CUDA_VISIBLE_DEVICES for instance."
         )
-    if args.distributed:
+    if not args.distributed or {"-h", "--help"} & set(words):
+        return
+    try:
         join(args.coordinator, args.process_id, args.num_processes)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"The processes of this run cannot find each other ({error}). Start it under Slurm, "
+            "Open MPI or on Cloud TPU, or give --coordinator HOST:PORT --num-processes N "
+            "--process-id K, with every K from 0 to N - 1 once."
+        ) from error
+    say_where_aborted(ABORTED)
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Runs a script and exits.
 
-    One of several processes that fails does not wait for the others, which JAX would do.
+    One of several processes that fails does not wait for the others, which JAX would do. The first,
+    whose end is that of all others, leaves time for what they have to say.
     """
     try:
         code = main()
     except SystemExit as stop:
         code = stop.code
+    except KeyboardInterrupt:
+        code = 130
     except Exception:
         traceback.print_exc()
         code = 1
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_first():
+            time.sleep(LAST)
         os._exit(code)
     sys.exit(code)
 
@@ -130,7 +166,11 @@ def place_runs(args: argparse.Namespace, env: Environment) -> Placement | None:
 
 
 def place(
-    args: argparse.Namespace, env: Environment, module: ModuleType, config: Any
+    args: argparse.Namespace,
+    env: Environment,
+    module: ModuleType,
+    config: Any,
+    algorithm: Algorithm,
 ) -> Placement | None:
     """Returns the placement of seeds or of their environments, None for one device.
 
@@ -144,8 +184,10 @@ def place(
         require_even_shares("num_seeds", args.num_seeds, len(devices))
         return split_runs(devices)
     require_even_shares("num_envs", config.num_envs, len(devices))
-    doubled = module.make(env, config.replace(num_envs=2 * config.num_envs))
-    return split_environments(devices, module.make(env, config), doubled)
+    # What has to hold a batch has to hold the double one too.
+    bounded = [name for name in ("num_envs", "replay_size") if hasattr(config, name)]
+    doubled = config.replace(**{name: 2 * getattr(config, name) for name in bounded})
+    return split_environments(devices, algorithm, module.make(env, doubled), config.num_envs)
 
 
 def require_even_shares(name: str, number: int, num_devices: int) -> None:
