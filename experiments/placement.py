@@ -27,7 +27,7 @@ from trpo_jax.training.processes import is_first, join, say_where_aborted
 SEEDS, ENVIRONMENTS = "seeds", "environments"
 ALL = "all"
 ABORTED = "error: This process was aborted, as happens where another one of its run is lost."
-LAST = 2.0  # seconds
+FIRST_LEAVES_AFTER = 2.0  # seconds
 
 
 def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> None:
@@ -142,7 +142,7 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         if is_first():
-            time.sleep(LAST)
+            time.sleep(FIRST_LEAVES_AFTER)
         os._exit(code)
     sys.exit(code)
 

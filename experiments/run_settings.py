@@ -72,7 +72,7 @@ class Run(NamedTuple):
     updates_per_chunk: int
     folder: Path
     description: dict[str, Any]
-    placement: Placement | None = None
+    placement: Placement | None
 
 
 def prepare(argv: Sequence[str] | None = None) -> Run:
