@@ -1,6 +1,6 @@
 """Runs a benchmark, and writes its results in one table with the published ones, and its curves.
 
-The benchmarks are described in `experiments/benchmarks.toml`. The same command keeps the tasks that
+The benchmarks are described in `experiments/reproduce.toml`. The same command keeps the tasks that
 an interrupted one finished, and starts the unfinished one again; `--tasks` runs some of them, and
 the table always shows all that are there.
 """
@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import Parser, user_errors
-from compare import (
+from rich.console import Console
+
+from trpo_jax.analysis.statistics import summarize
+from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.cli.compare import (
     Pair,
     distinct,
     execute,
@@ -23,16 +26,13 @@ from compare import (
     read_summary,
     refuse_other_settings,
 )
-from rich.console import Console
-from run_settings import prepare
-
+from trpo_jax.cli.run_settings import prepare
 from trpo_jax.errors import unknown_name
-from trpo_jax.training.figures import comparison
-from trpo_jax.training.files import write_json
-from trpo_jax.training.statistics import summarize
+from trpo_jax.figures.curves import comparison
+from trpo_jax.records.files import write_json
 
 LABEL = "interquartile mean over seeds, 95 % interval"
-BENCHMARKS_FILE = Path(__file__).parent / "benchmarks.toml"
+BENCHMARKS_FILE = Path(__file__).parent / "reproduce.toml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--benchmark", required=True, metavar="NAME", help="a table of benchmarks.toml")
+    add("--benchmark", required=True, metavar="NAME", help="a table of reproduce.toml")
     add("--tasks", nargs="+", metavar="TASK", help="run only these of it (default: all)")
     help_text = "output folder; runs in it are kept (default: runs/<benchmark>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)

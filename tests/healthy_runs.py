@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trpo_jax import algorithms
-from trpo_jax.training.runs import StoredRun
+from trpo_jax.records.runs import StoredRun
 
 STEPS_PER_UPDATE = 1000
 OF_LINEAR_SOLVE = ("cg_residual", "step_fraction", "step_rejected", "surrogate_gain_ratio")

@@ -13,7 +13,7 @@ from trpo_jax.algorithms import qprop, trpo, trpo_vine
 from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import host_rollout, make_choose
-from trpo_jax.training.host_program import host_program
+from trpo_jax.running.host_program import host_program
 
 NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 40, 12
 SETTINGS = {

@@ -5,7 +5,7 @@ The rooms, in the order in which an update goes through them: `envs`, `rollout`,
 `normalization`. `algorithms` composes them and `training` runs the compositions.
 """
 
-from trpo_jax.training.policies import load_policy
+from trpo_jax.records.policies import load_policy
 
 __version__ = "0.2.0"
 

@@ -8,7 +8,7 @@ import pytest
 
 from trpo_jax import algorithms
 from trpo_jax.algorithms import trpo
-from trpo_jax.algorithms.settings import kl_radius
+from trpo_jax.algorithms.groups import kl_radius
 from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
 
 CONSTANT = {"normalize_observations": False}

@@ -9,7 +9,7 @@ import pytest
 
 from trpo_jax import envs
 from trpo_jax.algorithms import qprop
-from trpo_jax.critic import fit_with_target, init_critic
+from trpo_jax.critics import fit_with_target, init_critic
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import make_action_critic
 

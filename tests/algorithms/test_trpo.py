@@ -14,7 +14,7 @@ from trpo_jax import envs
 from trpo_jax.advantages import generalized_advantages, standardize
 from trpo_jax.algorithms import trpo, ua_trpo
 from trpo_jax.algorithms.base import Actor
-from trpo_jax.critic import explained_variance
+from trpo_jax.critics import explained_variance
 from trpo_jax.envs.base import Discrete
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.fisher import fisher_vector_product

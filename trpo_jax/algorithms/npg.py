@@ -10,10 +10,9 @@ from typing import no_type_check
 from flax import struct
 
 from trpo_jax.advantages import standardize
-from trpo_jax.algorithms import config as fields
-from trpo_jax.algorithms import on_policy
+from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.settings import (
+from trpo_jax.algorithms.groups import (
     Exploration,
     NaturalGradient,
     OnPolicy,

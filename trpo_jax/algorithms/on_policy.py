@@ -19,8 +19,8 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, PyTree
 from trpo_jax import exploration
 from trpo_jax.advantages import discounted_returns, generalized_advantages
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, make_acting, observe
-from trpo_jax.algorithms.settings import OnPolicy
-from trpo_jax.critic import (
+from trpo_jax.algorithms.groups import OnPolicy
+from trpo_jax.critics import (
     CriticState,
     explained_variance,
     fit_critic,

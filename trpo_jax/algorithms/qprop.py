@@ -14,11 +14,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.advantages import standardize
-from trpo_jax.algorithms import config as fields
-from trpo_jax.algorithms import on_policy
+from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm, observe
-from trpo_jax.algorithms.on_policy import TrainState
-from trpo_jax.algorithms.settings import (
+from trpo_jax.algorithms.groups import (
     Exploration,
     OnPolicy,
     TrustRegion,
@@ -28,9 +26,10 @@ from trpo_jax.algorithms.settings import (
     require_continuous,
     validate,
 )
+from trpo_jax.algorithms.on_policy import TrainState
 from trpo_jax.algorithms.trpo import fisher_metric
 from trpo_jax.control_variates import control_variate, control_weights, controlled_surrogate
-from trpo_jax.critic import CriticState, fit_with_target, init_critic
+from trpo_jax.critics import CriticState, fit_with_target, init_critic
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import Network, make_action_critic

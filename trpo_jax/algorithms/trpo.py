@@ -10,8 +10,7 @@ from jaxtyping import Array, PyTree
 from trpo_jax.advantages import standardize
 from trpo_jax.algorithms import on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.algorithms.settings import (
+from trpo_jax.algorithms.groups import (
     Exploration,
     NaturalGradient,
     OnPolicy,
@@ -21,6 +20,7 @@ from trpo_jax.algorithms.settings import (
     natural_gradient_options,
     validate,
 )
+from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.envs.base import Environment
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner

@@ -19,10 +19,9 @@ from jaxtyping import Array, Float, Int, Num
 
 from trpo_jax import exploration
 from trpo_jax.advantages import standardize
-from trpo_jax.algorithms import config as fields
-from trpo_jax.algorithms import on_policy
+from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm, observe
-from trpo_jax.algorithms.settings import (
+from trpo_jax.algorithms.groups import (
     OnPolicy,
     TrustRegion,
     kl_radius,

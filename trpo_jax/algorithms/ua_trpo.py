@@ -24,11 +24,10 @@ import optax
 from flax import struct
 
 from trpo_jax.advantages import standardize
-from trpo_jax.algorithms import config as fields
-from trpo_jax.algorithms import on_policy, trpo
+from trpo_jax.algorithms import fields, on_policy, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.critic_ensemble import make_ensemble, member_values, uncertainty_weights
-from trpo_jax.algorithms.settings import (
+from trpo_jax.algorithms.groups import (
     kl_radius,
     line_search_options,
     natural_gradient_options,

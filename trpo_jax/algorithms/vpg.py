@@ -9,10 +9,9 @@ import optax
 from flax import struct
 
 from trpo_jax.advantages import standardize
-from trpo_jax.algorithms import config as fields
-from trpo_jax.algorithms import on_policy
+from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.settings import Exploration, OnPolicy, decay, validate
+from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, validate
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import (
     importance_sampled_surrogate,

@@ -1,0 +1,236 @@
+"""Measures how fast the library is: its pieces, whole training, and the same work beside others.
+
+What is compared takes turns, so that a busy machine slows all of it alike; figures are medians, and
+ratios the medians of the ratios of all turns. Compilation is not counted but where that is said.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import benchmark_growth as growth
+import benchmark_peers as peers
+import benchmark_pieces as pieces
+import benchmark_solvers as solvers
+import benchmark_training as training
+import jax
+from benchmark_report import Report, draw, table_lines
+from rich.console import Console
+
+import trpo_jax
+from trpo_jax import envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.records.files import create_run_folder, write_json
+
+PEER_PYTHON = Path("runs", "peers", "bin", "python")
+BATCHES = (2_048, 65_536)
+NUM_ENVS = {"cpu": (8, 64, 512, 4_096), "gpu": (256, 1_024, 4_096, 16_384)}
+NUM_SEEDS = {"cpu": (1, 4, 16, 64), "gpu": (1, 16, 256, 1_024)}
+MINATAR = {"num_steps": 16, "hidden_sizes": (128,), "activation": "relu"}
+TASKS = {  # each needs the package that is named
+    "cpu": (("CartPole-v1", {"num_steps": 128}, "gymnax"),),
+    "gpu": (
+        ("CartPole-v1", {"num_steps": 128}, "gymnax"),
+        ("Breakout-MinAtar", MINATAR, "gymnax"),
+        ("brax/ant", {"num_steps": 16}, "brax"),
+    ),
+}
+PEER_TASKS = (  # here, with what beside the same work, and as Gymnasium knows it
+    ("CartPole-v1", {}, "CartPole-v1"),
+    ("CartPole-v1", peers.A_QUARTER, "CartPole-v1"),
+    ("gym/Hopper-v5", {}, "Hopper-v5"),
+    ("envpool/Hopper-v4", {}, "Hopper-v5"),
+)
+DEFAULT_PARTS = {
+    "cpu": ("pieces", "growth", "solvers", "training", "reach", "peers"),
+    "gpu": ("pieces", "growth", "training", "reach"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        args = build_parser().parse_args(argv)
+        check(args)
+        time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+        folder = create_run_folder(args.out or Path("runs", "benchmark", time_name))
+    try:
+        for report in measure(args, argv, console):  # one that has a part more each time
+            write_json(folder / "speed.json", report)
+            lines = "\n".join(table_lines(report))
+            (folder / "speed.md").write_text(lines + "\n")
+            if figure := draw(report):
+                figure.savefig(folder / "speed.png", dpi=110)
+    except KeyboardInterrupt:
+        print(f"Interrupted. {folder} keeps the parts that were finished.", file=sys.stderr)
+        return 130
+    console.print(lines)
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Checks what the flags ask for, and chooses the device.
+
+    Raises:
+        ConfigurationError: if it cannot be measured here.
+    """
+    args.parts = args.parts or DEFAULT_PARTS[args.device]
+    if args.repeats < 1:
+        raise ConfigurationError(f"repeats = {args.repeats} must be at least 1.")
+    if "peers" in args.parts and not args.peer_python.exists():
+        raise ConfigurationError(
+            f"peer_python = {args.peer_python} does not exist. sb3-contrib needs an environment of "
+            f"its own; make one by\n{peers.INSTALL}\nor leave peers out of --parts."
+        )
+    names = [name for name, *_ in PEER_TASKS] if "peers" in args.parts else []
+    names += [name for name, _ in solvers.TASKS] if "solvers" in args.parts else []
+    for name in names:
+        envs.make(name)
+    try:
+        (device, *_) = jax.devices(args.device)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"device = {args.device!r}: JAX finds none ({error}). Choose cpu, or install JAX with "
+            "support for it."
+        ) from error
+    jax.config.update("jax_default_device", device)
+
+
+def measure(
+    args: argparse.Namespace, argv: Sequence[str] | None, console: Console
+) -> Iterator[Report]:
+    """Yields all that was measured, after each part."""
+    device, flags = jax.devices(args.device)[0], sys.argv[1:] if argv is None else argv
+    report: Report = {
+        "command": shlex.join(["experiments/benchmark.py", *flags]),
+        "repeats": args.repeats,
+        "versions": {
+            "trpo_jax": trpo_jax.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("jax", "jaxlib", "flax", "numpy")},
+        },
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "cores": os.cpu_count(),
+        },
+    }
+    for part in args.parts:
+        report[part] = MEASURES[part](args, console)
+        yield report
+
+
+def measure_pieces(args: argparse.Namespace, console: Console) -> Report:
+    """Returns the rates of matrix products, and the cost of the pieces of an update."""
+    precisions = {"float32": ("float32", "highest")}
+    if args.device == "gpu":
+        precisions |= {"TF32": ("float32", "tensorfloat32"), "bfloat16": ("bfloat16", "default")}
+    rates = {
+        name: pieces.matmul_flops_per_second(args.repeats, *what)
+        for name, what in precisions.items()
+    }
+    rows = []
+    for net in pieces.nets():
+        for batch_size in BATCHES:
+            console.print(f"pieces: {net.name}, batch {batch_size:,}")
+            rows += pieces.measure(net, batch_size, args.repeats)
+    return {"matmul_flops_per_second": rates, "rows": rows}
+
+
+def measure_growth(args: argparse.Namespace, console: Console) -> Report:
+    """Returns seconds of a policy's step over its batch and over iterations."""
+    console.print("growth")
+    return growth.measure(args.repeats)
+
+
+def measure_solvers(args: argparse.Namespace, console: Console) -> list[Report]:
+    """Returns the cost and the residual of each solver."""
+    rows = []
+    for env_name, settings in solvers.TASKS:
+        console.print(f"solvers: {env_name}")
+        rows += solvers.measure(env_name, settings, args.repeats)
+    return rows
+
+
+def measure_training(args: argparse.Namespace, console: Console) -> Report:
+    """Returns steps per second over environments and over seeds, and beside PPO."""
+    environments = []
+    for env_name, settings, package in TASKS[args.device]:
+        if find_spec(package):
+            console.print(f"training: {env_name}, over environments")
+            counts = NUM_ENVS[args.device]
+            environments += training.over_environments(env_name, counts, settings, args.repeats)
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config())
+    seeds = []
+    for num_seeds in NUM_SEEDS[args.device]:
+        console.print(f"training: {num_seeds} seeds")
+        seeds.append(training.over_seeds(algorithm, num_seeds, args.repeats))
+    console.print("training: beside PPO")
+    ppo = [training.beside_ppo(num_seeds, args.repeats) for num_seeds in NUM_SEEDS["cpu"][::2]]
+    return {"environments": environments, "seeds": seeds, "ppo": ppo}
+
+
+def measure_reach(args: argparse.Namespace, console: Console) -> list[Report]:
+    """Returns seconds to a CartPole return of 475, of many seeds in one program."""
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**peers.A_QUARTER))
+    rows = []
+    for num_seeds in NUM_SEEDS[args.device]:
+        console.print(f"reach: {num_seeds} seeds")
+        rows.append(training.seeds_to_return(algorithm, num_seeds))
+    return rows
+
+
+def measure_peers(args: argparse.Namespace, console: Console) -> Report:
+    """Returns the same work, and seconds to a return, beside sb3-contrib."""
+    speed = []
+    for env_name, settings, peer_env in PEER_TASKS:
+        console.print(f"peers: {env_name} beside sb3-contrib")
+        speed.append(
+            peers.speed_beside_sb3(args.peer_python, env_name, settings, peer_env, args.repeats)
+        )
+    console.print("peers: seconds to a return of 475")
+    return {
+        "speed": speed,
+        "update": peers.seconds_of_an_update(args.repeats),
+        "reach": peers.seconds_to_return(args.peer_python, range(args.repeats)),
+    }
+
+
+MEASURES = {
+    "pieces": measure_pieces,
+    "growth": measure_growth,
+    "solvers": measure_solvers,
+    "training": measure_training,
+    "reach": measure_reach,
+    "peers": measure_peers,
+}
+
+
+def build_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    help_text = "what to measure (default: all on a cpu, where peers and solvers need more than "
+    help_text += "the library; " + " ".join(DEFAULT_PARTS["gpu"]) + " on a gpu)"
+    add("--parts", nargs="+", choices=DEFAULT_PARTS["cpu"], help=help_text)
+    add("--device", default="cpu", choices=("cpu", "gpu"), help="where (default: cpu)")
+    add("--repeats", type=int, default=5, metavar="N", help="turns of each (default: 5)")
+    help_text = f"an interpreter that has sb3-contrib (default: {PEER_PYTHON})"
+    add("--peer-python", type=Path, default=PEER_PYTHON, metavar="FILE", help=help_text)
+    help_text = "output folder, new or empty (default: runs/benchmark/<time>)"
+    add("--out", type=Path, metavar="FOLDER", help=help_text)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

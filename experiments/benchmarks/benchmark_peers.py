@@ -1,0 +1,141 @@
+"""The same work beside the TRPO of sb3-contrib."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from timing import time_in_turns
+
+from trpo_jax import envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.running.loop import compile_program
+
+HERE = Path(__file__).parent
+PEER_SCRIPT = HERE / "peer_sb3.py"
+INSTALL = (
+    "python3 -m venv runs/peers && runs/peers/bin/pip install torch sb3-contrib 'gymnasium[mujoco]'"
+)
+
+# What sb3-contrib does by default, with 8 environments of 256 steps.
+SAME_WORK = {
+    "num_envs": 8,
+    "num_steps": 256,
+    "cg_iters": 15,
+    "critic_epochs": 10,
+    "critic_minibatches": 16,
+}
+A_QUARTER = {"fisher_subsample": 4}  # of the states in the metric, as the defaults have it
+UPDATES = 4  # in one turn
+
+
+def speed_beside_sb3(
+    python: Path, env_name: str, settings: dict[str, Any], peer_env: str, repeats: int
+) -> dict[str, Any]:
+    """Returns steps per second of one seed here and of sb3-contrib's, taking turns.
+
+    Args:
+        python: an interpreter that has sb3-contrib.
+        env_name: the task, as this library knows it.
+        settings: what is not the same work.
+        peer_env: as Gymnasium does.
+        repeats: number of turns.
+    """
+    algorithm = trpo.make(envs.make(env_name), trpo.Config(**SAME_WORK, **settings))
+    steps = algorithm.steps_per_update * UPDATES
+    own, peer = [], []
+    with (
+        closing(compile_program(algorithm, (0,), UPDATES)) as program,
+        peer_process([python, PEER_SCRIPT, "speed", "--env", peer_env]) as train_peer,
+    ):
+        state, _ = program.advance(program.state)
+        train_peer(steps)
+        for _ in range(repeats):
+            started = time.perf_counter()
+            state, _ = jax.block_until_ready(program.advance(state))
+            own.append(steps / (time.perf_counter() - started))
+            peer.append(steps / train_peer(steps))
+    return {
+        "env": env_name,
+        "settings": settings,
+        "peer_env": peer_env,
+        "own": float(np.median(own)),
+        "peer": float(np.median(peer)),
+        "ratio": float(np.median(np.divide(own, peer))),
+    }
+
+
+@contextmanager
+def peer_process(command: Sequence[Any]) -> Iterator[Callable[[int], float]]:
+    """Gives a function `steps -> seconds` that lets a peer train in a process of its own.
+
+    The process prints a line when it is ready, and then answers each number of steps with seconds.
+    """
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        process.stdout.readline()
+
+        def train(steps: int) -> float:
+            process.stdin.write(f"{steps}\n")
+            return float(process.stdout.readline())
+
+        try:
+            yield train
+        finally:
+            process.kill()
+
+
+def seconds_of_an_update(repeats: int) -> dict[str, float]:
+    """Returns the median seconds of the parts of an update of the same work on CartPole-v1."""
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**SAME_WORK))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    collect, improve, fit = map(jax.jit, (algorithm.collect, algorithm.improve, algorithm.fit))
+    collected, trajectory = collect(state)
+    improved, lesson, _ = improve(collected, trajectory)
+    calls = {
+        "collect": lambda: collect(state),
+        "policy": lambda: improve(collected, trajectory),
+        "critic": lambda: fit(improved.critic, lesson),
+    }
+    return {name: float(np.median(x)) for name, x in time_in_turns(calls, repeats).items()}
+
+
+def seconds_to_return(python: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
+    """Returns seconds from the start of a process to a CartPole return of 475, for each seed.
+
+    Here with an empty cache of compiled programs, here again with what that left, and sb3-contrib.
+    """
+    peer = [python, PEER_SCRIPT, "reach", "--env", "CartPole-v1"]
+    own = [sys.executable, HERE / "reach_return.py"]
+    rows = {"cold": [], "warm": [], "sb3-contrib": []}
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as cache:
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+            for name in ("cold", "warm"):
+                rows[name].append(run_seconds([*own, "--seed", str(seed)], environment))
+        rows["sb3-contrib"].append(run_seconds([*peer, "--seed", str(seed)], None))
+    return rows
+
+
+def run_seconds(command: Sequence[Any], environment: dict[str, str] | None) -> dict[str, float]:
+    """Returns how long a command takes, and what it tells of its parts.
+
+    Raises:
+        CalledProcessError: if it fails.
+    """
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    seconds = time.perf_counter() - started
+    parts = json.loads(done.stdout.splitlines()[-1])
+    steps = parts.pop("steps")
+    start = {"start": seconds - sum(parts.values())} if parts else {}
+    return {"steps": steps, "seconds": seconds, **start, **parts}

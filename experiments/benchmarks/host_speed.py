@@ -1,0 +1,114 @@
+"""Measures training on a host environment against the bare environment with random actions.
+
+Both take turns in one process, so that whatever else the machine does hits both alike; compilation
+is apart. The bare environment is one pool as training opens them, which has the machine to itself.
+Further flags are those of train.py.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+from rich.console import Console
+
+from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.cli.run_settings import Run, prepare
+from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete, Pool
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.host_rollout import failures_named
+from trpo_jax.running.loop import compile_program
+
+UPDATES = 5  # in one turn of training
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        args, flags = build_parser().parse_known_args(argv)
+        if args.repeats < 1:
+            raise ConfigurationError(f"repeats = {args.repeats} must be at least 1.")
+        run = prepare(["--env", args.env, "--num-seeds", str(args.num_seeds), *flags])
+        if run.env.open is None:
+            raise ConfigurationError(
+                f"{args.env} does not run on the host. Choose gym/ or envpool/."
+            )
+    try:
+        bare, training = measure(run, args.repeats)
+    except EnvironmentFailure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    console.print(
+        f"{args.env}, {run.config.num_envs} environments a seed, {args.num_seeds} seeds, "
+        f"medians of {args.repeats} turns: bare {np.median(bare):,.0f} steps/s, training "
+        f"{np.median(training):,.0f} steps/s, "
+        f"{np.median(np.divide(training, bare)):.0%} of it"
+    )
+    return 0
+
+
+def measure(run: Run, repeats: int) -> tuple[list[float], list[float]]:
+    """Returns steps per second of the bare environment, and of all seeds in training, by turn.
+
+    Raises:
+        EnvironmentFailure: if the environment fails.
+    """
+    num_envs, steps = run.config.num_envs, run.algorithm.steps_per_update * UPDATES
+    bare, training = [], []
+    with (
+        closing(run.env.open(0, num_envs)) as pool,
+        closing(compile_program(run.algorithm, run.seeds, UPDATES)) as program,
+    ):
+        with failures_named(run.env):
+            pool.reset(np.ones(num_envs, bool))
+        actions = random_actions(run.env, num_envs, steps // num_envs)
+        state, _ = program.advance(program.state)  # the first call compiles what acts
+        for _ in range(repeats):
+            started = time.perf_counter()
+            with failures_named(run.env):
+                step_with(pool, actions)
+            between = time.perf_counter()
+            state, _ = program.advance(state)
+            bare.append(steps / (between - started))
+            training.append(steps * len(run.seeds) / (time.perf_counter() - between))
+    return bare, training
+
+
+def random_actions(env: Environment, num_envs: int, num_steps: int) -> np.ndarray:
+    """Returns uniform actions as the environment takes them, `[T, B, ...]`."""
+    generator, shape = np.random.default_rng(0), (num_steps, num_envs)
+    match env.action:
+        case Discrete(num_actions):
+            return generator.integers(num_actions, size=shape)
+        case MultiDiscrete(num_actions):
+            return generator.integers(num_actions, size=(*shape, len(num_actions)))
+        case Box(low, high):
+            low, high = np.where(np.isfinite(low), low, -1), np.where(np.isfinite(high), high, 1)
+            return generator.uniform(low, high, size=(*shape, *low.shape))
+
+
+def step_with(pool: Pool, actions: np.ndarray) -> None:
+    """Steps a pool with these actions, resetting what has ended."""
+    for action in actions:
+        result = pool.step(action)
+        done = result.terminated | result.truncated
+        if done.any():
+            pool.reset(done)
+
+
+def build_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--env", default="envpool/Hopper-v4", metavar="NAME", help="(default: envpool/Hopper-v4)")
+    help_text = "seeds trained side by side (default: 2)"
+    add("--num-seeds", type=int, default=2, metavar="N", help=help_text)
+    help_text = "turns of each, at least 5 for a figure to quote (default: 9)"
+    add("--repeats", type=int, default=9, metavar="N", help=help_text)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Measures what surrounds training: a sweep against its runs alone, and logs and checkpoints.
+
+Writes run-costs.md and run-costs.json. Nothing else should run meanwhile.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from trpo_jax.cli import train
+from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
+from trpo_jax.cli.run_settings import Run, prepare, provenance
+from trpo_jax.records.files import create_run_folder, write_json
+from trpo_jax.running.loop import advance_chunks
+from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
+
+SCRIPTS = Path(__file__).parent.parent
+SEEDS, SETTINGS, PROCESSES = 16, 16, 8
+GRID = ["--grid", "max_kl=0.003,0.006,0.01,0.02", "--grid", "damping=0.03,0.06,0.1,0.2"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        parser = Parser(description=__doc__.replace("\n", " "), allow_abbrev=False)
+        help_text = "turns of everything that is timed in turns (default: 3)"
+        parser.add_argument("--repeats", type=int, default=3, metavar="N", help=help_text)
+        help_text = "environment steps of a run in the sweep, a fifth of those beside checkpoints"
+        parser.add_argument("--steps", type=int, default=100_000, metavar="N", help=help_text)
+        help_text = "output folder, new or empty (default: runs/run-costs)"
+        parser.add_argument("--out", type=Path, default=Path("runs/run-costs"), help=help_text)
+        args = parser.parse_args(words)
+        folder = create_run_folder(args.out)
+    cache_compilations()
+    report = {
+        "command": ["experiments/run_costs.py", *words],
+        **provenance("CartPole-v1"),
+        "sweep": sweep_cost(args.steps, args.repeats, console),
+        "around_training": costs_around_training(5 * args.steps, args.repeats, console),
+    }
+    write_json(folder / "run-costs.json", report)
+    (folder / "run-costs.md").write_text("\n".join(table_lines(report)) + "\n")
+    console.print(f"Table: {folder / 'run-costs.md'}")
+    return 0
+
+
+def sweep_cost(steps: int, repeats: int, console: Console) -> dict[str, Any]:
+    """Returns seconds of a sweep, of its runs in plain batched programs, and in processes."""
+    sweeps, programs, processes = [], [], []
+    total = ["--total-steps", str(steps)]
+    run = prepare(["--num-seeds", str(SEEDS), *total])
+    runs = compiled(run)
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(repeats):
+            out = ["--quiet", "--out", f"{folder}/sweep-{turn}"]
+            sweeps.append(seconds_of(["sweep.py", "--seeds", str(SEEDS), *GRID, *total, *out]))
+            programs.append(bare_seconds(run, runs) * SETTINGS)
+            console.print(f"Sweep {sweeps[-1]:.1f} s, its runs alone {programs[-1]:.1f} s")
+        for number in range(PROCESSES):
+            out = ["--quiet", "--out", f"{folder}/process-{number}"]
+            flags = ["--num-seeds", "1", "--seed", str(number), "--evaluation-episodes", "16"]
+            processes.append(seconds_of(["train.py", *flags, *total, *out]))
+    console.print(f"A process for one run {median(processes):.1f} s")
+    return {
+        "steps": run.num_updates * run.algorithm.steps_per_update,
+        "sweep_seconds": sweeps,
+        "runs_alone_seconds": programs,
+        "process_seconds": processes,
+        "ratio": median(sweeps) / median(programs),
+        "extrapolated_processes_seconds": median(processes) * SEEDS * SETTINGS,
+    }
+
+
+def seconds_of(words: Sequence[str]) -> float:
+    """Returns the wall seconds of a script, from the start of its process."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, str(SCRIPTS / words[0]), *words[1:]], check=True)
+    return time.perf_counter() - started
+
+
+def compiled(run: Run) -> CompiledRuns:
+    """Returns the program of a run."""
+    make = lambda _: run.algorithm
+    return compile_runs(make, len(run.seeds), (), run.updates_per_chunk)
+
+
+def fresh(run: Run, runs: CompiledRuns) -> Program:
+    """Returns a program that starts from the beginning, without compiling it again."""
+    state = runs.init(as_seeds(run.seeds), ())
+    advance = lambda state: runs.advance(state, ())
+    return Program(run.env.name, state, advance, run.seeds, run.updates_per_chunk, runs.seconds)
+
+
+def bare_seconds(run: Run, runs: CompiledRuns) -> float:
+    """Returns the seconds of a run's program alone."""
+    program = fresh(run, runs)
+    started = time.perf_counter()
+    for _ in advance_chunks(program, run.num_updates):
+        pass
+    return time.perf_counter() - started
+
+
+def costs_around_training(steps: int, repeats: int, console: Console) -> list[dict[str, Any]]:
+    """Returns seconds of training with logs and checkpoints, and of its program alone."""
+    quiet = Console(quiet=True)
+    rows = []
+    run = prepare(["--total-steps", str(steps)])
+    runs = compiled(run)
+    for name, every in (
+        ("default: metrics.csv, and checkpoints by their cost", None),
+        ("a checkpoint after each of some 50 chunks", run.updates_per_chunk),
+    ):
+        run.args.checkpoint_every = every
+        bare, whole, outside, checkpoints = [], [], [], []
+        for _ in range(repeats):
+            bare.append(bare_seconds(run, runs))
+            with tempfile.TemporaryDirectory() as folder:
+                program = fresh(run, runs)
+                jax.block_until_ready(program.state.key)
+                started = time.perf_counter()
+                outcome = train.train(run._replace(folder=Path(folder)), program, None, None, quiet)
+                whole.append(time.perf_counter() - started)
+                outside.append(whole[-1] - outcome.seconds)
+                checkpoints.append(outcome.costs["checkpoints"])
+        rows.append(
+            {
+                "what": name,
+                "bare_seconds": bare,
+                "whole_seconds": whole,
+                "outside_seconds": outside,
+                "checkpoint_seconds": checkpoints,
+                "ratio": median(whole) / median(bare),
+                "share": median(outside) / (median(whole) - median(outside)),
+            }
+        )
+        console.print(f"{name}: {rows[-1]['share']:.1%} beside the program")
+    return rows
+
+
+def table_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of run-costs.md."""
+    sweep = report["sweep"]
+    yield from ("```", f"python {' '.join(report['command'])}", "```", "")
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    yield f"{report['device']['kind']}, {versions}. Medians, turn by turn."
+    yield ""
+    runs = f"{SETTINGS} settings x {SEEDS} seeds = {SETTINGS * SEEDS} runs"
+    yield f"## A sweep of CartPole-v1: {runs} of {sweep['steps']:,} steps"
+    yield ""
+    yield "| | seconds | of the runs alone |"
+    yield "| --- | ---: | ---: |"
+    alone = median(sweep["runs_alone_seconds"])
+    processes = sweep["extrapolated_processes_seconds"]
+    whole = median(sweep["sweep_seconds"])
+    for what, seconds in (
+        ("`sweep.py`, from the start of its process to its pictures", whole),
+        (f"{SETTINGS} times the program of {SEEDS} seeds of `train.py`, training alone", alone),
+        (f"{SETTINGS * SEEDS} processes of `train.py`, extrapolated from {PROCESSES}", processes),
+    ):
+        yield f"| {what} | {seconds:,.1f} | {seconds / alone:.2f} |"
+    yield ""
+    yield "## Logs and checkpoints"
+    yield ""
+    yield (
+        "Eight seeds of CartPole-v1; the program alone against the whole loop around it. What the "
+        "loop takes between two calls of the program is measured by itself, since the two differ "
+        "by more from turn to turn."
+    )
+    yield ""
+    yield "| | program alone, s | whole loop, s | between calls, s | checkpoints, s | share |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for row in report["around_training"]:
+        seconds = (median(row[f"{x}_seconds"]) for x in ("bare", "whole", "outside", "checkpoint"))
+        cells = [row["what"], *(f"{x:.1f}" for x in seconds), f"{row['share']:.1%}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Measures when a confidence interval pays: small batches, and the true return around each step.
+
+Each variant trains at several batch sizes, with trpo's settings in whatever trpo has. At evenly
+spaced updates, the stochastic policies before and after the update are run on the same fresh
+episodes, with the same random numbers: the paired difference says whether the return truly fell.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer
+from rich.console import Console
+
+from trpo_jax import algorithms
+from trpo_jax.analysis.statistics import summarize
+from trpo_jax.cli import run_settings
+from trpo_jax.cli.command_line import (
+    Parser,
+    cache_compilations,
+    config_to_dict,
+    flags_of,
+    require_on_device,
+    step_count,
+    user_errors,
+)
+from trpo_jax.cli.compare import Variant, parse_variant
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.records.files import create_run_folder, write_json
+from trpo_jax.running.evaluation import EVALUATION, evaluate, make_evaluation
+
+FINAL_EPISODES = 64
+VARIANTS = (
+    "trpo",
+    "ua_trpo-c1=ua_trpo --c 1",
+    "ua_trpo-c10=ua_trpo --c 10",
+    "ua_trpo-c100=ua_trpo --c 100",
+    "accept=ua_trpo --c 0 --acceptance confidence",
+)
+
+
+class Changes(NamedTuple):
+    """What checked updates did, leading axes `[num_seeds, num_checks]`.
+
+    Attributes:
+        difference: mean paired difference of the true return, after minus before the update.
+        error: its standard error.
+        rejected: whether the policy stayed as it was.
+    """
+
+    difference: np.ndarray
+    error: np.ndarray
+    rejected: np.ndarray
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs every variant, environment and batch size, and writes the table."""
+    console = Console(highlight=False, soft_wrap=True)
+    words = list(sys.argv[1:] if argv is None else argv)
+    with user_errors():
+        args = build_parser().parse_args(words)
+        variants = [parse_variant(text) for text in args.algorithms]
+        runs = {
+            (env, batch, variant.label): prepare(args, env, batch, variant)
+            for env in args.envs
+            for batch in args.batches
+            for variant in variants
+        }
+        folder = create_run_folder(args.out)
+    cache_compilations()
+    rows = []
+    for (env, batch, label), run in runs.items():
+        actor, changes = checked_run(run, args.checks, args.episodes)
+        evaluation = make_evaluation(run.env, run.algorithm.policy, FINAL_EPISODES)
+        scores = evaluation(actor, run.seeds).mean(axis=1)
+        rows.append({"env": env, "batch": batch, "algorithm": label, **describe(scores, changes)})
+        jax.clear_caches()  # compiled programs of finished runs would fill the memory
+        console.print(
+            f"{env:<16} batch {batch:>5}  {label:<12} IQM {rows[-1]['iqm']:8.1f}  "
+            f"fell after {rows[-1]['fell']:.0%} of updates"
+        )
+        command = f"python experiments/small_batches.py {' '.join(words)}"
+        write_json(folder / "small_batches.json", {"command": command, "rows": rows})
+        (folder / "small_batches.md").write_text("\n".join(table_lines(command, rows, args)) + "\n")
+    console.print(f"Table: {folder / 'small_batches.md'}")
+    return 0
+
+
+def build_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    help_text = "names, or LABEL=NAME FLAGS in quotes, as compare.py takes them"
+    add("--algorithms", nargs="+", default=list(VARIANTS), metavar="ALGORITHM", help=help_text)
+    add("--envs", nargs="+", default=["CartPole-v1"], metavar="NAME", help="environments")
+    help_text = "environment steps in one update (default: 128 256 512 1024)"
+    add("--batches", nargs="+", type=int, default=[128, 256, 512, 1024], help=help_text)
+    add("--num-seeds", type=int, default=10, metavar="N", help="seeds of each (default: 10)")
+    add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    add("--total-steps", type=step_count, default=50_000, metavar="N", help="(default: 50,000)")
+    help_text = "updates of each run that are measured, evenly spaced (default: 24)"
+    add("--checks", type=int, default=24, metavar="N", help=help_text)
+    help_text = "fresh episodes before and after each of them (default: 128)"
+    add("--episodes", type=int, default=128, metavar="N", help=help_text)
+    add("--out", type=Path, default=Path("runs/small_batches"), help="output folder, new or empty")
+    return parser
+
+
+def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> run_settings.Run:
+    """Returns the run of a variant at a batch size, checked by train.py itself.
+
+    Raises:
+        ConfigurationError: if its settings cannot work.
+    """
+    argv = ["--env", env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
+    argv += ["--total-steps", str(args.total_steps)]
+    argv += ["--num-envs", "8", "--num-steps", str(batch // 8), "--critic-minibatches", "4"]
+    # Small batches have no step to spare.
+    reference = run_settings.prepare(
+        ["--algorithm", "trpo", "--fisher-subsample", "1", *argv]
+    ).config
+    known = config_to_dict(algorithms.get(variant.algorithm).Config())
+    shared = {name: value for name, value in config_to_dict(reference).items() if name in known}
+    argv += ["--algorithm", variant.algorithm, *flags_of(shared)]
+    run = run_settings.prepare([*argv, *variant.flags])
+    require_on_device(run.env, "True returns are measured")
+    if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
+        raise ConfigurationError(
+            f"A batch of {batch} over {args.total_steps:,} steps cannot be measured {args.checks} "
+            f"times on {args.episodes} episodes: batches are multiples of 8 steps, and at least "
+            "one measurement and as many updates as measurements are needed."
+        )
+    return run
+
+
+def checked_run(run: run_settings.Run, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
+    """Returns the final actors of all seeds and what the measured updates did."""
+    algorithm, interval = run.algorithm, run.num_updates // num_checks
+
+    def true_returns(actor, key) -> Float[Array, " E"]:
+        act = lambda act_key, observations: algorithm.policy(actor, observations).sample(act_key)
+        return evaluate(run.env, act, key, num_episodes)
+
+    def checked_update(state, check_key):
+        state, _ = jax.lax.scan(
+            lambda s, _: (algorithm.update(s)[0], None), state, length=interval - 1
+        )
+        new_state, metrics = algorithm.update(state)
+        before = true_returns(state.actor, check_key)
+        difference = true_returns(new_state.actor, check_key) - before
+        error = jnp.std(difference, ddof=1) / jnp.sqrt(num_episodes)
+        rejected = metrics["step_rejected"]
+        return new_state, (jnp.mean(difference), error, rejected)
+
+    def one_seed(seed: Integer[Array, ""]):
+        key = jax.random.key(seed)
+        check_keys = jax.random.split(jax.random.fold_in(key, EVALUATION + 1), num_checks)
+        state, changes = jax.lax.scan(checked_update, algorithm.init(key), check_keys)
+        return state.actor, changes
+
+    actor, changes = jax.jit(jax.vmap(one_seed))(jnp.asarray(run.seeds, jnp.uint32))
+    return actor, Changes(*map(np.asarray, changes))
+
+
+def describe(scores: np.ndarray, changes: Changes) -> dict[str, Any]:
+    """Returns a row of the table, as JSON can hold it."""
+    return {
+        **summarize(scores)._asdict(),
+        "per_seed": scores.tolist(),
+        "fell": float(np.mean(changes.difference < 0)),
+        "fell_clearly": float(np.mean(changes.difference < -2 * changes.error)),
+        "rejected": float(np.mean(changes.rejected)),
+        "mean_change": float(np.mean(changes.difference)),
+    }
+
+
+def table_lines(command: str, rows: list[dict[str, Any]], args) -> Iterator[str]:
+    """Yields the lines of small_batches.md."""
+    yield from ("```", command, "```", "")
+    yield (
+        f"Eight environments, {args.total_steps:,} steps a seed, {args.num_seeds} seeds; the "
+        "settings of trpo in whatever trpo has. IQM: "
+        f"interquartile mean over seeds of the final return, deterministic policy. *Fell*: share "
+        f"of {args.checks * args.num_seeds} updates after which the true return of the stochastic "
+        f"policy was lower, on {args.episodes} paired episodes; *clearly*: by more than two "
+        "standard errors. *Rejected*: share of updates that left the parameters alone; the "
+        "statistics of observations still move then, and the return with them, a little."
+    )
+    for env in dict.fromkeys(row["env"] for row in rows):
+        yield from ("", f"### {env}", "")
+        yield "| steps an update | algorithm | IQM | 95 % interval | fell | clearly | rejected |"
+        yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"
+        for row in (row for row in rows if row["env"] == env):
+            low, high = row["iqm_ci95"] or (row["iqm"], row["iqm"])
+            shares = (f"{row[name]:.0%}" for name in ("fell", "fell_clearly", "rejected"))
+            cells = [str(row["batch"]), row["algorithm"], f"{row['iqm']:.4g}"]
+            yield "| " + " | ".join([*cells, f"{low:.4g} to {high:.4g}", *shares]) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+import json
+
+import numpy as np
+import pytest
+import small_batches
+
+from trpo_jax.cli.command_line import config_to_dict
+from trpo_jax.cli.compare import parse_variant
+
+TINY = ["--num-seeds", "2", "--checks", "2", "--episodes", "4"]
+
+
+def test_it_measures_every_variant_and_batch_and_writes_the_table(tmp_path, capsys):
+    argv = ["--algorithms", "trpo", "--batches", "64", "--total-steps", "256", *TINY]
+    assert small_batches.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    assert "batch    64  trpo" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "out" / "small_batches.json").read_text())["rows"]
+    assert row["batch"] == 64
+    assert len(row["per_seed"]) == 2
+    assert 0 <= row["fell_clearly"] <= row["fell"] <= 1
+    assert "| 64 | trpo |" in (tmp_path / "out" / "small_batches.md").read_text()
+
+
+def test_variants_differ_in_nothing_that_trpo_has():
+    args = small_batches.build_parser().parse_args([])
+    variants = [parse_variant(text) for text in ("trpo", "ua_trpo --c 100", "ppo --gamma 0.5")]
+    for env in ("Pendulum-v1", "Breakout-MinAtar"):
+        trpo, ua_trpo, ppo = (small_batches.prepare(args, env, 128, v).config for v in variants)
+        assert config_to_dict(ua_trpo).items() >= config_to_dict(trpo).items()
+        assert ua_trpo.c == 100
+        assert (ppo.gae_lambda, ppo.gamma) == (trpo.gae_lambda, 0.5)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--batches", "65"], ["--batches", "256"], ["--episodes", "0", "--batches", "64"]]
+)
+def test_what_cannot_be_measured_is_refused(flags, tmp_path, capsys):
+    argv = ["--algorithms", "trpo", "--total-steps", "256", *TINY, *flags]
+    with pytest.raises(SystemExit) as stop:
+        small_batches.main([*argv, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "cannot be measured" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_update_fell_clearly_if_by_more_than_two_standard_errors():
+    changes = small_batches.Changes(
+        difference=np.array([[-3.0, -1.0, 0.0, 5.0]]),
+        error=np.array([[1.0, 1.0, 0.0, 1.0]]),
+        rejected=np.array([[0.0, 0.0, 1.0, 0.0]]),
+    )
+    row = small_batches.describe(np.array([1.0]), changes)
+    assert (row["fell"], row["fell_clearly"], row["rejected"]) == (0.5, 0.25, 0.25)
+    assert row["mean_change"] == 0.25

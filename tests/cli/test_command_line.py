@@ -1,0 +1,132 @@
+import argparse
+import dataclasses
+import fnmatch
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import gymnax
+import pytest
+
+from trpo_jax import algorithms, envs
+from trpo_jax.cli import command_line
+from trpo_jax.cli.command_line import (
+    DEFAULTS_FILE,
+    Parser,
+    add_config_flags,
+    config_from,
+    defaults_for,
+    step_count,
+)
+from trpo_jax.envs.base import Box
+
+RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
+OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "gym/highway-fast-v0", "gym/parking-v0"]
+OTHER_SUITES += ["envpool/Swimmer-v4", "envpool/Parking-v0"]
+MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "InvertedPendulum", "Pusher", "Reacher")
+OTHER_SUITES += [f"gym/{task}-v5" for task in (*MUJOCO, "Swimmer", "Walker2d")]
+ATARI = ("BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders")
+OTHER_SUITES += [f"envpool/{game}-v5" for game in ATARI]
+CONTINUOUS_ONLY = {"qprop"}
+RESTARTING = {"trpo_vine"}
+TABLES = tomllib.loads(DEFAULTS_FILE.read_text())
+
+
+@pytest.mark.parametrize("algorithm", TABLES)
+def test_every_default_is_a_field_of_a_matching_algorithm_and_every_pattern_matches(algorithm):
+    matching = fnmatch.filter(algorithms.ALGORITHMS, algorithm)
+    assert matching
+    fields = {f.name for name in matching for f in dataclasses.fields(algorithms.get(name).Config)}
+    for patterns, table in TABLES[algorithm].items():
+        assert set(table) <= fields | RUN_SETTINGS
+        for pattern in patterns.split("|"):
+            assert fnmatch.filter([*gymnax.registered_envs, *OTHER_SUITES], pattern)
+
+
+def test_the_prefix_of_gymnax_changes_no_default():
+    assert defaults_for("trpo", "gymnax/CartPole-v1") == defaults_for("trpo", "CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        "CartPole-v1",
+        "Acrobot-v1",
+        "MountainCar-v0",
+        "Pendulum-v1",
+        "Breakout-MinAtar",
+        "gym/Acrobot-v1",
+        "gym/Pendulum-v1",
+    ],
+)
+def test_the_defaults_make_every_algorithm(environment):
+    env = envs.make(environment)
+    for name in algorithms.ALGORITHMS:
+        if name in CONTINUOUS_ONLY and not isinstance(env.action, Box):
+            continue
+        if name in RESTARTING and not env.restartable:
+            continue
+        config = parse(name, defaults_for(name, environment))
+        algorithm = algorithms.get(name).make(env, config)
+        assert algorithm.steps_per_update <= defaults_for(name, environment)["total_steps"]
+
+
+def parse(name, defaults, *flags):
+    """Returns the config of a command line that says how long the run is, and `flags`."""
+    parser = Parser()
+    parser.add_argument("--total-steps", type=step_count, default=defaults["total_steps"])
+    add_config_flags(parser, algorithms.get(name), defaults)
+    return config_from(parser.parse_args(flags), algorithms.get(name))
+
+
+def test_a_field_can_follow_a_setting_of_the_run():
+    defaults = {"total_steps": 5_000, "decay_steps": "total_steps"}
+    assert parse("ppo", defaults).decay_steps == 5_000
+    assert parse("ppo", defaults, "--total-steps", "1e4").decay_steps == 10_000
+    assert parse("ppo", defaults, "--total-steps", "1e4", "--decay-steps", "7").decay_steps == 7
+    assert parse("ppo", defaults, "--decay-steps", "0").decay_steps == 0
+    assert parse("ppo", defaults | {"decay_steps": 3}).decay_steps == 3
+
+
+def test_later_tables_win():
+    assert defaults_for("trpo", "CartPole-v1") == {
+        "total_steps": 100_000,
+        "num_seeds": 8,
+        "evaluation_episodes": 64,
+        "env_processes": False,
+        "fisher_subsample": 4,
+    }
+    assert defaults_for("trpo", "Anything")["num_seeds"] == 4
+    assert defaults_for("trpo", "Freeway-MinAtar")["total_steps"] == 2_000_000
+
+
+@pytest.mark.parametrize(("text", "steps"), [("1e5", 100_000), ("20_000", 20_000), ("7", 7)])
+def test_step_counts_as_people_write_them(text, steps):
+    assert step_count(text) == steps
+
+
+@pytest.mark.parametrize("text", ["1.5", "nan", "inf", "1e300", "many"])
+def test_other_step_counts_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="no whole number"):
+        step_count(text)
+
+
+@pytest.mark.parametrize("named", [None, "elsewhere"])
+def test_compiled_programs_are_kept_in_the_users_cache_or_where_jax_was_told(named, tmp_path):
+    code = "import command_line, jax; command_line.cache_compilations()"
+    code += "; print(jax.config.jax_compilation_cache_dir)"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if named:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / named)
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(command_line.__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert output.stdout.strip() == str(tmp_path / (named or "trpo_jax"))

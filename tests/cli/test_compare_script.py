@@ -1,0 +1,182 @@
+"""experiments/compare.py as a user meets it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from refusals import refusal
+
+from trpo_jax.cli import compare, train
+
+pytestmark = pytest.mark.xdist_group("compare")  # one worker, so that the comparison is shared
+
+TINY = ["num_envs=2", "num_steps=64", "hidden_sizes=8", "critic_epochs=1", "critic_minibatches=4"]
+TINY += ["evaluation_episodes=2"]
+ARGUMENTS = [
+    *("--algorithms", "vpg", "ou=vpg --exploration ou", "--envs", "CartPole-v1", "Pendulum-v1"),
+    *("--num-seeds", "2", "--seed", "5", "--total-steps", "1024"),
+    *("--set", *(f"*.{setting}" for setting in TINY), "--set", "ou.ou_rho=0.8"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    assert compare.main([*ARGUMENTS, "--out", str(folder)]) == 0
+    return folder
+
+
+def with_out(folder, *arguments):
+    return [*ARGUMENTS, *arguments, "--out", str(folder)]
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*/*") if path.is_file()}
+
+
+def test_each_pair_is_a_run_with_its_usual_files(finished):
+    names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
+    for pair in ("CartPole-v1/vpg", "Pendulum-v1/vpg", "Pendulum-v1/ou"):
+        assert {path.name for path in (finished / pair).iterdir()} >= names
+    assert not (finished / "CartPole-v1/ou").exists()
+    config = json.loads((finished / "Pendulum-v1/ou/config.json").read_text())
+    assert (config["seed"], config["num_seeds"], config["total_steps"]) == (5, 2, 1024)
+    assert config["config"]["exploration"] == "ou"
+    assert config["config"]["ou_rho"] == 0.8
+    assert config["config"]["hidden_sizes"] == [8]
+
+
+def test_the_table(finished):
+    table = (finished / "comparison.md").read_text()
+    assert "python experiments/compare.py --algorithms vpg 'ou=vpg --exploration ou'" in table
+    assert "jax 0." in table
+    assert "Device: cpu" in table
+    assert "all seeds together" in table
+    assert re.search(r"\| vpg \| 1,024 \| 2 \| \*\*\S+\*\* \| \S+ to \S+ \|", table)
+    assert "- (0/2)" in table
+    assert "| ou | - | - |" in table
+    assert "ou: exploration = 'ou' needs continuous actions" in table
+
+
+def test_the_numbers(finished):
+    report = json.loads((finished / "comparison.json").read_text())
+    section = report["environments"]["CartPole-v1"]
+    assert section["threshold"] == 475
+    row = section["algorithms"]["vpg"]
+    summary = json.loads((finished / "CartPole-v1/vpg/summary.json").read_text())
+    assert row["per_seed"] == summary["evaluation"]["per_seed"]
+    assert row["iqm"] == summary["evaluation"]["iqm"]
+    assert row["iqm_ci95"][0] <= row["iqm"] <= row["iqm_ci95"][1]
+    assert row["env_steps_to_threshold"] == [None, None]
+
+
+def test_the_picture_is_one(finished):
+    picture = (finished / "comparison.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert 10_000 < len(picture) < 300_000
+
+
+def test_going_on_runs_only_what_is_not_finished(finished, capsys, monkeypatch):
+    unfinished = finished / "Pendulum-v1/ou"
+    (unfinished / "summary.json").rename(unfinished / "summary.txt")
+    started = []
+    monkeypatch.setattr(train, "main", lambda argv: started.append(argv) or 1)
+    before = (finished / "CartPole-v1/vpg/metrics.csv").read_bytes()
+    assert compare.main(with_out(finished)) == 1
+    assert [argv[-1] for argv in started] == [str(unfinished)]
+    assert capsys.readouterr().out.count("finished earlier") == 2
+    assert (finished / "CartPole-v1/vpg/metrics.csv").read_bytes() == before
+    aside = finished / "Pendulum-v1/ou.unfinished-1"
+    assert (aside / "metrics.csv").exists()
+    assert "ou: The run stopped before its end" in (finished / "comparison.md").read_text()
+
+    aside.rename(unfinished)
+    (unfinished / "summary.txt").rename(unfinished / "summary.json")
+    assert compare.main(with_out(finished)) == 0
+    assert len(started) == 1
+
+
+def test_ctrl_c_in_a_run_stops_the_comparison(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "main", lambda argv: 130)
+    assert compare.main(with_out(tmp_path)) == 130
+    assert f"--out {tmp_path} goes on from there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--envs", "CartPole-v1", "CartPol-v1"], r"Did you mean CartPole-v1"),
+        (["--algorithms", "trpo", "pp"], r"Unknown algorithm 'pp'. Did you mean ppo"),
+        (["--algorithms", "x=pp"], r"Unknown algorithm 'pp'"),
+        (["--algorithms", "trpo", "trpo"], r"label 'trpo' is there twice"),
+        (["--algorithms", "trpo --seed 3"], r"--seed in 'trpo --seed 3' would differ"),
+        (["--algorithms", "trpo --loss 'spo"], r"cannot be read: No closing quotation"),
+        (["--set", "vg.gamma=1"], r"Unknown label 'vg'. Did you mean vpg"),
+        (["--set", "max_kl=1"], r"--set 'max_kl=1' is not of the form"),
+        (["--set", "vpg.colour=red"], r"unrecognized arguments: --colour red"),
+        (["--set", "vpg.gamma=2"], r"vpg can run on none of the environments. gamma = 2.0"),
+        (["--set", "vpg.gamma=0.5"], r"vpg has gamma = 0.99, not 0.5"),
+        (["--num-seeds", "3"], r"num_seeds = 2, not 3"),
+        (["--total-steps", "10"], r"10 is less than one batch"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_exit_code_2(finished, arguments, message, capsys):
+    before = files(finished)
+    error = refusal(compare.main, with_out(finished, *arguments), capsys)
+    assert re.search(message, error), error
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "variant"),
+    [
+        ("ppo", ("ppo", "ppo", ())),
+        ("spo=ppo --loss spo", ("spo", "ppo", ("--loss", "spo"))),
+        ("ppo --loss=spo", ("ppo", "ppo", ("--loss=spo",))),
+        ("kl-0.5=trpo --max-kl 0.5", ("kl-0.5", "trpo", ("--max-kl", "0.5"))),
+    ],
+)
+def test_variants(text, variant):
+    assert compare.parse_variant(text) == variant
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("a.loss=spo", ["--loss", "spo"]),
+        ("a.hidden_sizes=64 32", ["--hidden-sizes", "64", "32"]),
+        ("*.damped_scaling=false", ["--no-damped-scaling"]),
+        ("a.scale_rewards=true", ["--scale-rewards"]),
+    ],
+)
+def test_settings(text, flags):
+    assert compare.parse_setting(text, ["a"])[1] == flags
+
+
+def test_only_rows_that_may_be_the_best_are_marked():
+    best = {"iqm": 9.0, "iqm_ci95": (8.0, 10.0)}
+    assert compare.score_cell(best, best) == "**9**"
+    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": (6.0, 8.5)}, best) == "7 ≈"
+    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": (6.0, 7.5)}, best) == "7"
+    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": None}, best) == "7"
+
+
+def test_a_median_needs_every_seed():
+    assert compare.threshold_cell([1000.0, 3000.0, 2000.0], ",.0f") == "2,000"
+    assert compare.threshold_cell([1000.0, None, 2000.0], ",.0f") == "- (2/3)"
+
+
+def test_thresholds_belong_to_environments():
+    for name, threshold in compare.tomllib.loads(compare.THRESHOLDS_FILE.read_text()).items():
+        assert compare.envs.make(name).name == name
+        assert np.isfinite(threshold)
+
+
+def test_what_an_unfinished_run_left_is_kept(tmp_path):
+    for text in ("first", "second"):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/metrics.csv").write_text(text)
+        compare.move_aside(tmp_path / "a")
+    kept = [(tmp_path / f"a.unfinished-{n}/metrics.csv").read_text() for n in (1, 2)]
+    assert kept == ["first", "second"]

@@ -1,0 +1,85 @@
+"""experiments/evaluate.py as a user meets it."""
+
+import json
+
+import numpy as np
+import pytest
+from refusals import refusal
+
+from trpo_jax.cli import evaluate, train
+
+pytestmark = [
+    pytest.mark.xdist_group("evaluate"),  # one worker, so that the run is shared
+    pytest.mark.usefixtures("shared_programs"),
+]
+
+FLAGS = ["--env", "Pendulum-v1", "--num-envs", "2", "--num-steps", "64", "--hidden-sizes", "8"]
+FLAGS += ["--num-seeds", "2", "--seed", "3", "--total-steps", "512", "--critic-epochs", "2"]
+FLAGS += ["--checkpoint-every", "2", "--eval-every", "2", "--evaluation-episodes", "2", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def run(shared_programs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert train.main([*FLAGS, "--out", str(folder)]) == 0
+    return folder
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_both_modes_of_every_seed_are_judged(run, tmp_path, capsys):
+    out = tmp_path / "new" / "evaluation.json"
+    assert evaluate.main([str(run), "--episodes", "5", "--out", str(out)]) == 0
+    report, printed = read(out), capsys.readouterr().out
+    assert report["seeds"] == [3, 4]
+    for mode in ("deterministic", "stochastic"):
+        returns = np.array(report[mode]["returns"])
+        assert returns.shape == (2, 5)
+        assert (returns < 0).all()
+        np.testing.assert_allclose(report[mode]["per_seed"], returns.mean(axis=1))
+        np.testing.assert_allclose(report[mode]["mean"], returns.mean(), rtol=1e-6)
+        low, high = np.transpose(report[mode]["per_seed_ci95"])
+        assert (low <= returns.mean(axis=1)).all()
+        assert (returns.mean(axis=1) <= high).all()
+        assert evaluate.number(report[mode]["mean"]) in printed
+    assert report["deterministic"]["returns"] != report["stochastic"]["returns"]
+    again, other = tmp_path / "again.json", tmp_path / "other.json"
+    assert evaluate.main([str(run), "--episodes", "5", "--out", str(again)]) == 0
+    assert evaluate.main([str(run), "--episodes", "5", "--number", "2", "--out", str(other)]) == 0
+    assert read(again) == report
+    assert read(other)["deterministic"]["returns"] != report["deterministic"]["returns"]
+
+
+def test_a_checkpoint_is_judged_as_it_was_in_training(run, tmp_path):
+    out = tmp_path / "latest.json"
+    assert evaluate.main([str(run), "--checkpoint", "latest", "--out", str(out)]) == 0
+    latest = read(out)
+    assert latest["policies"] == "policies after update 4 (latest)"
+    final = tmp_path / "final.json"
+    assert evaluate.main([str(run), "--out", str(final)]) == 0
+    assert read(final)["stochastic"] == latest["stochastic"]  # update 4 is the last
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["{run}/absent"], "There is no run in"),
+        (["{run}", "--checkpoint", "3"], "no checkpoint '3' in"),
+        (["{run}", "--checkpoint", "3"], "There are: 2, 4, latest, best."),
+        (["{run}", "--episodes", "1"], "--episodes must be at least 2"),
+        (["{run}", "--env", "CartPole-v1"], "was trained in Pendulum-v1"),
+        (["{run}", "--out", "{run}/config.json"], "exists, and will not be overwritten"),
+        (["{stopped}"], "--checkpoint latest judges"),
+        (["{bare}", "--checkpoint", "best"], "There are no checkpoints in"),
+    ],
+)
+def test_bad_input(argv, message, run, tmp_path, capsys):
+    stopped, bare = tmp_path / "stopped", tmp_path / "bare"
+    (stopped / "checkpoints").mkdir(parents=True)
+    bare.mkdir()
+    for folder in (stopped, bare):
+        (folder / "config.json").write_bytes((run / "config.json").read_bytes())
+    words = [word.format(run=run, stopped=stopped, bare=bare) for word in argv]
+    assert message in refusal(evaluate.main, words, capsys)

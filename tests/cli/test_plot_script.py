@@ -1,0 +1,266 @@
+"""experiments/plot.py as a user meets it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from refusals import refusal
+from stored_runs import write_run
+
+from trpo_jax.analysis.comparisons import Task
+from trpo_jax.analysis.groups import Group
+from trpo_jax.cli import plot
+from trpo_jax.cli.plot_report import describe_efficiency, interval, number, seed_list
+from trpo_jax.envs import SUITES, make, suite_of
+
+FIGURES = ("learning_curves", "aggregate", "performance_profile", "probability_of_improvement")
+QUICK = ("--format", "svg")
+
+
+def rising(*tops, num_updates=10):
+    """Returns that rise evenly to some number, one a seed."""
+    return np.array(tops)[:, None] * np.arange(1, num_updates + 1) / num_updates
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two labels on two tasks; those of `small` are twice as long, in larger batches."""
+    folder = tmp_path_factory.mktemp("runs")
+    tops = {"base": (200, 300, 400), "small": (400, 500, 600)}
+    for name, steps in (("base", 100), ("small", 200)):
+        for env in ("CartPole-v1", "gym/Unknown-v0"):
+            returns = rising(*tops[name])
+            where = folder / name / env
+            write_run(where, env, returns=returns, steps_per_update=steps, max_kl=steps / 1e4)
+    return folder
+
+
+def labelled(runs):
+    return [f"base={runs}/base", f"small={runs}/small"]
+
+
+@pytest.fixture(scope="module")
+def plotted(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plots") / "new"
+    assert plot.main([*labelled(runs), "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def report(plotted):
+    return json.loads((plotted / "statistics.json").read_text())
+
+
+def test_the_files(plotted):
+    figures = {f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")}
+    names = {path.name for path in plotted.iterdir()}
+    assert names == figures | {"statistics.md", "statistics.json"}
+    for path in plotted.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert 3_000 < path.stat().st_size < 300_000
+    for path in plotted.glob("*.pdf"):
+        content = path.read_bytes()
+        assert content.startswith(b"%PDF")
+        assert b"/FontFile2" in content  # TrueType, and in the file
+        assert b"/Type3" not in content
+
+
+def test_scores_are_taken_after_as_many_steps_as_all_labels_have(report):
+    task = report["tasks"]["CartPole-v1"]
+    assert task["env_steps"] == 1000
+    base, small = task["labels"]["base"], task["labels"]["small"]
+    np.testing.assert_allclose(base["scores"], [200, 300, 400])
+    np.testing.assert_allclose(small["scores"], [200, 250, 300])  # half of the way
+    assert base["seeds"] == [0, 1, 2]
+    assert base["iqm"] == 300
+    assert base["iqm_ci95"][0] < 300 < base["iqm_ci95"][1]
+    np.testing.assert_allclose(base["normalized_scores"][1], (300 - 22) / (500 - 22))
+
+
+def test_sample_efficiency(report):
+    unknown = report["tasks"]["gym/Unknown-v0"]
+    assert (unknown["low"], unknown["high"]) == (20, 400)
+    assert unknown["threshold"] == 20 + 0.9 * 380
+    assert unknown["labels"]["base"]["steps_to_threshold"] == [None, None, 1000]
+    assert unknown["labels"]["base"]["median_steps_to_threshold"] is None
+    iqms = unknown["labels"]["base"]["running_return_iqm"]
+    np.testing.assert_allclose([iqms[f"{x} %"] for x in (25, 50, 100)], [60, 150, 300])
+    assert report["tasks"]["CartPole-v1"]["threshold"] == 475
+
+
+def test_an_interquartile_mean_needs_every_seed():
+    returns = np.array([[np.nan, 1.0], *[[1.0, 2.0]] * 4])
+    group = Group((), np.arange(5), np.array([50, 100]), returns)
+    task = Task({"a": group}, 100, {}, 0.0, 1.0, 2.0, ())
+    told = describe_efficiency(group, task)["running_return_iqm"]
+    assert told == {"25 %": None, "50 %": None, "100 %": 2}
+
+
+def test_over_all_tasks(report):
+    assert report["baseline"] == "base"
+    overall = report["overall"]
+    assert overall["tasks"] == ["CartPole-v1", "gym/Unknown-v0"]
+    assert list(overall["probability_of_improvement"]) == ["small"]
+    better = overall["probability_of_improvement"]["small"]
+    np.testing.assert_allclose(better["value"], (0.5 + 1 + 1.5) / 9)  # 200, 250, 300 on both
+    means = [np.mean([(300 - 22) / 478, 280 / 380]), np.mean([(250 - 22) / 478, 230 / 380])]
+    found = [overall["aggregates"]["mean"][label]["value"] for label in ("base", "small")]
+    np.testing.assert_allclose(found, means)
+
+
+def test_the_tables(plotted, runs):
+    text = (plotted / "statistics.md").read_text()
+    assert f"python experiments/plot.py base={runs}/base" in text
+    assert re.search(
+        r"\| base \| 3 \| 300 \| \S+ to \S+ \| 300 \| 100 \| 60 \| 150 \| 300 \|", text
+    )
+    assert "| - | 1 of 3 |" in text
+    assert "| small | 0.333 (" in text
+    assert f"| CartPole-v1 | base | 0 to 2 | 1,000 of 1,000, not finished | `{runs}/base" in text
+    assert "CartPole-v1: numbers are of the first 1,000 steps, as far as base goes" in text
+
+
+def test_the_same_runs_give_the_same_numbers(runs, plotted, tmp_path):
+    assert plot.main([*labelled(runs), "--out", str(tmp_path), *QUICK]) == 0
+    first, second = (
+        json.loads((folder / "statistics.json").read_text()) for folder in (plotted, tmp_path)
+    )
+    assert first.pop("command") != second.pop("command")
+    assert first == second
+    assert sorted(path.stem for path in tmp_path.glob("*.svg")) == sorted(FIGURES)
+    assert not list(tmp_path.glob("*.p??"))
+
+
+def test_the_terminal(runs, tmp_path, capsys):
+    assert plot.main([*labelled(runs), "--out", str(tmp_path), "--smooth", "40", *QUICK]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"CartPole-v1 +│ base +│ +3 │ +285 │ +\S+ to \S+ │", text)
+    assert "last 40 training episodes" in text
+    assert "gym/Unknown-v0, not in normalization.toml: scores of 0 and 1" in text
+    assert "the return to reach is" in text
+    assert "Normalised scores of 0 and 1 are, on CartPole-v1 22 and 500, on gym/Unknown" in text
+    assert "  statistics.md" in text
+
+
+def test_the_label_is_the_algorithm_and_one_seed_is_enough(tmp_path, capsys):
+    write_run(tmp_path / "runs/x", algorithm="ppo", returns=rising(100))
+    write_run(tmp_path / "runs/y", "Acrobot-v1", algorithm="ppo", returns=rising(-100, -90))
+    write_run(tmp_path / "runs/z", "Acrobot-v1", algorithm="npg", returns=rising(-100, -90))
+    assert plot.main([f"{tmp_path}/runs", "--out", str(tmp_path / "new"), *QUICK]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"CartPole-v1 +│ ppo +│ +1 │ +100 │ +- │", text)
+    assert "A single seed has no interval" in text
+    assert "Not every label has runs on CartPole-v1" in text
+    report = json.loads((tmp_path / "new/statistics.json").read_text())
+    assert report["overall"]["tasks"] == ["Acrobot-v1"]
+
+
+def test_without_a_task_in_common_there_are_curves_only(tmp_path, capsys):
+    write_run(tmp_path / "runs/x", algorithm="ppo", returns=rising(100))
+    write_run(tmp_path / "runs/y", "Acrobot-v1", algorithm="npg", returns=rising(-100))
+    out = tmp_path / "new"
+    assert plot.main([f"{tmp_path}/runs", "--out", str(out), "--format", "png"]) == 0
+    assert "nothing is said over all tasks" in capsys.readouterr().out
+    assert [path.name for path in out.glob("*.png")] == ["learning_curves.png"]
+
+
+def test_one_label_is_compared_with_nothing(runs, tmp_path):
+    assert plot.main([f"{runs}/base", "--out", str(tmp_path), *QUICK]) == 0
+    assert not (tmp_path / "probability_of_improvement.svg").exists()
+    assert (tmp_path / "aggregate.svg").exists()
+
+
+def test_seeds_are_cut_to_the_shortest_run_and_that_is_said(tmp_path, capsys):
+    write_run(tmp_path / "runs/a", returns=rising(400))
+    write_run(tmp_path / "runs/b", returns=rising(200, num_updates=5), seeds=[1], total_steps=1000)
+    assert plot.main([f"{tmp_path}/runs", "--out", str(tmp_path / "new"), *QUICK]) == 0
+    said = (
+        f"trpo is cut to the 500 steps of its shortest run, {tmp_path}/runs/b; its longest has 1,"
+    )
+    assert said in capsys.readouterr().out
+    report = json.loads((tmp_path / "new/statistics.json").read_text())
+    assert report["tasks"]["CartPole-v1"]["labels"]["trpo"]["scores"] == [200, 200]
+
+
+def test_scores_of_evaluations(tmp_path, capsys):
+    write_run(tmp_path / "runs/a", returns=rising(400, 300), evaluations=[450, 350])
+    write_run(
+        tmp_path / "runs/b", algorithm="ppo", returns=rising(9, num_updates=2), evaluations=[8]
+    )
+    arguments = [f"{tmp_path}/runs", "--score", "evaluation", "--baseline", "ppo"]
+    assert plot.main([*arguments, "--out", str(tmp_path / "new"), *QUICK]) == 0
+    report = json.loads((tmp_path / "new/statistics.json").read_text())
+    labels = report["tasks"]["CartPole-v1"]["labels"]
+    assert (labels["trpo"]["scores"], labels["ppo"]["scores"]) == ([450, 350], [8])
+    assert report["overall"]["probability_of_improvement"]["trpo"]["value"] == 1
+    text = capsys.readouterr().out
+    assert "its final policy over fresh episodes" in text
+    assert "as far as ppo goes, but scores of the end of each run" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{0}/absent"], r"There is no folder"),
+        (["{0}/empty"], r"holds no run: a run's folder has a config.json"),
+        (["{0}/foreign"], r"foreign cannot be used, since it does not say its algorithm, total_st"),
+        (["{0}/runs"], r"both 'trpo' on CartPole-v1, and differ in max_kl \(0.01 and 0.02\)"),
+        (["a={0}/runs", "b={0}/runs"], r"is given two labels, a and b"),
+        (["={0}/runs"], r"is not of the form LABEL=FOLDER"),
+        (["_a={0}/runs/a"], r"a label that begins with a letter"),
+        (["{0}/runs/a", "--baseline", "trp"], r"Unknown label 'trp'. Did you mean trpo"),
+        (["{0}/runs/a", "--smooth", "0"], r"--smooth 0 must be at least 1"),
+        (["{0}/runs/a", "--smooth", "1000"], r"have not ended 1000 episodes"),
+        (["{0}/runs/a", "--score", "evaluation"], r"a has no evaluation"),
+        (["{0}/runs/a", "--format", "gif"], r"invalid choice: 'gif'"),
+        (["{0}/runs/a", "--out", "{0}/runs"], r"is not empty, and nothing in it will be overwri"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, tmp_path, capsys):
+    write_run(tmp_path / "runs/a", max_kl=0.01)
+    write_run(tmp_path / "runs/b", seeds=[1], max_kl=0.02)
+    write_run(tmp_path / "foreign")
+    (tmp_path / "foreign/config.json").write_text('{"env": "CartPole-v1", "config": {}}')
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    words = [word.format(tmp_path) for word in arguments]
+    error = refusal(plot.main, ["--out", str(tmp_path / "new"), *words], capsys)
+    assert re.search(message, error), error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_label_on_a_part_of_a_folder_takes_it_out_of_the_rest(tmp_path):
+    write_run(tmp_path / "runs/a", max_kl=0.01)
+    write_run(tmp_path / "runs/b", seeds=[1], max_kl=0.02)
+    found = plot.label_runs([str(tmp_path / "runs"), f"large={tmp_path}/runs/b"])
+    assert [(label, run.folder.name) for label, run in found] == [("trpo", "a"), ("large", "b")]
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path):
+    write_run(tmp_path / "kl=0.1/a")
+    assert plot.split_label(f"{tmp_path}/kl=0.1") == ("", f"{tmp_path}/kl=0.1")
+    assert plot.split_label(f"x={tmp_path}/kl=0.1") == ("x", f"{tmp_path}/kl=0.1")
+
+
+def test_references_belong_to_environments():
+    for name, reference in plot.tomllib.loads(plot.NORMALIZATION_FILE.read_text()).items():
+        assert suite_of(name)[0] in SUITES
+        assert reference["low"] < reference["high"]
+        if "/" not in name:
+            assert make(name).name == name
+
+
+def test_numbers_as_text():
+    assert [number(x) for x in (None, 0.123456, -98.765, 1234.5, -1e6)] == [
+        *("-", "0.1235", "-98.77", "1,234", "-1,000,000")
+    ]
+    assert interval((1.0, 2.5)) == "1 to 2.5"
+    assert interval(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"), [([3], "3"), ([3, 4], "3, 4"), ([3, 4, 5], "3 to 5"), ([3, 5, 6], "3, 5, 6")]
+)
+def test_seeds_as_text(seeds, text):
+    assert seed_list(seeds) == text

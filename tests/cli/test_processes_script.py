@@ -1,0 +1,197 @@
+"""Scripts in several processes, as a user meets them."""
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import two_processes
+from refusals import refusal
+
+from trpo_jax.cli import placement, sweep, train
+from trpo_jax.records.runs import read_metrics
+
+pytestmark = [
+    pytest.mark.xdist_group("processes"),  # one worker: two processes at a time are enough
+    pytest.mark.usefixtures("shared_programs"),
+]
+
+SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "2"]
+SMALL += ["--critic-minibatches", "4", "--evaluation-episodes", "2"]
+TRAIN = ["train.py", *SMALL, "--num-seeds", "2", "--checkpoint-every", "5"]
+SHARDED = ("--shard", "environments")
+UPDATES = ["--total-steps", str(20 * 4 * 32)]
+
+
+def slurm(k, port):
+    """Returns what Slurm tells a process of itself; its job number decides the port."""
+    names = {"JOB_ID": port, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": k, "LOCALID": k}
+    variables = {f"SLURM_{name}": str(value) for name, value in names.items()}
+    return variables | {"JAX_COORDINATOR_PORT": str(port)}
+
+
+@pytest.fixture(scope="module")
+def alone(shared_programs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert train.main([*TRAIN[1:], *UPDATES, "--quiet", "--out", str(out)]) == 0
+    return read_metrics(out / "metrics.csv")
+
+
+def assert_same(metrics, expected):
+    """Compares ten updates, after which differences in rounding begin to show."""
+    assert set(metrics) == set(expected)
+    for name in set(metrics) - {"seconds"}:
+        ours, theirs = (x[name][:, :10] for x in (metrics, expected))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_seeds_in_two_processes_under_slurm(alone, tmp_path):
+    out = tmp_path / "out"
+    words = [*TRAIN, *UPDATES, "--eval-every", "5", "--out", str(out)]
+    codes, printed = two_processes.wait(two_processes.start(words, tmp_path, slurm), tmp_path)
+    assert codes == [0, 0], printed
+    assert "2 x cpu in 2 processes, by seeds" in printed[0]
+    assert "Return of the deterministic policy" in printed[0]
+    assert "TRPO" not in printed[1]
+    assert_same(read_metrics(out / "metrics.csv"), alone)
+    names = {"checkpoints", "config.json", "evaluations.csv", "learning_curve.png", "metrics.csv"}
+    assert {path.name for path in out.iterdir()} == names | {"policy.msgpack", "summary.json"}
+    assert {"10", "15", "20"} <= {path.name for path in (out / "checkpoints").iterdir()}
+
+
+def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
+    out = tmp_path / "out"
+    words = [*TRAIN, *UPDATES, "--shard", "environments", "--out", str(out)]
+    started = two_processes.start(words, tmp_path)
+    two_processes.wait_for(out / "checkpoints" / "10", started)
+    started[1].kill()
+    codes, printed = two_processes.wait(started, tmp_path)
+    assert codes == [1, -9]
+    assert "another process of this run ended" in printed[0].lower()
+    assert f"train.py --resume {out} --shard environments --distributed" in printed[0]
+    assert "--process-id 0 goes on after update" in printed[0]
+    assert "Traceback" not in printed[0]
+    assert not (out / "summary.json").exists()
+
+    run = train.prepare(["--resume", str(out)])  # by one process
+    saved = train.begin(run)
+    assert run.placement is None
+    assert saved.description["placement"] == "2 x cpu in 2 processes, by environments"
+    assert saved.arrays["episodes/length"].shape == (2, 4)
+
+    words = ["train.py", "--resume", str(out), "--shard", "environments"]
+    codes, printed = two_processes.wait(two_processes.start(words, tmp_path), tmp_path)
+    assert codes == [0, 0], printed
+    assert f"Goes on after update {saved.num_updates}" in printed[0]
+    metrics = read_metrics(out / "metrics.csv")
+    assert metrics["update"].shape == (2, 20)
+    assert_same(metrics, alone)
+
+
+def test_without_the_first_process_the_other_ends_too(tmp_path):
+    out = tmp_path / "out"
+    words = [*TRAIN, "--total-steps", "1e6", "--eval-every", "0", "--out", str(out)]
+    started = two_processes.start(words, tmp_path)
+    two_processes.wait_for(out / "checkpoints" / "5", started)
+    started[0].kill()
+    codes, printed = two_processes.wait(started, tmp_path)
+    assert codes == [-9, 1]
+    assert "another" in printed[1].lower()
+    assert f"train.py --resume {out} --distributed" in printed[1]
+    assert "goes on after" in printed[1]
+
+
+def test_a_sweep_in_two_processes_is_that_of_one(tmp_path):
+    words = [*SMALL, *UPDATES, "--seeds", "3", "--grid", "max_kl=0.003,0.03", "--batch", "4"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert sweep.main([*words, "--quiet", "--out", str(one)]) == 0
+    started = two_processes.start(["sweep.py", *words, "--out", str(two)], tmp_path)
+    codes, printed = two_processes.wait(started, tmp_path)
+    assert codes == [0, 0], printed
+    assert printed[0].count("looks better than it is") == 1
+    assert "looks better" not in printed[1]
+    assert "--distributed" not in printed[0]
+    tables = []
+    for folder in (one, two):
+        with (folder / "results.csv").open() as file:
+            tables.append([[float(x or "nan") for x in row] for row in list(csv.reader(file))[1:]])
+    np.testing.assert_allclose(tables[1], tables[0], rtol=0.02)
+
+
+def test_a_folder_that_is_not_empty_ends_both(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    words = [*TRAIN, *UPDATES, "--out", str(tmp_path)]
+    codes, printed = two_processes.wait(two_processes.start(words, tmp_path), tmp_path)
+    assert codes == [2, 2]
+    assert all("is not empty" in text and "Traceback" not in text for text in printed)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--devices", "3"], "devices = 3 must be at least 1 and at most 1"),
+        (["--devices", "few"], "'few' is no number of devices"),
+        (["--process-id", "0"], "--process-id says nothing without --distributed"),
+        (["--distributed", "--process-id", "0"], "without --coordinator, --num-processes"),
+        (["--distributed", "--devices=2"], "take all of their devices"),
+    ],
+)
+@pytest.mark.parametrize("script", [train, sweep])
+def test_flags_that_do_not_fit_are_refused(script, words, message, tmp_path, capsys):
+    own = ["--grid", "max_kl=0.1,0.2"] if script is sweep else []
+    assert message in refusal(script.main, [*own, *words, "--out", str(tmp_path / "x")], capsys)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "number", "message"),
+    [
+        ("localhost:1", "2", "process_id = 2 must be at least 0 and less than num_processes = 2"),
+        ("localhost", "1", "coordinator = localhost must be a host and a port"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(coordinator, number, message, capsys):
+    words = ["--distributed", "--coordinator", coordinator, "--num-processes", "2"]
+    assert message in refusal(train.main, [*words, "--process-id", number], capsys)
+
+
+def test_a_process_that_nobody_tells_what_to_join_says_so(tmp_path):
+    script = str(two_processes.EXPERIMENTS / "train.py")
+    command = [sys.executable, script, "--distributed", "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 2
+    assert "cannot find each other (coordinator_address should be defined.)" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_placements_are_said_again_on_resuming():
+    words = ["--distributed", "--coordinator", "a:1", "--process-id", "0", "--num-processes", "2"]
+    parser = argparse.ArgumentParser()
+    placement.add_process_flags(parser, devices="1")
+    parser.add_argument("--shard", default="seeds")
+    for own in ([], words, ["--devices", "all"], ["--shard", "environments", "--devices", "4"]):
+        args = parser.parse_args(own)
+        again = placement.placement_words(args)
+        assert parser.parse_args(again) == args
+        assert placement.without_process_flags(own) == [x for x in own if x in SHARDED]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-seeds", "6"], "num_seeds = 6 cannot be split evenly over 4 devices. .*4 or 8"),
+        (["--num-seeds", "3"], "num_seeds = 3 .*such as --num-seeds 4,"),
+        (
+            ["--shard", "environments", "--num-envs", "6"],
+            "num_envs = 6 cannot be split evenly over 4 devices. .* --num-envs 4 or 8",
+        ),
+        (["--env", "gym/CartPole-v1"], "gym/CartPole-v1 runs on the host"),
+    ],
+)
+def test_what_devices_do_not_divide_is_refused_by_name(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(placement, "choose_devices", lambda wanted: [object()] * wanted)
+    assert re.search(message, refusal(train.main, ["--devices", "4", *words], capsys))

@@ -1,0 +1,136 @@
+"""experiments/reproduce.py and experiments/render.py as a user meets them."""
+
+import json
+
+import numpy as np
+import pytest
+import reproduce
+from PIL import Image
+
+from trpo_jax import envs
+from trpo_jax.cli import render, train
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.running.animation import play, write_gif
+
+pytestmark = pytest.mark.xdist_group("reproduce")
+
+BENCHMARKS = """
+[tiny]
+title = "A tiny benchmark"
+extras = ["envs"]
+flags = ["--total-steps", "256", "--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8",
+    "--critic-epochs", "1", "--critic-minibatches", "2", "--evaluation-episodes", "2",
+    "--num-seeds", "2"]
+notes = "Nothing to be learnt."
+[tiny.published]
+"Someone, 3 seeds" = {Pole = 123.4}
+[tiny.tasks]
+Pole = {env = "CartPole-v1", bar = 5, floor = 1}
+"Pole, far-sighted" = {env = "CartPole-v1", bar = 1000, floor = 900, flags = ["--gamma", "0.9999"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduce")
+    with pytest.MonkeyPatch.context() as patch:
+        (folder / "reproduce.toml").write_text(BENCHMARKS)
+        patch.setattr(reproduce, "BENCHMARKS_FILE", folder / "reproduce.toml")
+        arguments = ["--benchmark", "tiny", "--out", str(folder / "out")]
+        assert reproduce.main([*arguments, "--tasks", "Pole"]) == 0
+        half = (folder / "out/tiny.md").read_text()
+        assert "| Pole, far-sighted | not run |" in half
+        started = []
+        original = train.main
+        patch.setattr(train, "main", lambda argv: started.append(argv) or original(argv))
+        assert reproduce.main(arguments) == 0
+        assert len(started) == 1, "a finished run was run again"
+        yield folder / "out"
+
+
+def test_the_table_stands_beside_what_is_published(finished):
+    table = (finished / "tiny.md").read_text()
+    assert "uv run --extra envs experiments/reproduce.py --benchmark tiny" in table
+    row = next(line for line in table.splitlines() if line.startswith("| Pole | **"))
+    assert "| 2 | 5.0 | 1.0 | 123 |" in row
+    assert "below the floor" not in row
+    variant = next(x for x in table.splitlines() if x.startswith("| Pole, far-sighted | "))
+    assert variant.endswith(", below the floor | 2 | 1,000 | 900 |  |"), "published of others"
+    assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
+    assert "Nothing to be learnt." in table
+    assert "over fresh episodes, 2 a seed" in table
+    assert "jax 0." in table
+    report = json.loads((finished / "tiny.json").read_text())
+    assert len(report["rows"]["Pole"]["per_seed"]) == 2
+    assert report["rows"]["Pole, far-sighted"]["config"]["gamma"] == 0.9999
+
+
+def test_the_curves_are_drawn(finished):
+    with Image.open(finished / "tiny.png") as image:
+        assert min(image.size) > 200
+
+
+def test_a_benchmark_without_bars_has_a_table_without_them():
+    row = {"per_seed": [1.0], "mean": 1.0, "std": None, "episodes_per_seed": 2, "config": {}}
+    report = {"title": "", "command": "", "notes": "", "versions": [], "devices": []}
+    report |= {"published": {}, "tasks": {"Pole": {"env": "x"}}, "rows": {"Pole": row}}
+    table = "\n".join(reproduce.table_lines(report))
+    assert "| task | this library | seeds |\n| --- | ---: | ---: |\n| Pole | 1.0 | 1 |" in table
+    assert "bar" not in table
+
+
+def test_unknown_benchmarks_and_tasks(finished, capsys):
+    for arguments, answer in (
+        (["--benchmark", "tinny"], "Did you mean tiny"),
+        (["--benchmark", "tiny", "--tasks", "Pol"], "Did you mean Pole"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            reproduce.main(arguments)
+        assert answer in capsys.readouterr().err
+
+
+def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, capsys):
+    out = tmp_path / "new" / "episode.gif"
+    arguments = [str(finished / "Pole"), "--steps", "6", "--every", "2", "--out", str(out)]
+    assert render.main([*arguments, "--width", "100"]) == 0
+    assert "4 frames" in capsys.readouterr().out
+    with Image.open(out) as image:
+        assert image.size[0] == 100
+        assert image.n_frames > 1
+    with pytest.raises(SystemExit, match="2"):
+        render.main(arguments)
+    assert "will not be overwritten" in capsys.readouterr().err
+
+
+def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        render.main([str(tmp_path)])
+    assert "There is no run in" in capsys.readouterr().err
+    arguments = [str(finished / "Pole"), "--out", str(tmp_path / "episode.gif")]
+    with pytest.raises(SystemExit, match="2"):
+        render.main([*arguments, "--env", "MemoryChain-bsuite"])
+    assert "was trained in CartPole-v1, whose observations are" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        render.main([*arguments, "--every", "0"])
+    assert "--every" in capsys.readouterr().err
+    for flags, answer in (
+        (["--fps", "60"], "--fps 60 is more than the 50"),
+        (["--out", str(tmp_path / "episode.mp4")], "must be a .gif"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            render.main([*arguments, *flags])
+        assert answer in capsys.readouterr().err
+    with pytest.raises(EnvironmentFailure, match=r"Counter-v0 failed: TypeError.*render_mode"):
+        play(envs.make("gym/host_tasks:Counter-v0"), lambda observation: np.zeros(1), 0, 1)
+    env = envs.make("CartPole-v1")._replace(render=None)
+    with pytest.raises(ConfigurationError, match="nothing to draw itself with"):
+        play(env, lambda observation: 0, 0, 1)
+
+
+def test_a_gif_keeps_shape_and_time(tmp_path):
+    frames = [np.full((40, 80, 3), 10 * index, np.uint8) for index in range(5)]
+    write_gif(tmp_path / "grey.gif", frames, width=20, fps=20)
+    with Image.open(tmp_path / "grey.gif") as image:
+        assert image.size == (20, 10)
+        assert image.n_frames == 5
+        assert image.info["duration"] == 50

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from trpo_jax.figures.curves import Curve, comparison, learning_curve
+
+NAN = np.nan
+
+
+def lines(figure):
+    return {line.get_label(): line for line in figure.axes[0].lines}
+
+
+def test_seeds_are_thin_and_the_interquartile_mean_is_bold():
+    returns = np.array([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [30.0, 40.0, 50.0], [3.0, 4.0, 5.0]])
+    figure = learning_curve(np.array([10, 20, 30]), returns, "TRPO on Test")
+    (axes,) = figure.axes
+    assert axes.get_title() == "TRPO on Test"
+    assert axes.get_xlabel() == "environment steps"
+    assert axes.get_ylabel() == "return of training episodes"
+    bold = lines(figure)["interquartile mean"]
+    np.testing.assert_allclose(bold.get_ydata(), [2.5, 3.5, 4.5])
+    np.testing.assert_allclose(bold.get_xdata(), [10, 20, 30])
+    assert len(axes.lines) == 4 + 1 + 1  # seeds, their label, the mean
+    assert len(axes.collections) == 1
+
+
+def test_a_return_stands_until_the_next_episode_ends():
+    returns = np.array([[NAN, 1.0, NAN, 3.0], [NAN, 3.0, 5.0, NAN]])
+    figure = learning_curve(np.arange(4), returns, "")
+    np.testing.assert_allclose(lines(figure)["interquartile mean"].get_ydata(), [2, 3, 4])
+
+
+@pytest.mark.parametrize("returns", [np.zeros((3, 0)), np.full((2, 4), NAN), np.full((1, 4), NAN)])
+def test_nothing_to_show_is_an_empty_figure(returns):
+    figure = learning_curve(np.arange(returns.shape[1]), returns, "")
+    assert all(np.isnan(line.get_ydata()).all() for line in figure.axes[0].lines)
+
+
+def test_a_seed_without_an_episode_does_not_hide_the_others():
+    returns = np.array([[1.0, 2.0, 3.0], [NAN, NAN, NAN]])
+    figure = learning_curve(np.arange(3), returns, "")
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [1, 2, 3])
+    assert len(lines(figure)["interquartile mean"].get_xdata()) == 0
+
+
+def test_one_seed_has_no_band():
+    figure = learning_curve(np.arange(3), np.ones((1, 3)), "")
+    assert not figure.axes[0].collections
+    assert "one seed" in lines(figure)
+
+
+def test_a_comparison_has_a_panel_an_environment_and_one_legend():
+    curve = Curve(np.arange(1, 501) * 10, np.arange(500) + np.zeros((3, 1)))
+    figure = comparison({"A": {"x": curve, "y": curve}, "B": {"y": curve}}, ["x", "y", "absent"])
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("A", "B")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["x", "y"]
+    (alone,) = right.lines
+    assert alone.get_color() == left.lines[1].get_color() != left.lines[0].get_color()
+    assert len(left.collections) == 2  # bands
+    assert len(alone.get_xdata()) <= 200
+    assert alone.get_xdata()[-1] == 5000
+    np.testing.assert_allclose(alone.get_ydata()[-1], 499)
+
+
+def test_a_comparison_shows_panels_with_nothing_in_them():
+    unknown = Curve(np.arange(3), np.full((2, 3), NAN))
+    figure = comparison({name: {} for name in "ABC"} | {"D": {"x": unknown}}, ["x"])
+    assert [axes.get_title() for axes in figure.axes] == list("ABCD")
+
+
+@pytest.mark.parametrize("num_panels", [1, 2, 3])
+def test_the_legend_of_a_comparison_fits_into_it(num_panels):
+    curve = Curve(np.arange(3), np.zeros((2, 3)))
+    labels = [f"algorithm-{n}" for n in range(7)]
+    figure = comparison({str(n): dict.fromkeys(labels, curve) for n in range(num_panels)}, labels)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent().transformed(figure.transFigure.inverted())
+    assert 0 <= box.x0 < box.x1 <= 1
+    assert 0 <= box.y0 < box.y1 <= 1

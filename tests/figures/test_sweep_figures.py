@@ -1,0 +1,46 @@
+import numpy as np
+
+from trpo_jax.figures.sweeps import sweep_figure
+
+RNG = np.random.default_rng(0)
+
+
+def test_one_field_is_a_line_with_its_band():
+    scores = np.array([[3.0, 5.0, 4.0], [1.0, 1.0, 1.0], [9.0, 9.0, np.nan]])
+    figure = sweep_figure({"max_kl": [0.1, 0.01, 1.0]}, scores, "TRPO on Test")
+    (axes,) = figure.axes
+    lines = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_allclose(lines["IQM"].get_xdata(), [0.01, 0.1])  # in order; one broke
+    np.testing.assert_allclose(lines["IQM"].get_ydata(), [1, 4])
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "max_kl"
+    assert len(axes.collections) == 1
+    assert len(figure.legends) == 1
+
+
+def test_one_seed_has_no_band():
+    figure = sweep_figure({"max_kl": [0.1, 0.2]}, np.ones((2, 1)), "")
+    assert not figure.axes[0].collections
+
+
+def test_two_fields_of_a_grid_are_a_heat_map_of_the_middle_half():
+    settings = {"max_kl": [0.1, 0.1, 0.2, 0.2], "hidden_sizes": [(8,), (64, 64)] * 2}
+    scores = np.array([[1.0, 1.0, 1.0, 9.0], [2.0] * 4, [3.0] * 4, [np.nan] * 4])
+    axes, bar = sweep_figure(settings, scores, "").axes
+    (image,) = axes.images
+    np.testing.assert_array_equal(image.get_array().filled(-1), [[1, 3], [2, -1]])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["8", "64x64"]
+    assert [text.get_text() for text in axes.texts] == ["1", "3", "2", "broke"]
+    assert "IQM" in bar.get_ylabel()
+
+
+def test_anything_else_is_a_panel_for_each_field():
+    settings = {name: RNG.random(9).tolist() for name in ("a", "b")}
+    settings |= {"c": [True, False, True] * 3, "d": [1, 2, 4] * 3}
+    scores = RNG.random((9, 3))
+    figure = sweep_figure(settings, scores, "")
+    used = [axes for axes in figure.axes if axes.lines]
+    assert [axes.get_xlabel() for axes in used] == ["a", "b", "c", "d"]
+    best = used[0].lines[1]
+    assert best.get_label() == "the best"
+    np.testing.assert_allclose(best.get_xdata(), settings["a"][scores.mean(axis=1).argmax()])

@@ -1,0 +1,218 @@
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from trpo_jax import envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.errors import ConfigurationError, StorageFailure
+from trpo_jax.records.checkpoints import (
+    Checkpoints,
+    RunCheckpoints,
+    checksum,
+    digest,
+    part_checksum,
+    to_arrays,
+    to_state,
+)
+from trpo_jax.running.loop import Chunk, compile_program, go_on, run_chunks
+
+CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}
+STATE = {"weights": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(3), "flag": jnp.bool_(1)}
+STATE |= {"none": jnp.zeros((0, 2)), "bytes": jnp.arange(3, dtype=jnp.uint8)}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    opened = Checkpoints(tmp_path / "checkpoints", keep=2)
+    yield opened
+    opened.close()
+
+
+def assert_same(a, b):
+    a, b = to_arrays(a), to_arrays(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        assert a[name].dtype == b[name].dtype
+
+
+def test_a_state_comes_back_as_it_was(checkpoints):
+    checkpoints.save(7, STATE, 1.5, {"env": "CartPole-v1"})
+    saved = checkpoints.read(7)
+    assert (saved.num_updates, saved.seconds) == (7, 1.5)
+    assert saved.description == {"env": "CartPole-v1"}
+    state = to_state(jax.eval_shape(lambda: STATE), saved.arrays)
+    assert_same(state, STATE)
+    assert state["none"].shape == (0, 2)
+    assert jax.random.bits(state["key"]) == jax.random.bits(STATE["key"])
+
+
+def test_the_latest_and_the_best_are_kept(checkpoints, tmp_path):
+    for number, score in enumerate([1.0, 9.0, None, 3.0, None, None]):
+        scores = () if score is None else (score,)
+        checkpoints.save(number, STATE, 0.0, {}, *scores)
+    assert checkpoints.numbers() == [1, 4, 5]
+    assert checkpoints.best() == 1
+    again = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert again.best() == 1
+    again.close()
+
+
+def test_without_an_evaluation_none_is_best(checkpoints):
+    assert checkpoints.best() is None
+    checkpoints.save(1, STATE, 0.0, {})
+    assert checkpoints.best() is None
+
+
+def damage(folder, how):
+    data = (path for path in (folder / "state").rglob("d/*") if path.is_file())
+    largest = max(data, key=lambda path: path.stat().st_size)
+    match how:
+        case "cut":
+            largest.write_bytes(largest.read_bytes()[:-20])
+        case "flipped":
+            content = bytearray(largest.read_bytes())
+            content[len(content) // 2] ^= 1
+            largest.write_bytes(content)
+        case "gone":
+            largest.unlink()
+        case "about":
+            (folder / "about" / "metadata").write_text("{")
+        case "of another":  # readable, and wrong
+            shutil.rmtree(folder / "state")
+            shutil.copytree(folder.parent / "1" / "state", folder / "state")
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone", "about", "of another"])
+def test_a_damaged_one_is_moved_aside_and_the_one_before_is_taken(checkpoints, tmp_path, how):
+    checkpoints.save(1, STATE | {"weights": -STATE["weights"]}, 0.0, {})
+    checkpoints.save(2, STATE, 0.0, {})
+    checkpoints.close()
+    damage(tmp_path / "checkpoints" / "2", how)
+    again = Checkpoints(tmp_path / "checkpoints", keep=2)
+    failure, saved = again.newest_first()
+    assert isinstance(failure, StorageFailure)
+    assert "2 is damaged" in str(failure)
+    assert saved.num_updates == 1
+    assert (tmp_path / "checkpoints" / "damaged-2").is_dir()
+    again.save(2, STATE, 0.0, {})
+    assert again.numbers() == [1, 2]
+    again.close()
+
+
+def test_one_of_another_version_is_refused_and_stays(checkpoints, tmp_path):
+    checkpoints.save(1, STATE, 0.0, {})
+    path = tmp_path / "checkpoints" / "1" / "about" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    with pytest.raises(ConfigurationError, match="has format 1, and this version reads"):
+        next(checkpoints.newest_first())
+    assert checkpoints.numbers() == [1]
+
+
+def test_one_that_was_not_finished_is_not_seen(checkpoints, tmp_path):
+    checkpoints.save(1, STATE, 0.0, {})
+    checkpoints.close()
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    (unfinished / "state").mkdir(parents=True)
+    again = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert again.numbers() == [1]
+    again.close()
+
+
+def test_one_that_was_half_removed_is_removed(checkpoints, tmp_path, caplog):
+    for number in (1, 2):
+        checkpoints.save(number, STATE, 0.0, {})
+    checkpoints.close()
+    for number in (1, 2):  # the newest is no leftover, but damaged
+        (tmp_path / "checkpoints" / str(number) / "_CHECKPOINT_METADATA").unlink()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert checkpoints.numbers() == [1, 2]
+    checkpoints.save(3, STATE, 0.0, {})
+    checkpoints.close()
+    caplog.clear()
+    again = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert again.numbers() == [3]
+    assert not caplog.records
+    again.close()
+
+
+def test_the_state_of_something_else_is_refused_by_name(checkpoints):
+    checkpoints.save(1, STATE, 0.0, {})
+    other = STATE | {"weights": jnp.zeros((2, 4))}
+    with pytest.raises(ConfigurationError, match=r"weights: \(\(2, 3\), 'float32'\), not \(\(2, 4"):
+        to_state(other, checkpoints.read(1).arrays)
+    with pytest.raises(ConfigurationError, match=r"extra: None"):
+        to_state(STATE | {"extra": jnp.zeros(1)}, checkpoints.read(1).arrays)
+
+
+def test_a_digest_tells_names_shapes_types_and_numbers_apart():
+    base = {"a": np.arange(4.0)}
+    others = [{"b": np.arange(4.0)}, {"a": np.arange(4.0).reshape(2, 2)}]
+    others += [{"a": np.arange(4.0).view(np.int64)}, {"a": np.arange(4.0) + 1}]
+    assert digest({"a": np.arange(4.0)}) == digest(base)
+    others += [{"a": np.array([0.0, 2.0, 1.0, 3.0])}]
+    assert all(digest(other) != digest(base) for other in others)
+
+
+def test_parts_of_an_array_add_up_to_its_checksum():
+    whole = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("a",))
+    placed = jax.device_put(whole, NamedSharding(mesh, PartitionSpec("a")))
+    assert checksum(placed) == checksum(whole) < 2**64
+    parts = [(slice(0, 2), slice(None)), (slice(2, 6), slice(0, 1)), (slice(2, 6), slice(1, 4))]
+    total = sum(part_checksum(whole.shape, index, whole[index]) for index in parts)
+    assert total % 2**64 == checksum(whole)
+
+
+def test_a_run_goes_on_bit_for_bit(checkpoints):
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**CONFIG))
+    chunks = []
+    for chunk in run_chunks(compile_program(algorithm, (3, 4), 2), 6):
+        chunks.append(chunk)
+        if chunk.last_update == 2:
+            checkpoints.save(2, chunk.state, chunk.seconds, {})
+    fresh = compile_program(algorithm, (3, 4), 2, num_done=2)
+    saved = checkpoints.read(2)
+    program = go_on(fresh, to_state(fresh.state, saved.arrays))
+    resumed = list(run_chunks(program, 6, saved.num_updates, saved.seconds))
+    assert [chunk.first_update for chunk in resumed] == [3, 5]
+    assert resumed[0].seconds > saved.seconds
+    for a, b in zip(resumed, chunks[1:], strict=True):
+        for name, values in a.metrics.items():
+            np.testing.assert_array_equal(values, b.metrics[name], err_msg=name)
+    assert_same(resumed[-1].state, chunks[-1].state)
+
+
+def offered(run_checkpoints, times, monkeypatch, cost=0.0):
+    clock = iter(np.arange(1000) * cost)
+    fake = SimpleNamespace(perf_counter=lambda: float(next(clock)))
+    monkeypatch.setattr("trpo_jax.records.checkpoints.time", fake)
+    kept = []
+    for update, seconds in enumerate(map(float, times), start=1):
+        before = run_checkpoints.latest
+        run_checkpoints.offer(Chunk(update, {"kl": np.zeros((1, 1))}, None, STATE, None, seconds))
+        kept += [update] if run_checkpoints.latest != before else []
+    return kept
+
+
+def test_they_come_as_often_as_asked(tmp_path, monkeypatch):
+    run_checkpoints = RunCheckpoints(tmp_path / "a", {}, every=3, keep=9, latest=0)
+    assert offered(run_checkpoints, range(8), monkeypatch) == [3, 6]
+    run_checkpoints.close()
+    assert not offered(RunCheckpoints(tmp_path / "b", {}, 0, 9, 0), range(800), monkeypatch)
+    assert not (tmp_path / "b").exists()
+
+
+def test_they_cost_a_share_of_the_time_where_nobody_asked(tmp_path, monkeypatch):
+    run_checkpoints = RunCheckpoints(tmp_path / "a", {}, every=None, keep=9, latest=0)
+    seconds = [0, 20, 24, 25, 26, 27, 28, 29, 30, 40]
+    # The first is expected to take 0.7 s, so it comes after 23; each then takes 0.1 s.
+    assert offered(run_checkpoints, seconds, monkeypatch, cost=0.1) == [3, 7, 10]
+    np.testing.assert_allclose(run_checkpoints.cost, 0.3)
+    run_checkpoints.close()

@@ -1,0 +1,139 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from collectives import Collective, collectives
+from jax.sharding import PartitionSpec
+
+from trpo_jax import algorithms, envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.devices import choose_devices, split_environments
+from trpo_jax.errors import ConfigurationError
+
+pytestmark = pytest.mark.xdist_group("devices")  # one worker, so that the runs are shared
+
+HERE = Path(__file__).parent
+SEEDS, POLICY, CRITIC = 4, 58, 49  # numbers of runs and of parameters of each in sharded.py
+
+
+def run_sharded(folder, names):
+    """Runs sharded.py on four devices, and returns its folder."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    variables = {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    variables["PYTHONPATH"] = str(HERE.parents[1])
+    result = subprocess.run(
+        [sys.executable, str(HERE / "sharded.py"), str(folder), *names],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    return run_sharded(tmp_path_factory.mktemp("sharded"), ["trpo", "ppo"])
+
+
+def assert_same(folder, algorithm, split):
+    one = np.load(folder / f"{algorithm}-one.npz")
+    several = np.load(folder / f"{algorithm}-{split}.npz")
+    assert set(several) == set(one)
+    assert {"explained_variance", "actor/observation_statistics/mean"} <= set(one)
+    assert one["explained_variance"].shape == (SEEDS, 10)
+    for name in one:
+        np.testing.assert_allclose(
+            several[name], one[name], rtol=1e-3, atol=1e-4, err_msg=f"{name} of {split}"
+        )
+
+
+def communicated(folder, name):
+    return [Collective(*x) for x in json.loads((folder / "said.json").read_text())[name]]
+
+
+@pytest.mark.parametrize("split", ["runs", "environments"])
+@pytest.mark.parametrize("algorithm", ["trpo", "ppo"])
+def test_several_devices_give_the_run_of_one(sharded, algorithm, split):
+    assert_same(sharded, algorithm, split)
+
+
+@pytest.mark.heavy
+def test_they_do_for_every_algorithm(tmp_path):
+    """python3 -m uv run pytest -m heavy tests/training/test_devices.py"""
+    names = [name for name in algorithms.ALGORITHMS if name not in ("trpo", "ppo")]
+    run_sharded(tmp_path, names)
+    for name in names:
+        one = np.load(tmp_path / f"{name}-one.npz")
+        for split in ("runs", "environments"):
+            several = np.load(tmp_path / f"{name}-{split}.npz")
+            for metric in (x for x in one if one[x].shape == (SEEDS, 10)):
+                ours, theirs = several[metric][:, :4], one[metric][:, :4]  # rounding grows fast
+                what = f"{metric} of {name}, by {split}"
+                np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3, err_msg=what)
+
+
+def test_runs_say_nothing_to_each_other(sharded):
+    assert json.loads((sharded / "said.json").read_text())["devices"] == 4
+    for name in ("trpo-one", "trpo-runs", "ppo-runs"):
+        assert communicated(sharded, name) == []
+
+
+def test_environments_need_sums_of_parameters_and_a_few_numbers(sharded):
+    found = communicated(sharded, "trpo-environments")
+    assert {x.kind for x in found} == {"all-reduce"}
+    sizes = sorted(x.num_bytes / (4 * SEEDS) for x in found)
+    # The critic's gradient and its loss, a Fisher-vector product, the policy's gradient with one.
+    assert sizes[-3:] == [CRITIC + 1, POLICY, POLICY + 1]
+    assert all(size <= 12 for size in sizes[:-3])
+    assert len(sizes) <= 20
+    (product,) = (x for x in found if x.num_bytes == 4 * SEEDS * POLICY)
+    assert product.source.count("while") == 2  # of updates, of conjugate gradient
+
+
+def test_minibatches_are_no_reason_to_gather_the_batch(sharded):
+    found = communicated(sharded, "ppo-environments")
+    assert {x.kind for x in found} == {"all-reduce"}
+    assert max(x.num_bytes for x in found) == 4 * SEEDS * POLICY
+
+
+def test_what_grows_with_the_environments_is_split_and_all_else_is_not():
+    config = trpo.Config(num_envs=2, num_steps=8, critic_minibatches=2)
+    env = envs.make("CartPole-v1")
+    doubled = trpo.make(env, config.replace(num_envs=4))
+    placement = split_environments(jax.devices(), trpo.make(env, config), doubled, 2)
+    specs = jax.tree.map(lambda x: x.spec, placement.state)
+    split, whole = PartitionSpec(None, "environments"), PartitionSpec(None)
+    assert (specs.reward_sums, specs.episodes.length) == (split, split)
+    assert specs.episodes.observation == PartitionSpec(None, "environments", None)
+    assert (specs.key, specs.num_updates) == (whole, whole)
+    assert not any("environments" in x for x in jax.tree.leaves(specs.actor))
+    assert placement.rest.spec == PartitionSpec()
+    assert placement.devices == jax.devices()
+
+
+@pytest.mark.parametrize("wanted", [0, 7])
+def test_devices_that_are_not_there_are_refused(wanted):
+    with pytest.raises(ConfigurationError, match=f"devices = {wanted} must be.*at most 1.*cpu"):
+        choose_devices(wanted)
+
+
+def test_collectives_are_read_from_the_text_of_a_program():
+    text = """
+  %all-reduce.7 = (f32[2,64]{1,0}, /*index=1*/bf16[3]{0}) all-reduce(%a, %b), to_apply=%add
+  %start = (f32[16,16,4]{2,0,1}, f32[64,16,4]{2,0,1}) all-gather-start(%c), dimensions={0}
+  %done = f32[64,16,4]{2,0,1} all-gather-done(%start), metadata={op_name="jit(f)/x"}
+  %p = pred[] collective-permute(%d), source_target_pairs={{0,1}}
+  %fusion = f32[8]{0} fusion(%all-reduce.7), kind=kLoop
+"""
+    assert collectives(text) == [
+        Collective("all-reduce", 4 * 128 + 2 * 3, ""),
+        Collective("all-gather", 4 * 64 * 16 * 4, "jit(f)/x"),
+        Collective("collective-permute", 1, ""),
+    ]

@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import counter
+
+from trpo_jax import envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.running.loop import NonFiniteError, choose_chunk, compile_program, run_chunks
+
+CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}
+
+
+@pytest.fixture(scope="module")
+def algorithm():
+    return trpo.make(envs.make("CartPole-v1"), trpo.Config(**CONFIG))
+
+
+def run(algorithm, seeds, updates_per_chunk, num_updates):
+    return list(run_chunks(compile_program(algorithm, seeds, updates_per_chunk), num_updates))
+
+
+def test_a_run_does_not_depend_on_its_chunks(algorithm):
+    whole = run(algorithm, (3, 4), 6, 6)
+    parts = run(algorithm, (3, 4), 2, 6)
+    assert [chunk.first_update for chunk in parts] == [1, 3, 5]
+    assert parts[-1].seconds > parts[0].seconds > 0
+    for name, values in whole[0].metrics.items():
+        joined = np.concatenate([chunk.metrics[name] for chunk in parts], axis=1)
+        assert joined.shape == (2, 6)
+        np.testing.assert_array_equal(joined, values, err_msg=name)
+
+
+def test_a_seed_does_not_depend_on_the_seeds_beside_it(algorithm):
+    together = run(algorithm, (5, 6), 2, 2)[0].metrics
+    alone = run(algorithm, (6,), 2, 2)[0].metrics
+    np.testing.assert_allclose(together["kl"][1], alone["kl"][0], rtol=1e-3)
+    assert abs(together["kl"][0, 0] - together["kl"][1, 0]) > 1e-6
+
+
+def test_the_updates_are_those_of_the_plain_loop(algorithm):
+    chunk = run(algorithm, (0,), 3, 3)[0]
+    state = algorithm.init(jax.random.key(0))
+    update = jax.jit(algorithm.update)
+    for index in range(3):
+        state, metrics = update(state)
+        np.testing.assert_allclose(chunk.metrics["kl"][0, index], metrics["kl"], rtol=1e-3)
+    new = jax.tree.leaves(chunk.actor.policy_params)
+    for a, b in zip(new, jax.tree.leaves(state.actor.policy_params), strict=True):
+        np.testing.assert_allclose(a[0], b, rtol=1e-3, atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_stop_the_run_with_update_and_seed_named():
+    algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**CONFIG, critic_lr=1e38))
+    chunks = []
+    with pytest.raises(NonFiniteError, match=r"Update \d+ of seed [78] ") as caught:
+        chunks.extend(run_chunks(compile_program(algorithm, (7, 8), 3), 150))
+    assert not chunks or all(np.isfinite(x).all() for x in jax.tree.leaves(chunks[-1].actor))
+    good = sum(chunk.metrics["kl"].shape[1] for chunk in chunks)
+    assert f"Update {good + 1} of" in str(caught.value)
+
+
+def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
+    """The environment shows an infinite number to both seeds from step 36 on."""
+    env = counter()
+
+    def step(key, count, action):
+        count, result = env.step(key, count, action)
+        broken = jnp.where(count > 4 * 8 + 3, jnp.inf, result.observation)
+        return count, result._replace(observation=broken)
+
+    algorithm = trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
+    chunks = []
+    with pytest.raises(NonFiniteError, match=r"counter .* step 4 of update 5 of seed 3"):
+        chunks.extend(run_chunks(compile_program(algorithm, (3, 4), 3), 12))
+    assert [chunk.metrics["kl"].shape[1] for chunk in chunks] == [3, 1]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(chunks[-1].actor))
+    expected = run(algorithm, (3, 4), 4, 4)[0].actor
+    for a, b in zip(*map(jax.tree.leaves, (chunks[-1].actor, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_the_last_observation_of_a_terminated_episode_has_to_be_finite_as_well():
+    """Nothing is learnt from it, so that no number of the update would show it."""
+    env = counter()
+
+    def step(key, count, action):
+        count, result = env.step(key, count, action)
+        ends = count == 11
+        observation = jnp.where(ends, jnp.nan, result.observation)
+        return count, result._replace(observation=observation, terminated=ends)
+
+    algorithm = trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
+    with pytest.raises(NonFiniteError, match=r"counter .* step 3 of update 2 of seed 3"):
+        run(algorithm, (3, 4), 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("num_updates", "expected"), [(1, 1), (48, 1), (97, 1), (1953, 31), (10**12, 2 * 10**10)]
+)
+def test_chunks_divide_the_run(num_updates, expected):
+    assert choose_chunk(num_updates) == expected

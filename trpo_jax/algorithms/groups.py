@@ -1,0 +1,219 @@
+"""Groups of hyperparameters that several algorithms share, and the checks that go with them.
+
+A config inherits the groups its algorithm needs, and adds what is its own.
+"""
+
+from typing import Any, no_type_check
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from trpo_jax.algorithms import fields
+from trpo_jax.envs.base import Box, Environment
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.networks import ACTIVATIONS
+
+
+@no_type_check  # `validate` checks the values, and leaves may be arrays
+@struct.dataclass
+class OnPolicy:
+    """What every algorithm here needs: rollouts, advantages, critic, networks, normalisation."""
+
+    num_envs: int = fields.integer(8, "environments stepped side by side", 1)
+    num_steps: int = fields.integer(256, "steps of each environment in one update", 1)
+    gamma: float = fields.real(0.99, "discount of future rewards", 0.0, 1.0)
+    gae_lambda: float = fields.real(0.95, "lambda of generalised advantage estimation", 0.0, 1.0)
+    decay_steps: int = fields.integer(
+        0,
+        "environment steps over which what sets the length of the policy's step (max_kl, "
+        "policy_lr or step_size) falls linearly to 0; 0 keeps it",
+        0,
+    )
+    entropy_coef: float = fields.real(
+        0.0, "weight of the policy's mean entropy beside the standardised advantages", 0.0
+    )
+    gae_critic: str = fields.choice(
+        "adam",
+        "how the critic is fitted: epochs of Adam, or one Gauss-Newton step in a trust region",
+        ("adam", "trust_region"),
+    )
+    critic_lr: float = fields.real(1e-3, "step size of Adam for the critic", 0.0)
+    critic_epochs: int = fields.integer(10, "passes over the batch when fitting the critic", 1)
+    critic_minibatches: int = fields.integer(
+        16, "parts of each pass; must divide num_envs * num_steps", 1
+    )
+    critic_max_change: float = fields.real(
+        0.1,
+        "trust region of the critic: mean squared change over twice its mean squared error",
+        0.0,
+        open_low=True,
+    )
+    hidden_sizes: tuple[int, ...] = fields.integers(
+        (64, 64), "width of each hidden layer, policy and critic", 1
+    )
+    activation: str = fields.choice("tanh", "nonlinearity of the hidden layers", tuple(ACTIVATIONS))
+    log_std_init: float = fields.real(0.0, "initial log standard deviation of continuous actions")
+    state_dependent_std: bool = fields.flag(
+        False, "let the standard deviation of continuous actions depend on the state"
+    )
+    normalize_observations: bool = fields.flag(
+        True, "standardise observations by running statistics"
+    )
+    scale_rewards: bool = fields.flag(
+        False, "divide rewards by the running deviation of their discounted sum"
+    )
+
+
+@no_type_check
+@struct.dataclass
+class Exploration:
+    """How the noise of continuous actions is related over time; see `trpo_jax.exploration`."""
+
+    exploration: str = fields.choice(
+        "white",
+        "noise of continuous actions over time: independent, Ornstein-Uhlenbeck or coloured",
+        ("white", "ou", "colored"),
+    )
+    ou_rho: float = fields.real(
+        0.5,
+        "correlation of the Ornstein-Uhlenbeck process from one step to the next",
+        0.0,
+        1.0,
+        open_high=True,
+    )
+    color_beta: float = fields.real(
+        0.5, "coloured noise has a spectrum of 1 / f^beta: 0 white, 1 pink, 2 red", 0.0, 2.0
+    )
+
+
+@no_type_check
+@struct.dataclass
+class NaturalGradient:
+    """The natural-gradient direction and its length."""
+
+    max_kl: float = fields.real(
+        0.01, "radius of the trust region: mean KL(old || new), in nats", 0.0, open_low=True
+    )
+    max_kl_per_dimension: bool = fields.flag(
+        False,
+        "bound the mean over the action's components instead of their sum: the radius is max_kl "
+        "times their number",
+    )
+    damping: float = fields.real(
+        0.1, "added to the diagonal of the Fisher matrix in the solve", 0.0
+    )
+    damped_scaling: bool = fields.flag(
+        True, "scale the step by the damped Fisher matrix, which falls somewhat short of max_kl"
+    )
+    cg_iters: int = fields.integer(10, "conjugate-gradient iterations", 1)
+    solver: str = fields.choice(
+        "cg",
+        "conjugate gradient, plain or preconditioned by a Kronecker product for each layer that "
+        "approximates the Fisher matrix",
+        ("cg", "kronecker"),
+    )
+    fisher_subsample: int = fields.integer(
+        1, "keep every k-th time step in Fisher-vector products", 1
+    )
+    fisher_precision: str = fields.choice(
+        "default",
+        "of the matrix products in Fisher-vector products: the device's default, which on recent "
+        "GPUs is TF32, or float32; everything else in a step is float32",
+        ("default", "float32"),
+    )
+
+
+@no_type_check
+@struct.dataclass
+class TrustRegion(NaturalGradient):
+    """The natural-gradient step with a line search."""
+
+    line_search_steps: int = fields.integer(10, "step lengths tried at the most", 1)
+    line_search_shrink: float = fields.real(
+        0.8, "factor from one step length to the next", 0.0, 1.0, open_low=True, open_high=True
+    )
+    kl_peak: float = fields.real(
+        0.0,
+        "bound on KL(old || new) at any one state, as a multiple of the radius; 0 bounds the mean "
+        "only",
+        0.0,
+    )
+
+
+def validate(env: Environment, config: OnPolicy) -> None:
+    """Checks the fields of a config one by one, together, and against the environment.
+
+    Raises:
+        ConfigurationError: naming the first field that cannot work, its value and what is allowed.
+    """
+    fields.validate(config)
+    batch = config.num_envs * config.num_steps
+    if batch % config.critic_minibatches:
+        raise ConfigurationError(
+            f"critic_minibatches = {config.critic_minibatches} does not divide the batch of "
+            f"num_envs * num_steps = {config.num_envs} * {config.num_steps} = {batch}. "
+            "Choose a divisor of the batch."
+        )
+    if isinstance(config, NaturalGradient) and config.fisher_subsample > config.num_steps:
+        raise ConfigurationError(
+            f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
+            f"num_steps = {config.num_steps}. Choose at most num_steps."
+        )
+    kronecker = isinstance(config, NaturalGradient) and config.solver == "kronecker"
+    if kronecker and isinstance(config.damping, float | int) and config.damping == 0:
+        raise ConfigurationError(
+            "damping = 0 leaves the factors of solver = 'kronecker' without an inverse. "
+            "Set damping above 0, or solver to cg."
+        )
+    if isinstance(config, Exploration) and config.exploration != "white":
+        require_continuous(env, f"exploration = {config.exploration!r}")
+
+
+def require_continuous(env: Environment, what: str) -> None:
+    """Raises a ConfigurationError if the environment's actions are not continuous."""
+    if not isinstance(env.action, Box):
+        raise ConfigurationError(
+            f"{what} needs continuous actions, and those of {env.name} are "
+            f"{type(env.action).__name__}. Choose an environment with continuous actions, such as "
+            "Pendulum-v1, or leave it out."
+        )
+
+
+def decay(
+    config: OnPolicy, num_updates: Int[Array, ""], steps_per_update: int
+) -> Float[Array, ""] | float:
+    """Returns the share of the policy's step that `decay_steps` leaves after so many updates."""
+    if not config.decay_steps:
+        return 1.0
+    return jnp.maximum(1 - num_updates * (steps_per_update / config.decay_steps), 0.0)
+
+
+def kl_radius(
+    env: Environment, config: NaturalGradient, num_updates: Int[Array, ""], steps_per_update: int
+) -> Float[Array, ""] | float:
+    """Returns the radius of the trust region after so many updates, in nats.
+
+    SB3-contrib and OmniSafe average the KL divergence of a Gaussian policy over the components of
+    the action, where others add them up; `max_kl_per_dimension` gives their regions.
+    """
+    components = env.action.size if config.max_kl_per_dimension else 1
+    return config.max_kl * components * decay(config, num_updates, steps_per_update)
+
+
+def natural_gradient_options(config: Any) -> dict[str, Any]:
+    """Returns the arguments of `natural_step` but its radius."""
+    return {
+        "damping": config.damping,
+        "cg_iters": config.cg_iters,
+        "damped_scaling": config.damped_scaling,
+    }
+
+
+def line_search_options(config: Any) -> dict[str, Any]:
+    """Returns the arguments of `search_along` but its radius."""
+    return {
+        "line_search_steps": config.line_search_steps,
+        "line_search_shrink": config.line_search_shrink,
+        "kl_peak": config.kl_peak,
+    }

@@ -1,0 +1,1 @@
+"""Numbers of finished runs: returns, groups of seeds, statistics, comparisons and diagnosis."""

@@ -1,0 +1,268 @@
+"""What the numbers of a run say against it: warnings, each with what to do about it.
+
+A check boils the run down to one number a seed, and knows which numbers are fine. The limits were
+chosen so that healthy runs stay silent: those of every algorithm here on Pendulum, of several on
+CartPole and Acrobot, and of TRPO on MountainCar and Hopper.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trpo_jax.analysis import diagnosis_signs as signs
+from trpo_jax.records.runs import StoredRun
+
+MIN_UPDATES = 10  # fewer are a start, and a start looks bad in any run
+REJECTED = (0.0, 0.2)  # share of the steps: beyond, more than one batch in five is wasted
+RESIDUAL = (0.0, 0.5)  # relative; 10 iterations leave 0.4 on Hopper, which is learnt all the same
+KL_SHORT = 0.25  # of the bound, which is half of the length; damping leaves 0.5 in healthy runs
+KL_EXCEEDED = 1.01  # of the bound, with a line search: the 1 % is for rounding
+OVERSHOT = 0.1  # share of updates far beyond the bound: without a line search, a few are normal
+KL_PEAK = 150.0  # maximum over mean; up to 110 in stable runs, 200 to 400 in others
+GAIN_RATIO = (0.5, 2.0)  # actual over predicted gain; 0.7 to 1.05 in healthy runs
+ENTROPY_LOST = 0.95  # of that of the start; a Gaussian has a quarter of its deviation left
+ENTROPY_GAINED = 1.0  # of that of the start; a Gaussian has four times its deviation
+CRITIC = (0.1, 1.0)  # explained variance; a critic that works soon has 0.7 and more
+LAST_THIRD = 2 / 3  # the share of a run before it
+LISTED = 8  # seeds of a warning
+
+
+class RunWarning(NamedTuple):
+    """What is wrong with some seeds of a run.
+
+    Attributes:
+        name: in a few words.
+        metric: the column of `metrics.csv` that shows it.
+        seeds: which of them.
+        updates: the first and the last update that it is about.
+        measured: what was found: the number of these seeds, or the lowest and the highest.
+        advice: what to do.
+    """
+
+    name: str
+    metric: str
+    seeds: tuple[int, ...]
+    updates: tuple[int, int]
+    measured: str
+    advice: str
+
+
+class Check(NamedTuple):
+    """One thing that can be wrong.
+
+    Attributes:
+        name: of the warning.
+        metrics: the columns it needs; the first one shows it.
+        since: the share of the run that is left out at the start.
+        measure: gives one number a seed; NaN is fine.
+        fine: the lowest and the highest number that are fine as well.
+        measured: what the number means, with `{}` in its place; `{} %` if it is a share.
+        advice: what to do; the names in braces are those of `remedies`.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    since: float
+    measure: signs.Measure
+    fine: tuple[float, float]
+    measured: str
+    advice: str
+
+
+RETURNS = ("episodic_return", "num_episodes")
+TOO_SHORT = Check(
+    "too short to judge",
+    ("update",),
+    0,
+    lambda run, looked_at: run.metrics["update"][:, -1],
+    (MIN_UPDATES, np.inf),
+    f"{{}} updates, where {MIN_UPDATES} are the least that says something",
+    "train for longer",
+)
+CHECKS = (
+    Check(
+        "steps always rejected",
+        ("step_rejected",),
+        0,
+        signs.rejected_share,
+        (0, signs.ALWAYS_REJECTED),
+        "{} % of the steps were rejected",
+        "nothing is learnt: lower --max-kl, raise --damping, and see to a high CG residual first",
+    ),
+    Check(
+        "steps often rejected",
+        ("step_rejected",),
+        LAST_THIRD,
+        signs.often_rejected_share,
+        REJECTED,
+        "{} % of the steps were rejected",
+        "lower --max-kl, raise --line-search-steps, or learn from larger batches (--num-steps)",
+    ),
+    Check(
+        "steps without length",
+        ("kl",),
+        0,
+        signs.updates_without_step,
+        (0, 0),
+        "the last {} updates left the policy as it was",
+        "raise --decay-steps to the number of steps that are to be learnt from",
+    ),
+    Check(
+        "CG residual high",
+        ("cg_residual",),
+        LAST_THIRD,
+        signs.median_of(lambda run: run.metrics["cg_residual"]),
+        RESIDUAL,
+        "median relative residual {}",
+        "the direction is hardly the natural gradient: raise --cg-iters or --damping",
+    ),
+    Check(
+        "KL far below its bound",
+        ("kl",),
+        0,
+        signs.median_of(signs.kl_over_bound),
+        (KL_SHORT, np.inf),
+        "the median step used {} % of the bound",
+        "{longer_steps}, unless it is the line search that shortens the steps",
+    ),
+    Check(
+        "KL above its bound",
+        ("kl",),
+        0,
+        signs.largest_kl_over_bound,
+        (0, KL_EXCEEDED),
+        "up to {} times the bound",
+        "the line search accepts no such step: look for a mistake in a step of your own",
+    ),
+    Check(
+        "KL far above its bound",
+        ("kl", "step_fraction"),
+        0,
+        signs.overshot_share,
+        (0, OVERSHOT),
+        f"{{}} % of the updates went beyond {signs.FAR_BEYOND:g} times the bound",
+        "{shorter_steps}, raise --damping, or use trpo, whose line search forbids it",
+    ),
+    Check(
+        "single states moved too far",
+        ("kl_max", "kl"),
+        LAST_THIRD,
+        signs.median_of(signs.kl_peak),
+        (0, KL_PEAK),
+        "the maximum of the KL divergence is {} times its mean",
+        "{lower_peak}, or learn from larger batches (--num-steps)",
+    ),
+    Check(
+        "gain not as predicted",
+        ("surrogate_gain_ratio",),
+        LAST_THIRD,
+        signs.median_of(lambda run: signs.accepted(run, "surrogate_gain_ratio")),
+        GAIN_RATIO,
+        "the median step gained {} times what its gradient predicted",
+        "the surrogate is not linear over so long a step: {shorter_steps}",
+    ),
+    Check(
+        "entropy collapsed",
+        ("entropy", *RETURNS),
+        LAST_THIRD,
+        signs.entropy_lost_for_nothing,
+        (-np.inf, ENTROPY_LOST),
+        "{} % of the entropy of the start was lost before any return was gained",
+        "raise --entropy-coef, or {shorter_steps}",
+    ),
+    Check(
+        "entropy grows without end",
+        ("entropy",),
+        LAST_THIRD,
+        signs.entropy_gained_still,
+        (-np.inf, ENTROPY_GAINED),
+        "{} % of the entropy of the start was added to it, and it still grows",
+        "{less_entropy}",
+    ),
+    Check(
+        "critic useless",
+        ("explained_variance", *RETURNS),
+        LAST_THIRD,
+        signs.explained_variance,
+        CRITIC,
+        "median explained variance {}",
+        "{better_critic}",
+    ),
+    Check(
+        "return fell",
+        RETURNS,
+        0,
+        signs.return_lost,
+        (0, 0),
+        "the last tenth of the run is {} below the best one",
+        "{shorter_steps}, or let it fall with --decay-steps",
+    ),
+    Check(
+        "no episode ended",
+        ("num_episodes",),
+        0,
+        signs.num_episodes,
+        (1, np.inf),
+        "{} episodes, so that the return is unknown",
+        "train for longer, or look whether the task can end at all",
+    ),
+)
+
+
+def find_warnings(run: StoredRun) -> list[RunWarning]:
+    """Returns what is wrong with a run; of one with few updates, only that these are few."""
+    short = run.metrics["update"].shape[1] < MIN_UPDATES
+    found = (_apply(check, run) for check in ([TOO_SHORT] if short else CHECKS))
+    return [warning for warning in found if warning is not None]
+
+
+def describe(warning: RunWarning) -> str:
+    """Returns what a warning says besides its name, in one paragraph."""
+    seeds, (first, last) = warning.seeds, warning.updates
+    which = ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds[:LISTED]))
+    which += f" and {len(seeds) - LISTED} more" if len(seeds) > LISTED else ""
+    return f"{which}, updates {first:,} to {last:,}: {warning.measured}. {warning.advice}."
+
+
+def remedies(config: dict[str, Any]) -> dict[str, str]:
+    """Returns advice that depends on which flags an algorithm has, by name."""
+    if not config.get("normalized_step", True):
+        shorter = "lower --step-size"
+    else:
+        shorter = "lower --max-kl" if "max_kl" in config else "lower --policy-lr"
+    trust_region = config["gae_critic"] == "trust_region"
+    fit = "--critic-max-change" if trust_region else "--critic-epochs or --critic-lr"
+    scale = "" if config["scale_rewards"] else ", or set --scale-rewards"
+    return {
+        "shorter_steps": shorter,
+        "longer_steps": "lower --damping" + (" or --c" if "c" in config else ""),
+        "lower_peak": "bound it with --kl-peak" if "kl_peak" in config else shorter,
+        "better_critic": f"raise {fit}{scale}",
+        "less_entropy": "lower --entropy-coef" if config["entropy_coef"] else shorter,
+    }
+
+
+def _apply(check: Check, run: StoredRun) -> RunWarning | None:
+    if not run.metrics.keys() >= set(check.metrics):
+        return None
+    update = run.metrics["update"][0].astype(int)
+    looked_at = slice(int(check.since * len(update)), None)
+    values = check.measure(run, looked_at)
+    wrong = (values < check.fine[0]) | (values > check.fine[1])
+    if not wrong.any():
+        return None
+    scale = 100 if "{} %" in check.measured else 1
+    ends = [_short(scale * end(values[wrong])) for end in (np.min, np.max)]
+    advice = check.advice.format(**remedies(run.description["config"]))
+    return RunWarning(
+        name=check.name,
+        metric=check.metrics[0],
+        seeds=tuple(run.metrics["seed"][wrong, 0].astype(int).tolist()),
+        updates=(int(update[looked_at][0]), int(update[-1])),
+        measured=check.measured.format(" to ".join(dict.fromkeys(ends))),
+        advice=advice[0].upper() + advice[1:],
+    )
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"

@@ -1,0 +1,140 @@
+"""Runs joined to groups: all seeds of one label on one task."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trpo_jax.analysis.returns import first_reached, running_return
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.records.runs import StoredRun
+
+LISTED = 5  # settings in a message
+
+
+class Group(NamedTuple):
+    """All seeds of one label on one task.
+
+    Attributes:
+        runs: where they are from.
+        seeds: `[num_seeds]`.
+        env_steps: environment steps of a seed, `[U]`, as far as the shortest run goes.
+        returns: running return of training episodes, `[num_seeds, U]`, NaN until there is one.
+    """
+
+    runs: tuple[StoredRun, ...]
+    seeds: np.ndarray
+    env_steps: np.ndarray
+    returns: np.ndarray
+
+
+def join_runs(
+    labelled: Sequence[tuple[str, StoredRun]], window: int
+) -> dict[str, dict[str, Group]]:
+    """Returns the groups of runs by task, then by label, both in the order given.
+
+    Args:
+        labelled: label and run of each.
+        window: episodes in a running return, at the least.
+
+    Raises:
+        ConfigurationError: if runs of one label and task differ in their settings, or share a seed.
+    """
+    gathered: dict[str, dict[str, list[StoredRun]]] = {}
+    for label, run in labelled:
+        gathered.setdefault(run.description["env"], {}).setdefault(label, []).append(run)
+    groups: dict[str, dict[str, Group]] = {}
+    for task, by_label in gathered.items():
+        for label, runs in by_label.items():
+            _refuse_other_settings(f"{label!r} on {task}", runs)
+            _refuse_repeated_seeds(f"{label!r} on {task}", runs)
+            groups.setdefault(task, {})[label] = _join(runs, window)
+    return groups
+
+
+def _join(runs: Sequence[StoredRun], window: int) -> Group:
+    shortest = min(run.metrics["env_steps"].shape[1] for run in runs)
+    seeds, env_steps, returns, num_episodes = (
+        np.concatenate([run.metrics[name][:, :shortest] for run in runs])
+        for name in ("seed", "env_steps", "episodic_return", "num_episodes")
+    )
+    returns = running_return(returns, num_episodes, window)
+    return Group(tuple(runs), seeds[:, 0].astype(int), env_steps[0], returns)
+
+
+def _refuse_other_settings(name: str, runs: Sequence[StoredRun]) -> None:
+    first, *others = runs
+    expected = _settings(first.description)
+    for run in others:
+        found = _settings(run.description)
+        differing = [key for key in expected | found if expected.get(key) != found.get(key)]
+        if differing:
+            shown = [f"{x} ({expected.get(x)} and {found.get(x)})" for x in differing[:LISTED]]
+            more = f" and {len(differing) - LISTED} more" if len(differing) > LISTED else ""
+            raise ConfigurationError(
+                f"{first.folder} and {run.folder} are both {name}, and differ in "
+                f"{', '.join(shown)}{more}. Give each a label of its own, as LABEL=FOLDER."
+            )
+
+
+def _settings(description: dict[str, Any]) -> dict[str, Any]:
+    """Returns what decides how a seed trains, from the description of a run."""
+    chosen = {name: description[name] for name in ("algorithm", "total_steps")}
+    return chosen | description["config"]
+
+
+def _refuse_repeated_seeds(name: str, runs: Sequence[StoredRun]) -> None:
+    owners: dict[int, StoredRun] = {}
+    for run in runs:
+        for seed in run.metrics["seed"][:, 0].astype(int):
+            other = owners.setdefault(seed, run)
+            if other is not run:
+                raise ConfigurationError(
+                    f"{other.folder} and {run.folder} are both {name}, and both have seed {seed}. "
+                    "Move one of them away, name the folders of the others only, or give each a "
+                    "label of its own, as LABEL=FOLDER."
+                )
+
+
+def returns_at(group: Group, env_steps: int | float) -> np.ndarray:
+    """Returns the running returns at the last update up to some step, `[num_seeds]`, or NaN."""
+    passed = np.searchsorted(group.env_steps, env_steps, side="right")
+    return group.returns[:, passed - 1] if passed else np.full(len(group.seeds), np.nan)
+
+
+def steps_to(group: Group, threshold: float, env_steps: int) -> np.ndarray:
+    """Returns the steps after which each seed first reached a running return, `[num_seeds]`.
+
+    It is NaN for a seed that did not within `env_steps` steps.
+    """
+    within = np.where(group.env_steps <= env_steps, group.returns, np.nan)
+    return first_reached(within, threshold, np.broadcast_to(group.env_steps, within.shape))
+
+
+def median_steps(reached: np.ndarray) -> float | None:
+    """Returns the median of `steps_to` over seeds, in which those that never did come last.
+
+    It is None where that leaves no number: where half of the seeds or more never did.
+    """
+    median = np.median(np.where(np.isnan(reached), np.inf, reached))
+    return float(median) if np.isfinite(median) else None
+
+
+def read_evaluations(group: Group) -> np.ndarray:
+    """Returns the mean return of each seed's final policy over fresh episodes, `[num_seeds]`.
+
+    Raises:
+        ConfigurationError: if a run has not been evaluated, since it has not come to its end.
+    """
+    scores = []
+    for run in group.runs:
+        path = run.folder / "summary.json"
+        try:
+            scores += json.loads(path.read_text())["evaluation"]["per_seed"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigurationError(
+                f"{run.folder} has no evaluation, which the end of a run writes to summary.json. "
+                "Leave that run out, or compare by the return of training episodes."
+            ) from error
+    return np.array(scores, float)

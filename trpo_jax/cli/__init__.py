@@ -1,0 +1,1 @@
+"""The command line: flags, progress and the commands."""

@@ -1,0 +1,161 @@
+"""Flags, defaults and error exits shared by the scripts."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+from platformdirs import user_cache_dir
+
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError
+
+MAX_STEPS = 10**15  # whole numbers that a float holds exactly, and some centuries of stepping
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one paragraph."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints what was wrong and where to look, and exits with 2."""
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class Follows(NamedTuple):
+    """A default that is the value of another flag."""
+
+    flag: str
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns a `ConfigurationError` into its message and exit code 2, without a stack trace."""
+    try:
+        yield
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def add_config_flags(
+    parser: argparse.ArgumentParser, module: ModuleType, defaults: dict[str, Any]
+) -> None:
+    """Adds one flag for each field of an algorithm's config, with its help and its default.
+
+    The default of a number may be the name of another flag, whose value is then taken.
+    """
+    group = parser.add_argument_group(f"hyperparameters of {module.__name__.rsplit('.', 1)[-1]}")
+    for field in dataclasses.fields(module.Config):
+        default = defaults.get(field.name, field.default)
+        kind = field.metadata["kind"]
+        shown = " ".join(map(str, default)) if kind is tuple else default
+        if isinstance(default, str) and kind is not str:
+            default = Follows(default)
+        help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
+        options: dict[str, Any] = {"default": default, "help": help_text}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            options |= {"type": int, "nargs": "+", "metavar": "N"}
+        else:
+            options |= {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+        group.add_argument("--" + field.name.replace("_", "-"), **options)
+
+
+def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
+    """Returns the algorithm's config from parsed flags."""
+    values = {}
+    for field in dataclasses.fields(module.Config):
+        value = getattr(args, field.name)
+        if isinstance(value, Follows):
+            value = getattr(args, value.flag)
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return module.Config(**values)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Returns a config's fields by name, as JSON can hold them."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def flags_of(settings: dict[str, Any]) -> Iterator[str]:
+    """Yields the flags that say as much as some fields of a config."""
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield f"--{flag}"
+            yield from map(str, value if isinstance(value, tuple) else [value])
+
+
+def require_on_device(env: Environment, what: str) -> None:
+    """Raises a ConfigurationError if an environment cannot be part of a compiled program."""
+    if env.open is not None:
+        raise ConfigurationError(
+            f"{what} in one compiled program, and {env.name} runs on the host. Choose an "
+            "environment of the accelerator."
+        )
+
+
+def require_at_least(args: argparse.Namespace, **least: int) -> None:
+    """Raises a ConfigurationError if a number that was given is less than the least of its name."""
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise ConfigurationError(f"{name} = {value} must be at least {low}.")
+
+
+def seed_range(first: int, count: int) -> tuple[int, ...]:
+    """Returns consecutive seeds.
+
+    Raises:
+        ConfigurationError: if one of them is no seed.
+    """
+    if not 0 <= first <= 2**32 - count:
+        raise ConfigurationError(
+            f"seed = {first} must be at least 0, and the last seed less than 2^32."
+        )
+    return tuple(range(first, first + count))
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs for later processes, in the user's own cache folder.
+
+    A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) is used instead.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", user_cache_dir("trpo_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def step_count(text: str) -> int:
+    """Returns a number of steps written as 100000, 100_000 or 1e5."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not (number.is_integer() and number <= MAX_STEPS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no whole number of steps up to {MAX_STEPS:,}"
+        )
+    return int(number)
+
+
+def first_pass(argv: Sequence[str] | None, **flags: str) -> argparse.Namespace:
+    """Returns the flags that decide what the other flags and their defaults are.
+
+    Args:
+        argv: the command line.
+        **flags: name and default of each.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    for name, default in flags.items():
+        parser.add_argument(f"--{name}", default=default)
+    return parser.parse_known_args(argv)[0]

@@ -1,0 +1,421 @@
+"""Compares algorithms on environments: one run of train.py for each pair, one table, one figure.
+
+An algorithm is a name, or LABEL=NAME with flags of train.py: `"spo=ppo --loss spo"`. The same
+command with the same --out goes on where an interrupted comparison stopped.
+"""
+
+import argparse
+import datetime
+import json
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from trpo_jax import algorithms, analysis, envs
+from trpo_jax.analysis.returns import WINDOW, first_reached, running_return
+from trpo_jax.analysis.statistics import summarize
+from trpo_jax.cli import train
+from trpo_jax.cli.command_line import Parser, step_count, user_errors
+from trpo_jax.cli.run_settings import differences, prepare
+from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.figures.curves import Curve, comparison
+from trpo_jax.records.files import write_json
+from trpo_jax.records.runs import read_metrics
+
+THRESHOLDS_FILE = Path(analysis.__file__).with_name("thresholds.toml")
+OWN_FLAGS = {"--algorithm", "--env", "--num-seeds", "--out", "--quiet", "--seed"}
+SETTINGS = (
+    "env",
+    "algorithm",
+    "seed",
+    "num_seeds",
+    "total_steps",
+    "evaluation_episodes",
+    "config",
+)
+OVERLAPS = "≈"
+
+
+class Variant(NamedTuple):
+    """An algorithm as it is compared: with a label, and flags of its own."""
+
+    label: str
+    algorithm: str
+    flags: tuple[str, ...]
+
+
+class Pair(NamedTuple):
+    """A variant on an environment: the command line of its run, or the reason why there is none."""
+
+    label: str
+    env: str
+    folder: Path
+    argv: tuple[str, ...]
+    unsuitable: str | None
+
+    def is_finished(self) -> bool:
+        """Says whether its run came to its end."""
+        return (self.folder / "summary.json").is_file()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    words = list(sys.argv[1:] if argv is None else argv)
+    folder = None
+    try:
+        with user_errors():
+            args = build_parser().parse_args(words)
+            pairs = plan(args)
+            refuse_other_settings(pairs)
+        folder = args.out
+        failed = execute(pairs, console)
+        report = compare(pairs, f"python experiments/compare.py {shlex.join(words)}")
+        write_files(report, pairs, folder)
+    except KeyboardInterrupt:
+        goes_on = f"--out {folder} goes on from there." if folder else "Nothing was written."
+        print(f"Interrupted. {goes_on}", file=sys.stderr)
+        return 130
+    console.print(f"Table and figure: {folder / 'comparison.md'}, {folder / 'comparison.png'}")
+    return 1 if failed else 0
+
+
+def build_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    help_text = "names, or LABEL=NAME FLAGS in quotes (default: all)"
+    known = list(algorithms.ALGORITHMS)
+    add("--algorithms", nargs="+", default=known, metavar="ALGORITHM", help=help_text)
+    help_text = "environments (default: CartPole-v1)"
+    add("--envs", nargs="+", default=["CartPole-v1"], metavar="NAME", help=help_text)
+    help_text = "seeds of each pair, trained side by side (default: 10)"
+    add("--num-seeds", type=int, default=10, metavar="N", help=help_text)
+    add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    help_text = "environment steps of each seed (default: those of train.py for the environment)"
+    add("--total-steps", type=step_count, metavar="N", help=help_text)
+    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    help_text = "output folder; runs in it are kept and go on (default: runs/comparison/<time>)"
+    add("--out", type=Path, default=Path("runs/comparison", time_name), help=help_text)
+    help_text = "a hyperparameter of the labels that match, such as ppo.loss=spo or '*.gamma=0.9'"
+    options = {"nargs": "+", "action": "extend", "default": [], "metavar": "LABEL.FIELD=VALUE"}
+    add("--set", **options, dest="settings", help=help_text)
+    return parser
+
+
+def plan(args: argparse.Namespace) -> list[Pair]:
+    """Returns every pair of the comparison, its settings checked; writes nothing.
+
+    Raises:
+        ConfigurationError: if a name is unknown, or a variant can run on none of the environments.
+    """
+    variants = [parse_variant(text) for text in args.algorithms]
+    labels = [variant.label for variant in variants]
+    refuse_repeats("label", labels)
+    refuse_repeats("environment", args.envs)
+    extra = [parse_setting(text, labels) for text in args.settings]
+    for environment in args.envs:
+        envs.make(environment)
+    pairs = [
+        plan_pair(args, variant, environment, extra)
+        for environment in args.envs
+        for variant in variants
+    ]
+    for label in labels:
+        reasons = [pair.unsuitable for pair in pairs if pair.label == label]
+        if all(reasons):
+            raise ConfigurationError(f"{label} can run on none of the environments. {reasons[0]}")
+    return pairs
+
+
+def plan_pair(
+    args: argparse.Namespace, variant: Variant, env: str, extra: Sequence[tuple[str, list[str]]]
+) -> Pair:
+    """Returns a variant on an environment, checked by train.py itself."""
+    folder = args.out / env / variant.label
+    argv = ["--algorithm", variant.algorithm, "--env", env, "--seed", str(args.seed)]
+    argv += ["--num-seeds", str(args.num_seeds)]
+    argv += [] if args.total_steps is None else ["--total-steps", str(args.total_steps)]
+    argv += variant.flags
+    argv += [
+        word for pattern, flag in extra if fnmatchcase(variant.label, pattern) for word in flag
+    ]
+    argv += ["--quiet", "--out", str(folder)]
+    try:
+        prepare(argv)
+    except ConfigurationError as error:
+        return Pair(variant.label, env, folder, tuple(argv), str(error))
+    return Pair(variant.label, env, folder, tuple(argv), None)
+
+
+def parse_variant(text: str) -> Variant:
+    """Returns the variant written as NAME FLAGS or LABEL=NAME FLAGS.
+
+    Raises:
+        ConfigurationError: if it cannot be read, or sets what the comparison sets.
+    """
+    label, rest = re.fullmatch(r"(?:([\w+-][\w.+-]*)=)?(.*)", text, re.DOTALL).groups()
+    try:
+        algorithm, *flags = shlex.split(rest) or [""]
+    except ValueError as error:
+        raise ConfigurationError(f"The algorithm {text!r} cannot be read: {error}.") from error
+    algorithms.get(algorithm)
+    for flag in flags:
+        if flag.split("=")[0] in OWN_FLAGS:
+            raise ConfigurationError(f"{flag} in {text!r} would differ from the comparison's own.")
+    return Variant(label or algorithm, algorithm, tuple(flags))
+
+
+def parse_setting(text: str, labels: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the pattern of labels and the flags of train.py in LABEL.FIELD=VALUE.
+
+    Raises:
+        ConfigurationError: if it is not of that form, or matches no label.
+    """
+    target, _, value = text.partition("=")
+    pattern, _, field = target.rpartition(".")
+    if not (pattern and field and value):
+        raise ConfigurationError(f"--set {text!r} is not of the form LABEL.FIELD=VALUE.")
+    if not any(fnmatchcase(label, pattern) for label in labels):
+        raise unknown_name("label", pattern, labels)
+    flag = field.replace("_", "-")
+    if value in ("true", "false"):
+        return pattern, [f"--{flag}" if value == "true" else f"--no-{flag}"]
+    return pattern, [f"--{flag}", *value.split()]
+
+
+def refuse_repeats(kind: str, names: Sequence[str]) -> None:
+    """Raises a ConfigurationError if a name is there twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"The {kind} {name!r} is there twice. Leave one out, or call it LABEL=..."
+            )
+
+
+def refuse_other_settings(pairs: Sequence[Pair]) -> None:
+    """Raises a ConfigurationError if a finished run in the folder was made with other settings."""
+    for pair in pairs:
+        if pair.unsuitable or not pair.is_finished():
+            continue
+        asked, found = (settings(x) for x in (prepare(pair.argv).description, read_config(pair)))
+        different = differences(asked, found)
+        if different:
+            raise ConfigurationError(
+                f"The finished run in {pair.folder} has {different}. "
+                "Choose another folder with --out, another label, or move that run away."
+            )
+
+
+def settings(description: dict[str, Any]) -> dict[str, Any]:
+    """Returns what decides the numbers of a run, from its description."""
+    chosen = {name: description.get(name) for name in SETTINGS}
+    return chosen.pop("config") | chosen
+
+
+def execute(pairs: Sequence[Pair], console: Console) -> bool:
+    """Trains every pair that is not finished; returns whether any broke down."""
+    failed = False
+    for number, pair in enumerate(pairs, start=1):
+        name = f"{pair.env:<24} {pair.label:<12}"
+        if pair.unsuitable:
+            console.print(f"{name} skipped: {pair.unsuitable}")
+            continue
+        before = pair.is_finished()
+        if not before:
+            move_aside(pair.folder)
+            with console.status(f"{name} ({number} of {len(pairs)})"):
+                code = train.main(pair.argv)
+            jax.clear_caches()  # compiled programs of finished runs would fill the memory
+            if code == 130:
+                raise KeyboardInterrupt
+            if code != 0:
+                failed = True
+                console.print(f"{name} stopped before its end")
+                continue
+        summary = read_summary(pair)
+        score, seconds = summary["evaluation"]["iqm"], summary["wall_seconds"]
+        earlier = "  (finished earlier)" if before else ""
+        console.print(f"{name} IQM {score:10.2f} {seconds:9.1f} s{earlier}")
+    return failed
+
+
+def move_aside(folder: Path) -> None:
+    """Renames what an unfinished run left."""
+    if folder.exists():
+        names = (folder.with_name(f"{folder.name}.unfinished-{n}") for n in count(1))
+        folder.rename(next(name for name in names if not name.exists()))
+
+
+def compare(pairs: Sequence[Pair], command: str) -> dict[str, Any]:
+    """Returns everything in the table, as JSON can hold it."""
+    known = tomllib.loads(THRESHOLDS_FILE.read_text())
+    thresholds = {env: float(threshold) for env, threshold in known.items()}
+    configs = [read_config(pair) for pair in pairs if not pair.unsuitable and pair.is_finished()]
+    return {
+        "command": command,
+        "versions": distinct(config["versions"] for config in configs),
+        "devices": distinct(config["device"] for config in configs),
+        "environments": {
+            env: {
+                "threshold": thresholds.get(env),
+                "algorithms": {
+                    pair.label: measure(pair, thresholds.get(env))
+                    for pair in pairs
+                    if pair.env == env
+                },
+            }
+            for env in dict.fromkeys(pair.env for pair in pairs)
+        },
+    }
+
+
+def measure(pair: Pair, threshold: float | None) -> dict[str, Any]:
+    """Returns a row of the table: the numbers of a finished run, or why there are none."""
+    if pair.unsuitable:
+        return {"missing": pair.unsuitable}
+    if not pair.is_finished():
+        return {"missing": f"The run stopped before its end; see {pair.folder}."}
+    summary, metrics = read_summary(pair), read_metrics(pair.folder / "metrics.csv")
+    scores = np.array(summary["evaluation"]["per_seed"])
+    row = {
+        "flags": list(pair.argv),
+        "total_steps": summary["total_steps"],
+        "seconds": float(metrics["seconds"].max()),
+        "per_seed": scores.tolist(),
+        **summarize(scores)._asdict(),
+    }
+    if threshold is None:
+        return row
+    returns = smooth(metrics)
+    for name in ("env_steps", "seconds"):
+        reached = first_reached(returns, threshold, metrics[name])
+        row[f"{name}_to_threshold"] = [None if np.isnan(x) else float(x) for x in reached]
+    return row
+
+
+def smooth(metrics: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the running return that figure and thresholds go by."""
+    return running_return(metrics["episodic_return"], metrics["num_episodes"])
+
+
+def write_files(report: dict[str, Any], pairs: Sequence[Pair], folder: Path) -> None:
+    """Writes the comparison into its folder, over that of an earlier call."""
+    write_json(folder / "comparison.json", report)
+    (folder / "comparison.md").write_text("\n".join(table_lines(report)) + "\n")
+    curves: dict[str, dict[str, Curve]] = {}
+    for pair in pairs:
+        panel = curves.setdefault(pair.env, {})
+        if not pair.unsuitable and pair.is_finished():
+            panel[pair.label] = read_curve(pair)
+    labels = list(dict.fromkeys(pair.label for pair in pairs))
+    comparison(curves, labels).savefig(folder / "comparison.png", dpi=130)
+
+
+def table_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of comparison.md."""
+    yield "```"
+    yield report["command"]
+    yield "```"
+    yield ""
+    for versions in report["versions"]:
+        yield "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items())
+    for device in report["devices"]:
+        yield f"Device: {device['platform']}, {device['kind']}"
+    yield ""
+    yield (
+        "IQM is the interquartile mean over seeds of the final return of the deterministic policy, "
+        "with its 95 % bootstrap interval over seeds; the best one is bold, and "
+        f"{OVERLAPS} marks those whose interval overlaps that of the best. *To a threshold* is the "
+        f"median over seeds until the mean return of the last {WINDOW} training episodes (in whole "
+        "updates) first reached it; a dash says that not all seeds did, and how many. Seconds are "
+        "training time, compilation excluded, of all seeds together: they train side by side."
+    )
+    for env, section in report["environments"].items():
+        yield ""
+        yield f"## {env}"
+        yield ""
+        yield from section_lines(section["threshold"], section["algorithms"])
+
+
+def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yields the table of one environment, and below it why rows are missing."""
+    columns = ["algorithm", "steps a seed", "seeds", "IQM", "95 % interval", "seconds"]
+    columns += [] if threshold is None else [f"steps to {threshold:g}", f"seconds to {threshold:g}"]
+    yield "| " + " | ".join(columns) + " |"
+    yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
+    found = [row for row in rows.values() if "missing" not in row]
+    best = max(found, key=lambda row: row["iqm"], default=None)
+    for label, row in rows.items():
+        if "missing" in row:
+            cells = ["-"] * (len(columns) - 1)
+        else:
+            interval = row["iqm_ci95"]
+            cells = [f"{row['total_steps']:,}", str(len(row["per_seed"])), score_cell(row, best)]
+            cells += ["" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"]
+            cells += [f"{row['seconds']:.1f}"]
+        if "missing" not in row and threshold is not None:
+            cells += [threshold_cell(row["env_steps_to_threshold"], ",.0f")]
+            cells += [threshold_cell(row["seconds_to_threshold"], ".1f")]
+        yield "| " + " | ".join([label, *cells]) + " |"
+    for label, row in rows.items():
+        if "missing" in row:
+            yield ""
+            yield f"{label}: {row['missing']}"
+
+
+def score_cell(row: dict[str, Any], best: dict[str, Any]) -> str:
+    """Returns the interquartile mean of a row, marked if none is better or if that is not clear."""
+    text = f"{row['iqm']:.4g}"
+    if row["iqm"] == best["iqm"]:
+        return f"**{text}**"
+    if row["iqm_ci95"] and best["iqm_ci95"] and row["iqm_ci95"][1] >= best["iqm_ci95"][0]:
+        return f"{text} {OVERLAPS}"
+    return text
+
+
+def threshold_cell(reached: Sequence[float | None], style: str) -> str:
+    """Returns the median over seeds, or how many of them reached the threshold if not all did."""
+    known = [value for value in reached if value is not None]
+    if len(known) < len(reached):
+        return f"- ({len(known)}/{len(reached)})"
+    return f"{np.median(known):{style}}"
+
+
+def distinct(values: Iterator[Any]) -> list[Any]:
+    """Returns the values, each once."""
+    unique: list[Any] = []
+    for value in values:
+        if value not in unique:
+            unique.append(value)
+    return unique
+
+
+def read_config(pair: Pair) -> dict[str, Any]:
+    """Returns the description of a run."""
+    return json.loads((pair.folder / "config.json").read_text())
+
+
+def read_curve(pair: Pair) -> Curve:
+    """Returns the learning curve of a finished run."""
+    metrics = read_metrics(pair.folder / "metrics.csv")
+    return Curve(metrics["env_steps"][0], smooth(metrics))
+
+
+def read_summary(pair: Pair) -> dict[str, Any]:
+    """Returns the summary of a finished run."""
+    return json.loads((pair.folder / "summary.json").read_text())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Shows on one page what the steps of a run did, how to read it, and what is wrong with the run.
+
+The page is `diagnosis.pdf` and `diagnosis.png`, in the folder of the run or wherever --out says;
+those of an earlier call are replaced.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from trpo_jax.analysis.diagnosis import RunWarning, describe, find_warnings
+from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.figures.curves import file_of
+from trpo_jax.figures.diagnosis import diagnosis, headline
+from trpo_jax.records.files import write_whole
+from trpo_jax.records.runs import StoredRun, find_runs, read_run
+
+DPI = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        args = build_parser().parse_args(argv)
+        run = read_run(the_run_in(args.folder))
+        found = find_warnings(run)
+        paths = write_pages(diagnosis(run, found), args.out or run.folder)
+    print_warnings(console, run, found)
+    console.print(f"Pages: {paths[0]}, {paths[1]}")
+    return 0
+
+
+def build_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="of a run of train.py, finished or not")
+    help_text = "where the pages go (default: the folder of the run)"
+    add("--out", type=Path, metavar="FOLDER", help=help_text)
+    return parser
+
+
+def the_run_in(folder: Path) -> Path:
+    """Returns the folder of the one run in a folder.
+
+    Raises:
+        ConfigurationError: if there is none, or there are several.
+    """
+    found = find_runs([folder])
+    if folder in found:
+        return folder
+    if len(found) > 1:
+        raise ConfigurationError(
+            f"{folder} holds {len(found)} runs, and a page is about one. Name one of them: "
+            f"{', '.join(map(str, found))}."
+        )
+    return found[0]
+
+
+def write_pages(page: Figure, folder: Path) -> list[Path]:
+    """Writes a page as PDF and as PNG, and returns the files.
+
+    Raises:
+        ConfigurationError: if they cannot be written.
+    """
+    paths = [folder / "diagnosis.pdf", folder / "diagnosis.png"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            write_whole(path, file_of(page, path.suffix[1:], DPI))
+    except OSError as error:
+        raise ConfigurationError(
+            f"The pages cannot be written: {error}. Choose another folder with --out."
+        ) from error
+    return paths
+
+
+def print_warnings(console: Console, run: StoredRun, found: Sequence[RunWarning]) -> None:
+    """Prints what is wrong with a run."""
+    console.print(", ".join(headline(run)))
+    if not found:
+        console.print("No warnings.")
+    for warning in found:
+        console.print(f"  [bold]{warning.name}[/bold]: {describe(warning)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Flags that say where a script runs: on how many devices, and in how many processes."""
+
+import argparse
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+import jax
+
+from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.cli.command_line import Parser, require_on_device
+from trpo_jax.devices import (
+    Placement,
+    choose_devices,
+    split_environments,
+    split_runs,
+)
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.processes import is_first, join, say_where_aborted
+
+SEEDS, ENVIRONMENTS = "seeds", "environments"
+ALL = "all"
+ABORTED = "error: This process was aborted, as happens where another one of its run is lost."
+FIRST_LEAVES_AFTER = 2.0  # seconds
+
+
+def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> None:
+    """Adds the flags that say where a script runs, with a default number of devices."""
+    group = parser.add_argument_group("where it runs")
+    help_text = f"devices that it is split over, or all of them (default: {devices})"
+    group.add_argument("--devices", default=devices, type=device_count, metavar="N", help=help_text)
+    help_text = (
+        "this is one of several processes, each with devices of its own; Slurm, Open MPI and Cloud "
+        "TPU tell it the rest"
+    )
+    group.add_argument("--distributed", action="store_true", help=help_text)
+    help_text = "elsewhere: where the first process listens"
+    group.add_argument("--coordinator", metavar="HOST:PORT", help=help_text)
+    help_text = "elsewhere: number of this process, from 0"
+    group.add_argument("--process-id", type=int, metavar="K", help=help_text)
+    help_text = "elsewhere: how many processes there are"
+    group.add_argument("--num-processes", type=int, metavar="N", help=help_text)
+
+
+def device_count(text: str) -> int | None:
+    """Returns a number of devices, or None for all of them."""
+    try:
+        return None if text == ALL else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of devices, nor all") from None
+
+
+def without_process_flags(words: Sequence[str]) -> list[str]:
+    """Returns a command line without what says where it runs."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    add_process_flags(parser)
+    return parser.parse_known_args(words)[1]
+
+
+def placement_words(args: argparse.Namespace) -> list[str]:
+    """Returns the flags that say where a script runs as these do, in every process."""
+    words = ["--shard", args.shard] if args.shard != SEEDS else []
+    if not args.distributed:
+        count = ALL if args.devices is None else str(args.devices)
+        return [*words, "--devices", count] if count != "1" else words
+    words.append("--distributed")
+    if args.coordinator is not None:
+        words += ["--coordinator", args.coordinator, "--num-processes", str(args.num_processes)]
+        words += ["--process-id", str(args.process_id)]
+    return words
+
+
+def join_processes(words: Sequence[str]) -> None:
+    """Makes this process one of several, if its command line says so.
+
+    Raises:
+        ConfigurationError: if the flags do not fit together, or the others cannot be found.
+    """
+    parser = Parser(add_help=False, allow_abbrev=False)
+    add_process_flags(parser)
+    args = parser.parse_known_args(words)[0]
+    places = {
+        "--coordinator": args.coordinator,
+        "--process-id": args.process_id,
+        "--num-processes": args.num_processes,
+    }
+    given = [flag for flag, value in places.items() if value is not None]
+    missing = ", ".join(flag for flag in places if flag not in given)
+    if given and not args.distributed:
+        raise ConfigurationError(f"{given[0]} says nothing without --distributed.")
+    if given and missing:
+        raise ConfigurationError(f"{', '.join(given)} without {missing}: give all three, or none.")
+    if given and not re.fullmatch(r".+:\d+", args.coordinator):
+        raise ConfigurationError(
+            f"coordinator = {args.coordinator} must be a host and a port, such as localhost:7654."
+        )
+    if given and not 0 <= args.process_id < args.num_processes:
+        raise ConfigurationError(
+            f"process_id = {args.process_id} must be at least 0 and less than num_processes = "
+            f"{args.num_processes}."
+        )
+    if args.distributed and any(word.split("=")[0] == "--devices" for word in words):
+        raise ConfigurationError(
+            "--devices and --distributed: the processes take all of their devices. Leave --devices "
+            "away, and hide devices from a process by CUDA_VISIBLE_DEVICES for instance."
+        )
+    if not args.distributed or {"-h", "--help"} & set(words):
+        return
+    try:
+        join(args.coordinator, args.process_id, args.num_processes)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"The processes of this run cannot find each other ({error}). Start it under Slurm, "
+            "Open MPI or on Cloud TPU, or give --coordinator HOST:PORT --num-processes N "
+            "--process-id K, with every K from 0 to N - 1 once."
+        ) from error
+    say_where_aborted(ABORTED)
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Runs a script and exits.
+
+    One of several processes that fails does not wait for the others, which JAX would do. The first,
+    whose end is that of all others, leaves time for what they have to say.
+    """
+    try:
+        code = main()
+    except SystemExit as stop:
+        code = stop.code
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if is_first():
+            time.sleep(FIRST_LEAVES_AFTER)
+        os._exit(code)
+    sys.exit(code)
+
+
+def devices_of(args: argparse.Namespace, env: Environment) -> list[jax.Device]:
+    """Returns the devices that the flags ask for.
+
+    Raises:
+        ConfigurationError: if there are none such, or several and the environment is on the host.
+    """
+    devices = choose_devices(None if args.distributed else args.devices)
+    if len(devices) > 1 or args.distributed:
+        require_on_device(env, "Several devices run")
+    return devices
+
+
+def place_runs(args: argparse.Namespace, env: Environment) -> Placement | None:
+    """Returns the placement of whole runs that the flags ask for, None for one device."""
+    devices = devices_of(args, env)
+    return split_runs(devices) if len(devices) > 1 else None
+
+
+def place(
+    args: argparse.Namespace,
+    env: Environment,
+    module: ModuleType,
+    config: Any,
+    algorithm: Algorithm,
+) -> Placement | None:
+    """Returns the placement of seeds or of their environments, None for one device.
+
+    Raises:
+        ConfigurationError: if the devices are not there, or cannot share evenly.
+    """
+    devices = devices_of(args, env)
+    if len(devices) == 1:
+        return None
+    if args.shard == SEEDS:
+        require_even_shares("num_seeds", args.num_seeds, len(devices))
+        return split_runs(devices)
+    require_even_shares("num_envs", config.num_envs, len(devices))
+    # What has to hold a batch has to hold the double one too.
+    bounded = [name for name in ("num_envs", "replay_size") if hasattr(config, name)]
+    doubled = config.replace(**{name: 2 * getattr(config, name) for name in bounded})
+    return split_environments(devices, algorithm, module.make(env, doubled), config.num_envs)
+
+
+def require_even_shares(name: str, number: int, num_devices: int) -> None:
+    """Raises a ConfigurationError if the devices cannot take the same share of a number."""
+    if number % num_devices:
+        below = number // num_devices * num_devices
+        fitting = " or ".join(str(n) for n in (below, below + num_devices) if n)
+        raise ConfigurationError(
+            f"{name} = {number} cannot be split evenly over {num_devices} devices. Choose a "
+            f"multiple of {num_devices}, such as --{name.replace('_', '-')} {fitting}, or a number "
+            "of devices that divides it."
+        )
+
+
+def describe_placement(placement: Placement | None, split: str = "") -> str:
+    """Returns in a few words what a program runs on, and what of it is split."""
+    kind = jax.devices()[0].device_kind
+    if placement is None:
+        return kind
+    number, processes = len(placement.devices), jax.process_count()
+    text = f"{number} x {kind}" + (f" in {processes} processes" if processes > 1 else "")
+    return f"{text}, by {split}" if split else text

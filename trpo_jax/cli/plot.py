@@ -1,0 +1,239 @@
+"""Draws and tabulates the runs in some folders: what their seeds say, and how surely.
+
+Runs of one task and label are joined; a run's label is its algorithm, or LABEL where its folder is
+given as LABEL=FOLDER (several folders may have one). Runs may be unfinished, or differ in length.
+"""
+
+import datetime
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from trpo_jax import analysis
+from trpo_jax.analysis.comparisons import (
+    Overall,
+    Task,
+    common_steps,
+    over_tasks,
+    return_range,
+    training_scores,
+)
+from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
+from trpo_jax.analysis.returns import WINDOW
+from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.cli.display import print_files
+from trpo_jax.cli.plot_report import describe, fraction, interval, notes, number, report_lines
+from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.figures.curves import Curve, comparison, file_of
+from trpo_jax.figures.scores import aggregates, improvements, performance_profiles
+from trpo_jax.records.files import create_run_folder, write_json, write_whole
+from trpo_jax.records.runs import StoredRun, find_runs, read_run
+
+THRESHOLDS_FILE = Path(analysis.__file__).with_name("thresholds.toml")
+NORMALIZATION_FILE = Path(analysis.__file__).with_name("normalization.toml")
+DESCRIBED = ("env", "algorithm", "total_steps", "config")  # in config.json
+MEASURED = ("seed", "env_steps", "episodic_return", "num_episodes")  # in metrics.csv
+NEAR = 0.9  # of the way from low to high: the return to reach where no file says one
+DPI = 200
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    words = list(sys.argv[1:] if argv is None else argv)
+    with user_errors():
+        args = build_parser().parse_args(words)
+        if args.smooth < 1:
+            raise ConfigurationError(f"--smooth {args.smooth} must be at least 1.")
+        labelled = label_runs(args.folders)
+        labels = list(dict.fromkeys(label for label, _ in labelled))
+        baseline = labels[0] if args.baseline is None else args.baseline
+        if baseline not in labels:
+            raise unknown_name("label", baseline, labels)
+        tasks = {
+            name: compare_on(name, groups, args.score, args.smooth)
+            for name, groups in join_runs(labelled, args.smooth).items()
+        }
+        create_run_folder(args.out)
+    overall = over_tasks(tasks, labels, baseline)
+    remarks = notes(tasks, overall, args.score, args.smooth)
+    report = describe(tasks, overall, baseline, remarks)
+    report = {"command": f"python experiments/plot.py {shlex.join(words)}"} | report
+    write_json(args.out / "statistics.json", report)
+    (args.out / "statistics.md").write_text("\n".join(report_lines(report)) + "\n")
+    for name, figure in draw(tasks, overall, labels, baseline).items():
+        for kind in args.formats:
+            write_whole(args.out / f"{name}.{kind}", file_of(figure, kind, DPI))
+    print_results(console, report, args.out)
+    return 0
+
+
+def build_parser() -> Parser:
+    """Returns the parser of the command line."""
+    parser = Parser(description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="[LABEL=]FOLDER", help="with runs in it, at any depth")
+    help_text = "what the others are compared with (default: the first label)"
+    add("--baseline", metavar="LABEL", help=help_text)
+    help_text = (
+        "the score of a seed: the return of its last training episodes, or of its final policy, "
+        "which only finished runs have (default: training)"
+    )
+    add("--score", choices=("training", "evaluation"), default="training", help=help_text)
+    help_text = f"last training episodes to average over, at the least (default: {WINDOW})"
+    add("--smooth", type=int, default=WINDOW, metavar="N", help=help_text)
+    options = {"nargs": "+", "choices": ("pdf", "svg", "png"), "default": ["pdf", "png"]}
+    help_text = "formats of the figures: pdf, svg, png (default: pdf png)"
+    add("--format", **options, dest="formats", metavar="NAME", help=help_text)
+    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    help_text = "output folder, new or empty (default: runs/plots/<time>)"
+    add("--out", type=Path, default=Path("runs/plots", time_name), metavar="FOLDER", help=help_text)
+    return parser
+
+
+def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:
+    """Returns all runs in FOLDER and LABEL=FOLDER, each once, with their labels.
+
+    Raises:
+        ConfigurationError: if there is none, one cannot be read, or one was given two labels.
+    """
+    chosen: dict[Path, str] = {}
+    found: dict[Path, Path] = {}
+    for word in words:
+        label, name = split_label(word)
+        for folder in find_runs([Path(name)]):
+            found.setdefault(folder.resolve(), folder)
+            if label and chosen.setdefault(folder.resolve(), label) != label:
+                other = chosen[folder.resolve()]
+                raise ConfigurationError(f"{folder} is given two labels, {other} and {label}.")
+    runs = [(path, read_run(folder)) for path, folder in found.items()]
+    for _, run in runs:
+        missing = [name for name in DESCRIBED if name not in run.description]
+        missing += [name for name in MEASURED if name not in run.metrics]
+        if missing:
+            raise ConfigurationError(
+                f"The run in {run.folder} cannot be used, since it does not say its "
+                f"{', '.join(missing)}, as a run of experiments/train.py does."
+            )
+    return [(chosen.get(path, run.description["algorithm"]), run) for path, run in runs]
+
+
+def split_label(word: str) -> tuple[str, str]:
+    """Returns label and folder in LABEL=FOLDER; the label is empty where there is only a folder.
+
+    Raises:
+        ConfigurationError: if one of the two is missing, or could not be shown.
+    """
+    if "=" not in word or Path(word).is_dir():
+        return "", word
+    label, _, name = word.partition("=")
+    if not (name and re.fullmatch(r"[^\W_][^$|]*", label)):
+        raise ConfigurationError(
+            f"{word!r} is not of the form LABEL=FOLDER, with a label that begins with a letter or "
+            "a digit and has no $ or | in it."
+        )
+    return label, name
+
+
+def compare_on(name: str, groups: dict[str, Group], score: str, window: int) -> Task:
+    """Returns a task with the scores of its groups, and what they go by.
+
+    Raises:
+        ConfigurationError: if some seed has no score.
+    """
+    env_steps = common_steps(groups)
+    if score == "evaluation":
+        scores = {label: read_evaluations(group) for label, group in groups.items()}
+    else:
+        scores = training_scores(groups, env_steps, window)
+    said = list(cuts(name, groups, score))
+    reference = tomllib.loads(NORMALIZATION_FILE.read_text()).get(name)
+    if reference is None:
+        low, high = return_range(groups, scores, env_steps)
+        said.append(
+            f"{name}, not in {NORMALIZATION_FILE.name}: scores of 0 and 1 are the "
+            f"lowest and the highest return in these runs, {number(low)} and {number(high)}."
+        )
+    else:
+        low, high = float(reference["low"]), float(reference["high"])
+    threshold = tomllib.loads(THRESHOLDS_FILE.read_text()).get(name)
+    if threshold is None:
+        threshold = low + NEAR * (high - low)
+        said.append(
+            f"{name}, not in {THRESHOLDS_FILE.name}: the return to reach is "
+            f"{number(threshold)}, a normalised score of {NEAR:g}."
+        )
+    return Task(groups, env_steps, scores, low, high, float(threshold), tuple(said))
+
+
+def cuts(name: str, groups: dict[str, Group], score: str) -> Iterator[str]:
+    """Yields where runs of a task differ in length, and what that does."""
+    for label, group in groups.items():
+        steps = [int(run.metrics["env_steps"][0, -1]) for run in group.runs]
+        if max(steps) > min(steps):
+            shortest = group.runs[steps.index(min(steps))].folder
+            yield (
+                f"{name}: {label} is cut to the {min(steps):,} steps of its shortest run, "
+                f"{shortest}; its longest has {max(steps):,}."
+            )
+    ends = {label: int(group.env_steps[-1]) for label, group in groups.items()}
+    shortest = min(ends, key=ends.get)
+    if max(ends.values()) > ends[shortest]:
+        scores = ", but scores of the end of each run" if score == "evaluation" else ""
+        yield (
+            f"{name}: numbers are of the first {ends[shortest]:,} steps, as far as {shortest} "
+            f"goes{scores}; the longest curve has {max(ends.values()):,}."
+        )
+
+
+def draw(
+    tasks: dict[str, Task], overall: Overall | None, labels: Sequence[str], baseline: str
+) -> dict[str, Figure]:
+    """Returns the figures by the name of their file."""
+    curves = {
+        name: {label: Curve(x.env_steps, x.returns) for label, x in task.groups.items()}
+        for name, task in tasks.items()
+    }
+    figures = {"learning_curves": comparison(curves, labels)}
+    if overall is not None:
+        figures["aggregate"] = aggregates(overall.aggregates)
+        figures["performance_profile"] = performance_profiles(overall.levels, overall.profiles)
+        if overall.improvements:
+            figure = improvements(baseline, overall.improvements, labels)
+            figures["probability_of_improvement"] = figure
+    return figures
+
+
+def print_results(console: Console, report: dict[str, Any], folder: Path) -> None:
+    """Prints the scores, what to know of them, and what was written."""
+    table = Table()
+    for column in ("task", "label"):
+        table.add_column(column, overflow="fold")
+    for column in ("seeds", "IQM", "95 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, task in report["tasks"].items():
+        table.add_section()
+        for place, (label, row) in enumerate(task["labels"].items()):
+            cells = str(len(row["seeds"])), number(row["iqm"]), interval(row["iqm_ci95"])
+            table.add_row("" if place else name, label, *cells)
+    if report["overall"] and len(report["overall"]["tasks"]) > 1:
+        table.add_section()
+        for place, (label, row) in enumerate(report["overall"]["aggregates"]["IQM"].items()):
+            cells = fraction(row["value"]), interval(row["ci95"], fraction)
+            table.add_row("" if place else "all, normalised", label, "", *cells)
+    console.print(table)
+    for note in report["notes"]:
+        console.print(f"- {note}")
+    print_files(console, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

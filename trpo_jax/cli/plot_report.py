@@ -1,0 +1,240 @@
+"""What `plot.py` found, as JSON, and as tables in Markdown."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from trpo_jax.analysis.comparisons import Overall, Task, normalized_scores
+from trpo_jax.analysis.groups import Group, median_steps, returns_at, steps_to
+from trpo_jax.analysis.statistics import Estimate, interquartile_mean, summarize
+from trpo_jax.records.runs import StoredRun
+
+PERCENTS = (25, 50, 100)  # of the steps, after which the running return is told
+
+
+def notes(
+    tasks: dict[str, Task], overall: Overall | None, score: str, window: int
+) -> Iterator[str]:
+    """Yields what to know of the numbers."""
+    score_of_a_seed = "its running return"
+    if score == "evaluation":
+        score_of_a_seed = "the mean return of its final policy over fresh episodes"
+    yield (
+        f"The score of a seed is {score_of_a_seed}. The running return is the mean of its last "
+        f"{window} training episodes or more, in whole updates."
+    )
+    for task in tasks.values():
+        yield from task.notes
+    alone = [
+        f"{label} on {name}"
+        for name, task in tasks.items()
+        for label, group in task.groups.items()
+        if len(group.seeds) == 1
+    ]
+    if alone:
+        yield (
+            "A single seed has no interval, nor has what is said over tasks with it: "
+            f"{', '.join(alone)}."
+        )
+    ends = [f"{x} {number(task.low)} and {number(task.high)}" for x, task in tasks.items()]
+    yield f"Normalised scores of 0 and 1 are, on {', on '.join(ends)}."
+    if overall is None:
+        yield "No task has runs of all labels, so nothing is said over all tasks."
+    elif len(overall.tasks) < len(tasks):
+        left_out = ", ".join(name for name in tasks if name not in overall.tasks)
+        yield f"Not every label has runs on {left_out}, which all tasks together leave out."
+
+
+def describe(
+    tasks: dict[str, Task], overall: Overall | None, baseline: str, remarks: Iterator[str]
+) -> dict[str, Any]:
+    """Returns all numbers, as JSON can hold them."""
+    return {
+        "notes": list(remarks),
+        "tasks": {name: describe_task(task) for name, task in tasks.items()},
+        "baseline": baseline,
+        "overall": None if overall is None else describe_overall(overall),
+    }
+
+
+def describe_overall(overall: Overall) -> dict[str, Any]:
+    """Returns the numbers of all tasks together."""
+    return {
+        "tasks": overall.tasks,
+        "aggregates": {
+            name: {label: describe_estimate(x) for label, x in by_label.items()}
+            for name, by_label in overall.aggregates.items()
+        },
+        "probability_of_improvement": {
+            label: describe_estimate(x) for label, x in overall.improvements.items()
+        },
+    }
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """Returns the numbers of one task."""
+    normalized = normalized_scores(task)
+    return {
+        "env_steps": task.env_steps,
+        "low": task.low,
+        "high": task.high,
+        "threshold": task.threshold,
+        "labels": {
+            label: {
+                "runs": [describe_run(run) for run in group.runs],
+                "seeds": group.seeds.tolist(),
+                "scores": task.scores[label].tolist(),
+                "normalized_scores": normalized[label].tolist(),
+                **summarize(task.scores[label])._asdict(),
+                **describe_efficiency(group, task),
+            }
+            for label, group in task.groups.items()
+        },
+    }
+
+
+def describe_run(run: StoredRun) -> dict[str, Any]:
+    """Returns where a run is, and how far it came."""
+    return {
+        "folder": str(run.folder),
+        "seeds": run.metrics["seed"][:, 0].astype(int).tolist(),
+        "env_steps": int(run.metrics["env_steps"][0, -1]),
+        "total_steps": run.description["total_steps"],
+        "finished": (run.folder / "summary.json").is_file(),
+    }
+
+
+def describe_efficiency(group: Group, task: Task) -> dict[str, Any]:
+    """Returns how soon a group learnt; None for what it did not reach, or is not known."""
+    reached = steps_to(group, task.threshold, task.env_steps)
+    at = {f"{x} %": returns_at(group, task.env_steps * x / 100) for x in PERCENTS}
+    return {
+        "running_return_iqm": {
+            name: None if np.isnan(returns).any() else float(interquartile_mean(returns))
+            for name, returns in at.items()
+        },
+        "steps_to_threshold": [None if np.isnan(x) else int(x) for x in reached],
+        "median_steps_to_threshold": median_steps(reached),
+    }
+
+
+def describe_estimate(estimate: Estimate) -> dict[str, Any]:
+    """Returns a single estimate."""
+    interval = estimate.ci95 and [float(bound) for bound in estimate.ci95]
+    return {"value": float(estimate.value), "ci95": interval}
+
+
+def report_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of statistics.md."""
+    yield from ("```", report["command"], "```", "")
+    yield from (f"- {note}" for note in report["notes"])
+    yield ""
+    yield (
+        "IQM is the interquartile mean over seeds. Intervals are 95 % percentile-bootstrap "
+        "intervals over seeds, resampled inside each task (Agarwal et al. 2021, arXiv:2108.13264): "
+        "they say what other seeds might give, not what other tasks would. *IQM at* a part of the "
+        "steps is of the running return. *Steps to* a running return are the median over seeds, "
+        "in which those that never reached it come last; a dash says that half or more did not."
+    )
+    if report["overall"]:
+        yield from overall_lines(report["overall"], report["baseline"])
+    for name, task in report["tasks"].items():
+        yield from task_lines(name, task)
+    yield from ("", "## Runs", "")
+    yield from table_head(["task", "label", "seeds", "steps a seed", "folder"])
+    for name, task in report["tasks"].items():
+        for label, row in task["labels"].items():
+            for run in row["runs"]:
+                steps = f"{run['env_steps']:,}"
+                steps += "" if run["finished"] else f" of {run['total_steps']:,}, not finished"
+                cells = [name, label, seed_list(run["seeds"]), steps, f"`{run['folder']}`"]
+                yield table_row(cells)
+
+
+def overall_lines(overall: dict[str, Any], baseline: str) -> Iterator[str]:
+    """Yields the tables over all tasks."""
+    yield from ("", "## All tasks together", "")
+    yield (
+        f"Normalised scores on {', '.join(overall['tasks'])}. The IQM is over the seeds of all "
+        "tasks, mean and median are over tasks of the mean over seeds, and the optimality gap is "
+        "how far scores are short of 1 on average, so that less is better."
+    )
+    yield ""
+    aggregates = overall["aggregates"]
+    yield from table_head(["label", *aggregates])
+    for label in aggregates["IQM"]:
+        cells = [estimate_cell(by_label[label]) for by_label in aggregates.values()]
+        yield table_row([label, *cells])
+    if overall["probability_of_improvement"]:
+        yield ""
+        yield (
+            f"How probable it is that a seed scores higher than one of {baseline}, on average over "
+            "tasks; a tie counts half."
+        )
+        yield ""
+        yield from table_head(["label", f"higher than {baseline}"])
+        for label, estimate in overall["probability_of_improvement"].items():
+            yield table_row([label, estimate_cell(estimate)])
+
+
+def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
+    """Yields the tables of one task."""
+    threshold = number(task["threshold"])
+    yield from ("", f"## {name}", "")
+    yield (
+        f"Running returns are within the first {task['env_steps']:,} environment steps of a seed."
+    )
+    yield ""
+    columns = ["label", "seeds", "IQM of the score", "95 % interval", "mean", "std"]
+    columns += [f"IQM at {percent} %" for percent in PERCENTS]
+    yield from table_head([*columns, f"steps to {threshold}", "seeds that did"])
+    for label, row in task["labels"].items():
+        cells = [label, str(len(row["seeds"])), number(row["iqm"]), interval(row["iqm_ci95"])]
+        cells += [number(row["mean"]), number(row["std"])]
+        cells += [number(iqm) for iqm in row["running_return_iqm"].values()]
+        steps = row["median_steps_to_threshold"]
+        there = sum(x is not None for x in row["steps_to_threshold"])
+        cells += ["-" if steps is None else f"{steps:,.0f}", f"{there} of {len(row['seeds'])}"]
+        yield table_row(cells)
+
+
+def table_head(columns: Sequence[str]) -> Iterator[str]:
+    """Yields the head of a table whose columns but the first are numbers."""
+    yield table_row(columns)
+    yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """Returns a row of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def number(value: float | None) -> str:
+    """Returns a return as text, a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def fraction(value: float) -> str:
+    """Returns a normalised score or a probability as text."""
+    return f"{value:.3f}"
+
+
+def interval(ends: Sequence[float] | None, style: Callable[[float], str] = number) -> str:
+    """Returns an interval as text, a dash for none."""
+    return "-" if ends is None else " to ".join(map(style, ends))
+
+
+def estimate_cell(estimate: dict[str, Any]) -> str:
+    """Returns an estimate over tasks, and its interval if it has one, as text."""
+    value, ends = fraction(estimate["value"]), estimate["ci95"]
+    return value if ends is None else f"{value} ({interval(ends, fraction)})"
+
+
+def seed_list(seeds: Sequence[int]) -> str:
+    """Returns seeds as text, those in a row as a range."""
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))

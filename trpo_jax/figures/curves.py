@@ -1,0 +1,172 @@
+"""Figures of one run and of several."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+from PIL import Image
+
+from trpo_jax.analysis.statistics import bootstrap_interval, interquartile_mean
+
+# Okabe and Ito's colours, told apart with any kind of colour vision. Every second line is dashed,
+# so that a line below another one shows; seven colours and two styles repeat after fourteen.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = ("-", (0, (3, 1.5)))
+COMPARISON_POINTS = 200  # of each line, as many as a panel can show
+
+
+class Curve(NamedTuple):
+    """Returns of one algorithm on one environment.
+
+    Attributes:
+        env_steps: `[U]`.
+        returns: `[num_seeds, U]`, NaN where there is none.
+    """
+
+    env_steps: np.ndarray
+    returns: np.ndarray
+
+
+def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Figure:
+    """Returns a figure of training return against environment steps.
+
+    Every seed is a thin line; the interquartile mean over seeds is bold, with its 95 % bootstrap
+    interval. Where no episode ended, a seed's last return stands; the bold line starts where every
+    seed has one.
+
+    Args:
+        env_steps: `[U]`.
+        returns: `[num_seeds, U]`, NaN where no episode ended.
+        title: shown above.
+    """
+    num_seeds = len(returns)
+    returns = _fill_forward(returns)
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")  # no pyplot: no window, no backend
+    axes = figure.subplots()
+    if num_seeds > 1:
+        axes.plot(env_steps, returns.T, color="0.6", linewidth=0.7, alpha=0.7)
+        axes.plot([], [], color="0.6", linewidth=0.7, label=f"each of {num_seeds} seeds")
+    label = "interquartile mean" if num_seeds > 1 else "one seed"
+    band = _plot_iqm(axes, env_steps, returns, color="tab:blue", linewidth=2, label=label)
+    if band is not None:
+        band.set_label("95 % bootstrap interval")
+    axes.set_title(title)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return of training episodes")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    style(axes)
+    axes.legend(frameon=False, loc="best")
+    return figure
+
+
+def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Figure:
+    """Returns a figure of several algorithms: one panel an environment, one legend for all.
+
+    Each line is the interquartile mean over seeds, with its 95 % bootstrap interval; it starts
+    where every seed has a value.
+
+    Args:
+        curves: by environment, then by label.
+        labels: all labels; a label's place decides its look, in every panel.
+    """
+    columns = 2 if len(curves) in (2, 4) else min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    width = max(4.8, 3.6 * columns)
+    figure = Figure(figsize=(width, 2.7 * rows + 0.7), layout="constrained")
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (environment, panel) in zip(all_axes, curves.items(), strict=False):
+        for label, curve in panel.items():
+            shown = _spread(len(curve.env_steps), COMPARISON_POINTS)
+            steps, returns = curve.env_steps[shown], curve.returns[:, shown]
+            look = line_look(labels, label)
+            band = _plot_iqm(axes, steps, returns, **look)
+            if band is not None:
+                band.set(**band_look(look["color"]))
+        axes.set_xlim(left=0)
+        axes.set_title(environment, fontsize="medium")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        style(axes)
+    for axes in all_axes[len(curves) :]:
+        axes.set_axis_off()
+    lines = {line.get_label(): line for axes in all_axes for line in axes.lines}
+    figure.supxlabel("environment steps", fontsize="medium")
+    figure.supylabel("return of training episodes", fontsize="medium")
+    legend_above(figure, [lines[label] for label in labels if label in lines])
+    return figure
+
+
+def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
+    """Returns how the line of a label looks, which its place among all labels decides."""
+    place = labels.index(label)
+    color, style = COLORS[place % len(COLORS)], LINE_STYLES[place % len(LINE_STYLES)]
+    return {"color": color, "linestyle": style, "linewidth": 1.6, "label": label}
+
+
+def band_look(color: str) -> dict[str, Any]:
+    """Returns how the interval around a line looks: many overlap, so it is pale, with an edge."""
+    edge = {"edgecolor": (color, 0.4), "linewidth": 0.6}
+    return {"alpha": None, "facecolor": (color, 0.1)} | edge
+
+
+def style(axes: Axes, grid: str = "y") -> None:
+    """Gives a panel the look of all: no frame above and at the right, and a pale grid behind."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="0.9")
+    axes.set_axisbelow(True)
+
+
+def file_of(figure: Figure, kind: str, dpi: int) -> bytes:
+    """Returns a figure as the content of a file, small enough to be sent around.
+
+    Args:
+        figure: the figure.
+        kind: pdf, with fonts that can be edited and journals take, svg, or png, of 256 colours.
+        dpi: dots per inch, of a png.
+    """
+    content = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType
+        figure.savefig(content, format=kind, dpi=dpi)
+    if kind == "png":
+        image = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+        content = io.BytesIO()
+        image.save(content, "png", optimize=True)
+    return content.getvalue()
+
+
+def legend_above(figure: Figure, lines: Sequence[Line2D]) -> None:
+    """Adds a legend above the panels of a figure, in as many columns as fit."""
+    longest = max((len(line.get_label()) for line in lines), default=1)
+    fitting = max(1, int(figure.get_figwidth() / (0.6 + 0.09 * longest)))  # inches
+    columns = max(1, min(fitting, len(lines)))
+    figure.legend(handles=lines, loc="outside upper center", ncols=columns, frameon=False)
+
+
+def _plot_iqm(
+    axes: Axes, env_steps: np.ndarray, returns: np.ndarray, **look: Any
+) -> PolyCollection | None:
+    """Draws the interquartile mean over seeds where all are known, and returns its band if any."""
+    known = ~np.isnan(returns).any(axis=0)
+    env_steps, returns = env_steps[known], returns[:, known]
+    axes.plot(env_steps, interquartile_mean(returns), **look)
+    if len(returns) == 1 or not known.any():
+        return None
+    low, high = bootstrap_interval(returns, interquartile_mean)
+    return axes.fill_between(env_steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def _spread(length: int, most: int) -> np.ndarray:
+    """Returns at most `most` indices below `length`, evenly spread, the last among them."""
+    return np.unique(np.linspace(length - 1, 0, min(length, most)).round().astype(int))
+
+
+def _fill_forward(returns: np.ndarray) -> np.ndarray:
+    indices = np.where(np.isnan(returns), 0, np.arange(returns.shape[1]))
+    return np.take_along_axis(returns, np.maximum.accumulate(indices, axis=1), axis=1)

@@ -1,0 +1,151 @@
+"""The picture of a sweep: its scores over the values that were swept."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+
+from trpo_jax.analysis.statistics import bootstrap_interval, interquartile_mean
+from trpo_jax.figures.curves import COLORS, style
+
+RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
+MOST_TICKS = 8  # values of an axis that are labelled one by one
+MOST_NUMBERS = 100  # cells of a heat map that have their number written into them
+
+
+def sweep_figure(settings: Mapping[str, Sequence[Any]], scores: np.ndarray, title: str) -> Figure:
+    """Returns the scores of a sweep over what was swept.
+
+    One field gives the interquartile mean over seeds as a line with its 95 % bootstrap interval,
+    and each seed as a dot. Two fields of which every combination is there give a heat map. Anything
+    else gives a panel for each field, with a dot for each setting.
+
+    Args:
+        settings: values by the name of their field, each `[num_settings]`.
+        scores: `[num_settings, num_seeds]`, NaN where a run broke.
+        title: shown above.
+    """
+    names = list(settings)
+    values = {name: _distinct(settings[name]) for name in names}
+    if len(names) == 2 and len(scores) == np.prod([len(x) for x in values.values()]):
+        figure = _heat_map(settings, values, scores)
+    else:
+        single = len(names) == 1
+        width = 6 if single else 3.2 * min(3, len(names))
+        rows = -(-len(names) // 3)
+        figure = Figure(figsize=(width, 4 if single else 2.6 * rows + 0.5), layout="constrained")
+        all_axes = figure.subplots(rows, min(3, len(names)), squeeze=False, sharey=True).ravel()
+        for axes, name in zip(all_axes, names, strict=False):
+            (_line if single else _scatter)(axes, name, settings[name], scores)
+        for axes in all_axes[len(names) :]:
+            axes.set_axis_off()
+        for axes in all_axes[::3]:
+            axes.set_ylabel("final return" if single else "final return, IQM over seeds")
+        handles, labels = all_axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    """Returns the values, each once: numbers in order, others as they come."""
+    distinct = list(dict.fromkeys(values))
+    return sorted(distinct) if _are_numbers(distinct) else distinct
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _place(axes: Axes, name: str, values: Sequence[Any], labelled: bool) -> np.ndarray:
+    """Sets the horizontal axis up for some values, each to be labelled or not.
+
+    Returns:
+        Where each value is on it.
+    """
+    axes.set_xlabel(name)
+    if not _are_numbers(values):
+        distinct = _distinct(values)
+        axes.set_xticks(range(len(distinct)), [_label(x) for x in distinct])
+        return np.array([distinct.index(x) for x in values])
+    numbers = np.array(values, float)
+    distinct = _distinct(values)
+    logarithmic = numbers.min() > 0 and numbers.max() / numbers.min() >= RATIO_OF_LOG
+    if logarithmic:
+        axes.set_xscale("log")
+    if labelled and len(distinct) <= MOST_TICKS:
+        axes.xaxis.set_major_locator(FixedLocator(distinct))
+    elif logarithmic:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    else:
+        axes.locator_params(axis="x", nbins=4)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.3g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    return numbers
+
+
+def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -> None:
+    x = _place(axes, name, values, labelled=True)
+    order = np.argsort(x)
+    x, scores = x[order], scores[order]
+    label = "each seed" if scores.shape[1] > 1 else "one seed"
+    dots = np.broadcast_to(x[:, None], scores.shape)
+    axes.plot(dots, scores, "o", color="0.6", markersize=3, zorder=1)
+    axes.plot([], [], "o", color="0.6", markersize=3, label=label)
+    if scores.shape[1] > 1:
+        whole = np.isfinite(scores).all(axis=1)
+        x, scores = x[whole], scores[whole]
+        axes.plot(x, interquartile_mean(scores, axis=1), "o-", color=COLORS[0], label="IQM")
+        low, high = bootstrap_interval(scores.T, interquartile_mean)
+        axes.fill_between(
+            x, low, high, color=COLORS[0], alpha=0.2, linewidth=0, label="95 % interval"
+        )
+    style(axes)
+
+
+def _scatter(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -> None:
+    x = _place(axes, name, values, labelled=len(_distinct(values)) < len(values))  # of a grid
+    iqm = interquartile_mean(scores, axis=1)
+    axes.plot(x, iqm, "o", color=COLORS[0], markersize=4, alpha=0.7, label="each setting")
+    if np.isfinite(iqm).any():
+        best = int(np.nanargmax(iqm))
+        ring = {"color": COLORS[1], "markersize": 8, "fillstyle": "none", "linestyle": "none"}
+        axes.plot(x[best], iqm[best], marker="o", **ring, label="the best")
+    style(axes)
+
+
+def _heat_map(
+    settings: Mapping[str, Sequence[Any]], values: Mapping[str, list[Any]], scores: np.ndarray
+) -> Figure:
+    (x_name, columns), (y_name, rows) = values.items()
+    table = np.full((len(rows), len(columns)), np.nan)
+    means = interquartile_mean(scores, axis=1)
+    for x, y, mean in zip(settings[x_name], settings[y_name], means, strict=True):
+        table[rows.index(y), columns.index(x)] = mean
+    figure = Figure(
+        figsize=(2.4 + 0.8 * max(3, len(columns)), 1.6 + 0.5 * max(3, len(rows))),
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    image = axes.imshow(table, origin="lower", aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(columns)), [_label(x) for x in columns])
+    axes.set_yticks(range(len(rows)), [_label(y) for y in rows])
+    axes.set_xlabel(x_name)
+    axes.set_ylabel(y_name)
+    if table.size <= MOST_NUMBERS:
+        middle = np.nanmean([np.nanmin(table), np.nanmax(table)])
+        for (i, j), value in np.ndenumerate(table):
+            text = "broke" if np.isnan(value) else f"{value:.4g}"
+            color = "black" if np.isnan(value) or value > middle else "white"
+            axes.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
+    figure.colorbar(image, label="final return, IQM over seeds")
+    return figure

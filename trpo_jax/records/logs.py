@@ -1,0 +1,229 @@
+"""Where the numbers of a run go: CSV files, TensorBoard, Weights & Biases.
+
+A row is a dictionary: `seed`, `update`, `env_steps` and `seconds` say where it belongs, all else
+are numbers. Each seed is a series of its own everywhere; nothing is averaged.
+"""
+
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trpo_jax.errors import ConfigurationError, StorageFailure
+from trpo_jax.records.files import cell, write_csv
+from trpo_jax.records.runs import read_rows
+from trpo_jax.running.loop import Chunk
+
+Row = Mapping[str, int | float | np.floating]
+
+PLACE_COLUMNS = ("seed", "update", "env_steps", "seconds")
+LEADING_COLUMNS = (*PLACE_COLUMNS, "episodic_return", "episode_length", "num_episodes")
+# The names of CleanRL (https://github.com/vwxyzjn/cleanrl), which openrlbenchmark reads; what has
+# no name there is a diagnostic of the step, and goes with the losses under its own.
+TAGS = {
+    "episodic_return": "charts/episodic_return",
+    "episode_length": "charts/episodic_length",
+    "num_episodes": "charts/num_episodes",
+    "critic_loss": "losses/value_loss",
+    "kl": "losses/approx_kl",
+    "evaluation_return": "eval/episodic_return",
+    "evaluation_seconds": "eval/seconds",
+}
+SERVICES = ("tensorboard", "wandb")
+
+
+class Log(NamedTuple):
+    """Something that takes rows.
+
+    Attributes:
+        write: `rows -> None`; what it has taken survives the death of the process.
+        close: `() -> None`, to be called in the end.
+    """
+
+    write: Callable[[Sequence[Row]], None]
+    close: Callable[[], None]
+
+
+def chunk_rows(
+    chunk: Chunk, seeds: Sequence[int], steps_per_update: int, seconds_before: float
+) -> list[Row]:
+    """Returns the rows of a chunk: one for each update and seed, in this order.
+
+    `seconds` is the training time at the update, spread evenly over its chunk.
+    """
+    num_updates = chunk.last_update - chunk.first_update + 1
+    seconds = np.linspace(seconds_before, chunk.seconds, num_updates + 1)[1:]
+    return [
+        {
+            "seed": seed,
+            "update": chunk.first_update + j,
+            "env_steps": (chunk.first_update + j) * steps_per_update,
+            "seconds": seconds[j],
+            **{name: values[i, j] for name, values in chunk.metrics.items()},
+        }
+        for j in range(num_updates)
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def csv_log(path: Path, num_done: int | None = None) -> Log:
+    """Returns the log that is a CSV file; a cell is empty where a number is NaN.
+
+    Args:
+        path: the file.
+        num_done: None for a new file; else the file goes on after this update, and rows of later
+            ones, which are to come again, are taken out first.
+
+    Raises:
+        FileExistsError: if a new file is asked for, and there is one. Writing to it raises a
+            StorageFailure where it cannot grow, on a full disk for instance.
+    """
+    columns: list[str] = []
+    if num_done is not None and path.is_file():
+        columns = keep_updates(path, num_done)
+    file = path.open("a" if columns else "x", newline="")
+    writer = csv.writer(file)
+
+    def write(rows: Sequence[Row]) -> None:
+        if not columns:
+            own = sorted({name for row in rows for name in row} - {*LEADING_COLUMNS})
+            columns.extend([*(x for x in LEADING_COLUMNS if x in rows[0]), *own])
+            writer.writerow(columns)
+        try:
+            writer.writerows([cell(row[name]) for name in columns] for row in rows)
+            file.flush()
+        except OSError as error:
+            raise StorageFailure(f"{path} cannot be written: {error.strerror}") from error
+
+    def close() -> None:
+        with suppress(OSError):  # of rows that could not be written, which has been reported
+            file.close()
+
+    return Log(write, close)
+
+
+def keep_updates(path: Path, num_done: int) -> list[str]:
+    """Takes the rows after an update out of a CSV file, and returns its columns.
+
+    A file without a row that stays is removed, and has no columns.
+    """
+    columns, rows = read_rows(path)
+    kept = [row for row in rows if int(row[columns.index("update")]) <= num_done]
+    if not kept:
+        path.unlink()
+        return []
+    write_csv(path, columns, kept)
+    return columns
+
+
+def tagged(row: Row) -> dict[str, float]:
+    """Returns the numbers of a row that are there, by CleanRL's names for them."""
+    numbers = {TAGS.get(x, f"losses/{x}"): float(v) for x, v in row.items() if not np.isnan(v)}
+    for name in PLACE_COLUMNS:
+        numbers.pop(f"losses/{name}", None)
+    if row["seconds"] > 0:
+        numbers["charts/SPS"] = row["env_steps"] / float(row["seconds"])
+    return numbers
+
+
+def require_service(name: str) -> None:
+    """Raises a ConfigurationError if a service of `SERVICES` cannot be used as things are."""
+    try:
+        if name == "tensorboard":
+            import tensorboardX  # noqa: F401
+        else:
+            import wandb
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"--log {name} needs the package {error.name}. Install it: uv sync --extra {name}"
+        ) from error
+    if name == "wandb":
+        _hush_wandb()
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
+            raise ConfigurationError(
+                "--log wandb found no key of Weights & Biases. Run `wandb login` once, or set "
+                "WANDB_MODE=offline: the run is then written to its folder, and `wandb sync` "
+                "sends it when there is a key."
+            )
+
+
+def tensorboard_log(folder: Path, seeds: Sequence[int], steps_done: int | None = None) -> Log:
+    """Returns the log for TensorBoard: one run `seed_<n>` for each seed, by environment steps.
+
+    Args:
+        folder: where they go.
+        seeds: the seeds.
+        steps_done: environment steps after which a resumed run goes on, None for a new one;
+            TensorBoard then forgets what it was shown of later ones.
+    """
+    from tensorboardX import SummaryWriter
+
+    purge = None if steps_done is None else steps_done + 1
+    names = {seed: str(folder / f"seed_{seed}") for seed in seeds}
+    writers = {seed: SummaryWriter(name, purge_step=purge) for seed, name in names.items()}
+
+    def write(rows: Sequence[Row]) -> None:
+        for row in rows:
+            for tag, value in tagged(row).items():
+                writers[row["seed"]].add_scalar(tag, value, row["env_steps"])
+        for writer in writers.values():
+            writer.flush()
+
+    def close() -> None:
+        for writer in writers.values():
+            writer.close()
+
+    return Log(write, close)
+
+
+def wandb_log(folder: Path, seeds: Sequence[int], description: Mapping[str, Any]) -> Log:
+    """Returns the log for Weights & Biases: one run for each seed, all in one group.
+
+    Project, entity and mode are W&B's own settings (`WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE`).
+    The run's config has `env_id`, `exp_name` and `seed`, which openrlbenchmark asks for.
+
+    Args:
+        folder: the run's folder, under which W&B keeps its files.
+        seeds: the seeds.
+        description: what `config.json` says.
+    """
+    import wandb
+
+    _hush_wandb()
+    task = {"env_id": description["env"], "exp_name": description["algorithm"]}
+    config = {**description["config"], "total_timesteps": description["total_steps"], **task}
+    group = f"{description['env']}__{description['algorithm']}__{description['started']}"
+    identity = "".join(x if x.isalnum() else "-" for x in group)
+    options = {"project": os.environ.get("WANDB_PROJECT", "trpo_jax"), "group": group}
+    options |= {"dir": str(folder), "reinit": "create_new", "resume": "allow"}
+    runs = {
+        seed: wandb.init(
+            **options,
+            id=f"{identity}-{seed}",
+            name=f"{description['env']}__{description['algorithm']}__{seed}",
+            config={**config, "seed": seed},
+        )
+        for seed in seeds
+    }
+    for run in runs.values():
+        run.define_metric("*", step_metric="global_step")
+
+    def write(rows: Sequence[Row]) -> None:
+        for row in rows:
+            runs[row["seed"]].log({"global_step": row["env_steps"], **tagged(row)})
+
+    def close() -> None:
+        for run in runs.values():
+            run.finish()
+
+    return Log(write, close)
+
+
+def _hush_wandb() -> None:
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))

@@ -1,0 +1,1 @@
+"""Running algorithms: compiled programs, the loop around them, evaluation and sweeps."""

@@ -1,0 +1,192 @@
+"""What the driver runs: several updates of all seeds, compiled as one program."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Int, Key, UInt32
+
+from trpo_jax.algorithms.base import Algorithm, Metrics, State
+from trpo_jax.devices import Placement
+from trpo_jax.envs.episodes import Transition
+from trpo_jax.processes import to_devices
+
+RUNS_ONCE = {"xla_backend_optimization_level": 0}  # compiles three times as fast
+RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles a fourth faster, and runs as fast
+NAN_MEANS_NONE = ("episodic_return", "episode_length")  # NaN where no episode ended
+
+
+class Health(NamedTuple):
+    """Whether an update gave usable numbers; leading axes as the metrics have.
+
+    Attributes:
+        finite: whether all numbers of the update are finite, and those before it in the chunk.
+        broken_step: the first step of the rollout in which the environment's own were not, or -1.
+    """
+
+    finite: Bool[Array, "*B"]
+    broken_step: Int[Array, "*B"]
+
+
+class Program(NamedTuple):
+    """A training run, compiled and initialised.
+
+    Attributes:
+        env_name: name of the environment.
+        state: states of all seeds; its field `actor` has the leading axis `[num_seeds]`.
+        advance: `state -> (state, (metrics, health))`, each `[num_seeds, updates_per_chunk]`; uses
+            its argument up. A seed's actor stops at its last finite one.
+        seeds: the seeds.
+        updates_per_chunk: updates in one call of `advance`.
+        compile_seconds: time spent compiling.
+        close: to be called in the end; it ends what runs beside the program.
+    """
+
+    env_name: str
+    state: State
+    advance: Callable[[State], tuple[State, tuple[Metrics, Health]]]
+    seeds: tuple[int, ...]
+    updates_per_chunk: int
+    compile_seconds: float
+    close: Callable[[], None] = lambda: None
+
+
+class CompiledRuns(NamedTuple):
+    """Runs side by side on the device, R of them, as compiled programs.
+
+    Attributes:
+        init: `(seeds [R], values [R]) -> state [R]`.
+        advance: `(state [R], values [R]) -> (state, (metrics, health))`; uses its state up.
+        executable: `advance` as XLA has it.
+        seconds: time spent compiling.
+    """
+
+    init: Callable[[UInt32[np.ndarray, " R"], Any], State]
+    advance: Callable[[State, Any], tuple[State, tuple[Metrics, Health]]]
+    executable: jax.stages.Compiled
+    seconds: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that `advance` needs on each device, state and outputs included."""
+        memory = self.executable.memory_analysis()
+        inputs = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        return inputs + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def device_program(
+    algorithm: Algorithm,
+    seeds: Sequence[int],
+    updates_per_chunk: int,
+    placement: Placement | None = None,
+) -> Program:
+    """Returns the program for an environment that runs on the device; see `compile_program`."""
+    runs = compile_runs(lambda _: algorithm, len(seeds), (), updates_per_chunk, placement)
+    return Program(
+        algorithm.env.name,
+        runs.init(as_seeds(seeds), ()),
+        lambda state: runs.advance(state, ()),
+        tuple(seeds),
+        updates_per_chunk,
+        runs.seconds,
+    )
+
+
+def as_seeds(seeds: Sequence[int]) -> UInt32[np.ndarray, " R"]:
+    """Returns seeds as `CompiledRuns.init` takes them."""
+    return np.asarray(seeds, np.uint32)
+
+
+def seed_keys(seeds: Sequence[int]) -> Key[Array, " R"]:
+    """Returns the keys that runs of these seeds start from."""
+    return jax.vmap(jax.random.key)(as_seeds(seeds))
+
+
+def compile_runs(
+    make: Callable[[Any], Algorithm],
+    num_runs: int,
+    values: Any,
+    updates_per_chunk: int,
+    placement: Placement | None = None,
+) -> CompiledRuns:
+    """Compiles `updates_per_chunk` updates of R runs that differ in their seeds and in some values.
+
+    Args:
+        make: `values of one run -> algorithm`, traced.
+        num_runs: R.
+        values: any pytree, leading axis `[R]`, or its shapes.
+        updates_per_chunk: updates in one call.
+        placement: which devices it is on; the default one if None.
+    """
+
+    def init(seed, values):
+        return make(values).init(jax.random.key(seed))
+
+    def advance(state, values):
+        algorithm = make(values)
+
+        def update(carry, _):
+            state, finite = carry
+            collected, trajectory = algorithm.collect(state)
+            learnt, metrics = algorithm.learn(collected, trajectory)
+            health = check(learnt, metrics, trajectory)
+            health = health._replace(finite=finite & health.finite)
+            actor = jax.tree.map(
+                lambda new, old: jnp.where(health.finite, new, old), learnt.actor, state.actor
+            )
+            return (learnt._replace(actor=actor), health.finite), (metrics, health)
+
+        start = state, jnp.ones((), bool)
+        (state, _), outputs = jax.lax.scan(update, start, length=updates_per_chunk)
+        return state, outputs
+
+    started = time.perf_counter()
+    batched, of_init, of_advance, place = jax.vmap, {}, {}, lambda values: values
+    if placement is not None:
+        batched, state, rest = placement.batched, placement.state, placement.rest
+        of_init = {"in_shardings": rest, "out_shardings": state}
+        of_advance = {"in_shardings": (state, rest), "out_shardings": (state, rest)}
+        place = partial(to_devices, sharding=rest)
+    seeds = jax.ShapeDtypeStruct((num_runs,), jnp.uint32)
+    lowered_init = jax.jit(batched(init), compiler_options=RUNS_ONCE, **of_init).lower(
+        seeds, values
+    )
+    with ThreadPoolExecutor(1) as beside:
+        compiling = beside.submit(lowered_init.compile)
+        jit_advance = jax.jit(batched(advance), donate_argnums=0, **of_advance)
+        lowered = jit_advance.lower(lowered_init.out_info, values)
+        executable = lowered.compile(cpu_options())
+        compiled_init = compiling.result()
+    return CompiledRuns(
+        lambda seeds, values: compiled_init(*place((seeds, values))),
+        lambda state, values: executable(state, place(values)),
+        executable,
+        time.perf_counter() - started,
+    )
+
+
+def cpu_options() -> dict[str, int] | None:
+    """Returns compiler options of what runs often, where it runs on a CPU."""
+    return RUNS_OFTEN if jax.default_backend() == "cpu" else None
+
+
+def check(learnt: State, metrics: Metrics, trajectory: Transition) -> Health:
+    """Returns the health of an update."""
+    checked = [x for name, x in metrics.items() if name not in NAN_MEANS_NONE]
+    numbers, _ = ravel_pytree((checked, learnt.actor))
+    broken_step = _broken_step(trajectory)  # a terminated episode's end is not learnt from
+    return Health((broken_step < 0) & jnp.isfinite(numbers).all(), broken_step)
+
+
+def _broken_step(trajectory: Transition) -> Int[Array, ""]:
+    num_steps = trajectory.reward.shape[0]
+    numbers = (trajectory.observation, trajectory.next_observation, trajectory.reward)
+    finite = [jnp.isfinite(x.reshape(num_steps, -1)).all(axis=1) for x in numbers]
+    broken = ~jnp.stack(finite).all(axis=0)
+    return jnp.where(broken.any(), jnp.argmax(broken), -1)

@@ -1,0 +1,181 @@
+"""Many runs that differ in their seeds and in real-valued hyperparameters, block after block.
+
+A block is one compiled program that holds as many runs as memory has room for; all blocks of a
+group are calls of the same program. Blocks follow each other on the host rather than inside the
+program (`jax.lax.map`), so that only one holds memory, and each is on disk before the next begins.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+
+from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.devices import Placement
+from trpo_jax.processes import decided_by_first
+from trpo_jax.running.loop import Chunk, advance_chunks
+from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
+
+MEMORY_SHARE = 0.5  # of what is free, that a block may take
+CPU_BLOCK = 16  # runs side by side on a CPU: more are slower, since caches no longer hold them
+CGROUP_FILES = ("memory.max", "memory.current")
+
+Values = Mapping[str, np.ndarray]
+
+
+class Scores(NamedTuple):
+    """What came of runs, each `[R]`.
+
+    Attributes:
+        training_return: mean return of the episodes that ended in the second half of the run.
+        kl: mean of the mean KL divergence of an update.
+        rejected: share of updates whose step was rejected; NaN for algorithms that reject none.
+        broken_update: the first update whose numbers were not finite; 0 if there was none.
+    """
+
+    training_return: np.ndarray
+    kl: np.ndarray
+    rejected: np.ndarray
+    broken_update: np.ndarray
+
+
+class SweepProgram(NamedTuple):
+    """Blocks of runs as one compiled program.
+
+    Attributes:
+        runs: the program.
+        block_size: runs in a block.
+        updates_per_chunk: updates in one call.
+    """
+
+    runs: CompiledRuns
+    block_size: int
+    updates_per_chunk: int
+
+
+def compile_sweep(
+    make: Callable[[Values], Algorithm],
+    fields: Sequence[str],
+    num_runs: int,
+    updates_per_chunk: int,
+    most: int | None = None,
+    placement: Placement | None = None,
+) -> SweepProgram:
+    """Compiles the program of a sweep for blocks that fit into memory.
+
+    XLA says beforehand what a block needs, which grows linearly with its runs: where it is more
+    than `MEMORY_SHARE` of what is free, the program is compiled again for a smaller one.
+
+    Args:
+        make: `values of one run -> algorithm`, traced.
+        fields: names of these values.
+        num_runs: runs in all.
+        updates_per_chunk: updates in one call.
+        most: runs in a block at the most; `CPU_BLOCK` for each CPU device and no limit elsewhere if
+            None.
+        placement: which devices it is on, by whole runs; the default one if None.
+    """
+    devices = jax.devices()[:1] if placement is None else placement.devices
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    on_cpu = devices[0].platform == "cpu"
+    if most is None:
+        most = CPU_BLOCK * len(devices) if on_cpu else num_runs
+    size = even_share(num_runs, most, len(devices))
+    runs = _compile(make, fields, size, updates_per_chunk, placement)
+    needed = runs.num_bytes * (len(here) if on_cpu else 1)  # devices of a CPU share its memory
+    room = decided_by_first(lambda: int(free_bytes(here[0]) * MEMORY_SHARE))
+    if needed > room:
+        size = even_share(num_runs, max(1, size * room // needed), len(devices))
+        runs = _compile(make, fields, size, updates_per_chunk, placement)
+    return SweepProgram(runs, size, updates_per_chunk)
+
+
+def _compile(make, fields, size, updates_per_chunk, placement) -> CompiledRuns:
+    shapes = {name: jax.ShapeDtypeStruct((size,), jnp.float32) for name in fields}
+    return compile_runs(make, size, shapes, updates_per_chunk, placement)
+
+
+def even_share(num_runs: int, most: int, num_devices: int) -> int:
+    """Returns the size of blocks that are as alike as can be, a multiple of the devices."""
+    num_blocks = -(-num_runs // max(most, num_devices))
+    size = -(-num_runs // num_blocks)
+    return -(-size // num_devices) * num_devices
+
+
+def free_bytes(device: jax.Device) -> int:
+    """Returns the memory that is free for arrays on a device, in bytes."""
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return min(psutil.virtual_memory().available, *_container_limit(Path("/sys/fs/cgroup")))
+
+
+def _container_limit(folder: Path) -> Iterator[int]:
+    """Yields what a container leaves of its memory, if this is one that has a limit."""
+    try:
+        limit, used = ((folder / name).read_text() for name in CGROUP_FILES)
+        yield int(limit) - int(used)
+    except (OSError, ValueError):
+        yield np.iinfo(np.int64).max
+
+
+def run_block(
+    program: SweepProgram, seeds: Sequence[int], values: Values, num_updates: int
+) -> Iterator[Chunk]:
+    """Runs at most `block_size` runs to their end, yielding after each chunk.
+
+    A block that is not full is filled up with copies of its last run, which are in the chunks.
+
+    Args:
+        program: from `compile_sweep`.
+        seeds: of each run, `[R]`.
+        values: of each run, `[R]`.
+        num_updates: updates in a run.
+    """
+    missing = program.block_size - len(seeds)
+    fill = lambda x: np.concatenate([x, np.repeat(x[-1:], missing)])
+    filled_seeds = fill(np.asarray(seeds)).tolist()
+    columns = {name: fill(x).astype(np.float32) for name, x in values.items()}
+    block = Program(
+        "",  # names failures of one run, which do not stop a sweep
+        program.runs.init(as_seeds(filled_seeds), columns),
+        lambda state: program.runs.advance(state, columns),
+        tuple(filled_seeds),
+        program.updates_per_chunk,
+        program.runs.seconds,
+    )
+    return advance_chunks(block, num_updates)
+
+
+def score_block(chunks: Iterator[Chunk], num_updates: int) -> tuple[Scores, Actor]:
+    """Returns what came of the runs in a block, and their last actors.
+
+    Args:
+        chunks: of the block.
+        num_updates: updates in a run.
+    """
+    totals: dict[str, Any] = {}
+
+    def add(name, x):
+        totals[name] = totals.get(name, 0) + x.sum(axis=1, dtype=np.float64)
+
+    broken: np.ndarray | int = 0
+    for chunk in chunks:
+        updates = np.arange(chunk.first_update, chunk.last_update + 1)
+        metrics = chunk.metrics
+        late = np.where(updates > num_updates // 2, metrics["num_episodes"], 0)
+        add("episodes", late)
+        add("return", np.where(late > 0, metrics["episodic_return"], 0) * late)
+        add("kl", metrics["kl"])
+        add("rejected", metrics.get("step_rejected", np.full_like(metrics["kl"], np.nan)))
+        finite = chunk.health.finite
+        now = np.where(finite.all(axis=1), 0, chunk.first_update + finite.argmin(axis=1))
+        broken = np.where(broken > 0, broken, now)
+    with np.errstate(invalid="ignore"):
+        returns = totals["return"] / totals["episodes"]  # NaN where no episode ended
+    scores = Scores(returns, totals["kl"] / num_updates, totals["rejected"] / num_updates, broken)
+    return scores, chunk.actor

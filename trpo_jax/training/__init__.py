@@ -1,1 +1,0 @@
-"""What a run needs around the maths: loop, evaluation, files and figures."""
