@@ -13,14 +13,13 @@ import pytest
 from trpo_jax import algorithms, envs
 from trpo_jax.cli import command_line
 from trpo_jax.cli.command_line import (
-    DEFAULTS_FILE,
     Parser,
     add_config_flags,
     config_from,
-    defaults_for,
     step_count,
 )
 from trpo_jax.envs.base import Box
+from trpo_jax.running.defaults import DEFAULTS_FILE, defaults_for
 
 RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
 OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "gym/highway-fast-v0", "gym/parking-v0"]
@@ -115,7 +114,7 @@ def test_other_step_counts_are_refused(text):
 
 @pytest.mark.parametrize("named", [None, "elsewhere"])
 def test_compiled_programs_are_kept_in_the_users_cache_or_where_jax_was_told(named, tmp_path):
-    code = "import command_line, jax; command_line.cache_compilations()"
+    code = "import jax; from trpo_jax.cli import command_line; command_line.cache_compilations()"
     code += "; print(jax.config.jax_compilation_cache_dir)"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -123,7 +122,7 @@ def test_compiled_programs_are_kept_in_the_users_cache_or_where_jax_was_told(nam
         environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / named)
     output = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(command_line.__file__).parent,
+        cwd=Path(command_line.__file__).parents[2],
         env=environment,
         capture_output=True,
         text=True,

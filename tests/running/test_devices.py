@@ -25,7 +25,9 @@ def run_sharded(folder, names):
     """Runs sharded.py on four devices, and returns its folder."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     variables = {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    variables["PYTHONPATH"] = str(HERE.parents[1])
+    root = HERE.parents[1]
+    benchmarks = root / "experiments" / "benchmarks"
+    variables["PYTHONPATH"] = os.pathsep.join([str(root), str(benchmarks)])
     result = subprocess.run(
         [sys.executable, str(HERE / "sharded.py"), str(folder), *names],
         env=os.environ | variables,
