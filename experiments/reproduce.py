@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from trpo_jax.cli.run_settings import prepare
 
 from trpo_jax.analysis.statistics import summarize
 from trpo_jax.cli.command_line import Parser, user_errors
@@ -26,7 +27,6 @@ from trpo_jax.cli.compare import (
     read_summary,
     refuse_other_settings,
 )
-from trpo_jax.cli.run_settings import prepare
 from trpo_jax.errors import unknown_name
 from trpo_jax.figures.curves import comparison
 from trpo_jax.records.files import write_json

@@ -112,18 +112,6 @@ def to_host(tree: Any) -> Any:
         return jax.device_get(jax.tree.map(whole, tree))
 
 
-def sum_over_processes(sums: np.ndarray) -> np.ndarray:
-    """Returns the sum, modulo 2^64, of the integers `[n]` that each process calls this with.
-
-    Raises:
-        PeerFailure: if another process is gone.
-    """
-    halves = sums.astype(np.uint64).view(np.uint32)  # jax would cut 64 bits down to 32
-    with peer_failures_named():
-        of_all = multihost_utils.process_allgather(halves)
-    return of_all.view(np.uint64).sum(axis=0, dtype=np.uint64)
-
-
 @contextmanager
 def peer_failures_named() -> Iterator[None]:
     """Turns what is raised where another process is gone into a `PeerFailure`."""

@@ -12,9 +12,9 @@ from contextlib import closing
 
 import numpy as np
 from rich.console import Console
+from trpo_jax.cli.run_settings import Run, prepare
 
 from trpo_jax.cli.command_line import Parser, user_errors
-from trpo_jax.cli.run_settings import Run, prepare
 from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete, Pool
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import failures_named

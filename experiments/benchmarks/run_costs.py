@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from trpo_jax.cli.run_settings import Run, prepare, provenance
 
 from trpo_jax.cli import train
 from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
-from trpo_jax.cli.run_settings import Run, prepare, provenance
 from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.loop import advance_chunks
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs

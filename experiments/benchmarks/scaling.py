@@ -26,9 +26,9 @@ from scaling_model import (
     most_devices,
     update,
 )
+from trpo_jax.cli.run_settings import provenance
 
 from trpo_jax.cli.command_line import Parser, require_at_least, user_errors
-from trpo_jax.cli.run_settings import provenance
 from trpo_jax.figures.curves import COLORS, LINE_STYLES, file_of, style
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
 

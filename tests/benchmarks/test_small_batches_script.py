@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import small_batches
 
-from trpo_jax.cli.command_line import config_to_dict
 from trpo_jax.cli.compare import parse_variant
+from trpo_jax.running.description import config_to_dict
 
 TINY = ["--num-seeds", "2", "--checks", "2", "--episodes", "4"]
 

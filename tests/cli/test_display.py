@@ -1,43 +1,10 @@
 import io
 
 import numpy as np
-import pytest
 from rich.console import Console
 
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli.display import print_evaluation, with_progress
-from trpo_jax.running.loop import Chunk
-
-
-def chunks(returns=(20.0, 30.0)):
-    for index, value in enumerate(returns):
-        metrics = {"kl": np.full((2, 5), 0.0123), "episodic_return": np.full((2, 5), value)}
-        yield Chunk(5 * index + 1, metrics, None, None, None, index + 1.0)
-
-
-def shown(terminal, **kwargs):
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
-    assert len(list(with_progress(chunks(**kwargs), console, 10, 100))) == 2
-    return console.file.getvalue()
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_shows_return_kl_speed_and_time_left(terminal):
-    text = shown(terminal)
-    for part in ("10/10", "return 30.0", "KL 0.0123", "1,000 steps/s", "left"):
-        assert part in text
-    assert ("\x1b" in text) == terminal
-
-
-def test_plain_lines_come_as_the_run_does():
-    lines = shown(terminal=False).splitlines()
-    assert lines[0].startswith("update 5/10  return 20.0")
-    assert lines[0].endswith("1 s left")
-    assert len(lines) == 2
-
-
-def test_a_run_without_an_episode_yet_says_so():
-    assert "return none yet" in shown(terminal=False, returns=(np.nan, np.nan))
+from trpo_jax.cli.display import print_evaluation
 
 
 def test_many_seeds_are_summed_up():

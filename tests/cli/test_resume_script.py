@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
     """Three kills; `experiments/kill_test.py --help` for many."""
     fast = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     fast["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
-    command = [sys.executable, "experiments/kill_test.py", "--kills", "3", *FLAGS]
+    command = [sys.executable, "experiments/benchmarks/kill_test.py", "--kills", "3", *FLAGS]
     command += ["--total-steps", "12_800", "--checkpoint-every", "1", "--out", str(tmp_path / "k")]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | fast, timeout=600

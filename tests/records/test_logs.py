@@ -8,7 +8,6 @@ import pytest
 
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.logs import (
-    chunk_rows,
     csv_log,
     require_service,
     tagged,
@@ -16,6 +15,7 @@ from trpo_jax.records.logs import (
     wandb_log,
 )
 from trpo_jax.running.loop import Chunk
+from trpo_jax.running.recorder import chunk_columns, rows_of
 
 NAN = np.nan
 
@@ -29,7 +29,7 @@ def rows(first_update, seconds_before, seconds, returns):
         "num_episodes": np.float32(~np.isnan(returns)),
     }
     chunk = Chunk(first_update, metrics, None, None, None, seconds)
-    return chunk_rows(chunk, (4, 5), 100, seconds_before)
+    return rows_of(chunk_columns(chunk, (4, 5), 100, seconds_before))
 
 
 def read(path):

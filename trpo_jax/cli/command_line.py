@@ -78,22 +78,6 @@ def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
     return module.Config(**values)
 
 
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """Returns a config's fields by name, as JSON can hold them."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
-def flags_of(settings: dict[str, Any]) -> Iterator[str]:
-    """Yields the flags that say as much as some fields of a config."""
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        else:
-            yield f"--{flag}"
-            yield from map(str, value if isinstance(value, tuple) else [value])
-
-
 def require_on_device(env: Environment, what: str) -> None:
     """Raises a ConfigurationError if an environment cannot be part of a compiled program."""
     if env.open is not None:

@@ -15,17 +15,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trpo_jax import envs
+from trpo_jax import algorithms, envs
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.analysis.statistics import bootstrap_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
-from trpo_jax.cli.run_settings import stored_algorithm, stored_description
-from trpo_jax.cli.train import CHECKPOINTS
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.checkpoints import Checkpoints, to_state
 from trpo_jax.records.files import write_json
 from trpo_jax.records.policies import read_policies
+from trpo_jax.records.runs import CHECKPOINTS, POLICY, read_description
 from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
 from trpo_jax.running.program import seed_keys
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
         if args.episodes < 2 or args.number < 1:
             raise ConfigurationError("--episodes must be at least 2, and --number at least 1.")
-        description = stored_description(args.folder)
+        description = read_description(args.folder)
         env = envs.make(args.env or description["env"], description.get("env_processes", False))
         policy, actor, seeds, what = read_actors(args.folder, args.checkpoint, env, description)
         cache_compilations()
@@ -102,7 +101,7 @@ def read_actors(
     Raises:
         ConfigurationError: if there are none, or they cannot act in the environment.
     """
-    path = folder / "policy.msgpack"
+    path = folder / POLICY
     if checkpoint is None:
         if not path.is_file() and (folder / CHECKPOINTS).is_dir():
             raise ConfigurationError(
@@ -111,11 +110,20 @@ def read_actors(
             )
         stored = read_policies(path, env)
         return stored.policy, stored.actor, stored.seeds, "final policies"
-    first, count = description["seed"], description["num_seeds"]
-    seeds = tuple(range(first, first + count))
+    seeds = tuple(description["seeds"])
     algorithm = stored_algorithm(description, env)
     number, actor = read_checkpoint(folder / CHECKPOINTS, checkpoint, algorithm, seeds)
     return algorithm.policy, actor, seeds, f"policies after update {number} ({checkpoint})"
+
+
+def stored_algorithm(description: dict[str, Any], env: Environment) -> Algorithm:
+    """Returns the algorithm of a stored run, on an environment."""
+    module = algorithms.get(description["algorithm"])
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description["config"].items()
+    }
+    return module.make(env, module.Config(**values))
 
 
 def read_checkpoint(

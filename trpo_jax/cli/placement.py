@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import jax
 
-from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.cli.command_line import Parser, require_on_device
 from trpo_jax.devices import (
     Placement,
@@ -170,7 +169,6 @@ def place(
     env: Environment,
     module: ModuleType,
     config: Any,
-    algorithm: Algorithm,
 ) -> Placement | None:
     """Returns the placement of seeds or of their environments, None for one device.
 
@@ -187,7 +185,8 @@ def place(
     # What has to hold a batch has to hold the double one too.
     bounded = [name for name in ("num_envs", "replay_size") if hasattr(config, name)]
     doubled = config.replace(**{name: 2 * getattr(config, name) for name in bounded})
-    return split_environments(devices, algorithm, module.make(env, doubled), config.num_envs)
+    made, wider = module.make(env, config), module.make(env, doubled)
+    return split_environments(devices, made, wider, config.num_envs)
 
 
 def require_even_shares(name: str, number: int, num_devices: int) -> None:
@@ -200,13 +199,3 @@ def require_even_shares(name: str, number: int, num_devices: int) -> None:
             f"multiple of {num_devices}, such as --{name.replace('_', '-')} {fitting}, or a number "
             "of devices that divides it."
         )
-
-
-def describe_placement(placement: Placement | None, split: str = "") -> str:
-    """Returns in a few words what a program runs on, and what of it is split."""
-    kind = jax.devices()[0].device_kind
-    if placement is None:
-        return kind
-    number, processes = len(placement.devices), jax.process_count()
-    text = f"{number} x {kind}" + (f" in {processes} processes" if processes > 1 else "")
-    return f"{text}, by {split}" if split else text

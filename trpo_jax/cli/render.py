@@ -17,9 +17,9 @@ from rich.console import Console
 
 from trpo_jax import envs
 from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
-from trpo_jax.cli.run_settings import stored_description
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.records.policies import load_policy
+from trpo_jax.records.runs import read_description
 from trpo_jax.running.animation import MAX_FPS, play, write_gif
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors():
         args = build_parser().parse_args(argv)
-        env = envs.make(args.env or stored_description(args.folder)["env"])
+        env = envs.make(args.env or read_description(args.folder)["env"])
         act = load_policy(args.folder / "policy.msgpack", args.seed, env)
         if min(args.steps, args.every, args.fps, args.width) <= 0:
             raise ConfigurationError("--steps, --every, --fps and --width must be more than 0.")

@@ -1,15 +1,13 @@
 """Checkpoints of a run: its whole state, found again after the process died at any moment.
 
-A state is stored as its arrays by name, and beside them what they belong to and a digest that tells
-whether they came back as they were. Orbax writes each checkpoint whole or not at all, and loads
-(half a second) where the first one is needed. Of several processes each writes the parts of arrays
-that it holds, and reads all of them, so that a run can go on on other devices.
+A state is stored as its arrays by name, with a description of the run beside them. Orbax writes
+each checkpoint whole or not at all; importing it takes half a second, so it is imported late. Each
+of several processes writes the parts of arrays that it holds, and reads whole arrays, so that a run
+can go on with other devices. A digest of the files, written last, tells whether they changed since.
 """
 
 import hashlib
-import math
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,23 +15,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt64
+from jaxtyping import Array
 
 from trpo_jax.algorithms.base import State
 from trpo_jax.errors import ConfigurationError, StorageFailure
-from trpo_jax.processes import (
-    decided_by_first,
-    is_first,
-    sum_over_processes,
-    to_devices,
-)
-from trpo_jax.running.loop import Chunk
+from trpo_jax.processes import is_first, to_devices
+from trpo_jax.records.files import write_whole
 
-FORMAT = 2
+FORMAT = 3
 METADATA = "_CHECKPOINT_METADATA"  # of Orbax
+DIGEST = "digest"  # a file in the folder of each checkpoint
 NOT_EVALUATED = float("-inf")  # worse than any evaluation
-SHARE_OF_TIME = 0.03  # that checkpoints may take where nobody says how many to write
-FIRST_SECONDS = 0.7  # what the first is expected to take: Orbax loads for it
 DAMAGED = "damaged-"  # leads the name of a checkpoint that was moved out of the way
 
 
@@ -56,13 +48,13 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints in a folder: the latest few, and the one with the best evaluation."""
 
-    def __init__(self, folder: Path, keep: int = 3, alone: bool = True):
+    def __init__(self, folder: Path, keep: int = 3, together: bool = False):
         """Opens the folder, or creates it.
 
         Args:
             folder: the folder.
             keep: how many of the latest ones it is to hold.
-            alone: whether this process reads or writes by itself, waiting for no other one.
+            together: whether all processes of a run use it together, each waiting for the others.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
@@ -73,7 +65,7 @@ class Checkpoints:
             enable_async_checkpointing=False,  # what fails, fails here; and the cost is known
             cleanup_tmp_directories=is_first(),
             create=False,
-            multiprocessing_options=_by_itself() if alone else ocp.options.MultiprocessingOptions(),
+            multiprocessing_options=ocp.options.MultiprocessingOptions() if together else _alone(),
             best_fn=score,  # or metrics are not stored
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
@@ -113,7 +105,6 @@ class Checkpoints:
             "seconds": seconds,
             "description": dict(description),
             "arrays": {name: [x.shape, str(x.dtype)] for name, x in arrays.items()},
-            "digest": digest(arrays),
         }
         items = self._args.Composite(
             state=self._args.StandardSave(arrays), about=self._args.JsonSave(about)
@@ -121,6 +112,9 @@ class Checkpoints:
         metrics = {"evaluation_return": evaluation_return}
         try:
             self._manager.save(num_updates, args=items, metrics=metrics)
+            if is_first():
+                written = self._folder / str(num_updates)
+                write_whole(written / DIGEST, digest(written / "state").encode())
         except Exception as error:  # of the file system, through several libraries
             others = ", or another process of this run ended" if jax.process_count() > 1 else ""
             raise StorageFailure(
@@ -154,9 +148,10 @@ class Checkpoints:
                     "that wrote it."
                 )
             whole = {name: np.empty(*x) for name, x in about["arrays"].items()}
+            written = self._folder / str(num_updates)
+            if (written / DIGEST).read_text() != digest(written / "state"):
+                raise StorageFailure("its files are not as they were written.")
             arrays = self._restore(num_updates, state=self._args.StandardRestore(whole)).state
-            if about["digest"] != digest(arrays):
-                raise StorageFailure("its numbers are not those that were written.")
         except ConfigurationError:
             raise
         except Exception as error:  # of whatever kind damaged files give
@@ -194,72 +189,7 @@ def finish_removals(folder: Path) -> None:
             shutil.rmtree(folder / str(number))
 
 
-class RunCheckpoints:
-    """The checkpoints that a run writes, and what they cost.
-
-    Attributes:
-        latest: updates done at the latest one; 0 without one.
-        cost: seconds spent on them.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        description: Mapping[str, Any],
-        every: int | None,
-        keep: int,
-        latest: int,
-    ):
-        """Opens nothing yet: the first checkpoint does.
-
-        Args:
-            folder: where they go.
-            description: what the run is.
-            every: updates from one to the next, 0 for none; if None as often as costs no more than
-                a share `SHARE_OF_TIME` of the time.
-            keep: how many of the latest to keep.
-            latest: updates done at the one that the run goes on from, or 0.
-        """
-        self.latest, self.cost = latest, 0.0
-        self._description, self._every = description, every
-        self._open = lambda: Checkpoints(folder, keep, alone=False)
-        self._opened: Checkpoints | None = None
-        self._last_seconds: float | None = None
-        self._expected = FIRST_SECONDS
-
-    def offer(self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED) -> None:
-        """Writes a checkpoint after a chunk if one is due, as it is after every evaluation.
-
-        Raises:
-            StorageFailure: if it cannot be written; those before stay.
-        """
-        if self._last_seconds is None:
-            self._last_seconds = chunk.seconds
-        if self._every is None:
-            passed = chunk.seconds - self._last_seconds
-            due = decided_by_first(lambda: passed * SHARE_OF_TIME >= self._expected)
-        else:
-            due = self._every > 0 and chunk.last_update % self._every == 0
-        evaluated = evaluation_return > NOT_EVALUATED and self._every != 0
-        if not (due or evaluated):
-            return
-        started = time.perf_counter()
-        self._opened = self._opened or self._open()
-        self._opened.save(
-            chunk.last_update, chunk.state, chunk.seconds, self._description, evaluation_return
-        )
-        self._expected = time.perf_counter() - started
-        self._last_seconds = chunk.seconds
-        self.latest = chunk.last_update
-        self.cost += self._expected
-
-    def close(self) -> None:
-        """Releases what Orbax holds."""
-        if self._opened is not None:
-            self._opened.close()
-
-
-def _by_itself() -> Any:
+def _alone() -> Any:
     """Returns the options by which Orbax waits for no other process."""
     import orbax.checkpoint as ocp
 
@@ -323,48 +253,14 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
-def digest(arrays: Mapping[str, Array | np.ndarray]) -> str:
-    """Returns the SHA-256 of arrays' names, shapes, types and checksums, in hexadecimal.
-
-    Where processes hold parts of arrays, all of them have to call it together.
-    """
-    sums = np.array([checksum(arrays[name]) for name in sorted(arrays)], np.uint64)
-    if any(isinstance(x, jax.Array) for x in arrays.values()):
-        sums = sum_over_processes(sums)
+def digest(folder: Path) -> str:
+    """Returns the SHA-256 of all files in a folder and their names, in hexadecimal."""
     result = hashlib.sha256()
-    for name, total in zip(sorted(arrays), sums.tolist(), strict=True):
-        result.update(f"{name} {arrays[name].shape} {arrays[name].dtype} {total}".encode())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        result.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            result.update(hashlib.file_digest(file, "sha256").digest())
     return result.hexdigest()
-
-
-def checksum(x: Array | np.ndarray) -> int:
-    """Returns the sum, modulo 2^64, of hashes of an array's elements with their places.
-
-    It is over what this process holds, so that those of all processes add up to that of the whole.
-    """
-    if not isinstance(x, jax.Array):
-        return part_checksum(x.shape, (), x)
-    held = [shard for shard in x.addressable_shards if shard.replica_id == 0]
-    return sum(part_checksum(x.shape, y.index, np.asarray(y.data)) for y in held) % 2**64
-
-
-def part_checksum(shape: tuple[int, ...], index: Any, part: np.ndarray) -> int:
-    """Returns the checksum of `x[index]` within an array x of some shape."""
-    places = np.arange(math.prod(shape), dtype=np.uint64).reshape(shape)[index]
-    hashes = _mixed(_mixed(places.reshape(-1)) ^ _as_integers(part))
-    return int(hashes.sum(dtype=np.uint64))
-
-
-def _as_integers(x: np.ndarray) -> UInt64[np.ndarray, " n"]:
-    return np.ascontiguousarray(x).reshape(-1).view(f"u{x.dtype.itemsize}").astype(np.uint64)
-
-
-def _mixed(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """Returns integers whose bits all depend on all bits (splitmix64; Steele et al. 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _plain(x):

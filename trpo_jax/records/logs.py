@@ -16,7 +16,6 @@ import numpy as np
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.records.files import cell, write_csv
 from trpo_jax.records.runs import read_rows
-from trpo_jax.running.loop import Chunk
 
 Row = Mapping[str, int | float | np.floating]
 
@@ -46,28 +45,6 @@ class Log(NamedTuple):
 
     write: Callable[[Sequence[Row]], None]
     close: Callable[[], None]
-
-
-def chunk_rows(
-    chunk: Chunk, seeds: Sequence[int], steps_per_update: int, seconds_before: float
-) -> list[Row]:
-    """Returns the rows of a chunk: one for each update and seed, in this order.
-
-    `seconds` is the training time at the update, spread evenly over its chunk.
-    """
-    num_updates = chunk.last_update - chunk.first_update + 1
-    seconds = np.linspace(seconds_before, chunk.seconds, num_updates + 1)[1:]
-    return [
-        {
-            "seed": seed,
-            "update": chunk.first_update + j,
-            "env_steps": (chunk.first_update + j) * steps_per_update,
-            "seconds": seconds[j],
-            **{name: values[i, j] for name, values in chunk.metrics.items()},
-        }
-        for j in range(num_updates)
-        for i, seed in enumerate(seeds)
-    ]
 
 
 def csv_log(path: Path, num_done: int | None = None) -> Log:

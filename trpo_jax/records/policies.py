@@ -154,8 +154,26 @@ def load_policy(
     seed = stored.seeds[int(np.argmax(stored.scores))] if seed is None else seed
     if seed not in stored.seeds:
         raise ConfigurationError(f"{path} holds no seed {seed}. It holds {list(stored.seeds)}.")
-    name, observation = stored.environment, stored.observation
     actor = jax.tree.map(lambda x: x[stored.seeds.index(seed)], stored.actor)
+    return make_act(stored.policy, actor, stored.environment, stored.observation, stored.action)
+
+
+def make_act(
+    policy: Callable[[Actor, Num[Array, "..."]], Distribution],
+    actor: Actor,
+    name: str,
+    observation: ArraySpec,
+    action: Discrete | MultiDiscrete | Box,
+) -> Callable[..., Num[Array, "..."]]:
+    """Returns the function `(observation, key=None) -> action` of one seed's policy.
+
+    Args:
+        policy: `(actor, observations [*batch, ...]) -> action distribution`.
+        actor: of the seed.
+        name: of the environment, for messages.
+        observation: what it shows.
+        action: what it takes.
+    """
 
     @jax.jit
     def act(observations: Num[Array, "..."], key: PRNGKeyArray | None = None) -> Array:
@@ -172,9 +190,9 @@ def load_policy(
                 f"An observation of {name} has shape {observation.shape}, with any batch axes "
                 f"before it; got {observations.shape}."
             )
-        distribution = stored.policy(actor, observations.reshape(-1, *observation.shape))
+        distribution = policy(actor, observations.reshape(-1, *observation.shape))
         actions = distribution.mode() if key is None else distribution.sample(key)
-        actions = jax.vmap(lambda a: to_environment_action(stored.action, a))(actions)
+        actions = jax.vmap(lambda a: to_environment_action(action, a))(actions)
         return actions.reshape(*batch_shape, *actions.shape[1:])
 
     return act

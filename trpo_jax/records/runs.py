@@ -11,6 +11,10 @@ import numpy as np
 from trpo_jax.errors import ConfigurationError
 
 DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
+EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
+POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
+# Of a description: what may differ when a run goes on.
+FREE = ("command", "device", "placement", "started")
 
 
 class StoredRun(NamedTuple):
@@ -68,6 +72,36 @@ def read_run(folder: Path) -> StoredRun:
     if not metrics:
         raise ConfigurationError(f"The run in {folder} has not finished an update yet.")
     return StoredRun(folder, description, metrics)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Returns the description of the run in a folder.
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"There is no run in {folder}: its {DESCRIPTION} cannot be read ({error})."
+        ) from error
+    if "seed" in description:  # runs of before listed no seeds
+        first, count = description["seed"], description["num_seeds"]
+        description.setdefault("seeds", list(range(first, first + count)))
+    return description
+
+
+def differing_settings(asked: dict[str, Any], found: dict[str, Any]) -> str:
+    """Returns in words which settings of two descriptions differ; nothing if none does."""
+    asked, found = (_flat_settings(description) for description in (asked, found))
+    names = [name for name in asked | found if asked.get(name) != found.get(name)]
+    return ", ".join(f"{x} = {found.get(x)!r}, not {asked.get(x)!r}" for x in names)
+
+
+def _flat_settings(description: dict[str, Any]) -> dict[str, Any]:
+    chosen = {name: x for name, x in description.items() if name not in FREE}
+    return {**chosen.pop("config", {}), **chosen.pop("versions", {}), **chosen}
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:

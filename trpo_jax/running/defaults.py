@@ -1,9 +1,13 @@
 """Settings for each algorithm and environment, which are data: `defaults.toml` beside this file."""
 
+import dataclasses
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from trpo_jax import algorithms
 
 DEFAULTS_FILE = Path(__file__).with_name("defaults.toml")
 SPACES_FILE = Path(__file__).with_name("search_spaces.toml")
@@ -17,9 +21,63 @@ def defaults_for(algorithm: str, environment: str, file: Path = DEFAULTS_FILE) -
     """
     environment = environment.removeprefix("gymnax/")
     defaults: dict[str, Any] = {}
-    for algorithms, tables in tomllib.loads(file.read_text()).items():
+    for pattern, tables in tomllib.loads(file.read_text()).items():
         for patterns, table in tables.items():
-            matches = any(fnmatchcase(environment, pattern) for pattern in patterns.split("|"))
-            if fnmatchcase(algorithm, algorithms) and matches:
+            matches = any(fnmatchcase(environment, name) for name in patterns.split("|"))
+            if fnmatchcase(algorithm, pattern) and matches:
                 defaults |= table
     return defaults
+
+
+class Defaults(NamedTuple):
+    """Settings of a run that were found by tuning.
+
+    Attributes:
+        config: of the algorithm.
+        total_steps: environment steps of each seed.
+        num_seeds: number of seeds.
+        evaluation_episodes: episodes of each seed that its final policy is judged by.
+        env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+    """
+
+    config: Any
+    total_steps: int
+    num_seeds: int
+    evaluation_episodes: int
+    env_processes: bool
+
+
+def defaults(
+    algorithm: str | ModuleType = "trpo",
+    environment: str = "CartPole-v1",
+    total_steps: int | None = None,
+) -> Defaults:
+    """Returns the tuned settings of an algorithm on an environment.
+
+    They are those of `experiments/train.py` without a flag:
+
+        tuned = trpo_jax.defaults("trpo", "CartPole-v1")
+        run = trpo_jax.train("CartPole-v1", tuned.config.replace(max_kl=0.02))
+
+    Args:
+        algorithm: its name, or its module.
+        environment: its name.
+        total_steps: environment steps of each seed, if others are wanted; the length of a schedule
+            follows them.
+
+    Raises:
+        ConfigurationError: if there is no algorithm of that name.
+    """
+    module = algorithms.get(algorithm) if isinstance(algorithm, str) else algorithm
+    table = defaults_for(module.__name__.rsplit(".", 1)[-1], environment)
+    if total_steps is not None:
+        table["total_steps"] = total_steps
+    values = {}
+    for field in dataclasses.fields(module.Config):
+        if field.name in table:
+            value = table[field.name]
+            if isinstance(value, str) and not isinstance(field.default, str):
+                value = table[value]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    run_settings = (table[name] for name in Defaults._fields[1:])
+    return Defaults(module.Config(**values), *run_settings)

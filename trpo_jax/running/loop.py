@@ -39,7 +39,8 @@ class Chunk(NamedTuple):
     @property
     def last_update(self) -> int:
         """Number of its last update."""
-        return self.first_update + self.metrics["kl"].shape[1] - 1
+        numbers = next(iter(self.metrics.values())) if self.metrics else self.health.finite
+        return self.first_update + numbers.shape[1] - 1
 
 
 class NonFiniteError(FloatingPointError):

@@ -1,0 +1,157 @@
+"""The flags of train.py, and the run that they ask for."""
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from trpo_jax import algorithms, envs
+from trpo_jax.cli.command_line import (
+    Parser,
+    add_config_flags,
+    config_from,
+    first_pass,
+    require_at_least,
+    seed_range,
+    step_count,
+)
+from trpo_jax.cli.placement import (
+    ENVIRONMENTS,
+    SEEDS,
+    add_process_flags,
+    place,
+    without_process_flags,
+)
+from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.processes import decided_by_first
+from trpo_jax.records.logs import SERVICES
+from trpo_jax.records.runs import read_description
+from trpo_jax.running.defaults import defaults_for
+
+RUN_FLAGS = ("total_steps", "evaluation_episodes", "env_processes", "eval_every")
+RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log")
+
+
+def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Returns the flags of a command line, and what they ask `trpo_jax.train` for.
+
+    Raises:
+        ConfigurationError: if a flag cannot work.
+    """
+    resumed = first_pass(words, resume=None).resume
+    if resumed is not None:
+        words = [*stored_flags(Path(resumed)), *words]
+    first = first_pass(words, env="CartPole-v1", algorithm="trpo")
+    module = algorithms.get(first.algorithm)
+    args = build_parser(module, first).parse_args(words)
+    if args.resume is not None and args.out is not None:
+        raise ConfigurationError(
+            f"--out {args.out} and --resume {args.resume} name two folders. A resumed run goes on "
+            "in its own: leave --out away."
+        )
+    require_at_least(args, num_seeds=1)
+    config = config_from(args, module)
+    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = args.resume or args.out or Path("runs", args.env, args.algorithm, time_name)
+    settings = {name: getattr(args, name) for name in RUN_FLAGS}
+    settings |= {
+        "env": args.env,
+        "algorithm": args.algorithm,
+        "config": config,
+        "seeds": seed_range(args.seed, args.num_seeds),
+        "out": Path(decided_by_first(lambda: str(folder))),  # the processes have several clocks
+        "resume": args.resume is not None,
+        "placement": place(args, envs.make(args.env, args.env_processes), module, config),
+    }
+    return args, settings
+
+
+def stored_flags(folder: Path) -> list[str]:
+    """Returns the flags that start the run in a folder again, without its folder and devices.
+
+    Raises:
+        ConfigurationError: if there is no such run, or no flags can start it.
+    """
+    command = read_description(folder)["command"]
+    if command is None:
+        raise ConfigurationError(
+            f"The run in {folder} was started from Python, with something of its own that no flag "
+            "names. It goes on from there: the same call of trpo_jax.train, with resume=True."
+        )
+    parser = Parser(add_help=False, allow_abbrev=False)
+    for flag in ("--out", "--shard"):
+        parser.add_argument(flag)
+    return without_process_flags(parser.parse_known_args(command[1:])[1])
+
+
+def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
+    """Returns the parser whose defaults are those of the chosen algorithm and environment."""
+    defaults = defaults_for(first.algorithm, first.env)
+    parser = Parser(
+        description="Trains an algorithm on an environment, several seeds in one program, and "
+        "writes what happened. Without a flag: TRPO on CartPole-v1.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    known = ", ".join(algorithms.ALGORITHMS)
+    add("--env", default="CartPole-v1", metavar="NAME", help="environment (default: CartPole-v1)")
+    add("--algorithm", default="trpo", metavar="NAME", help=f"one of {known} (default: trpo)")
+    add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")
+    total_steps, num_seeds = defaults["total_steps"], defaults["num_seeds"]
+    help_text = f"number of seeds, trained side by side (default: {num_seeds})"
+    add("--num-seeds", default=num_seeds, type=int, metavar="N", help=help_text)
+    help_text = (
+        f"environment steps of each seed, rounded down to whole updates (default: {total_steps:,})"
+    )
+    add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
+    processes = defaults["env_processes"]
+    help_text = (
+        "run each environment of gym/ in a process of its own: faster where a step takes a "
+        f"millisecond or more (default: {processes})"
+    )
+    action = argparse.BooleanOptionalAction
+    add("--env-processes", default=processes, action=action, help=help_text)
+    episodes = defaults["evaluation_episodes"]
+    help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
+    add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
+    help_text = (
+        "judge the policies by as many episodes during training too, before the first and after "
+        "every N-th update; the best ones are kept as a checkpoint (default: 0, only in the end)"
+    )
+    add("--eval-every", default=0, type=int, metavar="N", help=help_text)
+    help_text = (
+        "save the whole state after every N-th update; 0 never (default: as often as costs no "
+        "more than 3 %% of the time)"
+    )
+    add("--checkpoint-every", type=int, metavar="N", help=help_text)
+    help_text = "checkpoints kept beside the best, the latest ones (default: 3)"
+    add("--keep-checkpoints", default=3, type=int, metavar="N", help=help_text)
+    help_text = (
+        "go on with the run in FOLDER after its latest checkpoint, with its own settings, as if "
+        "it had never stopped"
+    )
+    add("--resume", type=Path, metavar="FOLDER", help=help_text)
+    help_text = f"write to more than metrics.csv: {', '.join(SERVICES)}, with commas between"
+    add("--log", type=services, default=(), metavar="NAMES", help=help_text)
+    help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
+    add("--out", type=Path, metavar="FOLDER", help=help_text)
+    add("--quiet", action="store_true", help="print errors only")
+    add_process_flags(parser, devices="1")
+    help_text = (
+        "what is split over several devices: seeds, each of which is whole on its device, or the "
+        "environments of every seed, for runs that one device is too small for (default: seeds)"
+    )
+    parser.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
+    add_config_flags(parser, module, defaults)
+    return parser
+
+
+def services(text: str) -> tuple[str, ...]:
+    """Returns the names in a list with commas between, each of which has to be known."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in SERVICES:
+            raise argparse.ArgumentTypeError(str(unknown_name("log", name, SERVICES)))
+    return names

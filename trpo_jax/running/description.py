@@ -1,0 +1,71 @@
+"""What the folder of a run or a sweep says of it: settings, versions, device, and a command."""
+
+import dataclasses
+import datetime
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import distributions, version
+from typing import Any
+
+import jax
+
+import trpo_jax
+from trpo_jax import envs
+from trpo_jax.devices import RUNS, Placement
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Returns the fields of a config by name; nothing of what is no dataclass."""
+    if not dataclasses.is_dataclass(config):
+        return {}
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def flags_of(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the flags of the scripts that say the same as some settings."""
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield f"--{flag}"
+            yield from map(str, value if isinstance(value, tuple) else [value])
+
+
+def provenance(env: str) -> dict[str, Any]:
+    """Returns versions, device and time of a run on the environment of a name."""
+    device = jax.devices()[0]
+    suite = env.partition("/")[0] if "/" in env else "gymnax"
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.SUITES.get(suite, ()))
+    return {
+        "versions": {
+            "trpo_jax": trpo_jax.__version__,
+            "python": platform.python_version(),
+            # Not every environment of a suite needs all packages of the suite.
+            **{name: version(name) for name in packages if any(distributions(name=name))},
+        },
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def as_json(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns a dictionary as JSON gives it back; arrays become lists."""
+    plain = lambda x: x.tolist() if hasattr(x, "tolist") else str(x)
+    return json.loads(json.dumps(data, default=plain))
+
+
+def splits_runs(placement: Placement) -> bool:
+    """Says whether a placement splits whole runs, and not the environments of each run."""
+    return placement.rest.mesh.axis_names == (RUNS,)
+
+
+def describe_placement(placement: Placement | None, split: str = "") -> str:
+    """Returns in a few words what a program runs on, and what of it is split."""
+    kind = jax.devices()[0].device_kind
+    if placement is None:
+        return kind
+    number, processes = len(placement.devices), jax.process_count()
+    text = f"{number} x {kind}" + (f" in {processes} processes" if processes > 1 else "")
+    return f"{text}, by {split}" if split else text

@@ -1,0 +1,335 @@
+"""The settings of a run, chosen, checked and described before anything is compiled."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trpo_jax import algorithms, envs
+from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.devices import Placement
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.processes import decided_by_first
+from trpo_jax.records.logs import SERVICES, require_service
+from trpo_jax.records.runs import (
+    DESCRIPTION,
+    METRICS,
+    SUMMARY,
+    differing_settings,
+    read_description,
+    read_metrics,
+)
+from trpo_jax.running.defaults import Defaults, defaults
+from trpo_jax.running.description import (
+    as_json,
+    config_to_dict,
+    describe_placement,
+    flags_of,
+    provenance,
+    splits_runs,
+)
+
+DEFAULT_ENV = "CartPole-v1"
+OWN = "own"  # name of an algorithm that comes without a module
+MOST_SEEDS = 2**32
+
+
+class Task(NamedTuple):
+    """An algorithm's module on an environment, with a config.
+
+    Attributes:
+        env: the environment.
+        env_name: the name that it was chosen by.
+        module: of the algorithm; None of an `Algorithm` that was made already.
+        name: of the algorithm.
+        config: of the algorithm.
+        tuned: settings where nothing else is said.
+        named: whether environment and algorithm are names that the scripts know.
+    """
+
+    env: Environment
+    env_name: str
+    module: ModuleType | None
+    name: str
+    config: Any
+    tuned: Defaults
+    named: bool
+
+
+class Plan(NamedTuple):
+    """A run whose settings were checked.
+
+    Attributes:
+        env: its environment.
+        algorithm: its algorithm.
+        name: of the algorithm.
+        config: of the algorithm.
+        seeds: its seeds.
+        num_updates: updates of each seed.
+        evaluation_episodes: episodes of each seed in an evaluation.
+        eval_every: updates from one evaluation to the next, 0 for one in the end only.
+        checkpoint_every: updates from one checkpoint to the next, 0 for none; None if their cost
+            decides.
+        keep_checkpoints: how many of the latest are kept.
+        folder: where its files go; None for no files.
+        resumed: whether the folder holds the beginning of the run.
+        log: further logs, of `trpo_jax.records.logs.SERVICES`.
+        description: what `config.json` says.
+        placement: which devices it is on; the default one if None.
+    """
+
+    env: Environment
+    algorithm: Algorithm
+    name: str
+    config: Any
+    seeds: tuple[int, ...]
+    num_updates: int
+    evaluation_episodes: int
+    eval_every: int
+    checkpoint_every: int | None
+    keep_checkpoints: int
+    folder: Path | None
+    resumed: bool
+    log: tuple[str, ...]
+    description: dict[str, Any]
+    placement: Placement | None
+
+    @property
+    def title(self) -> str:
+        """The algorithm and the environment, as headings say it."""
+        return f"{self.name.upper()} on {self.env.name}"
+
+
+def choose_task(
+    env: str | Environment,
+    config: Any,
+    algorithm: str | ModuleType | None,
+    total_steps: int | None,
+    env_processes: bool | None = None,
+) -> Task:
+    """Returns the task of a run or a sweep; see `trpo_jax.train` for the arguments.
+
+    Raises:
+        ConfigurationError: if a name is unknown, or config and algorithm do not belong together.
+    """
+    module = _module_of(algorithm, config)
+    short = module.__name__.rsplit(".", 1)[-1]
+    listed = algorithms.ALGORITHMS.get(short) is module
+    name = algorithm if isinstance(algorithm, str) else short if listed else module.__name__
+    env_name = env if isinstance(env, str) else env.name
+    tuned = defaults(module, env_name, total_steps)
+    if config is None:
+        config = tuned.config
+    if not isinstance(config, module.Config):
+        raise ConfigurationError(
+            f"The config is a {type(config).__name__} of {type(config).__module__}, and the algorithm "
+            f"{name} takes a Config of {module.__name__}. Leave algorithm away, or give its config."
+        )
+    named = isinstance(env, str) and (listed or isinstance(algorithm, str))
+    if isinstance(env, str):
+        env = envs.make(env, tuned.env_processes if env_processes is None else env_processes)
+    return Task(env, env_name, module, name, config, tuned, named)
+
+
+def command_of(task: Task, **settings: Any) -> list[str]:
+    """Returns the command line of the training script that trains a task with some settings."""
+    usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
+    changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
+    names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
+    names = {name: x for name, (x, default) in names.items() if x != default}
+    return ["experiments/train.py", *flags_of(names | settings | changed)]
+
+
+def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
+    if isinstance(algorithm, str):
+        return algorithms.get(algorithm)
+    if algorithm is None and config is None:
+        return trpo
+    module = sys.modules[type(config).__module__] if algorithm is None else algorithm
+    missing = [name for name in ("Config", "make") if not hasattr(module, name)]
+    if missing:
+        raise ConfigurationError(
+            f"{getattr(module, '__name__', module)} is no module of an algorithm: it has no "
+            f"{' and no '.join(missing)}. Give algorithm a name, a module with both, or an "
+            "Algorithm."
+        )
+    return module
+
+
+def choose_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns seeds 0 to n - 1 for a number n, and otherwise the seeds themselves.
+
+    Raises:
+        ConfigurationError: if there is none, one is there twice, or one is no seed.
+    """
+    if isinstance(seeds, int | np.integer):
+        require_at_least(seeds=(seeds, 1))
+        seeds = range(seeds)
+    chosen = tuple(int(seed) for seed in seeds)
+    wrong = [seed for seed in chosen if not 0 <= seed < MOST_SEEDS]
+    if wrong:
+        raise ConfigurationError(f"seed = {wrong[0]} must be at least 0 and less than 2^32.")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ConfigurationError(f"seeds = {list(chosen)} must be one or more, each of them once.")
+    return chosen
+
+
+def require_at_least(**numbers: tuple[int | None, int]) -> None:
+    """Raises a ConfigurationError for the first `name=(number, low)` whose number is too small."""
+    for name, (number, low) in numbers.items():
+        if number is not None and number < low:
+            raise ConfigurationError(f"{name} = {number} must be at least {low}.")
+
+
+def plan_run(
+    env: str | Environment = DEFAULT_ENV,
+    config: Any = None,
+    *,
+    algorithm: str | ModuleType | Algorithm | None = None,
+    agent: Any = None,
+    seeds: int | Sequence[int] | None = None,
+    total_steps: int | None = None,
+    evaluation_episodes: int | None = None,
+    env_processes: bool | None = None,
+    eval_every: int = 0,
+    checkpoint_every: int | None = None,
+    keep_checkpoints: int = 3,
+    out: str | Path | None = None,
+    resume: bool = False,
+    log: Sequence[str] = (),
+    placement: Placement | None = None,
+) -> Plan:
+    """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
+
+    Raises:
+        ConfigurationError: if a setting cannot work.
+    """
+    if isinstance(algorithm, Algorithm):
+        own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
+        if config is not None or agent is not None or not own_env:
+            raise ConfigurationError(
+                "An Algorithm has its own environment, config and agent. Leave env, config and "
+                "agent away, or give the module of the algorithm in its place."
+            )
+        env, own_config = algorithm.env, getattr(algorithm, "config", None)
+        tuned = defaults("trpo", env.name, total_steps)
+        task = Task(env, env.name, None, OWN, own_config, tuned, named=False)
+        made = algorithm
+    else:
+        task = choose_task(env, config, algorithm, total_steps, env_processes)
+        own = {} if agent is None else {"agent": agent}
+        made = task.module.make(task.env, task.config, **own)
+        task = task._replace(named=task.named and agent is None)
+    tuned = task.tuned
+    chosen = {
+        "seeds": choose_seeds(tuned.num_seeds if seeds is None else seeds),
+        "total_steps": tuned.total_steps if total_steps is None else total_steps,
+        "evaluation_episodes": (
+            tuned.evaluation_episodes if evaluation_episodes is None else evaluation_episodes
+        ),
+        "eval_every": eval_every,
+        "checkpoint_every": checkpoint_every,
+        "env_processes": tuned.env_processes if env_processes is None else env_processes,
+    }
+    require_at_least(
+        evaluation_episodes=(chosen["evaluation_episodes"], 1),
+        keep_checkpoints=(keep_checkpoints, 1),
+        eval_every=(eval_every, 0),
+        checkpoint_every=(checkpoint_every, 0),
+    )
+    num_updates = chosen["total_steps"] // made.steps_per_update
+    if num_updates < 1:
+        raise ConfigurationError(
+            f"total_steps = {chosen['total_steps']:,} is less than one batch, which takes "
+            f"{made.steps_per_update:,} steps of the environment. Raise total_steps or collect "
+            "less in an update, by num_envs or num_steps for instance."
+        )
+    for service in log:
+        if service not in SERVICES:
+            raise unknown_name("log", service, SERVICES)
+        require_service(service)
+    folder = None if out is None else Path(out)
+    if folder is None and (log or resume or checkpoint_every):
+        raise ConfigurationError(
+            "log, resume and checkpoint_every need a folder: give out as well."
+        )
+    seed_list = list(chosen["seeds"])
+    split = "" if placement is None else "seeds" if splits_runs(placement) else "environments"
+    description = as_json(
+        {
+            "command": _command(task, chosen, keep_checkpoints, log, folder),
+            "env": task.env_name,
+            "algorithm": task.name,
+            "seed": seed_list[0],
+            "num_seeds": len(seed_list),
+            **chosen,
+            "config": config_to_dict(task.config),
+            **provenance(task.env_name),
+            "placement": describe_placement(placement, split),
+        }
+    )
+    resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
+    if resumed:
+        _refuse_to_resume(folder, description)
+    return Plan(
+        task.env,
+        made,
+        task.name,
+        task.config,
+        chosen["seeds"],
+        num_updates,
+        chosen["evaluation_episodes"],
+        eval_every,
+        checkpoint_every,
+        keep_checkpoints,
+        folder,
+        resumed,
+        tuple(log),
+        description,
+        placement,
+    )
+
+
+def _command(
+    task: Task,
+    chosen: dict[str, Any],
+    keep_checkpoints: int,
+    log: Sequence[str],
+    folder: Path | None,
+) -> list[str] | None:
+    """Returns the command line of the script that does the same run, or None if there is none."""
+    first, count = chosen["seeds"][0], len(chosen["seeds"])
+    if not task.named or chosen["seeds"] != tuple(range(first, first + count)):
+        return None
+    given = {"seed": first, "num_seeds": count, **chosen, "keep_checkpoints": keep_checkpoints}
+    given |= {"log": ",".join(log), "out": folder}
+    usual = {"seed": 0, **task.tuned._asdict(), "eval_every": 0, "checkpoint_every": None}
+    usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
+    del given["seeds"]
+    return command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+
+
+def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
+    """Raises a ConfigurationError if a run is finished, or was started with other settings."""
+    if (folder / SUMMARY).is_file():
+        num_updates = read_metrics(folder / METRICS)["update"].shape[1]
+        raise ConfigurationError(
+            f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
+            f"{SUMMARY} says what came of them."
+        )
+    found = read_description(folder)
+    different = differing_settings(description, found)
+    if different:
+        command = found["command"]
+        anew = f"use its own command: {shlex.join(command)}" if command else "choose another folder"
+        raise ConfigurationError(
+            f"The run in {folder} has {different}. It can only go on as it was: leave other "
+            "settings away, and install those versions (python3 -m uv run --with jax==... for "
+            f"instance). To start anew, {anew}"
+        )

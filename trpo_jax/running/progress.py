@@ -1,0 +1,119 @@
+"""What a run looks like in a terminal, in a notebook, and where neither is."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trpo_jax.running.loop import Chunk
+
+PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
+SHOWN = {"episodic_return": "return {:.1f}", "kl": "KL {:.4f}"}  # metrics beside the bar
+
+
+def progress_console(shown: bool) -> Console:
+    """Returns the console that progress goes to; one that prints nothing if it is not shown.
+
+    In a notebook, rich needs ipywidgets for a bar. Without it the notebook gets plain lines.
+    """
+    jupyter = None if find_spec("ipywidgets") else False
+    return Console(quiet=not shown, highlight=False, force_jupyter=jupyter)
+
+
+def has_bar(console: Console) -> bool:
+    """Says whether a console can show a live bar."""
+    return console.is_terminal or console.is_jupyter
+
+
+def progress_bar(console: Console, unit: str) -> Progress:
+    """Returns a live bar that counts in a unit and shows the description of a task behind it.
+
+    It stays away where the console can show none.
+    """
+    columns = (
+        BarColumn(bar_width=24),
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left  {task.description}"),
+    )
+    return Progress(*columns, console=console, disable=console.quiet or not has_bar(console))
+
+
+def with_progress(
+    chunks: Iterable[Chunk],
+    console: Console,
+    num_seeds: int,
+    num_updates: int,
+    steps_per_update: int,
+) -> Iterator[Chunk]:
+    """Yields the chunks of a run, showing each: a live bar, or plain lines where that cannot be.
+
+    Args:
+        chunks: the run.
+        console: where to; a quiet one shows nothing.
+        num_seeds: seeds that run side by side.
+        num_updates: updates in the whole run.
+        steps_per_update: environment steps of one seed in one update.
+    """
+    printed = 0
+    latest: dict[str, str] = {}
+    with progress_bar(console, "updates") as progress:
+        task = progress.add_task("", total=num_updates)
+        for chunk in chunks:
+            update = chunk.last_update
+            for name, form in SHOWN.items():
+                values = chunk.metrics.get(name, np.nan)
+                if not np.isnan(values).all():
+                    latest[name] = form.format(np.nanmean(values))
+                elif name in chunk.metrics:
+                    latest.setdefault(name, f"{form.split()[0]} none yet")
+            speed = update * steps_per_update * num_seeds / chunk.seconds
+            status = "  ".join([*latest.values(), f"{speed:,.0f} steps/s"])
+            progress.update(task, completed=update, description=status)
+            due = update * PLAIN_LINES // num_updates
+            if not has_bar(console) and due > printed:
+                left = chunk.seconds / update * (num_updates - update)
+                console.print(f"update {update:,}/{num_updates:,}  {status}  {left:.0f} s left")
+                printed = due
+            yield chunk
+
+
+@contextmanager
+def sweep_progress(
+    console: Console, num_runs: int, num_updates: int, steps_per_update: int
+) -> Iterator[Callable[[Iterable[Chunk], int], Iterator[Chunk]]]:
+    """Gives the function that shows the chunks of a block of runs as they are passed on.
+
+    It is `(chunks, runs in the block) -> chunks`. A live bar shows each chunk; where there can be
+    none, a line shows each block.
+
+    Args:
+        console: where to; a quiet one shows nothing.
+        num_runs: runs in all blocks.
+        num_updates: updates of a run.
+        steps_per_update: environment steps of one run in one update.
+    """
+    done = 0
+    with progress_bar(console, "runs") as progress:
+        task = progress.add_task("", total=num_runs)
+
+        def show(chunks: Iterable[Chunk], num_block_runs: int) -> Iterator[Chunk]:
+            nonlocal done
+            seconds, status = 0.0, ""
+            for chunk in chunks:
+                share = chunk.last_update / num_updates
+                steps = chunk.last_update * steps_per_update * num_block_runs
+                status = f"{steps / chunk.seconds:,.0f} steps/s"
+                completed = done + share * num_block_runs
+                progress.update(task, completed=completed, description=status)
+                seconds = chunk.seconds
+                yield chunk
+            done += num_block_runs
+            if not has_bar(console):
+                left = seconds / num_block_runs * (num_runs - done)
+                console.print(f"run {done:,}/{num_runs:,}  {status}  {left:.0f} s left")
+
+        yield show

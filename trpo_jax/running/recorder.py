@@ -1,0 +1,281 @@
+"""What is kept of a run while it runs: its numbers, and its files where it has a folder."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trpo_jax.algorithms.base import Actor
+from trpo_jax.processes import decided_by_first, is_first
+from trpo_jax.records.checkpoints import NOT_EVALUATED, Checkpoints, Saved
+from trpo_jax.records.logs import Log, Row, csv_log, tensorboard_log, wandb_log
+from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, METRICS, read_description, read_metrics
+from trpo_jax.running.evaluation import require_finite_returns
+from trpo_jax.running.loop import Chunk
+from trpo_jax.running.plan import Plan
+
+BEFORE_THE_FIRST = -1  # number of the update before all rows, also those of update 0
+SHARE_OF_TIME = 0.03  # that checkpoints may take where nobody says how many to write
+FIRST_SECONDS = 0.7  # expected cost of the first checkpoint, which loads Orbax
+
+Columns = dict[str, np.ndarray]
+
+
+def columns_of(
+    seeds: Sequence[int],
+    first_update: int,
+    steps_per_update: int,
+    seconds: np.ndarray,
+    numbers: Mapping[str, np.ndarray],
+) -> Columns:
+    """Returns columns `[num_seeds, U]`: seed, update, env_steps, seconds, then the numbers.
+
+    Args:
+        seeds: the seeds.
+        first_update: number of the first of the U updates.
+        steps_per_update: environment steps of a seed in an update.
+        seconds: training time at each update, `[U]`.
+        numbers: by name, each `[num_seeds, U]`.
+    """
+    updates = np.arange(first_update, first_update + len(seconds))
+    places = {"update": updates, "env_steps": updates * steps_per_update, "seconds": seconds}
+    shape = len(seeds), len(seconds)
+    return {
+        "seed": np.repeat(np.array(seeds)[:, None], len(seconds), axis=1),
+        **{name: np.broadcast_to(x, shape) for name, x in places.items()},
+        **numbers,
+    }
+
+
+def chunk_columns(
+    chunk: Chunk, seeds: Sequence[int], steps_per_update: int, seconds_before: float
+) -> Columns:
+    """Returns the columns of a chunk; its training time is spread evenly over its updates."""
+    num_updates = chunk.last_update - chunk.first_update + 1
+    seconds = np.linspace(seconds_before, chunk.seconds, num_updates + 1)[1:]
+    return columns_of(seeds, chunk.first_update, steps_per_update, seconds, chunk.metrics)
+
+
+def rows_of(columns: Columns) -> list[Row]:
+    """Returns the rows of columns `[num_seeds, U]`: one for each update and seed, in this order."""
+    rows = np.stack([x.T.ravel().astype(object) for x in columns.values()], axis=1)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+class Table:
+    """Columns that grow by updates, and logs that take each new row."""
+
+    def __init__(self, before: Columns, logs: Sequence[Log]):
+        """Starts with the columns of before, which the logs have."""
+        self._parts = [before] if before else []
+        self._logs = logs
+
+    def add(self, columns: Columns) -> None:
+        """Writes the rows of further columns, and appends the columns once that is done."""
+        rows = rows_of(columns) if self._logs else []
+        for log in self._logs:
+            log.write(rows)
+        self._parts.append(columns)
+
+    def columns(self) -> Columns:
+        """Returns all columns, each `[num_seeds, U]`; none before the first part."""
+        names = self._parts[-1] if self._parts else ()
+        return {name: np.concatenate([x[name] for x in self._parts], axis=1) for name in names}
+
+
+class Recorder:
+    """Takes a run chunk by chunk: keeps its numbers, writes its logs, evaluates, checkpoints.
+
+    Attributes:
+        actor: the latest one of all seeds.
+        num_updates: updates done.
+        seconds: training time of these.
+        metrics: of each update.
+        evaluations: of the policies during training.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        evaluation: Callable[..., np.ndarray],
+        saved: Saved | None,
+        actor: Actor,
+        stack: ExitStack,
+    ):
+        """Opens the files of a run until a stack closes.
+
+        Args:
+            plan: the run.
+            evaluation: from `make_evaluation`.
+            saved: the checkpoint that it goes on from, if any.
+            actor: that it starts with.
+            stack: what closes the files.
+        """
+        self.actor = actor
+        self.num_updates, self.seconds = (saved.num_updates, saved.seconds) if saved else (0, 0.0)
+        self._plan, self._evaluation = plan, evaluation
+        self._evaluation_costs: list[float] = []
+        kept = (self.num_updates if saved else BEFORE_THE_FIRST) if plan.resumed else None
+        services = [_closed_by(stack, log) for log in _open_services(plan, kept)]
+        self.metrics = self._open_table(METRICS, kept, services, stack)
+        names = EVALUATIONS if plan.eval_every else None
+        self.evaluations = self._open_table(names, kept, services, stack)
+        self.checkpoints = None
+        if plan.folder is not None:
+            self.checkpoints = RunCheckpoints(
+                plan.folder / CHECKPOINTS,
+                plan.description,
+                plan.checkpoint_every,
+                plan.keep_checkpoints,
+                self.num_updates,
+            )
+            stack.callback(self.checkpoints.close)
+
+    def _open_table(self, name, kept, services, stack) -> Table:
+        folder = self._plan.folder
+        if folder is None or name is None:
+            return Table({}, [])
+        path = folder / name
+        before = columns_until(path, kept) if kept is not None else {}
+        own = [_closed_by(stack, csv_log(path, kept))] if is_first() else []
+        return Table(before, [*own, *services])
+
+    def start(self) -> None:
+        """Evaluates the policies before the first update, if evaluations are asked for."""
+        if self.num_updates == 0:
+            self._evaluate()
+
+    def take(self, chunk: Chunk) -> None:
+        """Takes a chunk of the run.
+
+        Raises:
+            StorageFailure: if a file cannot be written.
+            EnvironmentFailure: if the environment fails in an evaluation.
+        """
+        per_update = self._plan.algorithm.steps_per_update
+        self.metrics.add(chunk_columns(chunk, self._plan.seeds, per_update, self.seconds))
+        self.actor, self.num_updates, self.seconds = chunk.actor, chunk.last_update, chunk.seconds
+        score = self._evaluate()
+        if self.checkpoints is not None:
+            self.checkpoints.offer(chunk, score)
+
+    def _evaluate(self) -> float:
+        """Returns the mean return over all seeds if they are due, and else `NOT_EVALUATED`."""
+        plan = self._plan
+        if not plan.eval_every or self.num_updates % plan.eval_every:
+            return NOT_EVALUATED
+        started = time.perf_counter()
+        returns = self._evaluation(self.actor, plan.seeds, self.num_updates)
+        cost = time.perf_counter() - started
+        require_finite_returns(plan.env, plan.seeds, returns)
+        self._evaluation_costs.append(cost)
+        scores = returns.mean(axis=1, keepdims=True)
+        numbers = {"evaluation_return": scores, "evaluation_seconds": np.full_like(scores, cost)}
+        per_update, seconds = plan.algorithm.steps_per_update, np.array([self.seconds])
+        self.evaluations.add(columns_of(plan.seeds, self.num_updates, per_update, seconds, numbers))
+        return float(scores.mean())
+
+    def costs(self) -> dict[str, float]:
+        """Returns the seconds of this call that were not training, by name."""
+        return {
+            "first_evaluation_and_its_compilation": sum(self._evaluation_costs[:1]),
+            "later_evaluations": sum(self._evaluation_costs[1:]),
+            "checkpoints": 0.0 if self.checkpoints is None else self.checkpoints.cost,
+        }
+
+
+class RunCheckpoints:
+    """The checkpoints that a run writes, and what they cost.
+
+    Attributes:
+        latest: updates done at the latest one; 0 without one.
+        cost: seconds spent on them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        description: Mapping[str, Any],
+        every: int | None,
+        keep: int,
+        latest: int,
+    ):
+        """Opens nothing yet: the first checkpoint does.
+
+        Args:
+            folder: where they go.
+            description: of the run.
+            every: updates from one to the next, 0 for none; if None as often as costs no more than
+                a share `SHARE_OF_TIME` of the time.
+            keep: how many of the latest to keep.
+            latest: updates done at the one that the run goes on from, or 0.
+        """
+        self.latest, self.cost = latest, 0.0
+        self._description, self._every = description, every
+        self._open = lambda: Checkpoints(folder, keep, together=True)
+        self._opened: Checkpoints | None = None
+        self._last_seconds: float | None = None
+        self._expected = FIRST_SECONDS
+
+    def offer(self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED) -> None:
+        """Writes a checkpoint after a chunk if one is due, as it is after every evaluation.
+
+        Raises:
+            StorageFailure: if it cannot be written; those before stay.
+        """
+        if self._last_seconds is None:
+            self._last_seconds = chunk.seconds
+        if self._every is None:
+            passed = chunk.seconds - self._last_seconds
+            due = decided_by_first(lambda: passed * SHARE_OF_TIME >= self._expected)
+        else:
+            due = self._every > 0 and chunk.last_update % self._every == 0
+        evaluated = evaluation_return > NOT_EVALUATED and self._every != 0
+        if not (due or evaluated):
+            return
+        started = time.perf_counter()
+        self._opened = self._opened or self._open()
+        self._opened.save(
+            chunk.last_update, chunk.state, chunk.seconds, self._description, evaluation_return
+        )
+        self._expected = time.perf_counter() - started
+        self._last_seconds = chunk.seconds
+        self.latest = chunk.last_update
+        self.cost += self._expected
+
+    def close(self) -> None:
+        """Releases what Orbax holds."""
+        if self._opened is not None:
+            self._opened.close()
+
+
+def columns_until(path: Path, num_updates: int) -> Columns:
+    """Returns the columns of a CSV file of a run until an update; none of a file without rows."""
+    columns = read_metrics(path) if path.is_file() else {}
+    if not columns:
+        return {}
+    kept = columns["update"][0] <= num_updates
+    whole = ("seed", "update", "env_steps")
+    return {
+        name: x[:, kept].astype(np.int64 if name in whole else x.dtype)
+        for name, x in columns.items()
+    }
+
+
+def _open_services(plan: Plan, kept: int | None) -> list[Log]:
+    """Returns the logs that a run is to keep beside its CSV files, which go on after an update."""
+    opened = []
+    if is_first() and "tensorboard" in plan.log:
+        steps_done = None if kept is None else kept * plan.algorithm.steps_per_update
+        opened.append(tensorboard_log(plan.folder / "tensorboard", plan.seeds, steps_done))
+    if is_first() and "wandb" in plan.log:
+        opened.append(wandb_log(plan.folder, plan.seeds, read_description(plan.folder)))
+    return opened
+
+
+def _closed_by(stack: ExitStack, log: Log) -> Log:
+    stack.callback(log.close)
+    return log

@@ -1,0 +1,470 @@
+"""A whole training run by one call: progress, metrics, policies, evaluation, picture, files."""
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.analysis.statistics import ScoreSummary, summarize
+from trpo_jax.devices import Placement
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
+from trpo_jax.processes import decided_by_first, is_first, to_host
+from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
+from trpo_jax.records.files import create_run_folder, write_json
+from trpo_jax.records.policies import make_act, save_policy
+from trpo_jax.records.runs import (
+    CHECKPOINTS,
+    DESCRIPTION,
+    METRICS,
+    POLICY,
+    SUMMARY,
+    differing_settings,
+    read_metrics,
+)
+from trpo_jax.running.description import splits_runs
+from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
+from trpo_jax.running.loop import Chunk, choose_chunk, compile_program, go_on, run_chunks
+from trpo_jax.running.plan import DEFAULT_ENV, Plan, plan_run
+from trpo_jax.running.program import Program
+from trpo_jax.running.progress import progress_console, with_progress
+from trpo_jax.running.recorder import Columns, Recorder
+
+INTERRUPT, CALLBACK = "interrupt", "callback"  # what a run may be stopped by in order
+
+
+class Evaluation(NamedTuple):
+    """What the final policies returned over fresh episodes.
+
+    Attributes:
+        returns: of each episode, `[num_seeds, E]`.
+        per_seed: mean return of each seed, `[num_seeds]`.
+        summary: statistics over seeds.
+    """
+
+    returns: np.ndarray
+    per_seed: np.ndarray
+    summary: ScoreSummary
+
+
+class Run(NamedTuple):
+    """A run that came to its end, or as far as it came.
+
+    Attributes:
+        env: the environment.
+        algorithm: the algorithm.
+        config: of the algorithm; None if it was made from none.
+        seeds: the seeds.
+        metrics: columns of `metrics.csv`, each `[num_seeds, U]`: `seed`, `update`, `env_steps` (of
+            one seed) and `seconds` (of training), then every metric of the algorithm, NaN in
+            `episodic_return` and `episode_length` where no episode ended. What a resumed run did
+            before comes from the file, which has seven digits. Empty before the first update.
+        evaluation: of the final policies; None if the run was stopped.
+        evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
+        actor: what acting needs, leading axis `[num_seeds]`, on the host.
+        num_updates: updates done.
+        seconds: training time, without compilation and all else.
+        compile_seconds: time spent compiling.
+        costs: seconds of evaluations during training and of checkpoints, by name.
+        folder: where its files are, if it has files.
+        stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", or the name of an
+            exception; None if it did not.
+        title: algorithm and environment in words.
+    """
+
+    env: Environment
+    algorithm: Algorithm
+    config: Any
+    seeds: tuple[int, ...]
+    metrics: Columns
+    evaluation: Evaluation | None
+    evaluations: Columns
+    actor: Actor
+    num_updates: int
+    seconds: float
+    compile_seconds: float
+    costs: dict[str, float]
+    folder: Path | None
+    stopped_by: str | None
+    title: str
+
+    def policy(self, seed: int | None = None) -> Callable[..., Any]:
+        """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
+
+        Args:
+            seed: whose policy; that with the best evaluation if None, or the first without one.
+
+        Raises:
+            ConfigurationError: if the run has no such seed.
+        """
+        if seed is None:
+            best = 0 if self.evaluation is None else int(np.argmax(self.evaluation.per_seed))
+            seed = self.seeds[best]
+        if seed not in self.seeds:
+            raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
+        actor = jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor)
+        env = self.env
+        return make_act(self.algorithm.policy, actor, env.name, env.observation, env.action)
+
+    def plot(self) -> Any:
+        """Returns a matplotlib figure of the return of training episodes.
+
+        Raises:
+            ConfigurationError: if the metrics have no return.
+        """
+        from trpo_jax.figures.curves import learning_curve
+
+        if "episodic_return" not in self.metrics:
+            found = ", ".join(self.metrics) or "none, for there was no update"
+            raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
+        env_steps = self.metrics["env_steps"][0]
+        return learning_curve(env_steps, self.metrics["episodic_return"], self.title)
+
+    def __repr__(self) -> str:
+        """Returns the run in one line."""
+        parts = [f"Run of {self.title}", f"{len(self.seeds)} seeds", f"{self.num_updates} updates"]
+        parts.append(f"{self.seconds:.1f} s")
+        if self.evaluation is not None:
+            parts.append(f"mean return {self.evaluation.summary.mean:.1f}")
+        parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
+        return f"<{', '.join(parts)}>"
+
+
+def train(
+    env: str | Environment = DEFAULT_ENV,
+    config: Any = None,
+    *,
+    algorithm: str | ModuleType | Algorithm | None = None,
+    agent: Any = None,
+    seeds: int | Sequence[int] | None = None,
+    total_steps: int | None = None,
+    evaluation_episodes: int | None = None,
+    env_processes: bool | None = None,
+    eval_every: int = 0,
+    checkpoint_every: int | None = None,
+    keep_checkpoints: int = 3,
+    out: str | Path | None = None,
+    resume: bool = False,
+    log: Sequence[str] = (),
+    progress: bool = True,
+    callback: Callable[[Chunk], Any] | None = None,
+    placement: Placement | None = None,
+) -> Run:
+    """Trains an algorithm on an environment, all seeds side by side, and returns the run.
+
+        run = trpo_jax.train("CartPole-v1", trpo.Config(max_kl=0.02), seeds=8)
+        run.metrics["episodic_return"]  # [8, U]
+        run.evaluation.summary.iqm
+        action = run.policy(seed=3)(observation)
+        run.plot()
+
+    Settings that are left away are those of `trpo_jax.defaults`, as in `experiments/train.py`: the
+    same settings give the same numbers.
+
+    An algorithm may return any metrics, or none: a flat dictionary of finite scalars for each
+    update. Progress shows `episodic_return` and `kl`, the figure and thresholds need
+    `episodic_return`, and `num_episodes` says of how many episodes it is the mean. Nothing else is
+    asked of them; names that are not there cost only what shows them.
+
+    Args:
+        env: its name, or an environment of one's own.
+        config: of the algorithm.
+        algorithm: its name, its module, or an `Algorithm`, which has env, config and agent already.
+            If None, the module that the class of the config is from; trpo without a config.
+        agent: policy, critic and exploration of one's own, in place of those that the config says.
+        seeds: their number n, for seeds 0 to n - 1, or the seeds themselves.
+        total_steps: environment steps of each seed, rounded down to whole updates.
+        evaluation_episodes: episodes of each seed that its final policy is judged by.
+        env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        eval_every: evaluate during training too, before the first and after every n-th update; the
+            policies with the best mean return are kept as a checkpoint. 0 for never.
+        checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
+            more than 3 % of the time if None. Without `out` there are none.
+        keep_checkpoints: how many of the latest checkpoints are kept beside the best one.
+        out: folder for the files of the run, new or empty; no file is written if None.
+        resume: whether to go on with the unfinished run in `out`, if there is one, as if it had
+            never stopped.
+        log: further logs in `out`: "tensorboard", "wandb".
+        progress: whether to show progress.
+        callback: called with each `Chunk` of updates; the run stops, in order, where it returns
+            something true.
+        placement: which devices the run is on, from `trpo_jax.devices`; the default one if None.
+
+    Returns:
+        The run. Ctrl-C and the callback end it early, with what was done until then.
+
+    Raises:
+        ConfigurationError: if a setting cannot work, before anything is compiled.
+        NonFiniteError: if the numbers of a run stop being finite. This and all below have what was
+            done until then in their attribute `run`, if there was anything.
+        EnvironmentFailure: if the environment fails.
+        StorageFailure: if a file cannot be written.
+        PeerFailure: if another process of the run is gone.
+    """
+    started = time.perf_counter()
+    plan = plan_run(
+        env,
+        config,
+        algorithm=algorithm,
+        agent=agent,
+        seeds=seeds,
+        total_steps=total_steps,
+        evaluation_episodes=evaluation_episodes,
+        env_processes=env_processes,
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        out=out,
+        resume=resume,
+        log=log,
+        placement=placement,
+    )
+    console = progress_console(progress and is_first())
+    saved = open_folder(plan)
+    say_plan(plan, saved, console)
+    try:
+        with console.status("Compiling"):
+            program = compile_plan(plan, saved)
+        console.print(
+            f"Compiled for {plan.description['placement']} in {program.compile_seconds:.1f} s"
+        )
+        with closing(program):
+            return run_program(plan, program, saved, console, callback, started)
+    except EnvironmentFailure as error:
+        if plan.folder is not None and error.__cause__ is not None:  # for its author
+            lines = traceback.format_exception(error.__cause__)
+            (plan.folder / "error.txt").write_text("".join(lines))
+        raise
+
+
+def open_folder(plan: Plan) -> Saved | None:
+    """Creates the folder of a new run, or returns the checkpoint that a resumed one goes on from.
+
+    Raises:
+        ConfigurationError: if the folder cannot be used.
+        StorageFailure: if a process cannot read what the first one has found.
+        PeerFailure: if another process is gone.
+    """
+    if plan.folder is None:
+        return None
+    found = None
+
+    def decide():
+        nonlocal found
+        if plan.resumed:
+            found = find_checkpoint(plan)
+            return found and found.num_updates
+        create_run_folder(plan.folder)
+        write_json(plan.folder / DESCRIPTION, plan.description)
+        return None
+
+    number = decided_by_first(decide)
+    if not (plan.folder / DESCRIPTION).is_file():
+        raise ConfigurationError(
+            f"The first process has created {plan.folder}, and this one does not see it. All of "
+            "them have to: choose a folder on a shared disk with --out."
+        )
+    if number is None or found is not None:
+        return found
+    with closing(Checkpoints(plan.folder / CHECKPOINTS)) as checkpoints:
+        return checkpoints.read(number)
+
+
+def find_checkpoint(plan: Plan) -> Saved | None:
+    """Returns the latest checkpoint that a run can go on from, and says which ones it cannot.
+
+    Raises:
+        ConfigurationError: if it is from a run with other settings.
+    """
+    folder = plan.folder / CHECKPOINTS
+    if not folder.is_dir():
+        return None
+    path = plan.folder / METRICS
+    metrics = read_metrics(path) if path.is_file() else {}
+    num_updates = metrics["update"].shape[1] if metrics else 0
+    with closing(Checkpoints(folder)) as checkpoints:
+        for found in checkpoints.newest_first():
+            if isinstance(found, StorageFailure):
+                print(f"warning: {found} It was renamed; the one before is tried.", file=sys.stderr)
+                continue
+            different = differing_settings(plan.description, found.description)
+            if different:
+                raise ConfigurationError(
+                    f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
+                    f"{different}. Take it out of that folder to go on with an earlier one."
+                )
+            if num_updates >= found.num_updates:
+                return found
+            print(
+                f"warning: {path} lacks rows of updates up to {found.num_updates}, which the "
+                f"latest checkpoint is of; the one before is tried.",
+                file=sys.stderr,
+            )
+    return None
+
+
+def say_plan(plan: Plan, saved: Saved | None, console: Console) -> None:
+    """Prints what is about to run, where it goes on, and what will not be as without a stop."""
+    seeds, total = plan.seeds, plan.num_updates * plan.algorithm.steps_per_update
+    ends = f"{seeds[0]} to {seeds[-1]}" if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{seeds}"
+    of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"each of seeds {ends}"
+    console.print(f"{plan.title}: {total:,} steps in {plan.num_updates:,} updates, {of_seeds}")
+    if not plan.resumed:
+        return
+    if saved is None:
+        console.print("There is no checkpoint to go on from: it starts again")
+        return
+    console.print(f"Goes on after update {saved.num_updates:,}")
+    if plan.env.open is not None:
+        console.print(
+            "Environments on the host cannot be stored: their episodes begin anew, and the numbers "
+            "are not those of a run that never stopped"
+        )
+    before = saved.description["placement"]
+    if before != plan.description["placement"]:
+        console.print(f"It ran on {before} before: numbers may differ in rounding")
+
+
+def compile_plan(plan: Plan, saved: Saved | None) -> Program:
+    """Returns the program of a run, in the state of a checkpoint if there is one."""
+    intervals = [every for every in (plan.eval_every, plan.checkpoint_every) if every]
+    updates_per_chunk = choose_chunk(plan.num_updates, *intervals)
+    num_done = saved.num_updates if saved else 0
+    program = compile_program(
+        plan.algorithm, plan.seeds, updates_per_chunk, num_done, plan.placement
+    )
+    if saved is None:
+        return program
+    try:
+        return go_on(program, to_state(program.state, saved.arrays))
+    except BaseException:
+        program.close()
+        raise
+
+
+def run_program(
+    plan: Plan,
+    program: Program,
+    saved: Saved | None,
+    console: Console,
+    callback: Callable[[Chunk], Any] | None,
+    started: float,
+) -> Run:
+    """Runs a compiled plan to its end, or as far as it goes, and writes its files."""
+    whole_runs = plan.placement is not None and splits_runs(plan.placement)
+    evaluation = make_evaluation(
+        plan.env,
+        plan.algorithm.policy,
+        plan.evaluation_episodes,
+        placement=plan.placement if whole_runs else None,
+    )
+    with ExitStack() as stack:
+        recorder = Recorder(plan, evaluation, saved, to_host(program.state.actor), stack)
+        unfinished = lambda reason: Run(
+            plan.env,
+            plan.algorithm,
+            plan.config,
+            plan.seeds,
+            recorder.metrics.columns(),
+            None,
+            recorder.evaluations.columns(),
+            recorder.actor,
+            recorder.num_updates,
+            recorder.seconds,
+            program.compile_seconds,
+            recorder.costs(),
+            plan.folder,
+            reason,
+            plan.title,
+        )
+        try:
+            stopped = learn(plan, program, recorder, console, callback)
+            stack.close()
+            run = unfinished(CALLBACK if stopped else None)
+            write_policy(plan, run)
+            if stopped:
+                return run
+            with console.status("Evaluating"):
+                returns = evaluation(run.actor, plan.seeds)
+            require_finite_returns(plan.env, plan.seeds, returns)
+        except KeyboardInterrupt:
+            run = unfinished(INTERRUPT)
+            write_policy(plan, run)
+            return run
+        except Exception as error:
+            error.run = unfinished(type(error).__name__)
+            if not isinstance(error, OSError):  # after which nothing more can be written
+                write_policy(plan, error.run)
+            raise
+    scores = returns.mean(axis=1)
+    run = run._replace(evaluation=Evaluation(returns, scores, summarize(scores)))
+    write_summary(plan, run, time.perf_counter() - started)
+    return run
+
+
+def learn(
+    plan: Plan,
+    program: Program,
+    recorder: Recorder,
+    console: Console,
+    callback: Callable[[Chunk], Any] | None = None,
+) -> bool:
+    """Runs a program to its end into a recorder; returns whether the callback stopped it."""
+    recorder.start()
+    chunks = run_chunks(program, plan.num_updates, recorder.num_updates, recorder.seconds)
+    per_update = plan.algorithm.steps_per_update
+    with closing(
+        with_progress(chunks, console, len(plan.seeds), plan.num_updates, per_update)
+    ) as displayed:
+        for chunk in displayed:
+            recorder.take(chunk)
+            if callback is not None and callback(chunk):
+                return True
+    return False
+
+
+def write_policy(plan: Plan, run: Run) -> None:
+    """Writes the policies of a run, and its picture where there is something to draw."""
+    if plan.folder is None or not is_first():
+        return
+    if run.config is not None:
+        scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
+        save_policy(plan.folder / POLICY, run.env, run.config, run.actor, run.seeds, scores)
+    if "episodic_return" in run.metrics:
+        run.plot().savefig(plan.folder / "learning_curve.png", dpi=150)
+
+
+def write_summary(plan: Plan, run: Run, wall_seconds: float) -> None:
+    """Writes the policies with their scores and `summary.json` of a run that is finished."""
+    write_policy(plan, run)
+    if plan.folder is None or not is_first():
+        return
+    total_steps = plan.num_updates * plan.algorithm.steps_per_update
+    write_json(
+        plan.folder / SUMMARY,
+        {
+            "env": plan.env.name,
+            "algorithm": plan.name,
+            "num_seeds": len(run.seeds),
+            "total_steps": total_steps,
+            "env_steps_per_second": total_steps * len(run.seeds) / run.seconds,
+            "compile_seconds": run.compile_seconds,
+            "training_seconds": run.seconds,
+            **{f"{name}_seconds": seconds for name, seconds in run.costs.items()},
+            "wall_seconds": wall_seconds,
+            "evaluation": {
+                "episodes_per_seed": plan.evaluation_episodes,
+                "per_seed": run.evaluation.per_seed.tolist(),
+                **run.evaluation.summary._asdict(),
+            },
+        },
+    )
