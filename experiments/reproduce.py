@@ -1,7 +1,7 @@
 """Runs a benchmark, and writes its results in one table with the published ones, and its curves.
 
 The benchmarks are described in `experiments/reproduce.toml`. The same command keeps the tasks that
-an interrupted one finished, and starts the unfinished one again; `--tasks` runs some of them, and
+an interrupted one finished, and goes on with the unfinished one; `--tasks` runs some of them, and
 the table always shows all that are there.
 """
 
@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from trpo_jax.cli.run_settings import prepare
 
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
 from trpo_jax.cli.compare import (
     Pair,
     distinct,
     execute,
-    read_config,
     read_curve,
     read_summary,
     refuse_other_settings,
 )
+from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import unknown_name
 from trpo_jax.figures.curves import comparison
 from trpo_jax.records.files import write_json
+from trpo_jax.records.runs import read_description
 
 LABEL = "interquartile mean over seeds, 95 % interval"
 BENCHMARKS_FILE = Path(__file__).parent / "reproduce.toml"
@@ -53,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = args.out or Path("runs", args.benchmark)
             runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
             for task in chosen:
-                prepare(runs[task].argv)  # raises what is wrong before anything is run
+                plan_of(runs[task].argv)  # raises what is wrong before anything is run
             shown = [run for task, run in runs.items() if task in chosen or run.is_finished()]
             refuse_other_settings(shown)
-        failed = execute([runs[task] for task in chosen], console)
+            cache_compilations()
+            failed = execute([runs[task] for task in chosen], console)
         report = describe(benchmark, runs)
         extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
         script = "experiments/reproduce.py"
@@ -91,14 +92,14 @@ def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
     settings = benchmark["tasks"][task]
     folder = folder / task.replace(", ", "-").replace(" ", "-")
     argv = ["--env", settings["env"], *benchmark["flags"], *settings.get("flags", [])]
-    argv += ["--quiet", "--out", str(folder)]
+    argv += ["--out", str(folder)]
     return Pair(task, settings["env"], folder, tuple(argv), None)
 
 
 def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
     """Returns everything in the table, as JSON can hold it."""
     finished = {task: run for task, run in runs.items() if run.is_finished()}
-    configs = {task: read_config(run) for task, run in finished.items()}
+    configs = {task: read_description(run.folder) for task, run in finished.items()}
     rows = {}
     for task, run in finished.items():
         summary = read_summary(run)

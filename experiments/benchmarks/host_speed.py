@@ -12,13 +12,14 @@ from contextlib import closing
 
 import numpy as np
 from rich.console import Console
-from trpo_jax.cli.run_settings import Run, prepare
 
 from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete, Pool
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import failures_named
 from trpo_jax.running.loop import compile_program
+from trpo_jax.running.plan import Plan
 
 UPDATES = 5  # in one turn of training
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, flags = build_parser().parse_known_args(argv)
         if args.repeats < 1:
             raise ConfigurationError(f"repeats = {args.repeats} must be at least 1.")
-        run = prepare(["--env", args.env, "--num-seeds", str(args.num_seeds), *flags])
+        run = plan_of(["--env", args.env, "--num-seeds", str(args.num_seeds), *flags])
         if run.env.open is None:
             raise ConfigurationError(
                 f"{args.env} does not run on the host. Choose gym/ or envpool/."
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(run: Run, repeats: int) -> tuple[list[float], list[float]]:
+def measure(run: Plan, repeats: int) -> tuple[list[float], list[float]]:
     """Returns steps per second of the bare environment, and of all seeds in training, by turn.
 
     Raises:

@@ -8,18 +8,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import jax
 from rich.console import Console
-from trpo_jax.cli.run_settings import Run, prepare, provenance
 
-from trpo_jax.cli import train
 from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
+from trpo_jax.cli.run_flags import plan_of
+from trpo_jax.processes import to_host
 from trpo_jax.records.files import create_run_folder, write_json
+from trpo_jax.running.description import provenance
 from trpo_jax.running.loop import advance_chunks
+from trpo_jax.running.plan import Plan
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 
 SCRIPTS = Path(__file__).parent.parent
@@ -58,13 +61,13 @@ def sweep_cost(steps: int, repeats: int, console: Console) -> dict[str, Any]:
     """Returns seconds of a sweep, of its runs in plain batched programs, and in processes."""
     sweeps, programs, processes = [], [], []
     total = ["--total-steps", str(steps)]
-    run = prepare(["--num-seeds", str(SEEDS), *total])
-    runs = compiled(run)
+    plan = plan_of(["--num-seeds", str(SEEDS), *total])
+    runs = compiled(plan)
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(repeats):
             out = ["--quiet", "--out", f"{folder}/sweep-{turn}"]
             sweeps.append(seconds_of(["sweep.py", "--seeds", str(SEEDS), *GRID, *total, *out]))
-            programs.append(bare_seconds(run, runs) * SETTINGS)
+            programs.append(bare_seconds(plan, runs) * SETTINGS)
             console.print(f"Sweep {sweeps[-1]:.1f} s, its runs alone {programs[-1]:.1f} s")
         for number in range(PROCESSES):
             out = ["--quiet", "--out", f"{folder}/process-{number}"]
@@ -72,7 +75,7 @@ def sweep_cost(steps: int, repeats: int, console: Console) -> dict[str, Any]:
             processes.append(seconds_of(["train.py", *flags, *total, *out]))
     console.print(f"A process for one run {median(processes):.1f} s")
     return {
-        "steps": run.num_updates * run.algorithm.steps_per_update,
+        "steps": plan.num_updates * plan.algorithm.steps_per_update,
         "sweep_seconds": sweeps,
         "runs_alone_seconds": programs,
         "process_seconds": processes,
@@ -88,24 +91,24 @@ def seconds_of(words: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
-def compiled(run: Run) -> CompiledRuns:
+def compiled(plan: Plan) -> CompiledRuns:
     """Returns the program of a run."""
-    make = lambda _: run.algorithm
-    return compile_runs(make, len(run.seeds), (), run.updates_per_chunk)
+    make = lambda _: plan.algorithm
+    return compile_runs(make, len(plan.seeds), (), plan.updates_per_chunk)
 
 
-def fresh(run: Run, runs: CompiledRuns) -> Program:
+def fresh(plan: Plan, runs: CompiledRuns) -> Program:
     """Returns a program that starts from the beginning, without compiling it again."""
-    state = runs.init(as_seeds(run.seeds), ())
+    state = runs.init(as_seeds(plan.seeds), ())
     advance = lambda state: runs.advance(state, ())
-    return Program(run.env.name, state, advance, run.seeds, run.updates_per_chunk, runs.seconds)
+    return Program(plan.env.name, state, advance, plan.seeds, plan.updates_per_chunk, runs.seconds)
 
 
-def bare_seconds(run: Run, runs: CompiledRuns) -> float:
+def bare_seconds(plan: Plan, runs: CompiledRuns) -> float:
     """Returns the seconds of a run's program alone."""
-    program = fresh(run, runs)
+    program = fresh(plan, runs)
     started = time.perf_counter()
-    for _ in advance_chunks(program, run.num_updates):
+    for _ in advance_chunks(program, plan.num_updates):
         pass
     return time.perf_counter() - started
 
@@ -114,24 +117,26 @@ def costs_around_training(steps: int, repeats: int, console: Console) -> list[di
     """Returns seconds of training with logs and checkpoints, and of its program alone."""
     quiet = Console(quiet=True)
     rows = []
-    run = prepare(["--total-steps", str(steps)])
-    runs = compiled(run)
+    plan = plan_of(["--total-steps", str(steps)])
+    runs = compiled(plan)
     for name, every in (
         ("default: metrics.csv, and checkpoints by their cost", None),
-        ("a checkpoint after each of some 50 chunks", run.updates_per_chunk),
+        ("a checkpoint after each of some 50 chunks", plan.updates_per_chunk),
     ):
-        run.args.checkpoint_every = every
         bare, whole, outside, checkpoints = [], [], [], []
         for _ in range(repeats):
-            bare.append(bare_seconds(run, runs))
+            bare.append(bare_seconds(plan, runs))
             with tempfile.TemporaryDirectory() as folder:
-                program = fresh(run, runs)
+                program = fresh(plan, runs)
                 jax.block_until_ready(program.state.key)
                 started = time.perf_counter()
-                outcome = train.train(run._replace(folder=Path(folder)), program, None, None, quiet)
+                own = plan._replace(folder=Path(folder), checkpoint_every=every)
+                with ExitStack() as stack:
+                    recorder = Recorder(own, None, None, to_host(program.state.actor), stack)
+                    learn(own, program, recorder, quiet)
                 whole.append(time.perf_counter() - started)
-                outside.append(whole[-1] - outcome.seconds)
-                checkpoints.append(outcome.costs["checkpoints"])
+                outside.append(whole[-1] - recorder.seconds)
+                checkpoints.append(recorder.costs()["checkpoints"])
         rows.append(
             {
                 "what": name,

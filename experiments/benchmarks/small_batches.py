@@ -19,20 +19,20 @@ from rich.console import Console
 
 from trpo_jax import algorithms
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli import run_settings
 from trpo_jax.cli.command_line import (
     Parser,
     cache_compilations,
-    config_to_dict,
-    flags_of,
-    require_on_device,
     step_count,
     user_errors,
 )
 from trpo_jax.cli.compare import Variant, parse_variant
+from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.files import create_run_folder, write_json
+from trpo_jax.running.defaults import defaults
+from trpo_jax.running.description import config_to_dict, flags_of
 from trpo_jax.running.evaluation import EVALUATION, evaluate, make_evaluation
+from trpo_jax.running.plan import Plan, require_on_device
 
 FINAL_EPISODES = 64
 VARIANTS = (
@@ -111,23 +111,24 @@ def build_parser() -> Parser:
     return parser
 
 
-def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> run_settings.Run:
-    """Returns the run of a variant at a batch size, checked by train.py itself.
+def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> Plan:
+    """Returns the run of a variant at a batch size, checked as a run of train.py is.
 
     Raises:
         ConfigurationError: if its settings cannot work.
     """
-    argv = ["--env", env, "--seed", str(args.seed), "--num-seeds", str(args.num_seeds)]
-    argv += ["--total-steps", str(args.total_steps)]
-    argv += ["--num-envs", "8", "--num-steps", str(batch // 8), "--critic-minibatches", "4"]
-    # Small batches have no step to spare.
-    reference = run_settings.prepare(
-        ["--algorithm", "trpo", "--fisher-subsample", "1", *argv]
-    ).config
+    tuned = defaults("trpo", env, args.total_steps).config
+    reference = tuned.replace(
+        num_envs=8,
+        num_steps=batch // 8,
+        critic_minibatches=4,
+        fisher_subsample=1,  # small batches have no step to spare
+    )
     known = config_to_dict(algorithms.get(variant.algorithm).Config())
     shared = {name: value for name, value in config_to_dict(reference).items() if name in known}
-    argv += ["--algorithm", variant.algorithm, *flags_of(shared)]
-    run = run_settings.prepare([*argv, *variant.flags])
+    settings = {"env": env, "algorithm": variant.algorithm, "seed": args.seed, **shared}
+    settings |= {"num_seeds": args.num_seeds, "total_steps": args.total_steps}
+    run = plan_of([*flags_of(settings), *variant.flags])
     require_on_device(run.env, "True returns are measured")
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
         raise ConfigurationError(
@@ -138,7 +139,7 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     return run
 
 
-def checked_run(run: run_settings.Run, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
+def checked_run(run: Plan, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
     """Returns the final actors of all seeds and what the measured updates did."""
     algorithm, interval = run.algorithm, run.num_updates // num_checks
 

@@ -9,7 +9,9 @@ import pytest
 from refusals import refusal
 
 from trpo_jax.cli import sweep, train
-from trpo_jax.cli.sweep_report import Outcome, rank
+from trpo_jax.cli.run_flags import plan_of
+from trpo_jax.running import sweep as running_sweep
+from trpo_jax.running.sweep import rank
 
 pytestmark = [
     pytest.mark.xdist_group("sweep"),  # one worker, so that the sweep is shared
@@ -87,8 +89,8 @@ def test_an_interrupted_sweep_goes_on(finished, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return original(program, seeds, values, num_updates)
 
-    original = sweep.run_block
-    monkeypatch.setattr(sweep, "run_block", run_block)
+    original = running_sweep.run_block
+    monkeypatch.setattr(running_sweep, "run_block", run_block)
     assert sweep.main([*FLAGS, "--out", str(out)]) == 130
     assert "goes on from there" in capsys.readouterr().err
     assert blocks == [3, 3, 3]  # six runs a group, in blocks of at most four
@@ -125,22 +127,31 @@ def test_runs_that_break_are_last_and_do_not_stop_the_others(tmp_path, capsys):
     assert "2 of 2 broke" in capsys.readouterr().out
 
 
-def test_the_command_for_the_best_trains_it_on_other_seeds(finished):
-    swept = sweep.prepare([*FLAGS, "--out", str(finished)])
-    words = sweep.command_of(swept, {"max_kl": 0.03, "critic_minibatches": 4})
-    run = train.prepare([*words, "--hidden-sizes", "8", "16"])
-    assert run.seeds == (3, 4, 5)
-    assert (run.config.max_kl, run.config.critic_minibatches) == (0.03, 4)
-    assert (run.env.name, run.args.total_steps, run.config.num_steps) == ("Pendulum-v1", 256, 32)
-    assert shlex.split(shlex.join(words)) == words
+def test_the_command_for_the_best_trains_it_on_other_seeds(finished, capsys):
+    assert sweep.main([*FLAGS, "--out", str(finished)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (words,) = (shlex.split(line)[1:] for line in lines if "experiments/train.py" in line)
+    plan, best = plan_of(words), read(finished / "settings.csv")[0]
+    assert plan.seeds == (3, 4, 5)
+    assert plan.config.max_kl == float(best["max_kl"])
+    assert plan.config.critic_minibatches == int(best["critic_minibatches"])
+    assert (plan.env.name, plan.description["total_steps"]) == ("Pendulum-v1", 256)
+    assert (plan.config.num_steps, plan.config.hidden_sizes) == (32, (8,))
+
+
+def test_the_command_in_the_description_is_the_same_sweep(finished, capsys):
+    command = json.loads((finished / "sweep.json").read_text())["command"]
+    assert command[0] == "experiments/sweep.py"
+    assert sweep.main(command[1:]) == 0
+    assert "12 of them were done before" in capsys.readouterr().out
 
 
 def test_ranking_goes_by_the_middle_half_then_the_mean():
     scores = {"a": [1, 1, 1, 9], "b": [1, 1, 1, 10], "c": [2, 2, 2, 2], "d": [50, np.nan, 50, 50]}
-    ranked = rank(
-        [Outcome(i, {"x": n}, np.array(s, float)) for i, (n, s) in enumerate(scores.items())]
-    )
-    assert [x.outcome.setting["x"] for x in ranked] == ["c", "b", "a", "d"]
+    results = {(i, s): {"x": y} for i, row in enumerate(scores.values()) for s, y in enumerate(row)}
+    settings = [{"name": name} for name in [*scores, "missing"]]
+    ranked = rank(settings, range(4), results, "x")
+    assert [x.setting["name"] for x in ranked] == ["c", "b", "a", "d"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +161,7 @@ def test_ranking_goes_by_the_middle_half_then_the_mean():
         (["--grid", "max_kk=1"], "Did you mean max_kl"),
         (["--grid", "max_kl=0.01,0"], "max_kl = 0.0 cannot work"),
         (["--grid", "critic_minibatches=7"], "does not divide the batch"),
-        (["--random", "4", "--range", "num_envs=1:4"], "--grid num_envs="),
+        (["--random", "4", "--range", "num_envs=1:4"], "list its values in grid"),
         (["--grid", "num_steps=32,256"], "is less than two batches of 512 steps"),
         (["--grid", "max_kl=0.1", "--env", "gym/CartPole-v1"], "runs on the host"),
         (["--grid", "max_kl=0.1", "--batch", "0"], "batch = 0 must be at least 1"),

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from platformdirs import user_cache_dir
 
-from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.running.plan import choose_seeds, require_at_least
 
 MAX_STEPS = 10**15  # whole numbers that a float holds exactly, and some centuries of stepping
 
@@ -78,34 +78,14 @@ def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
     return module.Config(**values)
 
 
-def require_on_device(env: Environment, what: str) -> None:
-    """Raises a ConfigurationError if an environment cannot be part of a compiled program."""
-    if env.open is not None:
-        raise ConfigurationError(
-            f"{what} in one compiled program, and {env.name} runs on the host. Choose an "
-            "environment of the accelerator."
-        )
-
-
-def require_at_least(args: argparse.Namespace, **least: int) -> None:
-    """Raises a ConfigurationError if a number that was given is less than the least of its name."""
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise ConfigurationError(f"{name} = {value} must be at least {low}.")
-
-
 def seed_range(first: int, count: int) -> tuple[int, ...]:
     """Returns consecutive seeds.
 
     Raises:
         ConfigurationError: if one of them is no seed.
     """
-    if not 0 <= first <= 2**32 - count:
-        raise ConfigurationError(
-            f"seed = {first} must be at least 0, and the last seed less than 2^32."
-        )
-    return tuple(range(first, first + count))
+    require_at_least(num_seeds=(count, 1))
+    return choose_seeds(range(first, first + count))
 
 
 def cache_compilations() -> None:
@@ -132,7 +112,7 @@ def step_count(text: str) -> int:
     return int(number)
 
 
-def first_pass(argv: Sequence[str] | None, **flags: str) -> argparse.Namespace:
+def first_pass(argv: Sequence[str] | None, **flags: str | None) -> argparse.Namespace:
     """Returns the flags that decide what the other flags and their defaults are.
 
     Args:

@@ -1,4 +1,4 @@
-"""Compares algorithms on environments: one run of train.py for each pair, one table, one figure.
+"""Compares algorithms on environments: one run for each pair, one table, one figure.
 
 An algorithm is a name, or LABEL=NAME with flags of train.py: `"spo=ppo --loss spo"`. The same
 command with the same --out goes on where an interrupted comparison stopped.
@@ -13,7 +13,6 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,17 +23,25 @@ from rich.console import Console
 from trpo_jax import algorithms, analysis, envs
 from trpo_jax.analysis.returns import WINDOW, first_reached, running_return
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli import train
-from trpo_jax.cli.command_line import Parser, step_count, user_errors
-from trpo_jax.cli.run_settings import differences, prepare
+from trpo_jax.cli.command_line import Parser, cache_compilations, step_count, user_errors
+from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.figures.curves import Curve, comparison
 from trpo_jax.records.files import write_json
-from trpo_jax.records.runs import read_metrics
+from trpo_jax.records.runs import (
+    DESCRIPTION,
+    METRICS,
+    SUMMARY,
+    differing_settings,
+    read_description,
+    read_metrics,
+)
+from trpo_jax.running.train import FAILURES, INTERRUPT, train
 
 THRESHOLDS_FILE = Path(analysis.__file__).with_name("thresholds.toml")
 OWN_FLAGS = {"--algorithm", "--env", "--num-seeds", "--out", "--quiet", "--seed"}
-SETTINGS = (
+# What may not differ from a finished run in the folder; versions may.
+COMPARED = (
     "env",
     "algorithm",
     "seed",
@@ -65,7 +72,7 @@ class Pair(NamedTuple):
 
     def is_finished(self) -> bool:
         """Says whether its run came to its end."""
-        return (self.folder / "summary.json").is_file()
+        return (self.folder / SUMMARY).is_file()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = build_parser().parse_args(words)
             pairs = plan(args)
             refuse_other_settings(pairs)
-        folder = args.out
-        failed = execute(pairs, console)
+            folder = args.out
+            cache_compilations()
+            failed = execute(pairs, console)
         report = compare(pairs, f"python experiments/compare.py {shlex.join(words)}")
         write_files(report, pairs, folder)
     except KeyboardInterrupt:
@@ -141,7 +149,7 @@ def plan(args: argparse.Namespace) -> list[Pair]:
 def plan_pair(
     args: argparse.Namespace, variant: Variant, env: str, extra: Sequence[tuple[str, list[str]]]
 ) -> Pair:
-    """Returns a variant on an environment, checked by train.py itself."""
+    """Returns a variant on an environment, checked as a run of train.py is."""
     folder = args.out / env / variant.label
     argv = ["--algorithm", variant.algorithm, "--env", env, "--seed", str(args.seed)]
     argv += ["--num-seeds", str(args.num_seeds)]
@@ -150,9 +158,9 @@ def plan_pair(
     argv += [
         word for pattern, flag in extra if fnmatchcase(variant.label, pattern) for word in flag
     ]
-    argv += ["--quiet", "--out", str(folder)]
+    argv += ["--out", str(folder)]
     try:
-        prepare(argv)
+        plan_of(argv)
     except ConfigurationError as error:
         return Pair(variant.label, env, folder, tuple(argv), str(error))
     return Pair(variant.label, env, folder, tuple(argv), None)
@@ -204,23 +212,19 @@ def refuse_repeats(kind: str, names: Sequence[str]) -> None:
 
 
 def refuse_other_settings(pairs: Sequence[Pair]) -> None:
-    """Raises a ConfigurationError if a finished run in the folder was made with other settings."""
+    """Raises a ConfigurationError if a run in the folder was made with other settings."""
     for pair in pairs:
-        if pair.unsuitable or not pair.is_finished():
+        if pair.unsuitable or not (pair.folder / DESCRIPTION).is_file():
             continue
-        asked, found = (settings(x) for x in (prepare(pair.argv).description, read_config(pair)))
-        different = differences(asked, found)
+        asked, found = plan_of(pair.argv).description, read_description(pair.folder)
+        if pair.is_finished():
+            asked, found = ({name: x.get(name) for name in COMPARED} for x in (asked, found))
+        different = differing_settings(asked, found)
         if different:
             raise ConfigurationError(
-                f"The finished run in {pair.folder} has {different}. "
+                f"The run in {pair.folder} has {different}. "
                 "Choose another folder with --out, another label, or move that run away."
             )
-
-
-def settings(description: dict[str, Any]) -> dict[str, Any]:
-    """Returns what decides the numbers of a run, from its description."""
-    chosen = {name: description.get(name) for name in SETTINGS}
-    return chosen.pop("config") | chosen
 
 
 def execute(pairs: Sequence[Pair], console: Console) -> bool:
@@ -233,16 +237,17 @@ def execute(pairs: Sequence[Pair], console: Console) -> bool:
             continue
         before = pair.is_finished()
         if not before:
-            move_aside(pair.folder)
-            with console.status(f"{name} ({number} of {len(pairs)})"):
-                code = train.main(pair.argv)
-            jax.clear_caches()  # compiled programs of finished runs would fill the memory
-            if code == 130:
-                raise KeyboardInterrupt
-            if code != 0:
-                failed = True
+            try:
+                with console.status(f"{name} ({number} of {len(pairs)})"):
+                    run = train(**parse_run(pair.argv)[1] | {"resume": True}, progress=False)
+            except FAILURES as error:
+                print(f"error: {error}", file=sys.stderr)
                 console.print(f"{name} stopped before its end")
+                failed = True
                 continue
+            jax.clear_caches()  # compiled programs of finished runs would fill the memory
+            if run.stopped_by == INTERRUPT:
+                raise KeyboardInterrupt
         summary = read_summary(pair)
         score, seconds = summary["evaluation"]["iqm"], summary["wall_seconds"]
         earlier = "  (finished earlier)" if before else ""
@@ -250,18 +255,15 @@ def execute(pairs: Sequence[Pair], console: Console) -> bool:
     return failed
 
 
-def move_aside(folder: Path) -> None:
-    """Renames what an unfinished run left."""
-    if folder.exists():
-        names = (folder.with_name(f"{folder.name}.unfinished-{n}") for n in count(1))
-        folder.rename(next(name for name in names if not name.exists()))
-
-
 def compare(pairs: Sequence[Pair], command: str) -> dict[str, Any]:
     """Returns everything in the table, as JSON can hold it."""
     known = tomllib.loads(THRESHOLDS_FILE.read_text())
     thresholds = {env: float(threshold) for env, threshold in known.items()}
-    configs = [read_config(pair) for pair in pairs if not pair.unsuitable and pair.is_finished()]
+    configs = [
+        read_description(pair.folder)
+        for pair in pairs
+        if not pair.unsuitable and pair.is_finished()
+    ]
     return {
         "command": command,
         "versions": distinct(config["versions"] for config in configs),
@@ -286,7 +288,7 @@ def measure(pair: Pair, threshold: float | None) -> dict[str, Any]:
         return {"missing": pair.unsuitable}
     if not pair.is_finished():
         return {"missing": f"The run stopped before its end; see {pair.folder}."}
-    summary, metrics = read_summary(pair), read_metrics(pair.folder / "metrics.csv")
+    summary, metrics = read_summary(pair), read_metrics(pair.folder / METRICS)
     scores = np.array(summary["evaluation"]["per_seed"])
     row = {
         "flags": list(pair.argv),
@@ -401,20 +403,15 @@ def distinct(values: Iterator[Any]) -> list[Any]:
     return unique
 
 
-def read_config(pair: Pair) -> dict[str, Any]:
-    """Returns the description of a run."""
-    return json.loads((pair.folder / "config.json").read_text())
-
-
 def read_curve(pair: Pair) -> Curve:
     """Returns the learning curve of a finished run."""
-    metrics = read_metrics(pair.folder / "metrics.csv")
+    metrics = read_metrics(pair.folder / METRICS)
     return Curve(metrics["env_steps"][0], smooth(metrics))
 
 
 def read_summary(pair: Pair) -> dict[str, Any]:
     """Returns the summary of a finished run."""
-    return json.loads((pair.folder / "summary.json").read_text())
+    return json.loads((pair.folder / SUMMARY).read_text())
 
 
 if __name__ == "__main__":

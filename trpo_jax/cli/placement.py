@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from trpo_jax.cli.command_line import Parser, require_on_device
+from trpo_jax.cli.command_line import Parser
 from trpo_jax.devices import (
     Placement,
     choose_devices,
@@ -22,6 +22,7 @@ from trpo_jax.devices import (
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import is_first, join, say_where_aborted
+from trpo_jax.running.plan import require_on_device
 
 SEEDS, ENVIRONMENTS = "seeds", "environments"
 ALL = "all"

@@ -13,7 +13,6 @@ from trpo_jax.cli.command_line import (
     add_config_flags,
     config_from,
     first_pass,
-    require_at_least,
     seed_range,
     step_count,
 )
@@ -29,6 +28,7 @@ from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.defaults import defaults_for
+from trpo_jax.running.plan import Plan, plan_run
 
 RUN_FLAGS = ("total_steps", "evaluation_episodes", "env_processes", "eval_every")
 RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log")
@@ -51,7 +51,6 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
             f"--out {args.out} and --resume {args.resume} name two folders. A resumed run goes on "
             "in its own: leave --out away."
         )
-    require_at_least(args, num_seeds=1)
     config = config_from(args, module)
     time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     folder = args.resume or args.out or Path("runs", args.env, args.algorithm, time_name)
@@ -66,6 +65,15 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         "placement": place(args, envs.make(args.env, args.env_processes), module, config),
     }
     return args, settings
+
+
+def plan_of(words: Sequence[str]) -> Plan:
+    """Returns the plan of the run that a command line of train.py asks for; writes nothing.
+
+    Raises:
+        ConfigurationError: if a setting cannot work.
+    """
+    return plan_run(**parse_run(words)[1])
 
 
 def stored_flags(folder: Path) -> list[str]:

@@ -16,11 +16,10 @@ from trpo_jax.cli.command_line import cache_compilations, user_errors
 from trpo_jax.cli.display import print_evaluation, print_files
 from trpo_jax.cli.placement import ABORTED, exit_with, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
-from trpo_jax.errors import EnvironmentFailure, PeerFailure
 from trpo_jax.processes import is_first, say_where_aborted
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
 from trpo_jax.running.loop import NonFiniteError
-from trpo_jax.running.train import Run, train
+from trpo_jax.running.train import FAILURES, Run, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say_where_aborted(f"{ABORTED} {resumption(folder, args, after)}")
             cache_compilations()
             run = train(**settings, progress=not args.quiet)
-    except (NonFiniteError, EnvironmentFailure, PeerFailure, OSError) as error:
+    except FAILURES as error:
         return report_failure(error, folder, args)
     except KeyboardInterrupt:  # before the first update
         written = folder is not None and (folder / DESCRIPTION).is_file()

@@ -34,6 +34,7 @@ from trpo_jax.running.description import (
     provenance,
     splits_runs,
 )
+from trpo_jax.running.loop import choose_chunk
 
 DEFAULT_ENV = "CartPole-v1"
 OWN = "own"  # name of an algorithm that comes without a module
@@ -105,6 +106,12 @@ class Plan(NamedTuple):
         """The algorithm and the environment, as headings say it."""
         return f"{self.name.upper()} on {self.env.name}"
 
+    @property
+    def updates_per_chunk(self) -> int:
+        """Updates between two looks of the host."""
+        intervals = [every for every in (self.eval_every, self.checkpoint_every) if every]
+        return choose_chunk(self.num_updates, *intervals)
+
 
 def choose_task(
     env: str | Environment,
@@ -128,8 +135,8 @@ def choose_task(
         config = tuned.config
     if not isinstance(config, module.Config):
         raise ConfigurationError(
-            f"The config is a {type(config).__name__} of {type(config).__module__}, and the algorithm "
-            f"{name} takes a Config of {module.__name__}. Leave algorithm away, or give its config."
+            f"The config is a {type(config).__name__} of {type(config).__module__}, and {name} "
+            f"takes a Config of {module.__name__}. Leave algorithm away, or give it its own config."
         )
     named = isinstance(env, str) and (listed or isinstance(algorithm, str))
     if isinstance(env, str):
@@ -137,13 +144,13 @@ def choose_task(
     return Task(env, env_name, module, name, config, tuned, named)
 
 
-def command_of(task: Task, **settings: Any) -> list[str]:
-    """Returns the command line of the training script that trains a task with some settings."""
+def command_of(task: Task, script: str = "train", **settings: Any) -> list[str]:
+    """Returns the command line of a script that does a task with some settings."""
     usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
     changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
     names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
     names = {name: x for name, (x, default) in names.items() if x != default}
-    return ["experiments/train.py", *flags_of(names | settings | changed)]
+    return [f"experiments/{script}.py", *flags_of(names | settings | changed)]
 
 
 def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
@@ -185,6 +192,15 @@ def require_at_least(**numbers: tuple[int | None, int]) -> None:
     for name, (number, low) in numbers.items():
         if number is not None and number < low:
             raise ConfigurationError(f"{name} = {number} must be at least {low}.")
+
+
+def require_on_device(env: Environment, what: str) -> None:
+    """Raises a ConfigurationError if an environment cannot be part of a compiled program."""
+    if env.open is not None:
+        raise ConfigurationError(
+            f"{what} in one compiled program, and {env.name} runs on the host. Choose an "
+            "environment of the accelerator."
+        )
 
 
 def plan_run(

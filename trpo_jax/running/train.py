@@ -17,7 +17,7 @@ from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, PeerFailure, StorageFailure
 from trpo_jax.processes import decided_by_first, is_first, to_host
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, write_json
@@ -33,12 +33,19 @@ from trpo_jax.records.runs import (
 )
 from trpo_jax.running.description import splits_runs
 from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
-from trpo_jax.running.loop import Chunk, choose_chunk, compile_program, go_on, run_chunks
+from trpo_jax.running.loop import (
+    Chunk,
+    NonFiniteError,
+    compile_program,
+    go_on,
+    run_chunks,
+)
 from trpo_jax.running.plan import DEFAULT_ENV, Plan, plan_run
 from trpo_jax.running.program import Program
 from trpo_jax.running.progress import progress_console, with_progress
 from trpo_jax.running.recorder import Columns, Recorder
 
+FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
 INTERRUPT, CALLBACK = "interrupt", "callback"  # what a run may be stopped by in order
 
 
@@ -336,11 +343,9 @@ def say_plan(plan: Plan, saved: Saved | None, console: Console) -> None:
 
 def compile_plan(plan: Plan, saved: Saved | None) -> Program:
     """Returns the program of a run, in the state of a checkpoint if there is one."""
-    intervals = [every for every in (plan.eval_every, plan.checkpoint_every) if every]
-    updates_per_chunk = choose_chunk(plan.num_updates, *intervals)
     num_done = saved.num_updates if saved else 0
     program = compile_program(
-        plan.algorithm, plan.seeds, updates_per_chunk, num_done, plan.placement
+        plan.algorithm, plan.seeds, plan.updates_per_chunk, num_done, plan.placement
     )
     if saved is None:
         return program

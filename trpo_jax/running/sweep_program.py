@@ -22,6 +22,7 @@ from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_ru
 
 MEMORY_SHARE = 0.5  # of what is free, that a block may take
 CPU_BLOCK = 16  # runs side by side on a CPU: more are slower, since caches no longer hold them
+SCORED = ("num_episodes", "episodic_return", "kl", "step_rejected")  # metrics, where they are there
 CGROUP_FILES = ("memory.max", "memory.current")
 
 Values = Mapping[str, np.ndarray]
@@ -32,7 +33,7 @@ class Scores(NamedTuple):
 
     Attributes:
         training_return: mean return of the episodes that ended in the second half of the run.
-        kl: mean of the mean KL divergence of an update.
+        kl: mean of the mean KL divergence of an update; NaN for algorithms that measure none.
         rejected: share of updates whose step was rejected; NaN for algorithms that reject none.
         broken_update: the first update whose numbers were not finite; 0 if there was none.
     """
@@ -166,13 +167,13 @@ def score_block(chunks: Iterator[Chunk], num_updates: int) -> tuple[Scores, Acto
     broken: np.ndarray | int = 0
     for chunk in chunks:
         updates = np.arange(chunk.first_update, chunk.last_update + 1)
-        metrics = chunk.metrics
-        late = np.where(updates > num_updates // 2, metrics["num_episodes"], 0)
+        finite = chunk.health.finite
+        metrics = dict.fromkeys(SCORED, np.full(finite.shape, np.nan)) | chunk.metrics
+        late = np.where(updates > num_updates // 2, np.nan_to_num(metrics["num_episodes"]), 0)
         add("episodes", late)
         add("return", np.where(late > 0, metrics["episodic_return"], 0) * late)
         add("kl", metrics["kl"])
-        add("rejected", metrics.get("step_rejected", np.full_like(metrics["kl"], np.nan)))
-        finite = chunk.health.finite
+        add("rejected", metrics["step_rejected"])
         now = np.where(finite.all(axis=1), 0, chunk.first_update + finite.argmin(axis=1))
         broken = np.where(broken > 0, broken, now)
     with np.errstate(invalid="ignore"):

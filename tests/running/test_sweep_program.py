@@ -11,10 +11,16 @@ import pytest
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor
-from trpo_jax.running import sweeps
+from trpo_jax.running import sweep_program
 from trpo_jax.running.loop import Chunk, compile_program, run_chunks
 from trpo_jax.running.program import Health
-from trpo_jax.running.sweeps import compile_sweep, even_share, free_bytes, run_block, score_block
+from trpo_jax.running.sweep_program import (
+    compile_sweep,
+    even_share,
+    free_bytes,
+    run_block,
+    score_block,
+)
 
 CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}
 ENV = envs.make("CartPole-v1")
@@ -63,12 +69,12 @@ def test_blocks_shrink_until_they_fit_into_memory(monkeypatch):
         memory = dict.fromkeys(("argument", "output", "alias"), 0) | {"temp": 10 * num_runs}
         sizes = SimpleNamespace(**{f"{x}_size_in_bytes": size for x, size in memory.items()})
         executable = SimpleNamespace(memory_analysis=lambda: sizes)
-        return sweeps.CompiledRuns(None, None, executable, 1.0)
+        return sweep_program.CompiledRuns(None, None, executable, 1.0)
 
-    monkeypatch.setattr(sweeps, "compile_runs", compile_runs)
+    monkeypatch.setattr(sweep_program, "compile_runs", compile_runs)
     for free, sizes in ((1e6, [100]), (400, [100, 20]), (60, [100, 3]), (1, [100, 1])):
         compiled.clear()
-        monkeypatch.setattr(sweeps, "free_bytes", lambda device, free=free: int(free))
+        monkeypatch.setattr(sweep_program, "free_bytes", lambda device, free=free: int(free))
         assert compile_sweep(make, ["max_kl"], 100, 2, most=100).block_size == sizes[-1]
         assert compiled == sizes
 
@@ -88,9 +94,9 @@ def test_free_memory_is_known():
 def test_the_limit_of_a_container_counts(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("300\n")
-    assert list(sweeps._container_limit(tmp_path)) == [700]
+    assert list(sweep_program._container_limit(tmp_path)) == [700]
     (tmp_path / "memory.max").write_text("max\n")
-    assert next(sweeps._container_limit(tmp_path)) > 1e15
+    assert next(sweep_program._container_limit(tmp_path)) > 1e15
 
 
 def test_scores_are_of_the_second_half_and_say_what_broke():
@@ -115,7 +121,7 @@ def test_scores_are_of_the_second_half_and_say_what_broke():
 
 SHARED = """
 import numpy as np
-from test_sweeps import SEEDS, VALUES, compile_sweep, make, run_block
+from test_sweep_program import SEEDS, VALUES, compile_sweep, make, run_block
 from trpo_jax.devices import choose_devices, split_runs
 placement = split_runs(choose_devices(2))
 program = compile_sweep(make, list(VALUES), len(SEEDS), 2, most=4, placement=placement)

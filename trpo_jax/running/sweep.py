@@ -1,0 +1,493 @@
+"""A whole sweep by one call: many settings and seeds, as few compiled programs as can be."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from trpo_jax.analysis.statistics import ScoreSummary, summarize
+from trpo_jax.devices import Placement
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.processes import decided_by_first, is_first
+from trpo_jax.records.files import create_run_folder, write_csv, write_json, write_whole
+from trpo_jax.records.runs import differing_settings, read_rows
+from trpo_jax.running.defaults import SPACES_FILE, defaults_for
+from trpo_jax.running.description import (
+    as_json,
+    config_to_dict,
+    describe_placement,
+    provenance,
+)
+from trpo_jax.running.evaluation import make_evaluation
+from trpo_jax.running.loop import choose_chunk
+from trpo_jax.running.plan import (
+    DEFAULT_ENV,
+    Task,
+    choose_seeds,
+    choose_task,
+    command_of,
+    require_at_least,
+    require_on_device,
+)
+from trpo_jax.running.progress import progress_console, sweep_progress
+from trpo_jax.running.sweep_plan import Compilation, Setting, compilations, plan_settings
+from trpo_jax.running.sweep_program import compile_sweep, run_block, score_block
+
+MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
+SCORES = ("evaluation", "training")
+INTERRUPT = "interrupt"
+CHUNKS = 10  # of a block at the least, as often as the progress is shown
+DPI = 150
+DESCRIPTION, RESULTS, RANKING = "sweep.json", "results.csv", "settings.csv"
+
+Key = tuple[int, int]  # number of the setting, seed
+
+
+class Ranked(NamedTuple):
+    """A setting and how it did.
+
+    Attributes:
+        index: its number.
+        setting: the values of what was swept.
+        scores: of each seed, `[num_seeds]`; NaN where numbers were not finite.
+        summary: statistics over seeds; None if some seed has no score.
+    """
+
+    index: int
+    setting: Setting
+    scores: np.ndarray
+    summary: ScoreSummary | None
+
+
+class Sweep(NamedTuple):
+    """A sweep that came to its end, or as far as it came.
+
+    Attributes:
+        title: algorithm and environment in words.
+        config: what every setting changes.
+        settings: the values of what was swept, by name.
+        seeds: of every setting.
+        score: what settings are ranked by: "evaluation" or "training".
+        results: a row for each run that is done, in the order of settings and seeds: `setting` (its
+            number), the values of what was swept, `seed`, then what was measured:
+            `evaluation_return` of the final policy, `training_return` of the episodes that ended in
+            the second half, `kl` and `rejected` (means over updates), `broken_update` (the first
+            whose numbers were not finite, or 0). NaN where there is no number.
+        ranking: the settings whose runs are all done, the best first.
+        folder: where the files are, if there are any.
+        stopped_by: "interrupt" (Ctrl-C) if it ended early.
+        check: the command line that trains the best setting with seeds that the sweep did not see;
+            None if there is no such command.
+    """
+
+    title: str
+    config: Any
+    settings: list[Setting]
+    seeds: tuple[int, ...]
+    score: str
+    results: list[dict[str, Any]]
+    ranking: list[Ranked]
+    folder: Path | None
+    stopped_by: str | None
+    check: list[str] | None
+
+    def plot(self) -> Any:
+        """Returns a matplotlib figure of the scores over what was swept.
+
+        Raises:
+            ConfigurationError: if no setting is done.
+        """
+        from trpo_jax.figures.sweeps import sweep_figure
+
+        if not self.ranking:
+            raise ConfigurationError("No setting of the sweep is done: there is nothing to plot.")
+        done = sorted(self.ranking, key=lambda x: x.index)
+        return sweep_figure(
+            {name: [x.setting[name] for x in done] for name in done[0].setting},
+            np.stack([x.scores for x in done]),
+            self.title,
+        )
+
+    def __repr__(self) -> str:
+        """Returns the sweep in one line."""
+        parts = [f"Sweep of {self.title}", f"{len(self.settings)} settings"]
+        parts += [f"{len(self.seeds)} seeds"]
+        if self.ranking and self.ranking[0].summary is not None:
+            values = ", ".join(f"{name} = {x}" for name, x in self.ranking[0].setting.items())
+            parts.append(f"best {values} with {self.ranking[0].summary.iqm:.1f}")
+        parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
+        return f"<{', '.join(parts)}>"
+
+
+class Plan(NamedTuple):
+    """A sweep whose settings were checked.
+
+    Attributes:
+        task: environment, algorithm and the config that every setting changes.
+        settings: the values of what is swept.
+        seeds: of every setting.
+        total_steps: environment steps of each run.
+        evaluation_episodes: that the final policy of each run is judged by.
+        batch: runs side by side at the most.
+        folder: where files go; None for none.
+        description: what `sweep.json` says.
+        placement: which devices it is on; the default one if None.
+    """
+
+    task: Task
+    settings: list[Setting]
+    seeds: tuple[int, ...]
+    total_steps: int
+    evaluation_episodes: int
+    batch: int | None
+    folder: Path | None
+    description: dict[str, Any]
+    placement: Placement | None
+
+
+def sweep(
+    env: str | Environment = DEFAULT_ENV,
+    config: Any = None,
+    *,
+    algorithm: str | ModuleType | None = None,
+    grid: Mapping[str, Any] | None = None,
+    ranges: Mapping[str, Any] | None = None,
+    random: int | None = None,
+    seeds: int | Sequence[int] = 4,
+    total_steps: int | None = None,
+    evaluation_episodes: int = 16,
+    score: str = "evaluation",
+    batch: int | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    placement: Placement | None = None,
+) -> Sweep:
+    """Runs many settings and seeds of an algorithm, and returns what came of them.
+
+    Real-valued hyperparameters differ inside one compiled program, as seeds do; each value of
+    another kind is compiled for itself.
+
+        found = trpo_jax.sweep("CartPole-v1", grid={"max_kl": [0.003, 0.01, 0.03]})
+        found.ranking[0].setting
+        found.plot()
+        trpo_jax.sweep(ranges={"max_kl": (1e-3, 1e-1, "log")}, random=64, out="runs/sweep")
+
+    Args:
+        env: name of an environment of the accelerator, or one of one's own.
+        config: what every setting changes; the tuned one if None.
+        algorithm: its name or its module; as `trpo_jax.train` chooses it if None.
+        grid: values by the name of the hyperparameter; every combination is a setting.
+        ranges: `(low, high, scale)` by the name of a real-valued hyperparameter, with a scale
+            "linear", "log" or "log1m"; those of `search_spaces.toml` if None.
+        random: settings drawn at random from the ranges. The first is what the config says.
+        seeds: their number for each setting, or the seeds themselves.
+        total_steps: environment steps of each run; the tuned number if None.
+        evaluation_episodes: that the final policy of each run is judged by.
+        score: what settings are ranked by: "evaluation", the return of the final policy, or
+            "training", that of the episodes of the second half.
+        batch: runs side by side at the most; 16 on a CPU, elsewhere what half of the free memory
+            holds, if None.
+        out: folder for files, written after every block of runs; the same sweep in it goes on. No
+            file is written if None.
+        progress: whether to show progress.
+        placement: which devices the runs are split over; the default one if None.
+
+    Returns:
+        The sweep. Ctrl-C ends it early, with the runs that are done.
+
+    Raises:
+        ConfigurationError: if a setting cannot work, or the folder holds something else.
+        PeerFailure: if another process of the sweep is gone.
+    """
+    plan = plan_sweep(
+        choose_task(env, config, algorithm, total_steps),
+        grid or {},
+        ranges or {},
+        random,
+        choose_seeds(seeds),
+        total_steps,
+        evaluation_episodes,
+        score,
+        batch,
+        None if out is None else Path(out),
+        placement,
+    )
+    console = progress_console(progress and is_first())
+    rows = [] if plan.folder is None else decided_by_first(lambda: open_folder(plan))
+    results = {(row["setting"], row["seed"]): row for row in rows}
+    say_plan(plan, len(results), console)
+    stopped_by = None
+    try:
+        for compilation in compilations(plan.task.config, plan.settings):
+            pending = [
+                (index, seed)
+                for index in compilation.indices
+                for seed in plan.seeds
+                if (index, seed) not in results
+            ]
+            if pending:
+                run_compilation(plan, compilation, pending, results, console)
+                jax.clear_caches()  # programs that are done with would fill the memory
+    except KeyboardInterrupt:
+        stopped_by = INTERRUPT
+    ranking = rank(plan.settings, plan.seeds, results, f"{score}_return")
+    found = Sweep(
+        f"{plan.task.name.upper()} on {plan.task.env.name}",
+        plan.task.config,
+        plan.settings,
+        plan.seeds,
+        score,
+        table(plan, results),
+        ranking,
+        plan.folder,
+        stopped_by,
+        check_command(plan, ranking),
+    )
+    if plan.folder is not None and is_first() and stopped_by is None:
+        write_ranking(plan.folder / RANKING, ranking)
+        write_figures(found)
+    return found
+
+
+def plan_sweep(
+    task: Task,
+    grid: Mapping[str, Any],
+    ranges: Mapping[str, Any],
+    num_random: int | None,
+    seeds: tuple[int, ...],
+    total_steps: int | None,
+    evaluation_episodes: int,
+    score: str,
+    batch: int | None,
+    folder: Path | None,
+    placement: Placement | None,
+) -> Plan:
+    """Returns the plan of a sweep; writes nothing. See `trpo_jax.sweep` for the arguments.
+
+    Raises:
+        ConfigurationError: if a setting cannot work.
+    """
+    if score not in SCORES:
+        raise unknown_name("score", score, SCORES)
+    require_on_device(task.env, "A sweep is")
+    spaces = defaults_for(task.name, task.env_name, SPACES_FILE)
+    settings = plan_settings(task.config, grid, ranges, num_random, spaces)
+    require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
+    total_steps = task.tuned.total_steps if total_steps is None else total_steps
+    for setting in settings:
+        steps = task.module.make(task.env, task.config.replace(**setting)).steps_per_update
+        if total_steps < 2 * steps:
+            raise ConfigurationError(
+                f"total_steps = {total_steps:,} is less than two batches of {steps:,} steps. Raise "
+                "total_steps or collect less in an update."
+            )
+    given = {"random": num_random, "seed": seeds[0], "seeds": len(seeds), "batch": batch}
+    given |= {"evaluation_episodes": evaluation_episodes, "score": score, "out": folder}
+    usual = {"random": None, "seed": 0, "seeds": 4, "batch": None}
+    usual |= {"evaluation_episodes": 16, "score": "evaluation", "out": None}
+    given = {name: x for name, x in given.items() if x != usual[name]}
+    swept = [f"--grid={name}={','.join(map(_word, x))}" for name, x in grid.items()]
+    swept += [f"--range={name}={':'.join(map(str, x))}" for name, x in ranges.items()]
+    command = command_of(task, "sweep", total_steps=total_steps, **given)
+    consecutive = seeds == tuple(range(seeds[0], seeds[0] + len(seeds)))
+    description = as_json(
+        {
+            "command": command + swept if task.named and consecutive else None,
+            "env": task.env_name,
+            "algorithm": task.name,
+            "seeds": seeds,
+            "total_steps": total_steps,
+            "evaluation_episodes": evaluation_episodes,
+            "config": config_to_dict(task.config),
+            "settings": settings,
+            "placement": describe_placement(placement),
+            **provenance(task.env_name),
+        }
+    )
+    return Plan(
+        task,
+        settings,
+        seeds,
+        total_steps,
+        evaluation_episodes,
+        batch,
+        folder,
+        description,
+        placement,
+    )
+
+
+def _word(value: Any) -> str:
+    """Returns a value as a flag has it."""
+    if isinstance(value, tuple | list):
+        return "x".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def open_folder(plan: Plan) -> list[dict[str, Any]]:
+    """Returns the results that are in the folder of a sweep, which is created if need be.
+
+    Raises:
+        ConfigurationError: if it holds something else, or a sweep with other settings.
+    """
+    folder = plan.folder
+    if not (folder / DESCRIPTION).is_file():
+        create_run_folder(folder)
+        write_json(folder / DESCRIPTION, plan.description)
+        return []
+    found = json.loads((folder / DESCRIPTION).read_text())
+    different = differing_settings(plan.description, found)
+    if different:
+        raise ConfigurationError(
+            f"The sweep in {folder} has {different}. Choose another folder with --out, or go on "
+            "with the command that it was started with."
+        )
+    if not (folder / RESULTS).is_file():
+        return []
+    columns, rows = read_rows(folder / RESULTS)
+    cells = (dict(zip(columns, row, strict=True)) for row in rows)
+    return [
+        {name: int(row[name]) for name in ("setting", "seed")}
+        | {name: float(row[name] or "nan") for name in MEASURED}
+        for row in cells
+    ]
+
+
+def say_plan(plan: Plan, num_done: int, console: Console) -> None:
+    """Prints what is about to run."""
+    num_settings, num_seeds = len(plan.settings), len(plan.seeds)
+    console.print(
+        f"{plan.task.name.upper()} on {plan.task.env.name}: {num_settings} settings x {num_seeds} "
+        f"seeds = {num_settings * num_seeds} runs, {plan.total_steps:,} steps each",
+        soft_wrap=True,
+    )
+    if num_done:
+        console.print(f"{num_done} of them were done before")
+
+
+def run_compilation(
+    plan: Plan,
+    compilation: Compilation,
+    pending: Sequence[Key],
+    results: dict[Key, dict[str, Any]],
+    console: Console,
+) -> None:
+    """Runs what is pending of a compilation, block by block, and adds it to the results.
+
+    The file of results is written after every block.
+    """
+    config, module = plan.task.config.replace(**compilation.static), plan.task.module
+    fields = [name for name in plan.settings[0] if name not in compilation.static]
+    algorithm = module.make(plan.task.env, config)
+    num_updates = plan.total_steps // algorithm.steps_per_update
+    with console.status("Compiling"):
+        program = compile_sweep(
+            lambda values: module.make(plan.task.env, config.replace(**values)),
+            fields,
+            len(pending),
+            choose_chunk(num_updates, num_chunks=CHUNKS),
+            plan.batch,
+            plan.placement,
+        )
+    values = ", ".join(f"{name} = {value}" for name, value in compilation.static.items())
+    size = program.block_size
+    on_each = "" if plan.placement is None else " on each device"
+    console.print(
+        f"Compiled for {values or 'all of them'}, on {describe_placement(plan.placement)}, in "
+        f"{program.runs.seconds:.1f} s; {size} runs side by side take "
+        f"{program.runs.num_bytes / 1e6:,.0f} MB{on_each}",
+        soft_wrap=True,
+    )
+    evaluation = make_evaluation(
+        plan.task.env, algorithm.policy, plan.evaluation_episodes, placement=plan.placement
+    )
+    blocks = [pending[start : start + size] for start in range(0, len(pending), size)]
+    per_update = algorithm.steps_per_update
+    with sweep_progress(console, len(pending), num_updates, per_update) as show:
+        for block in blocks:
+            seeds = [seed for _, seed in block]
+            columns = {
+                name: np.array([plan.settings[index][name] for index, _ in block], np.float32)
+                for name in fields
+            }
+            chunks = run_block(program, seeds, columns, num_updates)
+            scores, actor = score_block(show(chunks, len(block)), num_updates)
+            filled = [*seeds, *[seeds[-1]] * (size - len(seeds))]  # the same shapes: no compilation
+            returns = evaluation(actor, filled).mean(axis=1)
+            measured = {"evaluation_return": returns, **scores._asdict()}
+            for place, (index, seed) in enumerate(block):
+                row = {name: float(x[place]) for name, x in measured.items()}
+                if row["broken_update"]:
+                    row |= {"evaluation_return": np.nan, "training_return": np.nan}
+                results[index, seed] = {"setting": index, "seed": seed, **row}
+            if plan.folder is not None and is_first():
+                rows = table(plan, results)
+                write_csv(plan.folder / RESULTS, list(rows[0]), [row.values() for row in rows])
+
+
+def table(plan: Plan, results: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of all results, in the order of settings and seeds."""
+    return [
+        {"setting": index, **plan.settings[index], "seed": seed}
+        | {name: row[name] for name in MEASURED}
+        for (index, seed), row in sorted(results.items())
+    ]
+
+
+def rank(
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    results: Mapping[Key, Mapping[str, Any]],
+    score: str,
+) -> list[Ranked]:
+    """Returns the settings by interquartile mean, then mean, the best first and broken ones last.
+
+    Settings of which a run is missing are left out.
+    """
+    ranked = []
+    for index, setting in enumerate(settings):
+        if all((index, seed) in results for seed in seeds):
+            scores = np.array([results[index, seed][score] for seed in seeds])
+            summary = summarize(scores) if np.isfinite(scores).all() else None
+            ranked.append(Ranked(index, setting, scores, summary))
+    order = lambda x: (x.summary is None, x.summary and (-x.summary.iqm, -x.summary.mean))
+    return sorted(ranked, key=order)
+
+
+def check_command(plan: Plan, ranking: Sequence[Ranked]) -> list[str] | None:
+    """Returns the command line that trains the best setting with fresh seeds, if there is one."""
+    if not ranking or not plan.task.named:
+        return None
+    best = plan.task._replace(config=plan.task.config.replace(**ranking[0].setting))
+    fresh = {"seed": max(plan.seeds) + 1, "num_seeds": len(plan.seeds)}
+    return command_of(best, **fresh, total_steps=plan.total_steps)
+
+
+def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
+    """Writes the statistics of every setting, the best first."""
+    fields = list(ranking[0].setting)
+    statistics = ["iqm", "iqm_low", "iqm_high", "mean", "mean_low", "mean_high", "std", "worst"]
+    rows = []
+    for index, setting, scores, summary in ranking:
+        counts = [len(scores), int(np.isnan(scores).sum())]
+        numbers: list[float | None] = [None] * len(statistics)
+        if summary is not None:
+            iqm_ci95, ci95 = summary.iqm_ci95 or (None, None), summary.ci95 or (None, None)
+            numbers = [summary.iqm, *iqm_ci95, summary.mean, *ci95, summary.std, scores.min()]
+        rows.append([index, *setting.values(), *counts, *numbers])
+    write_csv(path, ["setting", *fields, "seeds", "broken_seeds", *statistics], rows)
+
+
+def write_figures(found: Sweep) -> None:
+    """Writes the picture of a sweep, as `sweep.png` and `sweep.pdf`."""
+    from trpo_jax.figures.curves import file_of
+
+    figure = found.plot()
+    for kind in ("png", "pdf"):
+        write_whole(found.folder / f"sweep.{kind}", file_of(figure, kind, DPI))
