@@ -2,12 +2,14 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from refusals import refusal
 
-from trpo_jax.cli import compare, train
+from trpo_jax.cli import compare
+from trpo_jax.running.loop import NonFiniteError
 
 pytestmark = pytest.mark.xdist_group("compare")  # one worker, so that the comparison is shared
 
@@ -81,24 +83,33 @@ def test_going_on_runs_only_what_is_not_finished(finished, capsys, monkeypatch):
     unfinished = finished / "Pendulum-v1/ou"
     (unfinished / "summary.json").rename(unfinished / "summary.txt")
     started = []
-    monkeypatch.setattr(train, "main", lambda argv: started.append(argv) or 1)
-    before = (finished / "CartPole-v1/vpg/metrics.csv").read_bytes()
-    assert compare.main(with_out(finished)) == 1
-    assert [argv[-1] for argv in started] == [str(unfinished)]
-    assert capsys.readouterr().out.count("finished earlier") == 2
-    assert (finished / "CartPole-v1/vpg/metrics.csv").read_bytes() == before
-    aside = finished / "Pendulum-v1/ou.unfinished-1"
-    assert (aside / "metrics.csv").exists()
-    assert "ou: The run stopped before its end" in (finished / "comparison.md").read_text()
 
-    aside.rename(unfinished)
-    (unfinished / "summary.txt").rename(unfinished / "summary.json")
-    assert compare.main(with_out(finished)) == 0
-    assert len(started) == 1
+    def broken(out, **settings):
+        started.append(out)
+        raise NonFiniteError("Update 3 of seed 5 gave numbers that are not finite.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "train", broken)
+        before = files(finished)
+        assert compare.main(with_out(finished)) == 1
+        assert started == [unfinished]
+        printed = capsys.readouterr()
+        assert printed.out.count("finished earlier") == 2
+        assert "error: Update 3 of seed 5" in printed.err
+        after = files(finished)
+        assert all(after[path] == before[path] for path in before if path.parent != finished)
+        assert "ou: The run stopped before its end" in (finished / "comparison.md").read_text()
+
+    assert compare.main(with_out(finished)) == 0  # it goes on in its folder
+    assert not list(finished.glob("*/*unfinished*"))
+    again, before = (json.loads((unfinished / f"summary.{x}").read_text()) for x in ("json", "txt"))
+    assert again["evaluation"] == before["evaluation"]
+    (unfinished / "summary.txt").unlink()
 
 
 def test_ctrl_c_in_a_run_stops_the_comparison(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "main", lambda argv: 130)
+    stopped = SimpleNamespace(stopped_by="interrupt")
+    monkeypatch.setattr(compare, "train", lambda **settings: stopped)
     assert compare.main(with_out(tmp_path)) == 130
     assert f"--out {tmp_path} goes on from there" in capsys.readouterr().err
 
@@ -171,12 +182,3 @@ def test_thresholds_belong_to_environments():
     for name, threshold in compare.tomllib.loads(compare.THRESHOLDS_FILE.read_text()).items():
         assert compare.envs.make(name).name == name
         assert np.isfinite(threshold)
-
-
-def test_what_an_unfinished_run_left_is_kept(tmp_path):
-    for text in ("first", "second"):
-        (tmp_path / "a").mkdir()
-        (tmp_path / "a/metrics.csv").write_text(text)
-        compare.move_aside(tmp_path / "a")
-    kept = [(tmp_path / f"a.unfinished-{n}/metrics.csv").read_text() for n in (1, 2)]
-    assert kept == ["first", "second"]

@@ -8,7 +8,7 @@ import reproduce
 from PIL import Image
 
 from trpo_jax import envs
-from trpo_jax.cli import render, train
+from trpo_jax.cli import compare, render
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.running.animation import play, write_gif
 
@@ -41,8 +41,9 @@ def finished(tmp_path_factory):
         half = (folder / "out/tiny.md").read_text()
         assert "| Pole, far-sighted | not run |" in half
         started = []
-        original = train.main
-        patch.setattr(train, "main", lambda argv: started.append(argv) or original(argv))
+        original = compare.train
+        record = lambda **settings: started.append(settings) or original(**settings)
+        patch.setattr(compare, "train", record)
         assert reproduce.main(arguments) == 0
         assert len(started) == 1, "a finished run was run again"
         yield folder / "out"

@@ -181,8 +181,8 @@ class Recorder:
     def costs(self) -> dict[str, float]:
         """Returns the seconds of this call that were not training, by name."""
         return {
-            "first_evaluation_and_its_compilation": sum(self._evaluation_costs[:1]),
-            "later_evaluations": sum(self._evaluation_costs[1:]),
+            "first_evaluation_and_its_compilation": sum(self._evaluation_costs[:1], 0.0),
+            "later_evaluations": sum(self._evaluation_costs[1:], 0.0),
             "checkpoints": 0.0 if self.checkpoints is None else self.checkpoints.cost,
         }
 

@@ -87,9 +87,7 @@ def plan_settings(
 def _listed(base: Any, name: str, values: Any) -> list[Any]:
     field_of(base, name)
     if isinstance(values, str) or not np.iterable(values) or not len(values):
-        raise ConfigurationError(
-            f"grid of {name} = {values!r} must be one or more values in a list."
-        )
+        raise ConfigurationError(f"The grid of {name} must be a list of values, not {values!r}.")
     plain = [x.item() if isinstance(x, np.generic) else x for x in values]
     plain = [tuple(x) if isinstance(x, list) else x for x in plain]
     for value in plain:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -118,7 +119,7 @@ class Run(NamedTuple):
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
-        actor = jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor)
+        actor = jax.tree.map(lambda x: jnp.asarray(x[self.seeds.index(seed)]), self.actor)
         env = self.env
         return make_act(self.algorithm.policy, actor, env.name, env.observation, env.action)
 

@@ -1,0 +1,286 @@
+"""The call that trains, as a notebook meets it."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from types import ModuleType
+
+import host_tasks  # noqa: F401  registers its environments
+import jax
+import numpy as np
+import pytest
+from probes import counter
+
+from trpo_jax import envs
+from trpo_jax.algorithms import ppo, trpo
+from trpo_jax.cli import train as script
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.records.files import cell
+from trpo_jax.records.policies import load_policy
+from trpo_jax.records.runs import read_metrics
+from trpo_jax.running.defaults import defaults
+from trpo_jax.running.loop import NonFiniteError
+from trpo_jax.running.plan import plan_run
+from trpo_jax.running.train import train
+
+pytestmark = [
+    pytest.mark.xdist_group("train"),  # one worker, so that the run is shared
+    pytest.mark.usefixtures("shared_programs"),
+]
+
+TINY = {"num_envs": 2, "num_steps": 16, "hidden_sizes": (8,), "critic_epochs": 1}
+TINY |= {"critic_minibatches": 2}
+CONFIG = trpo.Config(**TINY)
+RUN = {"seeds": 2, "total_steps": 192, "evaluation_episodes": 2, "progress": False}
+HOST = "gym/host_tasks:Counter-v0"
+
+
+@pytest.fixture(scope="module")
+def finished(shared_programs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("train") / "run"
+    return train("CartPole-v1", CONFIG, **RUN, eval_every=2, checkpoint_every=2, out=out)
+
+
+def again(out, **changes):
+    options = RUN | {"eval_every": 2, "checkpoint_every": 2, "out": out, "resume": True}
+    return train("CartPole-v1", CONFIG, **options | changes)
+
+
+def assert_same(run, expected):
+    """Compares two runs, one of which may have been read from files in part."""
+    for ours, theirs in (
+        (run.metrics, expected.metrics),
+        (run.evaluations, expected.evaluations),
+    ):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"seconds", "evaluation_seconds"}:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(run.evaluation.returns, expected.evaluation.returns)
+    for a, b in zip(*map(jax.tree.leaves, (run.actor, expected.actor)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_holds_its_numbers(finished):
+    assert finished.seeds == (0, 1)
+    assert (finished.num_updates, finished.stopped_by) == (6, None)
+    assert all(x.shape == (2, 6) for x in finished.metrics.values())
+    np.testing.assert_array_equal(finished.metrics["env_steps"][1], 32 * np.arange(1, 7))
+    assert finished.metrics["seed"][:, 0].tolist() == [0, 1]
+    assert finished.evaluation.returns.shape == (2, 2)
+    assert finished.evaluation.summary.mean == finished.evaluation.per_seed.mean()
+    assert finished.evaluations["update"].tolist() == [[0, 2, 4, 6]] * 2
+    assert repr(finished).startswith("<Run of TRPO on CartPole-v1, 2 seeds, 6 updates, ")
+    assert finished.plot().axes[0].get_title() == "TRPO on CartPole-v1"
+
+
+def test_the_script_writes_the_same_numbers(finished, tmp_path):
+    words = ["--num-seeds", "2", "--total-steps", "192", "--evaluation-episodes", "2"]
+    words += ["--num-envs", "2", "--num-steps", "16", "--hidden-sizes", "8", "--quiet"]
+    words += ["--critic-epochs", "1", "--critic-minibatches", "2", "--fisher-subsample", "1"]
+    words += ["--eval-every", "2", "--checkpoint-every", "2"]
+    out = tmp_path / "script"
+    assert script.main([*words, "--out", str(out)]) == 0
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in finished.metrics.keys() - {"seconds"}:
+        ours = [cell(x) for x in finished.metrics[name].T.ravel()]
+        assert ours == [row[name] for row in rows], name
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["evaluation"]["per_seed"] == finished.evaluation.per_seed.tolist()
+    descriptions = (json.loads((x / "config.json").read_text()) for x in (out, finished.folder))
+    of_script, of_python = descriptions
+    assert set(of_script["command"]) ^ set(of_python["command"]) == {str(out), str(finished.folder)}
+    assert of_script["seeds"] == [0, 1]
+    different = {name for name, x in of_python.items() if of_script[name] != x}
+    assert different <= {"command", "started"}
+
+
+def test_a_run_without_settings_is_that_of_the_script_without_flags():
+    plan, tuned = plan_run(), defaults()
+    assert plan.config == tuned.config
+    assert (len(plan.seeds), plan.evaluation_episodes) == (8, 64)
+    assert plan.description["total_steps"] == 100_000
+    assert plan.description["command"] == ["experiments/train.py", "--total-steps", "100000"]
+    swimmer = defaults("ppo", "envpool/Swimmer-v4", total_steps=5_000).config
+    assert isinstance(swimmer, ppo.Config)
+    assert (swimmer.decay_steps, swimmer.gamma) == (5_000, 0.9999)
+    assert defaults(trpo, "envpool/Pong-v5").config.hidden_sizes == (256,)
+
+
+def test_policies_act_as_those_of_the_file_do(finished):
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    for seed in (None, 1):
+        stored = load_policy(finished.folder / "policy.msgpack", seed)
+        np.testing.assert_array_equal(finished.policy(seed)(observations), stored(observations))
+    with pytest.raises(ConfigurationError, match=r"no seed 7. It has \[0, 1\]"):
+        finished.policy(7)
+
+
+def test_a_callback_sees_each_chunk_and_stops_the_run_which_then_goes_on(finished, tmp_path):
+    seen = []
+
+    def callback(chunk):
+        seen.append(chunk.last_update)
+        return chunk.last_update == 3
+
+    run = again(tmp_path / "run", callback=callback, progress=True)
+    assert seen == [1, 2, 3]
+    assert (run.num_updates, run.evaluation, run.stopped_by) == (3, None, "callback")
+    assert "stopped by callback" in repr(run)
+    names = {path.name for path in run.folder.iterdir()}
+    assert "policy.msgpack" in names
+    assert "summary.json" not in names
+    assert_same(again(tmp_path / "run"), finished)
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = train("CartPole-v1", CONFIG, **RUN | {"seeds": [3]})
+    assert run.seeds == (3,)
+    assert run.folder is None
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_returns_what_was_done(tmp_path):
+    def callback(chunk):
+        if chunk.last_update == 2:
+            raise KeyboardInterrupt
+
+    run = train("CartPole-v1", CONFIG, **RUN, callback=callback)
+    assert (run.num_updates, run.stopped_by) == (2, "interrupt")
+    assert run.metrics["kl"].shape == (2, 2)
+
+
+def test_numbers_that_are_not_finite_are_an_error_that_has_the_run():
+    config = CONFIG.replace(critic_lr=1e38)
+    with pytest.raises(NonFiniteError) as caught:
+        train("CartPole-v1", config, **RUN | {"total_steps": 4096})
+    run = caught.value.run
+    assert run.stopped_by == "NonFiniteError"
+    assert run.metrics["kl"].shape[1] == run.num_updates if run.num_updates else not run.metrics
+    assert run.policy()(np.zeros(4, np.float32)) in (0, 1)
+
+
+def test_an_environment_on_the_host(tmp_path):
+    run = train(HOST, CONFIG, **RUN)
+    assert run.metrics["episode_length"][:, -1].tolist() == [5, 5]
+    assert run.policy(seed=1)(np.zeros(2, np.float32)) in (0, 1)
+    with pytest.raises(EnvironmentFailure, match="the floor gave way") as caught:
+        train("gym/host_tasks:Late-raise-v0", CONFIG, **RUN, out=tmp_path / "run")
+    assert caught.value.run.num_updates == 4
+    assert "host_tasks.py" in (tmp_path / "run" / "error.txt").read_text()
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    folder = tmp_path / "unfinished"
+    shutil.copytree(finished.folder, folder)
+    (folder / "summary.json").unlink()
+    return folder
+
+
+def test_other_settings_and_finished_runs_do_not_go_on(finished, unfinished):
+    with pytest.raises(ConfigurationError, match=r"max_kl = 0.01, not 0.5"):
+        train("CartPole-v1", CONFIG.replace(max_kl=0.5), **RUN, out=unfinished, resume=True)
+    # The number is that of the run, and not of the call that asks for a longer one.
+    with pytest.raises(ConfigurationError, match="is finished: its 6 updates are done"):
+        again(finished.folder, total_steps=1_000)
+    with pytest.raises(ConfigurationError, match="is not empty"):
+        again(finished.folder, resume=False)
+
+
+def test_the_script_goes_on_with_a_run_from_python(finished, unfinished):
+    shutil.rmtree(unfinished / "checkpoints" / "6")
+    assert script.main(["--resume", str(unfinished), "--quiet"]) == 0
+    ours, theirs = (read_metrics(x / "metrics.csv") for x in (unfinished, finished.folder))
+    np.testing.assert_array_equal(ours["kl"], theirs["kl"])
+
+
+def bare(env):
+    """Returns an algorithm that learns nothing, has no config, and returns no metrics."""
+    algorithm = trpo.make(env, CONFIG)
+    replaced = {
+        "improve": lambda state, trajectory: (
+            state._replace(num_updates=state.num_updates + 1),
+            (),
+            {},
+        ),
+        "fit": lambda critic, _: (critic, {}),
+        "update": lambda state: (algorithm.collect(state)[0], {}),
+        "learn": lambda state, trajectory: (state, {}),
+        "config": None,
+    }
+    return algorithm._replace(**{x: y for x, y in replaced.items() if x in algorithm._fields})
+
+
+def test_an_algorithm_of_ones_own_without_metrics(tmp_path, capsys):
+    algorithm = bare(counter())
+    out = tmp_path / "run"
+    options = RUN | {"progress": True, "out": out}
+    run = train(algorithm=algorithm, **options)
+    assert set(run.metrics) == {"seed", "update", "env_steps", "seconds"}
+    assert run.evaluation.per_seed.shape == (2,)
+    assert "update 6/6  " in capsys.readouterr().out
+    description = json.loads((out / "config.json").read_text())
+    assert (description["config"], description["command"]) == ({}, None)
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "metrics.csv", "summary.json"} <= names
+    assert "learning_curve.png" not in names
+    with pytest.raises(ConfigurationError, match="no metric episodic_return"):
+        run.plot()
+    (out / "summary.json").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--resume", str(out)])
+    assert "with resume=True" in capsys.readouterr().err
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    assert train(algorithm=algorithm, **options, resume=True).num_updates == 6
+
+
+def test_the_module_is_that_of_the_config_or_the_one_that_is_given():
+    assert plan_run(config=ppo.Config()).name == "ppo"
+    assert plan_run(algorithm=ppo).name == "ppo"
+    own = ModuleType("mine")
+    own.Config, own.make = trpo.Config, trpo.make
+    plan = plan_run(algorithm=own, config=CONFIG)
+    assert (plan.name, plan.description["command"]) == ("mine", None)
+    assert plan_run(counter(), CONFIG).description["command"] is None
+
+
+def test_an_agent_is_handed_to_the_algorithm():
+    own, handed = ModuleType("mine"), []
+    own.Config = trpo.Config
+    own.make = lambda env, config, **options: handed.append(options) or trpo.make(env, config)
+    assert plan_run(algorithm=own, config=CONFIG, agent="mine").description["command"] is None
+    plan_run(algorithm=own, config=CONFIG)
+    assert handed == [{"agent": "mine"}, {}]
+
+
+@dataclasses.dataclass
+class Other:
+    """A config of no algorithm."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"env": "CartPol-v1"}, "Did you mean CartPole-v1"),
+        ({"algorithm": "trp"}, "Did you mean trpo"),
+        ({"algorithm": "ppo", "config": CONFIG}, "ppo takes a Config of trpo_jax.algorithms.ppo"),
+        ({"config": Other()}, "is no module of an algorithm: it has no Config and no make"),
+        ({"config": CONFIG.replace(max_kl=0.0)}, "max_kl = 0.0 cannot work"),
+        ({"seeds": 0}, "seeds = 0 must be at least 1"),
+        ({"seeds": [1, 1]}, r"seeds = \[1, 1\] must be one or more, each of them once"),
+        ({"seeds": [-1]}, "seed = -1 must be at least 0"),
+        ({"total_steps": 10}, "10 is less than one batch"),
+        ({"evaluation_episodes": 0}, "evaluation_episodes = 0 must be at least 1"),
+        ({"log": ["tensorbord"], "out": "x"}, "Did you mean tensorboard"),
+        ({"resume": True}, "need a folder"),
+        ({"algorithm": bare(envs.make("CartPole-v1")), "config": CONFIG}, "has its own"),
+        ({"algorithm": bare(envs.make("CartPole-v1")), "env": "Pendulum-v1"}, "has its own"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_compiled(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        plan_run(**arguments)
