@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import two_processes
 from refusals import refusal
 
 from trpo_jax.cli import placement, sweep, train
+from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.records.runs import read_metrics
+from trpo_jax.running.train import open_folder
 
 pytestmark = [
     pytest.mark.xdist_group("processes"),  # one worker: two processes at a time are enough
@@ -76,9 +79,9 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     assert "Traceback" not in printed[0]
     assert not (out / "summary.json").exists()
 
-    run = train.prepare(["--resume", str(out)])  # by one process
-    saved = train.begin(run)
-    assert run.placement is None
+    plan = plan_of(["--resume", str(out)])  # by one process
+    saved = open_folder(plan)
+    assert plan.placement is None
     assert saved.description["placement"] == "2 x cpu in 2 processes, by environments"
     assert saved.arrays["episodes/length"].shape == (2, 4)
 
@@ -193,5 +196,5 @@ def test_placements_are_said_again_on_resuming():
     ],
 )
 def test_what_devices_do_not_divide_is_refused_by_name(words, message, monkeypatch, capsys):
-    monkeypatch.setattr(placement, "choose_devices", lambda wanted: [object()] * wanted)
+    monkeypatch.setattr(placement, "choose_devices", lambda wanted: jax.devices()[:1] * wanted)
     assert re.search(message, refusal(train.main, ["--devices", "4", *words], capsys))

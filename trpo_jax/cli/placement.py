@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from trpo_jax import envs
 from trpo_jax.cli.command_line import Parser
 from trpo_jax.devices import (
     Placement,
@@ -19,7 +20,6 @@ from trpo_jax.devices import (
     split_environments,
     split_runs,
 )
-from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import is_first, join, say_where_aborted
 from trpo_jax.running.plan import require_on_device
@@ -147,7 +147,7 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
-def devices_of(args: argparse.Namespace, env: Environment) -> list[jax.Device]:
+def devices_of(args: argparse.Namespace) -> list[jax.Device]:
     """Returns the devices that the flags ask for.
 
     Raises:
@@ -155,28 +155,23 @@ def devices_of(args: argparse.Namespace, env: Environment) -> list[jax.Device]:
     """
     devices = choose_devices(None if args.distributed else args.devices)
     if len(devices) > 1 or args.distributed:
-        require_on_device(env, "Several devices run")
+        require_on_device(envs.make(args.env), "Several devices run")
     return devices
 
 
-def place_runs(args: argparse.Namespace, env: Environment) -> Placement | None:
+def place_runs(args: argparse.Namespace) -> Placement | None:
     """Returns the placement of whole runs that the flags ask for, None for one device."""
-    devices = devices_of(args, env)
+    devices = devices_of(args)
     return split_runs(devices) if len(devices) > 1 else None
 
 
-def place(
-    args: argparse.Namespace,
-    env: Environment,
-    module: ModuleType,
-    config: Any,
-) -> Placement | None:
+def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placement | None:
     """Returns the placement of seeds or of their environments, None for one device.
 
     Raises:
         ConfigurationError: if the devices are not there, or cannot share evenly.
     """
-    devices = devices_of(args, env)
+    devices = devices_of(args)
     if len(devices) == 1:
         return None
     if args.shard == SEEDS:
@@ -186,6 +181,7 @@ def place(
     # What has to hold a batch has to hold the double one too.
     bounded = [name for name in ("num_envs", "replay_size") if hasattr(config, name)]
     doubled = config.replace(**{name: 2 * getattr(config, name) for name in bounded})
+    env = envs.make(args.env)
     made, wider = module.make(env, config), module.make(env, doubled)
     return split_environments(devices, made, wider, config.num_envs)
 

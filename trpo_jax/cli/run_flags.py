@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trpo_jax import algorithms, envs
+from trpo_jax import algorithms
 from trpo_jax.cli.command_line import (
     Parser,
     add_config_flags,
@@ -62,7 +62,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         "seeds": seed_range(args.seed, args.num_seeds),
         "out": Path(decided_by_first(lambda: str(folder))),  # the processes have several clocks
         "resume": args.resume is not None,
-        "placement": place(args, envs.make(args.env, args.env_processes), module, config),
+        "placement": place(args, module, config),
     }
     return args, settings
 

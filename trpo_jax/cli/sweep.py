@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from trpo_jax import algorithms, envs
+from trpo_jax import algorithms
 from trpo_jax.cli.command_line import (
     Parser,
     add_config_flags,
@@ -93,7 +93,7 @@ def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any
         "ranges": dict(map(parse_range, args.range)),
         "seeds": seed_range(args.seed, args.seeds),
         "out": Path(decided_by_first(lambda: str(args.out))),  # the processes have several clocks
-        "placement": place_runs(args, envs.make(args.env)),
+        "placement": place_runs(args),
     }
     return args, settings
 
