@@ -155,7 +155,7 @@ def make_agent(env: Environment, config: Any) -> Agent:
 
     Args:
         env: the environment.
-        config: the config of an on-policy algorithm; one without a field `exploration` gets `white`.
+        config: of an on-policy algorithm; without a field `exploration`, the noise is `white`.
     """
     settings = {
         "hidden_sizes": config.hidden_sizes,

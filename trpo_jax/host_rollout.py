@@ -102,7 +102,7 @@ def host_rollout(
         num_steps: T.
 
     Returns:
-        The episodes and the acting state to go on with, and a trajectory with leading axes `[T, B]`.
+        The episodes and the acting state to go on with, and a trajectory `[T, B]`.
 
     Raises:
         EnvironmentFailure: if the environment fails, or returns numbers that are not finite.

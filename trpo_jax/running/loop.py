@@ -114,7 +114,7 @@ def advance_chunks(
             state, outputs = program.advance(state, count)
         outputs, actor = to_host((outputs, state.actor))
         seconds += time.perf_counter() - started
-        metrics, health = jax.tree.map(lambda x: x[:, :count], outputs)
+        metrics, health = jax.tree.map(lambda x, n=count: x[:, :n], outputs)
         yield Chunk(done + 1, done + count, mark_missing(metrics), health, state, actor, seconds)
 
 
