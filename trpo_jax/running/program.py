@@ -199,9 +199,8 @@ def as_metrics(metrics: Metrics) -> dict[str, Float[Array, ""]]:
     for name, x in metrics.items():
         if not isinstance(name, str) or isinstance(x, dict) or jnp.ndim(x):
             raise ConfigurationError(
-                f"The metrics of an algorithm are a flat dictionary of scalars by name, and "
-                f"{name!r} is {type(x).__name__} of shape {jnp.shape(x)}. Return its mean, or "
-                "leave it out."
+                f"The metrics of an algorithm are a flat dictionary of scalars by name. The one "
+                f"that is named {name!r} is {x!r}. Return its mean, or leave it out."
             )
     return {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
 
