@@ -9,7 +9,7 @@ import probes
 import pytest
 
 from trpo_jax.advantages import generalized_advantages, standardize
-from trpo_jax.algorithms import on_policy
+from trpo_jax.agent import make_agent
 from trpo_jax.networks import make_critic
 
 SMALL = {"num_envs": 4, "num_steps": 16, "hidden_sizes": (8,), "critic_minibatches": 4}
@@ -101,10 +101,11 @@ def policy_gradient(env, config, state, trajectory):
         config.gamma,
         config.gae_lambda,
     )
-    policy = on_policy.policy_network(env, config)
+    policy = make_agent(env, config).policy
 
     def weighted_log_prob(params):
-        log_probs = policy.apply(params, trajectory.observation).log_prob(trajectory.action)
+        _, distribution = policy.step(params, (), trajectory.observation)
+        log_probs = distribution.log_prob(trajectory.action)
         return jnp.mean(log_probs * standardize(advantages))
 
     return jax.grad(weighted_log_prob)(state.actor.policy_params)

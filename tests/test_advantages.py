@@ -97,6 +97,18 @@ def test_standardize_divides_by_the_standard_deviation():
     np.testing.assert_allclose(result.std(), 1, rtol=1e-5)
 
 
+def test_advantages_that_are_the_rounding_of_large_values_are_none():
+    """A critic that is right at V = 100 leaves differences of the last digit of V."""
+    values = jnp.full((256, 8), 100.0)
+    noise = jax.random.randint(jax.random.key(0), values.shape, -1, 2) * np.spacing(np.float32(100))
+    rewards = jnp.full_like(values, 1.0) + noise
+    never = jnp.zeros(values.shape, bool)
+    advantages = generalized_advantages(rewards, values, values, never, never, 0.99, 0.95)
+    assert jnp.abs(advantages).max() > 0
+    np.testing.assert_array_equal(standardize(advantages, values), 0)
+    assert jnp.std(standardize(advantages + jnp.arange(8.0), values)) > 0.99
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.0, -7.3, 100.1])
 def test_a_constant_batch_has_no_advantages(value):
     noise = jax.random.normal(jax.random.key(0), (2048,)) * abs(value) * 1e-7

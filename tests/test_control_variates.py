@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.control_variates import control_variate, control_weights, controlled_surrogate
+from trpo_jax.control_variates import CONTROL_WEIGHTS, control_variate, controlled_surrogate
 from trpo_jax.distributions import DiagGaussian
 
 pytestmark = pytest.mark.xdist_group("control_variates")  # one worker: what is compiled is shared
@@ -20,7 +20,7 @@ SIGNS = (jnp.array([2.0, -3.0, 1.0, -4.0, 0.0, 2.0]), jnp.array([5.0, -1.0, -2.0
     ],
 )
 def test_eta_by_table(kind, expected):
-    np.testing.assert_array_equal(control_weights(kind, *SIGNS), expected)
+    np.testing.assert_array_equal(CONTROL_WEIGHTS[kind](*SIGNS), expected)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_gradient_is_the_papers_estimator_action_by_action(x64, kind, common
     actions = old.sample(keys[3])
     q = lambda a: jnp.sin(2 * a[..., 0] + observations[..., 1]) + a[..., 1] ** 2 * a[..., 0]
     control = control_variate(q, old.mode(), actions)
-    eta = control_weights(kind, advantages, control.advantages)
+    eta = CONTROL_WEIGHTS[kind](advantages, control.advantages)
     surrogate = controlled_surrogate(
         actions, advantages, control, eta, 0.1, common_scale=common_scale
     )

@@ -11,7 +11,7 @@ from trpo_jax.algorithms import trpo
 from trpo_jax.distributions import DiagGaussian
 from trpo_jax.envs.episodes import Episode
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.exploration import colored, colored_noise, ou, white
+from trpo_jax.exploration import MEMORY, color, colored, ou, white
 
 SMALL = {"num_envs": 4, "hidden_sizes": (8,), "critic_minibatches": 4, "critic_epochs": 1}
 
@@ -22,23 +22,25 @@ def gaussian(num_envs, mean=0.0, log_std=0.0, size=1):
 
 
 def episodes_of(lengths):
-    return Episode((), jnp.zeros((len(lengths), 1)), jnp.asarray(lengths), jnp.zeros(len(lengths)))
+    lengths = jnp.asarray(lengths)
+    zeros, whole = jnp.zeros(len(lengths)), jnp.ones(len(lengths), bool)
+    return Episode((), zeros[:, None], lengths == 0, lengths, zeros, whole)
 
 
 def draw(explore, distribution, num_steps, key=0):
     """Returns the actions `[T, B]` of the first steps of as many episodes."""
     num_envs = len(distribution.mean)
 
-    def step(memory, inputs):
+    def step(state, inputs):
         length, key = inputs
         episodes = episodes_of(jnp.full(num_envs, length))
-        actions, _, memory = explore.act(key, distribution, memory, episodes)
-        return memory, actions[..., 0]
+        actions, _, state = explore.act(key, distribution, state, episodes)
+        return state, actions[..., 0]
 
-    begin_key, run_key = jax.random.split(jax.random.key(key))
-    memory = explore.begin(begin_key, explore.init(num_envs))
+    init_key, run_key = jax.random.split(jax.random.key(key))
+    start = explore.init(init_key, num_envs)
     keys = jax.random.split(run_key, num_steps)
-    return jax.jit(lambda m: jax.lax.scan(step, m, (jnp.arange(num_steps), keys))[1])(memory)
+    return jax.jit(lambda x: jax.lax.scan(step, x, (jnp.arange(num_steps), keys))[1])(start)
 
 
 # --- Ornstein-Uhlenbeck
@@ -56,7 +58,8 @@ def test_ou_actions_have_the_policys_moments_at_each_step_and_a_geometric_correl
 def test_the_ou_process_is_stationary_with_a_geometric_correlation():
     explore, policy = ou(1, 0.7), gaussian(100_000, mean=5.0)
     act = jax.jit(lambda key, x, e: explore.act(key, policy, x, e)[1:])
-    _, memory = act(jax.random.key(0), explore.init(100_000), episodes_of(jnp.zeros(100_000, int)))
+    start = explore.init(jax.random.key(9), 100_000)
+    _, memory = act(jax.random.key(0), start, episodes_of(jnp.zeros(100_000, int)))
     values = []
     for index in range(1, 5):
         episodes = episodes_of(jnp.full(100_000, index))
@@ -109,10 +112,8 @@ def test_without_correlation_the_draws_are_those_of_white_noise_bit_for_bit():
     chex.assert_trees_all_equal(without, plain)
     chex.assert_trees_all_equal(state.actor, plain_state.actor)
     chex.assert_trees_all_equal(metrics, plain_metrics)
-    traced, state, metrics = update(exploration="ou", ou_rho=jnp.zeros(()))
-    chex.assert_trees_all_equal(traced._replace(context=()), plain)
-    chex.assert_trees_all_close(state.actor, plain_state.actor, rtol=1e-4, atol=1e-7)
-    chex.assert_trees_all_close(metrics, plain_metrics, rtol=1e-3, atol=1e-5)
+    traced, *_ = update(exploration="ou", ou_rho=jnp.zeros(()))
+    assert traced.context.noise.shape == (16, 4, 1)
 
 
 def test_the_process_goes_on_over_rollouts_starts_with_episodes_and_is_what_is_conditioned_on():
@@ -121,15 +122,14 @@ def test_the_process_goes_on_over_rollouts_starts_with_episodes_and_is_what_is_c
     collect = jax.jit(algorithm.collect)
     state, first = collect(algorithm.init(jax.random.key(0)))
     state, second = collect(state._replace(num_updates=1))
-    context, done = (
-        jnp.concatenate([getattr(x, name) for x in (first, second)]) for name in ("context", "done")
-    )
+    context = jnp.concatenate([x.context.noise for x in (first, second)])
+    done = jnp.concatenate([x.done for x in (first, second)])
     changes = jnp.abs(jnp.diff(context[..., 0], axis=0))
     assert jnp.where(done[:-1], 0, changes).max() < 5 * jnp.sqrt(1 - 0.999**2)
     assert jnp.where(done[:-1], changes, 9.0).min() > 1e-3
     assert jnp.where(done[:-1], changes, 0).mean() > 0.1
     policy = algorithm.policy(state.actor, first.observation)
-    residual = first.action - policy.mean - 0.999 * jnp.exp(policy.log_std) * first.context
+    residual = first.action - policy.mean - 0.999 * jnp.exp(policy.log_std) * first.context.noise
     deviation = jnp.std(residual / jnp.exp(policy.log_std))
     np.testing.assert_allclose(deviation, jnp.sqrt(1 - 0.999**2), rtol=0.3)
 
@@ -144,7 +144,8 @@ def test_scores_given_the_noise_are_the_gradient_of_the_return_and_marginal_ones
 
     @jax.jit
     def simulate(theta):
-        positions, noise = jnp.ones((num_envs, 1)), explore.init(num_envs)
+        positions = jnp.ones((num_envs, 1))
+        noise = explore.init(jax.random.key(1), num_envs)
         steps, rewards = [], []
         for t, key in enumerate(jax.random.split(jax.random.key(0), horizon)):
             episodes = episodes_of(jnp.full(num_envs, t))
@@ -178,50 +179,70 @@ def test_scores_given_the_noise_are_the_gradient_of_the_return_and_marginal_ones
     assert jnp.abs(errors(white().condition)).min() > 20
 
 
+def test_first_episodes_that_are_staggered_start_from_the_stationary_law():
+    env = probes.counter(time_limit=64)._replace(action=envs.make("Pendulum-v1").action)
+    config = trpo.Config(**(SMALL | {"num_envs": 512}), num_steps=1, exploration="ou", ou_rho=0.9)
+    algorithm = trpo.make(env, config)
+    _, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+    noise = trajectory.context.noise[0, :, 0]
+    np.testing.assert_allclose(noise.std(), 1, atol=0.15)
+    assert jnp.abs(noise).min() > 0
+
+
 # --- coloured noise
 
 
-@pytest.mark.parametrize("length", [7, 8])
+def colored_noise(beta, num_steps=1000, size=400, key=1):
+    """Returns coloured noise `[T, D]` from white noise."""
+    white = jax.random.normal(jax.random.key(key), (num_steps + MEMORY - 1, size))
+    return color(white, beta)
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
-def test_colored_noise_has_unit_variance_at_each_step(length, beta):
-    noise = colored_noise(jax.random.key(0), beta, (length, 50_000))
+def test_colored_noise_has_unit_variance_at_each_step(beta):
+    noise = colored_noise(beta, 4, 50_000)
+    assert noise.shape == (4, 50_000)
     np.testing.assert_allclose(noise.mean(axis=1), 0, atol=0.025)
     np.testing.assert_allclose(noise.var(axis=1), 1, atol=0.03)
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
-def test_the_power_of_colored_noise_falls_with_beta(beta):
-    noise = colored_noise(jax.random.key(1), beta, (1000, 400))
-    power = (jnp.abs(jnp.fft.rfft(noise, axis=0)) ** 2).mean(axis=1)[1:-1]
-    slope = np.polyfit(np.log(np.arange(1, 500)), np.log(power), 1)[0]
-    np.testing.assert_allclose(slope, -beta, atol=0.02)
+def test_the_spectrum_of_colored_noise_is_one_over_f_to_the_beta(beta):
+    """The answer to an impulse has the amplitudes of the filter, at each of its frequencies."""
+    impulse = jnp.zeros((2 * MEMORY - 1, 1)).at[MEMORY - 1].set(1.0)
+    answer = color(impulse, beta)[:, 0]
+    assert answer.shape == (MEMORY,)
+    power = jnp.abs(jnp.fft.rfft(answer)) ** 2
+    expected = np.maximum(np.arange(MEMORY // 2 + 1), 1.0) ** -beta
+    np.testing.assert_allclose(power / power[0], expected, rtol=1e-8)
+    np.testing.assert_allclose(jnp.sum(answer**2), 1, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("beta", "correlation"), [(0.0, 0.0), (0.5, 0.36), (1.0, 0.77)])
 def test_neighbouring_steps_of_colored_noise_are_correlated(beta, correlation):
-    noise = colored_noise(jax.random.key(2), beta, (1000, 400))
+    noise = colored_noise(beta, key=2)
     np.testing.assert_allclose(jnp.mean(noise[1:] * noise[:-1]), correlation, atol=0.015)
 
 
-def test_colored_noise_serves_several_rollouts_and_is_then_drawn_anew():
-    explore = colored(1, 1.0, num_steps=400)
-    act = jax.jit(lambda memory: explore.act(jax.random.key(0), policy, memory, None))
-    policy = gaussian(3, mean=2.0, log_std=-1.0)
-    memory, sequences = explore.init(3), []
-    for index in range(4):
-        memory = explore.begin(jax.random.key(index), memory)
-        sequences.append(np.asarray(memory.noise))
-        actions, context, memory = act(memory)
-        assert context == ()
-        expected = 2.0 + np.exp(-1.0) * memory.noise[400 * (index % 3)]
-        np.testing.assert_allclose(actions, expected, rtol=1e-6)
-        memory = memory._replace(position=memory.position + 399)
-    first, second, third, fourth = sequences
-    assert first.shape == (1200, 3, 1)
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, third)
-    assert np.abs(first - fourth).min() > 0
-    np.testing.assert_allclose(first.std(), 1, atol=0.5)
+def test_colored_noise_goes_on_over_rollouts_and_none_of_it_is_thrown_away():
+    explore, policy = colored(1, 1.0, num_steps=3), gaussian(5, mean=2.0, log_std=-1.0)
+    prepare = jax.jit(explore.prepare)
+    act = jax.jit(lambda state: explore.act(jax.random.key(0), policy, state, None))
+    state = first = explore.init(jax.random.key(9), 5)
+    drawn, noise = [first.past], []
+    for index in range(2):
+        state = prepare(jax.random.key(index), state)
+        drawn.append(state.past[:, -3:])
+        for t in range(3):
+            actions, context, following = act(state)
+            assert context == ()
+            np.testing.assert_allclose(actions, 2.0 + np.exp(-1.0) * state.noise[:, t], rtol=1e-5)
+            noise.append((actions - 2.0) / np.exp(-1.0))
+            state = following
+    expected = color(jnp.concatenate(drawn, axis=1), 1.0)
+    np.testing.assert_allclose(jnp.stack(noise, axis=1), expected, atol=2e-5)
+    assert all(x.shape[0] == 5 for x in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("exploration", ["ou", "colored"])

@@ -10,6 +10,7 @@ import pytest
 
 from trpo_jax import envs
 from trpo_jax.algorithms import qprop, trpo, trpo_vine
+from trpo_jax.algorithms.base import update_keys
 from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import host_rollout, make_choose
@@ -83,23 +84,27 @@ def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
         states.append((state, metrics))
     assert trajectories[0].truncated.any()
 
-    host_env = replaying(env, trajectories, np.asarray(state.episodes.observation))
+    host_env = replaying(env, trajectories, np.asarray(state.rollout.episodes.observation))
     on_host = module.make(host_env, config)
     program = host_program(on_host, (3,), 2)
     (start,) = program.state.seeds
-    np.testing.assert_array_equal(start.episodes.observation, initial.episodes.observation)
-    assert start.episodes.length.tolist() == [0, 3, 6, 9], "staggered over the time limit"
-    key, memory = on_host.begin(start)
+    started = start.rollout.episodes
+    np.testing.assert_array_equal(started.observation, initial.rollout.episodes.observation)
+    assert started.length.tolist() == [0, 3, 6, 9], "staggered over the time limit"
+    assert started.first.all()
     choose, pool = make_choose(host_env, on_host.act), host_env.open(3, NUM_ENVS)
+    key, acting = update_keys(start).collect, start.rollout.acting
     _, _, trajectory = host_rollout(
-        host_env, pool, choose, start.actor, key, start.episodes, memory, NUM_STEPS
+        host_env, pool, choose, start.actor, key, started, acting, NUM_STEPS
     )
     assert_close(trajectory, trajectories[0])
-    advanced, (metrics, health) = program.advance(program.state)
+    advanced, (metrics, health) = program.advance(program.state, 2)
     (state,), (expected, _) = advanced.seeds, states[-1]
     assert health.finite.all()
-    np.testing.assert_array_equal(state.episodes.length, expected.episodes.length)
-    assert_close(state._replace(key=0, episodes=()), expected._replace(key=0, episodes=()))
+    lengths = (x.rollout.episodes.length for x in (state, expected))
+    np.testing.assert_array_equal(*lengths)
+    without = lambda x: x._replace(key=0, rollout=x.rollout._replace(episodes=()))
+    assert_close(without(state), without(expected))
     for index, (_, expected_metrics) in enumerate(states):
         assert_close({name: x[0, index] for name, x in metrics.items()}, expected_metrics)
 
@@ -114,7 +119,7 @@ def assert_close(found, expected):
 def test_a_host_environment_shows_zeros_until_it_is_opened():
     env = replaying(envs.make("CartPole-v1"))
     state = trpo.make(env, trpo.Config(**SETTINGS)).init(jax.random.key(0))
-    np.testing.assert_array_equal(state.episodes.observation, np.zeros((NUM_ENVS, 4)))
+    np.testing.assert_array_equal(state.rollout.episodes.observation, np.zeros((NUM_ENVS, 4)))
 
 
 @pytest.mark.parametrize(("broken", "batches"), [("policy", 3), ("critic", 4)])
@@ -137,17 +142,16 @@ def test_an_update_that_breaks_is_not_made(broken, batches):
     algorithm = trpo.make(env, trpo.Config(**(SETTINGS | {"num_steps": 10})))
 
     def improve(state, trajectory):
-        improved, lesson, metrics = algorithm.improve(state, trajectory)
+        improved, fit_input, metrics = algorithm.improve(state, trajectory)
         factor = jnp.where(state.num_updates >= 2, jnp.nan, 1)
         if broken == "policy":
-            return improved, lesson, metrics | {"kl": metrics["kl"] * factor}
-        batch = lesson.batch._replace(targets=lesson.batch.targets * factor)
-        return improved, lesson._replace(batch=batch), metrics
+            return improved, fit_input, metrics | {"kl": metrics["kl"] * factor}
+        return improved, fit_input._replace(targets=fit_input.targets * factor), metrics
 
     def run(num_updates):
         program = host_program(algorithm._replace(improve=improve), (3,), num_updates)
         steps.clear()
-        return program.advance(program.state)
+        return program.advance(program.state, num_updates)
 
     expected, _ = run(2)
     state, (_, health) = run(5)
@@ -180,7 +184,7 @@ def test_a_seed_that_fails_stops_the_others(monkeypatch):
     algorithm = trpo.make(env, trpo.Config(**(SETTINGS | {"num_steps": 10})))
     program = host_program(algorithm, (0, 1), 10_000)
     with pytest.raises(EnvironmentFailure, match="floor gave way"):
-        program.advance(program.state)
+        program.advance(program.state, 10_000)
     assert 1 <= len(steps) < 10_000
 
 

@@ -12,8 +12,9 @@ from trpo_jax.algorithms import trpo, trpo_vine, ua_trpo
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import dense_fisher, fisher_vector_product
-from trpo_jax.kronecker import kronecker_preconditioner
+from trpo_jax.kronecker import kronecker_preconditioner, with_layers
 from trpo_jax.networks import make_policy
+from trpo_jax.solvers import damped_solver
 from trpo_jax.trust_region import natural_step
 
 DAMPING = 0.1
@@ -35,11 +36,12 @@ def problem(name, damping, num_states=1024):
     params = network.init(keys[0])
     flat, unravel = ravel_pytree(params)
     params = unravel(flat + 0.3 * jax.random.normal(keys[3], flat.shape))  # as after some training
-    observations = jax.random.normal(keys[1], (num_states // 8, 8, *observation.shape))
+    observations = jax.random.normal(keys[1], (num_states, *observation.shape))
     actions = network.apply(params, observations).sample(keys[2])
 
     def log_probs(offsets):
-        distribution, inputs = network.apply_layers(params, offsets, observations)
+        call = lambda: network.apply(params, observations)
+        distribution, inputs = with_layers(call, offsets)
         return distribution.log_prob(actions), inputs
 
     def objective(params):
@@ -101,7 +103,8 @@ def test_one_layer_has_its_fisher_matrix_but_for_the_draw_of_the_actions():
     actions = network.apply(params, observations).sample(keys[2])
 
     def log_probs(offsets):
-        distribution, inputs = network.apply_layers(params, offsets, observations)
+        call = lambda: network.apply(params, observations)
+        distribution, inputs = with_layers(call, offsets)
         return distribution.log_prob(actions), inputs
 
     vector = jax.tree.map(jnp.ones_like, params)
@@ -122,10 +125,12 @@ def test_the_solution_is_the_same_and_reached_sooner(name):
 
     @jax.jit
     def both(gradient):
-        settings = {"max_kl": 0.01, "damping": damping, "cg_iters": 5}
-        step = lambda precondition: natural_step(
-            gradient, product, **settings, precondition=precondition
-        )
+        def step(precondition):
+            solve = damped_solver(
+                product, damping=damping, num_iterations=5, precondition=precondition
+            )
+            return natural_step(gradient, solve, max_kl=0.01, damping=damping)
+
         return step(None), step(precondition)
 
     plain, preconditioned = both(gradient)

@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from probes import counter
@@ -34,6 +33,7 @@ def test_episodes_end_restart_and_keep_their_last_observation(settings, terminat
     np.testing.assert_array_equal(first.truncated, ends & truncated)
     np.testing.assert_array_equal(first.length, [1, 2, 3, 1, 2, 3, 1, 2])
     np.testing.assert_array_equal(first.total_reward, [0, 10, 30, 0, 10, 30, 0, 10])
+    np.testing.assert_array_equal(first.first, [1, 0, 0, 1, 0, 0, 1, 0])
     assert trajectory.reward.shape == (NUM_STEPS, NUM_ENVS)
 
 
@@ -54,13 +54,14 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
     _, trajectory = collect(counter(), num_steps=2)
     metrics = episode_metrics(trajectory)
     assert metrics["num_episodes"] == 0
-    assert jnp.isnan(metrics["episodic_return"])
+    assert metrics["episodic_return"] == 0
 
 
 def test_staggered_episodes_end_one_by_one_and_count_once_they_are_whole():
     env = counter(time_limit=6)
     episodes = stagger(env, start_episodes(env, jax.random.key(0), NUM_ENVS))
     _, trajectory = collect(env, episodes)
+    assert trajectory.first[0].all()
     assert np.argwhere(trajectory.truncated).tolist() == [[1, 2], [3, 1], [5, 0], [7, 2]]
     metrics = episode_metrics(trajectory)
     assert metrics["num_episodes"] == 2

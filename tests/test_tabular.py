@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from trpo_jax.distributions import Categorical
 from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.solvers import damped_solver
 from trpo_jax.trust_region import natural_step, search_along, surrogate_gradient
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -147,7 +148,8 @@ def test_steps_on_the_exact_surrogate_reach_the_optimum_of_the_table():
         )
         gradient = surrogate_gradient(logits, Categorical, surrogate)
         metric = fisher_vector_product(Categorical, logits, weights)
-        full = natural_step(gradient, metric, max_kl=0.05, damping=1e-6, cg_iters=20)
+        solve = damped_solver(metric, damping=1e-6, num_iterations=20)
+        full = natural_step(gradient, solve, max_kl=0.05, damping=1e-6)
         return search_along(
             logits,
             Categorical,

@@ -7,6 +7,7 @@ from jax.flatten_util import ravel_pytree
 from problems import POLICIES, policies
 
 from trpo_jax.fisher import dense_fisher, fisher_vector_product
+from trpo_jax.solvers import damped_solver
 from trpo_jax.trust_region import importance_sampled_surrogate, natural_step, trust_region_step
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -14,7 +15,6 @@ pytestmark = pytest.mark.usefixtures("x64")
 SETTINGS = {
     "max_kl": 0.01,
     "damping": 0.1,
-    "cg_iters": 50,
     "line_search_steps": 10,
     "line_search_shrink": 0.8,
 }
@@ -27,11 +27,17 @@ def problem(name, seed=0):
     return params, distribution_fn, importance_sampled_surrogate(actions, advantages)
 
 
+def solver(params, distribution_fn, damping=0.1, iterations=50):
+    fvp = fisher_vector_product(distribution_fn, params)
+    return damped_solver(fvp, damping=damping, num_iterations=iterations)
+
+
 def step(name, seed=0, **changes):
     params, distribution_fn, surrogate = problem(name, seed)
-    fvp = fisher_vector_product(distribution_fn, params)
+    iterations = changes.pop("cg_iters", 50)
     settings = SETTINGS | changes
-    new, info = trust_region_step(params, distribution_fn, surrogate, fvp, **settings)
+    solve = solver(params, distribution_fn, settings["damping"], iterations)
+    new, info = trust_region_step(params, distribution_fn, surrogate, solve, **settings)
     return params, new, info
 
 
@@ -85,10 +91,8 @@ def test_the_full_step_solves_the_damped_system_and_ends_at_the_edge(damped_scal
     params, distribution_fn, surrogate = problem("gaussian")
     old = distribution_fn(params)
     gradient = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
-    fvp = fisher_vector_product(distribution_fn, params)
-    result = natural_step(
-        gradient, fvp, max_kl=0.01, damping=0.1, cg_iters=50, damped_scaling=damped_scaling
-    )
+    solve = solver(params, distribution_fn)
+    result = natural_step(gradient, solve, max_kl=0.01, damping=0.1, damped_scaling=damped_scaling)
     flat_step, _ = ravel_pytree(result.step)
     flat_gradient, _ = ravel_pytree(gradient)
     fisher = dense_fisher(distribution_fn, params)
@@ -102,6 +106,22 @@ def test_the_full_step_solves_the_damped_system_and_ends_at_the_edge(damped_scal
     np.testing.assert_allclose(result.predicted_gain, flat_gradient @ flat_step, rtol=1e-6)
     if damped_scaling:  # the undershoot: part of the budget is spent on the damping
         assert flat_step @ fisher @ flat_step / 2 < 0.0095
+
+
+@pytest.mark.parametrize("gradient", [(0.0, 0.05), (1e-9, 0.05), (0.05, 0.05)])
+def test_the_undamped_length_has_a_ceiling_where_the_gradient_leaves_the_range_of_f(gradient):
+    """F = diag(1, 0), which conjugate gradient with a damping of 0.1 solves exactly."""
+    gradient = jnp.array(gradient)
+    solve = damped_solver(lambda v: v * jnp.array([1.0, 0.0]), damping=0.1, num_iterations=5)
+    damped, undamped = (
+        natural_step(gradient, solve, max_kl=0.01, damping=0.1, damped_scaling=x).step
+        for x in (True, False)
+    )
+    ratio = jnp.linalg.norm(undamped) / jnp.linalg.norm(damped)
+    if gradient[0] < 1e-8:  # nothing of the step is felt: the length is the damped one
+        np.testing.assert_allclose(ratio, 1, rtol=1e-6)
+        np.testing.assert_allclose(jnp.linalg.norm(undamped), 0.447, rtol=1e-3)
+    assert 1 <= ratio <= 10 + 1e-9
 
 
 def test_a_small_step_gains_what_was_predicted_and_uses_the_kl_it_was_given():
@@ -124,8 +144,8 @@ def test_a_rejected_step_changes_nothing_bit_for_bit(broken):
     params, distribution_fn, _ = problem("categorical")
     actions = distribution_fn(params).sample(jax.random.key(1))
     surrogate = importance_sampled_surrogate(actions, jnp.full((2, 3), broken))
-    fvp = fisher_vector_product(distribution_fn, params)
-    new, info = trust_region_step(params, distribution_fn, surrogate, fvp, **SETTINGS)
+    solve = solver(params, distribution_fn)
+    new, info = trust_region_step(params, distribution_fn, surrogate, solve, **SETTINGS)
     assert info.step_rejected
     assert info.kl == 0
     assert info.step_fraction == 0
@@ -137,13 +157,13 @@ def test_the_step_does_not_change_with_the_scale_of_the_advantages():
     params, distribution_fn = policies(jax.random.key(0))["categorical"]
     actions = distribution_fn(params).sample(jax.random.key(1))
     advantages = jax.random.normal(jax.random.key(2), (2, 3))
-    fvp = fisher_vector_product(distribution_fn, params)
+    solve = solver(params, distribution_fn)
     small, large = (
         trust_region_step(
             params,
             distribution_fn,
             importance_sampled_surrogate(actions, scale * advantages),
-            fvp,
+            solve,
             **SETTINGS,
         )[0]
         for scale in (1.0, 1e3)
@@ -158,16 +178,16 @@ def test_the_search_checks_the_kl_from_old_to_new(name, seed):
     """The full step is too long one way and not the other, and too short if dimensions average."""
     params, distribution_fn, surrogate = problem(name, seed)
     old = distribution_fn(params)
-    fvp = fisher_vector_product(distribution_fn, params)
+    solve = solver(params, distribution_fn)
     gradient = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
-    settings = {"max_kl": 0.5, "damping": 0.1, "cg_iters": 50, "damped_scaling": False}
-    full = natural_step(gradient, fvp, **settings).step
+    settings = {"max_kl": 0.5, "damping": 0.1, "damped_scaling": False}
+    full = natural_step(gradient, solve, **settings).step
     too_far = distribution_fn(jax.tree.map(jnp.add, params, full))
     assert too_far.kl(old).mean() < 0.5 < old.kl(too_far).mean()
     assert surrogate(too_far, old) > surrogate(old, old)
 
     new_params, info = trust_region_step(
-        params, distribution_fn, surrogate, fvp, **(SETTINGS | settings)
+        params, distribution_fn, surrogate, solve, **(SETTINGS | settings)
     )
     assert 0 < info.step_fraction < 1
     forward = old.kl(distribution_fn(new_params)).mean()

@@ -81,15 +81,21 @@ def discounted_returns(
     return jax.lax.scan(body, initial, (rewards, done), unroll=8)
 
 
-def standardize(advantages: Float[Array, "*B"]) -> Float[Array, "*B"]:
+def standardize(
+    advantages: Float[Array, "*B"], values: Float[Array, "*B"] | float = 0.0
+) -> Float[Array, "*B"]:
     """Returns the advantages shifted to mean 0 and divided by their standard deviation.
 
     A TRPO step does not change with their scale, only with their centre. So a batch that is
     constant but for rounding becomes exactly 0: scaled up, the rounding would be followed at full
     length.
+
+    Args:
+        advantages: A.
+        values: what A is a difference of, whose size decides the size of its rounding.
     """
     centred = advantages - jnp.mean(advantages)
     deviation = jnp.std(advantages)
-    rounding = 10 * jnp.finfo(advantages.dtype).eps * jnp.max(jnp.abs(advantages))
-    varies = deviation > rounding
+    largest = jnp.maximum(jnp.max(jnp.abs(advantages)), jnp.max(jnp.abs(values)))
+    varies = deviation > 10 * jnp.finfo(advantages.dtype).eps * largest
     return jnp.where(varies, centred / jnp.where(varies, deviation, 1.0), 0.0)

@@ -63,8 +63,9 @@ def noise_gradient(key: PRNGKeyArray, output_gradients: Distribution) -> Distrib
     Deviations of the environments from their mean, with random signs: as large as the estimate's
     error, and without any signal.
     """
-    num_envs = jax.tree.leaves(output_gradients)[0].shape[1]
-    signs = jax.random.rademacher(key, (num_envs,), dtype=jnp.result_type(float))
+    leaf = jax.tree.leaves(output_gradients)[0]
+    num_envs = leaf.shape[1]
+    signs = jax.random.rademacher(key, (num_envs,), dtype=leaf.dtype)
     weights = (signs - jnp.mean(signs)) / jnp.sqrt(num_envs * (num_envs - 1.0))
     return _combine(output_gradients, weights)
 

@@ -50,25 +50,14 @@ def control_variate(
     return ControlVariate(slopes, jnp.sum(slopes * (actions - means), axis=-1))
 
 
-def control_weights(
-    kind: str, advantages: Float[Array, "*B"], control: Float[Array, "*B"]
-) -> Float[Array, "*B"]:
-    """Returns eta for each action, from the sampled advantages A and the control variate's Abar.
-
-    Args:
-        kind: `conservative` for 1 where A Abar > 0 and else 0; `aggressive` for sign(A Abar);
-            `standard` for 1.
-        advantages: A.
-        control: Abar.
-    """
-    agreement = jnp.sign(advantages * control)
-    match kind:
-        case "conservative":
-            return jnp.maximum(agreement, 0.0)
-        case "aggressive":
-            return agreement
-        case _:
-            return jnp.ones_like(agreement)
+# eta of each action, from the sampled advantages A and the control variate's Abar, by name.
+CONTROL_WEIGHTS: dict[
+    str, Callable[[Float[Array, "*B"], Float[Array, "*B"]], Float[Array, "*B"]]
+] = {
+    "conservative": lambda advantages, control: jnp.maximum(jnp.sign(advantages * control), 0.0),
+    "aggressive": lambda advantages, control: jnp.sign(advantages * control),
+    "standard": lambda advantages, control: jnp.ones_like(advantages),
+}
 
 
 def controlled_surrogate(
@@ -78,6 +67,7 @@ def controlled_surrogate(
     eta: Float[Array, "*B"],
     entropy_coef: Float[Array, ""] | float = 0.0,
     *,
+    values: Float[Array, "*B"] | float = 0.0,
     common_scale: bool = True,
 ) -> Surrogate:
     """Returns L(new) = mean of [ratio (A - eta Abar) + eta slopes . (mu_new - mu_old)].
@@ -91,12 +81,13 @@ def controlled_surrogate(
         control: the expansion of Q.
         eta: weight of the control variate.
         entropy_coef: weight of the entropy, beside standardised advantages.
+        values: what A is a difference of; see `standardize`.
         common_scale: whether both parts are divided by the deviation of A - eta Abar. Otherwise
             only the first is, as in the authors' code: no longer the policy gradient (Tucker et
             al. 2018, arXiv:1802.10031).
     """
     residual = advantages - eta * control.advantages
-    sampled = importance_sampled_surrogate(actions, standardize(residual), entropy_coef)
+    sampled = importance_sampled_surrogate(actions, standardize(residual, values), entropy_coef)
     deviation = jnp.std(residual) if common_scale else 1.0
     slopes = eta[..., None] * control.slopes / jnp.where(deviation > 0, deviation, 1.0)
 

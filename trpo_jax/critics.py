@@ -1,4 +1,8 @@
-"""Fitting values to their targets: minibatch Adam, a step in a trust region, or replay."""
+"""Critics: values of states, and fitting them to targets by Adam, in a trust region, or by replay.
+
+`adam_critic` and `trust_region_critic` make a critic of a network; the functions that they are made
+of stand for themselves too.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +15,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.fisher import gauss_newton_product
 from trpo_jax.minibatches import group_samples, shuffled_minibatches, take_minibatch
+from trpo_jax.networks import Network, over_two_axes
 from trpo_jax.solvers import conjugate_gradient
 
 
@@ -19,6 +24,58 @@ class CriticState(NamedTuple):
 
     params: PyTree[Array]
     optimizer: optax.OptState
+
+
+class Critic(NamedTuple):
+    """What judges states.
+
+    Attributes:
+        init: `key -> state`; the state has a field `params`.
+        values: `(params, observations [T, B, ...]) -> values [T, B]`.
+        fit: `(key, state, observations [T, B, ...], targets [T, B]) -> (state, loss)`.
+    """
+
+    init: Callable[[PRNGKeyArray], Any]
+    values: Callable[[PyTree[Array], Num[Array, "T B ..."]], Float[Array, "T B"]]
+    fit: Callable[
+        [PRNGKeyArray, Any, Num[Array, "T B ..."], Float[Array, "T B"]],
+        tuple[Any, Float[Array, ""]],
+    ]
+
+
+def adam_critic(
+    network: Network,
+    *,
+    learning_rate: Float[Array, ""] | float = 1e-3,
+    epochs: int = 10,
+    minibatches: int = 16,
+) -> Critic:
+    """Returns the critic whose values a network gives, fitted by Adam; see `fit_critic`."""
+    values = over_two_axes(network.apply)
+
+    def fit(key, state, observations, targets):
+        return fit_critic(
+            key,
+            values,
+            state,
+            observations,
+            targets,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            minibatches=minibatches,
+        )
+
+    return Critic(lambda key: init_critic(network.init(key)), values, fit)
+
+
+def trust_region_critic(network: Network, *, max_change: Float[Array, ""] | float = 0.1) -> Critic:
+    """Returns the critic whose values a network gives, fitted by `trust_region_fit`."""
+    values = over_two_axes(network.apply)
+
+    def fit(key, state, observations, targets):
+        return trust_region_fit(values, state, observations, targets, max_change=max_change)
+
+    return Critic(lambda key: init_critic(network.init(key)), values, fit)
 
 
 def init_critic(params: PyTree[Array]) -> CriticState:

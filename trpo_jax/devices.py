@@ -84,24 +84,19 @@ def split_runs(devices: Sequence[jax.Device]) -> Placement:
     return Placement(sharding, sharding, batched)
 
 
-def split_environments(
-    devices: Sequence[jax.Device], algorithm: Algorithm, doubled: Algorithm, num_envs: int
-) -> Placement:
+def split_environments(devices: Sequence[jax.Device], algorithm: Algorithm) -> Placement:
     """Returns the placement that gives each device the same number of environments of every run.
+
+    The environments are the leading axis of every array in `state.rollout`, and nowhere else.
 
     Args:
         devices: the devices, whose number divides that of the environments.
         algorithm: what runs.
-        doubled: the same with twice the environments, which shows where they are in its state.
-        num_envs: environments of a run.
     """
     mesh = Mesh(np.array(devices), (ENVIRONMENTS,))
-
-    def sharding(array, wider):
-        pairs = zip(array.shape, wider.shape, strict=True)
-        axes = [ENVIRONMENTS if pair == (num_envs, 2 * num_envs) else None for pair in pairs]
-        return NamedSharding(mesh, PartitionSpec(None, *axes))
-
-    shapes = (jax.eval_shape(x.init, jax.random.key(0)) for x in (algorithm, doubled))
-    state = jax.tree.map(sharding, *shapes)
-    return Placement(state, NamedSharding(mesh, PartitionSpec()), jax.vmap)
+    whole = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec(None, ENVIRONMENTS))
+    shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
+    state = jax.tree.map(lambda _: whole, shapes)
+    state = state._replace(rollout=jax.tree.map(lambda _: split, shapes.rollout))
+    return Placement(state, whole, jax.vmap)

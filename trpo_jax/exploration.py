@@ -1,9 +1,10 @@
 """Exploration: how actions are drawn from a policy over time.
 
 A trust region bounds how far the policy moves in an update, never the actions: those are drawn from
-the policy as it is. What can be chosen is how the noise of one step is related to that of the next.
+the policy as it is. An exploration chooses how the noise of one step is related to that of the
+next.
 
-- `white`: each action on its own, as in every textbook.
+- `white`: the noise of each action is independent, as in every textbook.
 - `ou`: an Ornstein-Uhlenbeck process runs beside the policy, x' = rho x + sqrt(1 - rho^2) xi, which
   is its exact solution from one step to the next. An action is drawn as if its standardised noise
   were the next x, by a draw of its own: from N(mean + rho std x, (1 - rho^2) std^2). Nothing that
@@ -17,34 +18,35 @@ the policy as it is. What can be chosen is how the noise of one step is related 
   approximation: given the past, which the state carries, the noise is not standard normal.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from trpo_jax.distributions import DiagGaussian, Distribution
 from trpo_jax.envs.episodes import Episode
 
-COLORED_HORIZON = 1000  # steps after which coloured noise is drawn anew, rounded up to rollouts
+MEMORY = 1000  # steps that coloured noise looks back: the period of its lowest frequency
 
 
 class Exploration(NamedTuple):
     """A way to draw actions over time, for B environments at once.
 
+    Every array of a noise state has the leading axis `[B]`.
+
     Attributes:
-        init: `num_envs -> memory`, carried from step to step and rollout to rollout.
-        begin: `(key, memory) -> memory`, at the start of each rollout.
-        act: `(key, distribution [B], memory, episodes [B]) -> (actions [B, ...], context, memory)`;
-            `context` is what the action depended on besides the observation.
-        condition: `(distribution, context) -> distribution` that the actions were drawn from, for
+        init: `(key, num_envs) -> noise_state`, carried from step to step and rollout to rollout.
+        prepare: `(key, noise_state) -> noise_state`, before each rollout.
+        act: `(key, distribution [B], noise_state, episodes [B]) -> (actions [B, ...], noise,
+            noise_state)`; `noise` is what the action depended on besides the observation.
+        condition: `(distribution, noise) -> distribution` that the actions were drawn from, for
             any batch axes.
     """
 
-    init: Callable[[int], Any]
-    begin: Callable[[PRNGKeyArray, Any], Any]
+    init: Callable[[PRNGKeyArray, int], Any]
+    prepare: Callable[[PRNGKeyArray, Any], Any]
     act: Callable[[PRNGKeyArray, Distribution, Any, Episode], tuple[Num[Array, "B ..."], Any, Any]]
     condition: Callable[[Distribution, Any], Distribution]
 
@@ -52,10 +54,14 @@ class Exploration(NamedTuple):
 def white() -> Exploration:
     """Returns independent draws from the policy."""
     return Exploration(
-        init=lambda num_envs: (),
-        begin=lambda key, memory: memory,
-        act=lambda key, distribution, memory, episodes: (distribution.sample(key), (), memory),
-        condition=lambda distribution, context: distribution,
+        init=lambda key, num_envs: (),
+        prepare=lambda key, noise_state: noise_state,
+        act=lambda key, distribution, noise_state, episodes: (
+            distribution.sample(key),
+            (),
+            noise_state,
+        ),
+        condition=lambda distribution, noise: distribution,
     )
 
 
@@ -81,74 +87,77 @@ def ou(size: int, rho: Float[Array, ""] | float) -> Exploration:
         )
 
     def act(key, distribution, value, episodes):
-        start_key, next_key = jax.random.split(jax.random.fold_in(key, 0))
+        action_key, start_key, next_key = jax.random.split(key, 3)
         standard = DiagGaussian(jnp.zeros_like(value), jnp.zeros_like(value))
-        value = jnp.where((episodes.length == 0)[:, None], standard.sample(start_key), value)
-        actions = next_value(distribution, value).sample(key)
+        value = jnp.where(episodes.first[:, None], standard.sample(start_key), value)
+        actions = next_value(distribution, value).sample(action_key)
         return actions, value, next_value(standard, value).sample(next_key)
 
     return Exploration(
-        init=lambda num_envs: jnp.zeros((num_envs, size), jnp.float32),
-        begin=lambda key, value: value,
+        init=lambda key, num_envs: jnp.zeros((num_envs, size), jnp.float32),  # not acted by
+        prepare=lambda key, value: value,
         act=act,
         condition=next_value,
     )
 
 
-class _ColoredMemory(NamedTuple):
-    noise: Float[Array, "L B D"]
-    position: Array
+class ColoredState(NamedTuple):
+    """What coloured noise carries.
+
+    Attributes:
+        past: the latest white noise, which the next coloured noise is made from.
+        noise: coloured noise of the next rollout.
+        position: the step of the rollout that comes next.
+    """
+
+    past: Float[Array, "B L D"]
+    noise: Float[Array, "B T D"]
+    position: Int[Array, " B"]
 
 
 def colored(size: int, beta: Float[Array, ""] | float, num_steps: int) -> Exploration:
     """Returns draws whose standardised noise has a spectrum of 1 / f^beta.
 
-    A sequence of about `COLORED_HORIZON` steps serves several rollouts, whatever episodes end in
-    them.
+    The noise is one stationary process for each environment and component, which goes on over
+    rollouts and over the ends of episodes.
 
     Args:
         size: dimensions of the action.
         beta: exponent; 0 is white, 1 pink, 2 red.
-        num_steps: steps of one rollout.
+        num_steps: T, steps of one rollout.
     """
-    length = num_steps * math.ceil(COLORED_HORIZON / num_steps)
 
-    def init(num_envs):
-        noise = jnp.zeros((length, num_envs, size), jnp.float32)
-        return _ColoredMemory(noise, jnp.full((), length, jnp.int32))
+    def init(key, num_envs):
+        past = jax.random.normal(key, (num_envs, MEMORY - 1, size), jnp.float32)
+        noise = jnp.zeros((num_envs, num_steps, size), jnp.float32)
+        return ColoredState(past, noise, jnp.zeros(num_envs, jnp.int32))
 
-    def begin(key, memory):
-        fresh = colored_noise(key, beta, memory.noise.shape)
-        used_up = memory.position >= length
-        return _ColoredMemory(
-            jnp.where(used_up, fresh, memory.noise), jnp.where(used_up, 0, memory.position)
-        )
+    def prepare(key, state):
+        fresh = jax.random.normal(key, state.noise.shape, jnp.float32)
+        white = jnp.concatenate([state.past, fresh], axis=1)
+        position = jnp.zeros_like(state.position)
+        return ColoredState(white[:, num_steps:], color(white, beta), position)
 
-    def act(key, distribution, memory, episodes):
-        noise = memory.noise[memory.position]
+    def act(key, distribution, state, episodes):
+        noise = jax.vmap(lambda noise, t: noise[t])(state.noise, state.position)
         actions = distribution.mean + jnp.exp(distribution.log_std) * noise
-        return actions, (), memory._replace(position=memory.position + 1)
+        return actions, (), state._replace(position=state.position + 1)
 
-    return Exploration(init, begin, act, lambda distribution, context: distribution)
+    return Exploration(init, prepare, act, lambda distribution, noise: distribution)
 
 
-def colored_noise(
-    key: PRNGKeyArray, beta: Float[Array, ""] | float, shape: tuple[int, ...]
-) -> Float[Array, "..."]:
-    """Returns Gaussian noise with a spectrum of 1 / f^beta along the first axis, of unit variance.
+def color(white: Float[Array, "*B N D"], beta: Float[Array, ""] | float) -> Float[Array, "*B T D"]:
+    """Returns noise with a spectrum of 1 / f^beta and unit variance, from white noise.
 
-    Drawn in the frequency domain (Timmer and Koenig 1995, "On generating power law noise"); the
-    lowest frequency, which a sequence cannot resolve, gets the power of the one above it.
+    A moving average over L = `MEMORY` steps of white noise gives T = N - L + 1 steps. Its weights
+    are the inverse Fourier transform of f^(-beta/2) (Timmer and Koenig 1995, "On generating power
+    law noise"), so that the spectrum is exact at the frequencies 1/L, 2/L, ...; a mean over L steps
+    cannot be resolved, and gets the power of the lowest frequency.
     """
-    length = shape[0]
-    frequencies = jnp.maximum(jnp.fft.rfftfreq(length), 1.0 / length)
-    amplitudes = frequencies ** (-0.5 * beta)
-    # Each inner frequency counts twice, itself and its conjugate; the ends are real.
-    ends = jnp.zeros(len(amplitudes), bool).at[0].set(True).at[-1].set(length % 2 == 0)
-    power = jnp.sum(jnp.where(ends, 1.0, 2.0) * amplitudes**2) / length**2
-    real, imaginary = jax.random.normal(key, (2, len(amplitudes), *shape[1:]))
-    column = (len(amplitudes),) + (1,) * (len(shape) - 1)
-    ends = ends.reshape(column)
-    spectrum = jnp.where(ends, real, jnp.sqrt(0.5) * (real + 1j * imaginary))
-    signal = jnp.fft.irfft(amplitudes.reshape(column) * spectrum, n=length, axis=0)
-    return signal / jnp.sqrt(power)
+    frequencies = jnp.maximum(jnp.fft.rfftfreq(MEMORY), 1.0 / MEMORY)
+    weights = jnp.fft.fftshift(jnp.fft.irfft(frequencies ** (-0.5 * beta), n=MEMORY))
+    weights = weights / jnp.linalg.norm(weights)
+    length = white.shape[-2]
+    product = jnp.fft.rfft(white, axis=-2) * jnp.fft.rfft(weights, n=length)[:, None]
+    # The circular convolution is right from the first step that has L steps behind it.
+    return jnp.fft.irfft(product, n=length, axis=-2)[..., MEMORY - 1 :, :].astype(white.dtype)

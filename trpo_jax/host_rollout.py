@@ -24,30 +24,38 @@ Choose = Callable[..., tuple[Num[Array, "B ..."], Num[Array, "B ..."], Any, Any]
 def make_choose(
     env: Environment, act: Callable[..., tuple[Num[Array, "B ..."], Any, Any]]
 ) -> Choose:
-    """Returns the compiled program of one step.
+    """Returns the compiled program that chooses the actions of one step.
 
     Args:
         env: the environment.
-        act: `(actor, key, episodes [B], memory) -> (actions [B, ...], context, memory)`.
+        act: `(actor, key, episodes [B], acting_state) -> (actions [B, ...], context,
+            acting_state)`.
 
     Returns:
-        `(actor, keys [T], t, episodes, memory) -> (actions as the environment takes them, actions,
-        context, memory)`.
+        `(actor, keys [T], t, episodes, acting_state) -> (actions as the environment takes them,
+        actions, context, acting_state)`.
     """
 
     @jax.jit
-    def choose(actor, keys, t, episodes, memory):
-        actions, context, memory = act(actor, keys[t], episodes, memory)
+    def choose(actor, keys, t, episodes, acting_state):
+        actions, context, acting_state = act(actor, keys[t], episodes, acting_state)
         given = jax.vmap(lambda action: to_environment_action(env.action, action))(actions)
-        return given, actions, context, memory
+        return given, actions, context, acting_state
 
     return choose
 
 
 def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
     """Returns fresh episodes of all B = `num_envs` environments of a pool."""
-    observations = reset_pool(env, pool, np.ones(num_envs, bool))
-    return Episode((), observations, np.zeros(num_envs, np.int32), np.zeros(num_envs, np.float32))
+    everywhere = np.ones(num_envs, bool)
+    return Episode(
+        state=(),
+        observation=reset_pool(env, pool, everywhere),
+        first=everywhere,
+        length=np.zeros(num_envs, np.int32),
+        total_reward=np.zeros(num_envs, np.float32),
+        whole=everywhere,
+    )
 
 
 def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> np.ndarray:
@@ -78,10 +86,10 @@ def host_rollout(
     actor: Any,
     key: PRNGKeyArray,
     episodes: Episode,
-    memory: Any,
+    acting_state: Any,
     num_steps: int,
 ) -> tuple[Episode, Any, Transition]:
-    """Runs the B environments of a pool for T = `num_steps` steps; see `rollout_with_memory`.
+    """Runs the B environments of a pool for T = `num_steps` steps; see `rollout_with_state`.
 
     Args:
         env: the environment.
@@ -90,11 +98,11 @@ def host_rollout(
         actor: what `choose` acts by.
         key: consumed by actions; a pool has its own random numbers.
         episodes: running episodes of the pool, leading axis `[B]`.
-        memory: what the policy remembers, any pytree.
+        acting_state: what `choose` carries from step to step, any pytree.
         num_steps: T.
 
     Returns:
-        The episodes and the memory to go on with, and a trajectory with leading axes `[T, B]`.
+        The episodes and the acting state to go on with, and a trajectory `[T, B]`.
 
     Raises:
         EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
@@ -103,11 +111,11 @@ def host_rollout(
     episodes = jax.tree.map(np.asarray, episodes)
     steps = []
     for t in range(num_steps):
-        given, actions, context, memory = choose(actor, keys, t, episodes, memory)
+        given, actions, context, acting_state = choose(actor, keys, t, episodes, acting_state)
         episodes, transition = advance_host_episodes(env, pool, episodes, given)
         kept = jax.tree.map(np.asarray, {"action": actions, "context": context})
         steps.append(transition._replace(**kept))
-    return episodes, memory, jax.tree.map(lambda *xs: np.stack(xs), *steps)
+    return episodes, acting_state, jax.tree.map(lambda *xs: np.stack(xs), *steps)
 
 
 def advance_host_episodes(
@@ -138,16 +146,24 @@ def advance_host_episodes(
         terminated=result.terminated,
         truncated=truncated,
         next_observation=result.observation,
+        first=episodes.first,
         length=length,
         total_reward=total_reward,
+        whole=episodes.whole,
     )
     done = transition.done
-    if not done.any():
-        return Episode((), result.observation, length, total_reward), transition
-    observation = result.observation.copy()
-    observation[done] = reset_pool(env, pool, done)
-    zero = lambda x: np.where(done, np.zeros_like(x), x)
-    return Episode((), observation, zero(length), zero(total_reward)), transition
+    observation = result.observation
+    if done.any():
+        observation = observation.copy()
+        observation[done] = reset_pool(env, pool, done)
+    return Episode(
+        state=(),
+        observation=observation,
+        first=done,
+        length=np.where(done, 0, length),
+        total_reward=np.where(done, np.float32(0), total_reward),
+        whole=episodes.whole | done,
+    ), transition
 
 
 @contextmanager

@@ -65,7 +65,9 @@ def backtracking(
         accepted = jnp.isfinite(gain) & (gain > 0) & (kl <= max_kl)
         return tried + 1, fraction, accepted
 
-    dtype = jnp.result_type(*jax.tree.leaves(step))
+    # At least float32: powers of `shrink` need the digits that bfloat16 lacks.
+    dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(step)), jnp.float32)
+    shrink = jnp.asarray(shrink, dtype)
     start = (jnp.zeros((), jnp.int32), jnp.ones((), dtype), jnp.zeros((), bool))
     tried, fraction, accepted = jax.lax.while_loop(searching, try_next, start)
     # A select, not `params + 0 * step`: a step that is not finite must not touch the parameters.

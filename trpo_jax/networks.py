@@ -1,21 +1,22 @@
-"""Policies and critics: flax linen modules behind pairs of pure functions.
+"""Networks: pairs of pure functions, and the modules that the library builds them from.
 
 Everything outside this file sees a `Network`, so a hand-written function, or a module of another
-library, serves as well as these.
+library, serves as well as the ones here.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
+from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 
@@ -60,17 +61,65 @@ class Network(NamedTuple):
     """A function with parameters.
 
     Attributes:
-        init: `key -> params`.
-        apply: `(params, observations [*batch, *shape]) -> output`: for a policy the action
-            distributions, for a critic the values `[*batch]`.
-        apply_layers: `(params, offsets, observations) -> (output, inputs)`: as `apply`, with an
-            offset added to what a fully connected layer gives, by the path of its parameters, and
-            with what each of them was given, `[size of the batch, ..., features]`.
+        init: `key -> params`, any pytree of arrays.
+        apply: `(params, observations [N, *shape]) -> output`: for a policy the action
+            distributions of N states, for a critic their values `[N]`.
     """
 
     init: Callable[[PRNGKeyArray], PyTree[Array]]
-    apply: Callable[[PyTree[Array], Num[Array, "..."]], Any]
-    apply_layers: Callable[..., tuple[Any, dict[tuple[str, ...], Array]]] | None = None
+    apply: Callable[..., Any]
+
+
+def from_linen(module: nn.Module, *inputs: ArraySpec) -> Network:
+    """Returns the network of a flax linen module.
+
+    Args:
+        module: the module; it is called with a batch `[N, *shape]` of each input.
+        *inputs: shape and dtype of one of each input: `env.observation`, most often.
+
+    Example:
+        >>> network = from_linen(MyPolicy(), env.observation)
+    """
+    examples = [jnp.zeros((1, *spec.shape), spec.dtype) for spec in inputs]
+    return Network(
+        init=lambda key: module.init(key, *examples)["params"],
+        apply=lambda params, *batches: module.apply({"params": params}, *batches),
+    )
+
+
+def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+    """Returns the network of a flax nnx module whose state is parameters only.
+
+    Args:
+        make_module: `rngs -> module`; the module is called with a batch `[N, *shape]`.
+
+    Example:
+        >>> network = from_nnx(lambda rngs: MyPolicy(4, 2, rngs=rngs))
+    """
+    structure, _ = nnx.split(nnx.eval_shape(lambda: make_module(nnx.Rngs(0))), nnx.Param)
+    return Network(
+        init=lambda key: nnx.to_pure_dict(nnx.split(make_module(nnx.Rngs(key)), nnx.Param)[1]),
+        apply=lambda params, *batches: nnx.merge(structure, nnx.State(params))(*batches),
+    )
+
+
+def over_two_axes(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `apply` of a network for inputs with two batch axes `[T, B, ...]`.
+
+    The two axes become one, the second varying slowest, so that each of several devices that hold
+    a part of the environments holds a part of the result. With two batch axes, a derivative's
+    matrix products would take half as long again on a CPU.
+    """
+
+    def apply_over_two_axes(params: PyTree[Array], *batches: Num[Array, "T B ..."]) -> Any:
+        num_steps, num_envs = batches[0].shape[:2]
+        flat = [jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]) for x in batches]
+        return jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(num_envs, num_steps, *x.shape[1:]), 0, 1),
+            apply(params, *flat),
+        )
+
+    return apply_over_two_axes
 
 
 class Torso(nn.Module):
@@ -239,7 +288,7 @@ def make_policy(
                 "Supported: Discrete, MultiDiscrete and Box."
             )
     torso = Torso(observation.shape, tuple(hidden_sizes), activation)
-    return _network(nn.Sequential([torso, head]), observation)
+    return from_linen(nn.Sequential([torso, head]), observation)
 
 
 def make_critic(
@@ -247,7 +296,7 @@ def make_critic(
 ) -> Network:
     """Returns a state-value function with parameters of its own; see `make_policy`."""
     torso = Torso(observation.shape, tuple(hidden_sizes), activation)
-    return _network(nn.Sequential([torso, ValueHead()]), observation)
+    return from_linen(nn.Sequential([torso, ValueHead()]), observation)
 
 
 def make_action_critic(
@@ -259,61 +308,12 @@ def make_action_critic(
 ) -> Network:
     """Returns an action-value function Q(s, a); see `make_policy`.
 
-    Its `apply` is `(params, observations [*batch, *shape], actions [*batch, D]) -> [*batch]`, for
-    actions as a policy chooses them.
+    Its `apply` is `(params, observations [N, *shape], actions [N, D]) -> [N]`, for actions as a
+    policy chooses them.
     """
     module = ActionValue(observation.shape, tuple(hidden_sizes), activation)
-    return _network(module, observation, ArraySpec((action.size,), np.dtype(np.float32)))
+    return from_linen(module, observation, ArraySpec((action.size,), np.dtype(np.float32)))
 
 
 def _policy_head(size: int, **kwargs) -> nn.Dense:
     return nn.Dense(size, kernel_init=orthogonal(0.01), **kwargs)
-
-
-def _network(module: nn.Module, *inputs: ArraySpec) -> Network:
-    examples = [jnp.zeros(spec.shape, spec.dtype) for spec in inputs]
-
-    def init(key: PRNGKeyArray) -> PyTree[Array]:
-        return module.init(key, *examples)["params"]
-
-    def apply(params: PyTree[Array], *batches: Num[Array, "..."]) -> Distribution | Array:
-        batch_shape = batches[0].shape[: batches[0].ndim - len(inputs[0].shape)]
-        # With two batch axes, a derivative's matrix products take half as long again on a CPU.
-        flat = [_flatten(x, len(batch_shape)) for x in batches]
-        output = module.apply({"params": params}, *flat)
-        return jax.tree.map(lambda x: _unflatten(x, batch_shape), output)
-
-    def apply_layers(
-        params: PyTree[Array],
-        offsets: Mapping[tuple[str, ...], Array],
-        *batches: Num[Array, "..."],
-    ) -> tuple[Distribution | Array, dict[tuple[str, ...], Array]]:
-        inputs = {}
-
-        def call(layer, args, kwargs, context):
-            output = layer(*args, **kwargs)
-            if not isinstance(context.module, nn.Dense):
-                return output
-            inputs[context.module.path] = args[0]
-            return output + offsets.get(context.module.path, 0)
-
-        with nn.intercept_methods(call):
-            return apply(params, *batches), inputs
-
-    return Network(init, apply, apply_layers)
-
-
-def _flatten(x: Num[Array, "..."], num_axes: int) -> Num[Array, "N ..."]:
-    """Returns an array with its first axes as one, the last of them varying slowest.
-
-    So each of several devices that hold a part of that axis holds a part of the result.
-    """
-    front = jnp.moveaxis(x, range(num_axes - 1), range(1, num_axes))
-    return front.reshape(math.prod(x.shape[:num_axes]), *x.shape[num_axes:])
-
-
-def _unflatten(x: Array, batch_shape: tuple[int, ...]) -> Array:
-    """Returns what `_flatten` was given, from what it returned."""
-    num_axes = len(batch_shape)
-    front = x.reshape(*batch_shape[-1:], *batch_shape[:-1], *x.shape[1:])
-    return jnp.moveaxis(front, range(1, num_axes), range(num_axes - 1))

@@ -63,3 +63,16 @@ def normalize(
     """Returns (x - mean) / std, clipped to [-10, 10], for a batch `[*batch, *shape]`."""
     centred = batch.astype(jnp.float32) - statistics.mean
     return jnp.clip(centred / standard_deviation(statistics), -10.0, 10.0)
+
+
+def observe(
+    statistics: RunningStatistics, observations: Num[Array, "..."], normalized: bool
+) -> Float[Array, "..."]:
+    """Returns observations as networks see them: float32, and standardised if `normalized`.
+
+    If not, bytes, which pixels come as, become fractions of 255.
+    """
+    if normalized:
+        return normalize(statistics, observations)
+    seen = observations.astype(jnp.float32)
+    return seen / 255 if observations.dtype == jnp.uint8 else seen

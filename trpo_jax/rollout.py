@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete
 from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
+
+Act = Callable[[PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]]
 
 
 def start_episodes(env: Environment, key: PRNGKeyArray, num_envs: int) -> Episode:
@@ -26,8 +28,8 @@ def rollout(
 ) -> tuple[Episode, Transition]:
     """Runs B environments for T = `num_steps` steps each; episodes restart where they end.
 
-    Each new episode begins with a reset of its own. Where resets are expensive, B of them are made
-    before the first step, and each episode begins from one drawn of these.
+    Each new episode begins with a reset of its own. Where resets are expensive, B resets are made
+    before the first step, and each new episode begins from one of them, drawn at random.
 
     Args:
         env: the environment.
@@ -39,33 +41,32 @@ def rollout(
     Returns:
         The episodes to go on with, and a trajectory with leading axes `[T, B]`.
     """
-    remember = lambda key, episodes, memory: (act(key, episodes.observation), (), memory)
-    episodes, _, trajectory = rollout_with_memory(env, remember, key, episodes, (), num_steps)
+    stateless = lambda key, episodes, state: (act(key, episodes.observation), (), state)
+    episodes, _, trajectory = rollout_with_state(env, stateless, key, episodes, (), num_steps)
     return episodes, trajectory
 
 
-def rollout_with_memory(
+def rollout_with_state(
     env: Environment,
-    act: Callable[[PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]],
+    act: Act,
     key: PRNGKeyArray,
     episodes: Episode,
-    memory: Any,
+    acting_state: Any,
     num_steps: int,
 ) -> tuple[Episode, Any, Transition]:
-    """Does what `rollout` does, for a policy that remembers something from step to step.
+    """Runs environments as `rollout` does, for an `act` that carries a state from step to step.
 
     Args:
         env: the environment.
-        act: `(key, episodes [B], memory) -> (actions [B, ...], context, memory)`; a context is
-            what the actions depended on besides the observations, and is kept in the trajectory.
-            Episodes of length 0 have just started.
+        act: `(key, episodes [B], acting_state) -> (actions [B, ...], context, acting_state)`; the
+            trajectory keeps the context: what the actions depended on besides the observations.
         key: consumed by actions, steps and resets.
         episodes: running episodes, leading axis `[B]`.
-        memory: what the policy remembers, any pytree.
+        acting_state: what `act` carries from step to step, any pytree.
         num_steps: T.
 
     Returns:
-        The episodes and the memory to go on with, and a trajectory with leading axes `[T, B]`.
+        The episodes and the acting state to go on with, and a trajectory `[T, B]`.
     """
     num_envs = episodes.length.shape[0]
     act_key, env_key, start_key = jax.random.split(key, 3)
@@ -79,32 +80,49 @@ def rollout_with_memory(
     advance = jax.vmap(partial(advance_episode, env, start=start))
 
     def body(carry, keys):
-        episodes, memory = carry
+        episodes, acting_state = carry
         act_key, env_keys = keys
-        actions, context, memory = act(act_key, episodes, memory)
+        actions, context, acting_state = act(act_key, episodes, acting_state)
         episodes, transition = advance(env_keys, episodes, actions)
-        return (episodes, memory), transition._replace(context=context)
+        return (episodes, acting_state), transition._replace(context=context)
 
     env_keys = jax.random.split(env_key, (num_steps, num_envs, 2))
     keys = jax.random.split(act_key, num_steps), env_keys
-    (episodes, memory), trajectory = jax.lax.scan(body, (episodes, memory), keys)
-    return episodes, memory, trajectory
+    (episodes, acting_state), trajectory = jax.lax.scan(body, (episodes, acting_state), keys)
+    return episodes, acting_state, trajectory
+
+
+def random_actions(
+    key: PRNGKeyArray, action: Discrete | MultiDiscrete | Box, num_envs: int
+) -> Num[Array, "B ..."]:
+    """Returns B = `num_envs` random actions, as a policy chooses them.
+
+    Discrete actions are uniform; the components of a `Box` action are standard normal.
+    """
+    match action:
+        case Discrete(num_actions):
+            return jax.random.randint(key, (num_envs,), 0, num_actions)
+        case MultiDiscrete(num_actions):
+            shape = (num_envs, len(num_actions))
+            return jax.random.randint(key, shape, 0, jnp.array(num_actions))
+        case Box():
+            return jax.random.normal(key, (num_envs, action.size), jnp.float32)
 
 
 def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:
     """Returns means over the episodes that ended in a trajectory `[T, B]`, and their number.
 
-    Those of which the beginning is missing (see `stagger`) count for nothing.
+    Episodes that were not seen from their start (see `stagger`) do not count.
 
     Returns:
-        `episodic_return` (undiscounted) and `episode_length`, NaN if none ended, and
-        `num_episodes`; float32 scalars.
+        `episodic_return` (undiscounted), `episode_length` and `num_episodes`, float32 scalars; the
+        first two are 0 where `num_episodes` is 0.
     """
-    done = trajectory.done & ~jnp.isnan(trajectory.total_reward)  # NaN: not all of it was seen
+    done = trajectory.done & trajectory.whole
     count = jnp.sum(done)
 
     def mean(x):
-        return jnp.where(count > 0, jnp.sum(jnp.where(done, x, 0)) / jnp.maximum(count, 1), jnp.nan)
+        return jnp.sum(jnp.where(done, x, 0)) / jnp.maximum(count, 1)
 
     return {
         "episodic_return": mean(trajectory.total_reward),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -92,3 +93,29 @@ def conjugate_gradient(
     b_norm = jnp.linalg.norm(b)
     relative = jnp.linalg.norm(residual) / jnp.where(b_norm == 0, 1.0, b_norm)
     return SolverResult(unravel(x), relative, iterations)
+
+
+def damped_solver(
+    matvec: Callable[[PyTree[Array]], PyTree[Array]],
+    *,
+    damping: Float[Array, ""] | float,
+    num_iterations: int,
+    precondition: Callable[[PyTree[Array]], PyTree[Array]] | None = None,
+) -> Callable[[PyTree[Array]], SolverResult]:
+    """Returns the function that solves (A + damping I) x = b by conjugate gradient, given b.
+
+    Args:
+        matvec: `v -> A v`, for a positive-semidefinite A.
+        damping: added to the diagonal of A.
+        num_iterations: number of products with A.
+        precondition: `v -> M^-1 v` with M near A + damping I.
+
+    Example:
+        >>> solve = damped_solver(product, damping=0.1, num_iterations=10)
+        >>> direction = solve(gradient).x
+    """
+
+    def damped(vector: PyTree[Array]) -> PyTree[Array]:
+        return optax.tree.add_scale(matvec(vector), damping, vector)
+
+    return lambda b: conjugate_gradient(damped, b, num_iterations, precondition=precondition)

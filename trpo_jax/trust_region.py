@@ -21,11 +21,13 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
 from trpo_jax.distributions import Distribution
-from trpo_jax.fisher import MatrixVectorProduct
 from trpo_jax.line_search import backtracking
-from trpo_jax.solvers import conjugate_gradient
+from trpo_jax.solvers import SolverResult
+
+LEAST_SHARE = 0.01  # of the damped curvature: an undamped step is at most ten times as long
 
 Params = PyTree[Array]
+Solve = Callable[[Params], SolverResult]
 Surrogate = Callable[[Distribution, Distribution], Float[Array, ""]]
 
 
@@ -117,53 +119,69 @@ def importance_sampled_surrogate(
     return surrogate
 
 
-def natural_step(
+def kl_length(
     gradient: Params,
-    metric_product: MatrixVectorProduct,
+    direction: Params,
     *,
     max_kl: Float[Array, ""] | float,
     damping: Float[Array, ""] | float,
-    cg_iters: int,
-    damped_scaling: bool = True,
-    step_size: Float[Array, ""] | float | None = None,
-    precondition: MatrixVectorProduct | None = None,
-) -> NaturalStep:
-    """Returns sqrt(2 max_kl / c) x with (F + damping I) x = gradient and c the curvature along x.
+    damped: bool = True,
+) -> Float[Array, ""]:
+    """Returns sqrt(2 max_kl / c), c the curvature along x with (F + damping I) x = gradient.
 
     Conjugate gradient leaves x^T (F + damping I) x = g.x, so neither curvature costs a product.
+    Where g leaves the range of F, x^T F x has no floor and the length would have no ceiling: if it
+    is less than `LEAST_SHARE` of the damped curvature, the damped one is taken.
 
     Args:
         gradient: gradient g of the surrogate, a tree like the parameters.
-        metric_product: `v -> F v`.
+        direction: x.
         max_kl: radius of the trust region, in nats.
-        damping: added to the diagonal of F in the solve.
-        cg_iters: conjugate-gradient iterations.
-        damped_scaling: whether c is x^T (F + damping I) x, as most implementations have it, or
-            x^T F x. The damped one overstates the KL divergence, so the step falls short of
-            `max_kl`; the other one overshoots where F is known from few states.
-        step_size: takes step_size x instead, whatever its KL divergence.
-        precondition: `v -> M^-1 v` with M near F + damping I, for conjugate gradient.
+        damping: what was added to the diagonal of F in the solve.
+        damped: whether c is x^T (F + damping I) x, as most implementations have it, or x^T F x. The
+            damped one overstates the KL divergence, so the step falls short of `max_kl`; the other
+            one overshoots where F is known from few states.
     """
-
-    def damped_product(vector):
-        return optax.tree.add_scale(metric_product(vector), damping, vector)
-
-    solution = conjugate_gradient(damped_product, gradient, cg_iters, precondition=precondition)
-    gradient_dot_direction = optax.tree.vdot(gradient, solution.x)
-    curvature = gradient_dot_direction
-    if not damped_scaling:
-        curvature -= damping * optax.tree.vdot(solution.x, solution.x)
-    # Below the rounding of that subtraction the curvature is noise; the line search does the rest.
-    epsilon = jnp.finfo(gradient_dot_direction.dtype).eps
-    curvature = jnp.maximum(curvature, 10 * epsilon * gradient_dot_direction)
+    curvature = damped_curvature = optax.tree.vdot(gradient, direction)
+    if not damped:
+        undamped = curvature - damping * optax.tree.vdot(direction, direction)
+        felt = undamped > LEAST_SHARE * damped_curvature
+        curvature = jnp.where(felt, undamped, damped_curvature)
     positive = curvature > 0
-    scale = jnp.where(positive, jnp.sqrt(2 * max_kl / jnp.where(positive, curvature, 1.0)), 0.0)
-    if step_size is not None:
-        scale = jnp.asarray(step_size, scale.dtype)
+    return jnp.where(positive, jnp.sqrt(2 * max_kl / jnp.where(positive, curvature, 1.0)), 0.0)
+
+
+def natural_step(
+    gradient: Params,
+    solve: Solve,
+    *,
+    max_kl: Float[Array, ""] | float,
+    damping: Float[Array, ""] | float,
+    damped_scaling: bool = True,
+    step_size: Float[Array, ""] | float | None = None,
+) -> NaturalStep:
+    """Returns the step to about the edge of the trust region, before any acceptance test.
+
+    Args:
+        gradient: gradient g of the surrogate, a tree like the parameters.
+        solve: `g -> x` with (F + damping I) x = g; see `trpo_jax.solvers.damped_solver`.
+        max_kl: radius of the trust region, in nats.
+        damping: what `solve` adds to the diagonal of F.
+        damped_scaling: see `damped` of `kl_length`.
+        step_size: takes step_size x instead, whatever its KL divergence.
+    """
+    solution = solve(gradient)
+    length = step_size
+    if length is None:
+        length = kl_length(
+            gradient, solution.x, max_kl=max_kl, damping=damping, damped=damped_scaling
+        )
+    gradient_dot_direction = optax.tree.vdot(gradient, solution.x)
+    length = jnp.asarray(length, gradient_dot_direction.dtype)
     return NaturalStep(
-        step=optax.tree.scale(scale, solution.x),
+        step=optax.tree.scale(length, solution.x),
         gradient_dot_direction=gradient_dot_direction,
-        predicted_gain=scale * gradient_dot_direction,
+        predicted_gain=length * gradient_dot_direction,
         cg_residual=solution.residual,
         cg_iterations=solution.iterations,
     )
@@ -272,50 +290,44 @@ def trust_region_step(
     params: Params,
     distribution_fn: Callable[[Params], Distribution],
     surrogate: Surrogate,
-    metric_product: MatrixVectorProduct,
+    solve: Solve,
     *,
     max_kl: Float[Array, ""] | float,
     damping: Float[Array, ""] | float,
-    cg_iters: int,
     line_search_steps: int,
     line_search_shrink: Float[Array, ""] | float,
     kl_peak: Float[Array, ""] | float = 0.0,
     damped_scaling: bool = True,
-    precondition: MatrixVectorProduct | None = None,
 ) -> tuple[Params, TrustRegionInfo]:
     """Takes one trust-region step; the parameters are returned unchanged if none is acceptable.
 
     Surrogate, gradient and KL divergences run with full float32 matrix products whatever the
     device's default is, since a KL divergence of 1e-2 is a difference of numbers near 1. The
-    direction does not need it, and `metric_product` keeps the precision it was made with.
+    direction does not need it, and `solve` keeps the precision that its products were made with.
 
     Args:
         params: the old parameters.
         distribution_fn: maps parameters to the action distributions at all states of the batch.
         surrogate: maps (new, old) distributions at those states to the objective L(new), which is
             to be increased.
-        metric_product: `v -> F v` at `params`, from `fisher_vector_product`, possibly over fewer
-            states.
+        solve: `gradient -> x` with (F + damping I) x = gradient, F the Fisher matrix at `params`,
+            possibly over fewer states; see `trpo_jax.solvers.damped_solver`.
         max_kl: radius of the trust region, in nats.
-        damping: added to the diagonal of F in the solve.
-        cg_iters: conjugate-gradient iterations.
+        damping: what `solve` adds to the diagonal of F.
         line_search_steps: candidates tried at the most.
         line_search_shrink: factor between one candidate and the next.
         kl_peak: see `search_along`.
-        damped_scaling: see `natural_step`.
-        precondition: see `natural_step`.
+        damped_scaling: see `damped` of `kl_length`.
 
     Returns:
         The new parameters and what happened.
     """
     full = natural_step(
         surrogate_gradient(params, distribution_fn, surrogate),
-        metric_product,
+        solve,
         max_kl=max_kl,
         damping=damping,
-        cg_iters=cg_iters,
         damped_scaling=damped_scaling,
-        precondition=precondition,
     )
     return search_along(
         params,

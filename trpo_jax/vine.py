@@ -68,9 +68,9 @@ def branch_return(
         gamma: discount, in [0, 1].
     """
 
-    def body(carry, key):
+    def body(carry, t):
         state, observation, length, action, total, discount, live = carry
-        step_key, act_key = jax.random.split(key)
+        step_key, act_key = jax.random.split(jax.random.fold_in(key, t))
         state, result = env.step(step_key, state, to_environment_action(env.action, action))
         length += 1
         truncated = result.truncated
@@ -87,9 +87,7 @@ def branch_return(
 
     start = (jnp.zeros(()), jnp.ones(()), jnp.ones((), bool))
     carry = (episode.state, episode.observation, episode.length, action, *start)
-    (_, observation, _, _, total, discount, _), _ = jax.lax.scan(
-        body, carry, jax.random.split(key, num_steps)
-    )
+    (_, observation, _, _, total, discount, _), _ = jax.lax.scan(body, carry, jnp.arange(num_steps))
     return total + discount * value(observation)
 
 

@@ -65,13 +65,13 @@ def measure(run: Plan, repeats: int) -> tuple[list[float], list[float]]:
         with failures_named(run.env):
             pool.reset(np.ones(num_envs, bool))
         actions = random_actions(run.env, num_envs, steps // num_envs)
-        state, _ = program.advance(program.state)  # the first call compiles what acts
+        state, _ = program.advance(program.state, UPDATES)  # the first call compiles what acts
         for _ in range(repeats):
             started = time.perf_counter()
             with failures_named(run.env):
                 step_with(pool, actions)
             between = time.perf_counter()
-            state, _ = program.advance(state)
+            state, _ = program.advance(state, UPDATES)
             bare.append(steps / (between - started))
             training.append(steps * len(run.seeds) / (time.perf_counter() - between))
     return bare, training

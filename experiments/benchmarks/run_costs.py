@@ -100,7 +100,7 @@ def compiled(plan: Plan) -> CompiledRuns:
 def fresh(plan: Plan, runs: CompiledRuns) -> Program:
     """Returns a program that starts from the beginning, without compiling it again."""
     state = runs.init(as_seeds(plan.seeds), ())
-    advance = lambda state: runs.advance(state, ())
+    advance = lambda state, count: runs.advance(state, (), count)
     return Program(plan.env.name, state, advance, plan.seeds, plan.updates_per_chunk, runs.seconds)
 
 

@@ -8,13 +8,15 @@ import pytest
 
 from trpo_jax import algorithms
 from trpo_jax.algorithms import trpo
-from trpo_jax.algorithms.groups import kl_radius
+from trpo_jax.algorithms.natural_gradient import kl_radius
 from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
 
 CONSTANT = {"normalize_observations": False}
 CASES = {
     "trpo": ({"max_kl": 1e-4}, 0.5),
     "ua_trpo": ({"max_kl": 1e-4}, 0.5),
+    "trpo_held_out": ({"max_kl": 1e-4, "alpha": 0.9}, 0.5),
+    "trpo_ensemble": ({"max_kl": 1e-4}, 0.5),
     "qprop": ({"max_kl": 1e-4, "q_updates": 1}, 0.5),
     "trpo_vine": ({"max_kl": 1e-4, "num_states": 8}, 0.5),
     "npg": ({"max_kl": 1e-4}, 0.5),

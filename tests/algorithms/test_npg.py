@@ -8,7 +8,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from trpo_jax import envs
-from trpo_jax.algorithms import npg, on_policy, trpo
+from trpo_jax.algorithms import npg, trpo
+from trpo_jax.algorithms.base import Actor
 from trpo_jax.fisher import dense_fisher
 
 pytestmark = pytest.mark.xdist_group("npg")
@@ -60,9 +61,10 @@ def test_a_fixed_step_is_that_multiple_of_the_natural_gradient():
     old, _ = ravel_pytree(state.actor.policy_params)
     new, _ = ravel_pytree(learnt.actor.policy_params)
     gradient, _ = ravel_pytree(learning.policy_gradient(env, config, state, trajectory))
-    policy = on_policy.policy_network(env, config)
+    observations = trajectory.observation
     fisher = dense_fisher(
-        lambda p: policy.apply(p, trajectory.observation), state.actor.policy_params
+        lambda p: algorithm.policy(Actor(p, state.actor.observation_statistics), observations),
+        state.actor.policy_params,
     )
     natural = jnp.linalg.solve(fisher + 0.01 * jnp.eye(len(fisher)), gradient)
     np.testing.assert_allclose(new - old, 0.3 * natural, rtol=1e-3, atol=1e-5)

@@ -46,13 +46,13 @@ def test_probe(probe, continuous, loss):
     ],
 )
 def test_what_an_action_contributes(loss, ratio, advantage, gain):
-    result = ppo.bounded_gain(loss, jnp.float32(ratio), jnp.float32(advantage), 0.2)
+    result = ppo.GAINS[loss](jnp.float32(ratio), jnp.float32(advantage), 0.2)
     np.testing.assert_allclose(result, gain, rtol=1e-6)
 
 
 @pytest.mark.parametrize("advantage", [0.5, -3.0])
 def test_the_penalty_of_spo_turns_where_the_clip_ends_and_pulls_back_beyond(advantage):
-    slope = jax.grad(lambda ratio: ppo.bounded_gain("spo", ratio, jnp.float32(advantage), 0.2))
+    slope = jax.grad(lambda ratio: ppo.spo_gain(ratio, jnp.float32(advantage), 0.2))
     edge = 1 + 0.2 * np.sign(advantage)
     np.testing.assert_allclose(slope(edge), 0, atol=1e-5)
     assert slope(1.0) * advantage > 0
@@ -117,9 +117,25 @@ def test_an_unknown_loss_is_refused():
         ppo.make(probes.action_choice(), ppo.Config(loss="hinge"))
 
 
-def test_every_epoch_visits_every_sample():
-    """More epochs and parts: more steps, all of which the moments count."""
+def test_every_epoch_visits_every_sample_once(monkeypatch):
+    """A step for each part of each pass; the samples in the parts of a pass are the batch."""
+    visited = []
+    take = ppo.take_minibatch
+
+    def recorded(groups, indices):
+        part = take(groups, indices)
+        jax.debug.callback(lambda x: visited.append(np.asarray(x)), part[0].advantages)
+        return part
+
+    monkeypatch.setattr(ppo, "take_minibatch", recorded)
     config = ppo.Config(**(ONE_STEP | {"policy_epochs": 3, "policy_minibatches": 4}))
-    algorithm = ppo.make(probes.action_choice(), config)
+    algorithm = ppo.make(probes.value_of_observation(), config)
     state, _ = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
-    assert optax.tree.get(state.memory, "count") == 12
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert optax.tree.get(state.step_state, "count") == len(visited) == 12
+    passes = [np.sort(np.concatenate(visited[4 * i : 4 * i + 4]), axis=None) for i in range(3)]
+    assert passes[0].size == 64
+    assert len(np.unique(passes[0])) > 1
+    np.testing.assert_array_equal(passes[0], passes[1])
+    np.testing.assert_array_equal(passes[0], passes[2])

@@ -50,7 +50,7 @@ def test_q_and_its_target_learn_the_values(probe, observations, expected):
     q = make_action_critic(env.observation, env.action, hidden_sizes=SMALL["hidden_sizes"]).apply
     seen = jnp.array(observations)[:, None]
     means = algorithm.policy(state.actor, seen).mode()
-    for params in (state.memory.critic.params, state.memory.target_params):
+    for params in (state.step_state.critic.params, state.step_state.target_params):
         np.testing.assert_allclose(q(params, seen, means), expected, atol=0.1)
 
 
@@ -73,8 +73,8 @@ def still():
     algorithm = qprop.make(env, config)
     state = jax.jit(algorithm.init)(jax.random.key(1))
     # A target of its own, so that it can be told from Q.
-    target = jax.tree.map(lambda x: 1.5 * x + 0.1, state.memory.target_params)
-    state = state._replace(memory=state.memory._replace(target_params=target))
+    target = jax.tree.map(lambda x: 1.5 * x + 0.1, state.step_state.target_params)
+    state = state._replace(step_state=state.step_state._replace(target_params=target))
     collected, trajectory = jax.jit(algorithm.collect)(state)
     alike = jax.tree.map(lambda x: jnp.broadcast_to(x[:1, :1], x.shape), trajectory)
     return env, algorithm, jax.jit(algorithm.learn), collected, alike
@@ -93,12 +93,12 @@ def test_the_end_of_an_episode_stops_the_target_and_a_time_limit_does_not(
     row = jax.tree.map(lambda x: x[0, 0], trajectory)
     q = make_action_critic(env.observation, env.action, hidden_sizes=(8,)).apply
     following = q(
-        state.memory.target_params,
+        state.step_state.target_params,
         row.next_observation,
         algorithm.policy(state.actor, row.next_observation).mode(),
     )
     target = row.reward + (0.0 if terminated else 0.9 * following)
-    error = q(state.memory.critic.params, row.observation, row.action) - target
+    error = q(state.step_state.critic.params, row.observation, row.action) - target
     np.testing.assert_allclose(metrics["q_loss"], error**2, rtol=1e-4)
     assert abs(following) > 0.1
 
@@ -132,13 +132,13 @@ def test_what_was_collected_is_remembered_as_the_environment_gave_it():
     algorithm = qprop.make(env, qprop.Config(**(SMALL | {"replay_size": 100}), scale_rewards=True))
     state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
     learnt, _ = jax.jit(algorithm.learn)(state, trajectory)
-    replay = learnt.memory.replay
+    replay = learnt.step_state.replay
     assert replay.size == replay.position == 64
     for name in qprop.Experience._fields:
         given, held = getattr(trajectory, name), getattr(replay.rows, name)
         np.testing.assert_array_equal(held[:64].reshape(given.shape), given)
     learnt, _ = jax.jit(algorithm.update)(learnt)
-    assert (learnt.memory.replay.size, learnt.memory.replay.position) == (100, 28)
+    assert (learnt.step_state.replay.size, learnt.step_state.replay.position) == (100, 28)
 
 
 # --- the whole
@@ -151,7 +151,7 @@ def test_correlated_exploration_and_several_seeds_run_in_one_program():
     state, metrics = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 2))
     chex.assert_tree_all_finite({k: v for k, v in metrics.items() if "episod" not in k})
     assert metrics["kl"].max() <= 0.01
-    first = jax.tree.leaves(state.memory.critic.params)[0]
+    first = jax.tree.leaves(state.step_state.critic.params)[0]
     assert not np.allclose(first[0], first[1])  # each seed has a Q of its own
 
 

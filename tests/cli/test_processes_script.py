@@ -83,7 +83,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     saved = open_folder(plan)
     assert plan.placement is None
     assert saved.description["placement"] == "2 x cpu in 2 processes, by environments"
-    assert saved.arrays["episodes/length"].shape == (2, 4)
+    assert saved.arrays["rollout/episodes/length"].shape == (2, 4)
 
     words = ["train.py", "--resume", str(out), "--shard", "environments"]
     codes, printed = two_processes.wait(two_processes.start(words, tmp_path), tmp_path)

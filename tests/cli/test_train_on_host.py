@@ -72,8 +72,8 @@ def test_a_failure_ends_the_run_and_keeps_its_files(how, message, tmp_path, caps
     error = capsys.readouterr().err
     assert error.startswith(f"error: Environment {env} ")
     assert message in error
-    assert "holds the run up to update 4 of 10" in error
-    assert len(rows(tmp_path / "run")) == 4 * 3
+    assert "holds the run up to update 3 of 10" in error
+    assert len(rows(tmp_path / "run")) == 3 * 3
     assert (tmp_path / "run" / "policy.msgpack").is_file()
     traceback = tmp_path / "run" / "error.txt"
     assert traceback.is_file() == (how == "raise")
@@ -82,7 +82,7 @@ def test_a_failure_ends_the_run_and_keeps_its_files(how, message, tmp_path, caps
 
 def test_a_failure_before_the_first_update(tmp_path, capsys):
     assert run(tmp_path / "run", "gym/host_tasks:Broken-raise-v0", "--env-processes") == 1
-    assert "update 0 of 10" in capsys.readouterr().err
+    assert "What was written before stays" in capsys.readouterr().err
 
 
 def test_defaults_of_the_suites():

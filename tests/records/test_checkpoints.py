@@ -15,7 +15,7 @@ from trpo_jax.records.checkpoints import (
     to_arrays,
     to_state,
 )
-from trpo_jax.running.loop import compile_program, go_on, run_chunks
+from trpo_jax.running.loop import compile_program, resume_program, run_chunks
 
 CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}
 STATE = {"weights": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(3), "flag": jnp.bool_(1)}
@@ -165,7 +165,7 @@ def test_a_run_goes_on_bit_for_bit(checkpoints):
             checkpoints.save(2, chunk.state, chunk.seconds, {})
     fresh = compile_program(algorithm, (3, 4), 2, num_done=2)
     saved = checkpoints.read(2)
-    program = go_on(fresh, to_state(fresh.state, saved.arrays))
+    program = resume_program(fresh, to_state(fresh.state, saved.arrays))
     resumed = list(run_chunks(program, 6, saved.num_updates, saved.seconds))
     assert [chunk.first_update for chunk in resumed] == [3, 5]
     assert resumed[0].seconds > saved.seconds

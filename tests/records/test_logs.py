@@ -28,7 +28,8 @@ def rows(first_update, seconds_before, seconds, returns):
         "episode_length": returns,
         "num_episodes": np.float32(~np.isnan(returns)),
     }
-    chunk = Chunk(first_update, metrics, None, None, None, seconds)
+    last_update = first_update + returns.shape[1] - 1
+    chunk = Chunk(first_update, last_update, metrics, None, None, None, seconds)
     return rows_of(chunk_columns(chunk, (4, 5), 100, seconds_before))
 
 

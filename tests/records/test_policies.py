@@ -21,7 +21,7 @@ def saved(tmp_path, env, **settings):
     statistics = jax.tree.map(lambda x: x + 0.5, states.actor.observation_statistics)
     actor = states.actor._replace(observation_statistics=statistics)
     path = tmp_path / "policy.msgpack"
-    save_policy(path, env, config, actor, SEEDS, [1.0, 2.0])
+    save_policy(path, algorithm, actor, SEEDS, [1.0, 2.0])
     return algorithm, actor, path
 
 

@@ -30,17 +30,12 @@ def make(name, **changes):
     return module.make(env, module.Config(**CONFIG | OWN.get(name, {}) | changes))
 
 
-def doubled(name):
-    more = {"replay_size": 2 * OWN[name]["replay_size"]} if name == "qprop" else {}
-    return make(name, num_envs=2 * CONFIG["num_envs"], **more)
-
-
 def run(name, placement):
     """Returns the arrays of the last state and of all metrics, by name, and the collectives."""
     runs = compile_runs(lambda _: make(name), len(SEEDS), (), HALF, placement)
-    state, first = runs.advance(runs.init(as_seeds(SEEDS), ()), ())
+    state, first = runs.advance(runs.init(as_seeds(SEEDS), ()), (), HALF)
     stored = to_arrays(state)
-    state, second = runs.advance(to_state(runs.init(as_seeds(SEEDS), ()), stored), ())
+    state, second = runs.advance(to_state(runs.init(as_seeds(SEEDS), ()), stored), (), HALF)
     first, second = to_host((first, second))
     metrics = {k: np.concatenate([first[0][k], second[0][k]], axis=1) for k in first[0]}
     return to_arrays(state) | metrics, collectives(runs.executable.as_text())
@@ -53,7 +48,7 @@ def main(folder, names):
         placements = {
             "one": None,
             "runs": split_runs(devices),
-            "environments": split_environments(devices, make(name), doubled(name), 8),
+            "environments": split_environments(devices, make(name)),
         }
         for split, placement in placements.items():
             arrays, found = run(name, placement)

@@ -57,3 +57,17 @@ def test_seed_and_number_decide_the_episodes():
     assert len({*returns[:2].ravel(), *evaluation(actor, (3, 4, 3), 7)[:2].ravel()}) == 8
     stochastic = make_evaluation(env, policy, 2, stochastic=True)(actor, (3, 4, 3))
     assert (stochastic != returns).all()
+
+
+def test_no_two_evaluations_share_a_key(monkeypatch):
+    """`split(key, n)[i]` is `fold_in(key, i)`: numbers must not be folded in where keys split."""
+
+    def keys_of(env, act, key, num_episodes):
+        keys = jnp.stack([key, *jax.random.split(key)])
+        return jax.random.key_data(keys)[:, 0].astype(jnp.float32)
+
+    monkeypatch.setattr("trpo_jax.running.evaluation.evaluate", keys_of)
+    evaluation = make_evaluation(counter(time_limit=2), lambda *_: None, 3)
+    actor = Actor(jnp.zeros(1), jax.vmap(lambda _: init_statistics((1,)))(jnp.zeros(1)))
+    found = [evaluation(actor, (3,), number)[0].tolist() for number in range(4)]
+    assert len({x for keys in found for x in keys}) == 12

@@ -6,7 +6,15 @@ from probes import counter
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.running.loop import NonFiniteError, choose_chunk, compile_program, run_chunks
+from trpo_jax.running.host_program import HostState
+from trpo_jax.running.loop import (
+    NonFiniteError,
+    choose_chunk,
+    compile_program,
+    resume_program,
+    run_chunks,
+)
+from trpo_jax.running.program import Program
 
 CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}
 
@@ -22,8 +30,8 @@ def run(algorithm, seeds, updates_per_chunk, num_updates):
 
 def test_a_run_does_not_depend_on_its_chunks(algorithm):
     whole = run(algorithm, (3, 4), 6, 6)
-    parts = run(algorithm, (3, 4), 2, 6)
-    assert [chunk.first_update for chunk in parts] == [1, 3, 5]
+    parts = run(algorithm, (3, 4), 4, 6)  # the last one is shorter
+    assert [(chunk.first_update, chunk.last_update) for chunk in parts] == [(1, 4), (5, 6)]
     assert parts[-1].seconds > parts[0].seconds > 0
     for name, values in whole[0].metrics.items():
         joined = np.concatenate([chunk.metrics[name] for chunk in parts], axis=1)
@@ -55,7 +63,7 @@ def test_numbers_that_are_not_finite_stop_the_run_with_update_and_seed_named():
     chunks = []
     with pytest.raises(NonFiniteError, match=r"Update \d+ of seed [78] ") as caught:
         chunks.extend(run_chunks(compile_program(algorithm, (7, 8), 3), 150))
-    assert not chunks or all(np.isfinite(x).all() for x in jax.tree.leaves(chunks[-1].actor))
+    assert all(np.isfinite(x).all() for chunk in chunks for x in jax.tree.leaves(chunk.actor))
     good = sum(chunk.metrics["kl"].shape[1] for chunk in chunks)
     assert f"Update {good + 1} of" in str(caught.value)
 
@@ -96,7 +104,26 @@ def test_the_last_observation_of_a_terminated_episode_has_to_be_finite_as_well()
 
 
 @pytest.mark.parametrize(
-    ("num_updates", "expected"), [(1, 1), (48, 1), (97, 1), (1953, 31), (10**12, 2 * 10**10)]
+    ("num_updates", "expected"),
+    [(1, 1), (48, 1), (99, 1), (487, 9), (1953, 39), (10**12, 2 * 10**10)],
 )
-def test_chunks_divide_the_run(num_updates, expected):
+def test_a_run_has_at_least_fifty_chunks(num_updates, expected):
     assert choose_chunk(num_updates) == expected
+
+
+def test_chunks_end_where_intervals_do():
+    assert choose_chunk(487, 6) == 6
+    assert choose_chunk(487, 10, 15) == 5
+    assert choose_chunk(487, 7, 3) == 1
+    assert choose_chunk(10, 5) == 1
+
+
+def test_a_run_on_the_host_goes_on_with_nothing_of_episodes_that_are_gone(algorithm):
+    fresh, saved = (algorithm.init(jax.random.key(seed)) for seed in (0, 1))
+    sums = jnp.full_like(saved.rollout.reward_sums, 99.0)
+    saved = saved._replace(rollout=saved.rollout._replace(reward_sums=sums))
+    program = Program("host", HostState(fresh.actor, (fresh,)), None, (0,), 1, 0.0)
+    (resumed,) = resume_program(program, HostState(saved.actor, (saved,))).state.seeds
+    assert resumed.rollout is fresh.rollout
+    assert resumed.actor is saved.actor
+    assert resumed.critic is saved.critic

@@ -5,14 +5,13 @@ import pytest
 from rich.console import Console
 
 from trpo_jax.running.loop import Chunk
-from trpo_jax.running.program import Health
 from trpo_jax.running.progress import with_progress
 
 
 def chunks(returns=(20.0, 30.0)):
     for index, value in enumerate(returns):
         metrics = {"kl": np.full((2, 5), 0.0123), "episodic_return": np.full((2, 5), value)}
-        yield Chunk(5 * index + 1, metrics, None, None, None, index + 1.0)
+        yield Chunk(5 * index + 1, 5 * index + 5, metrics, None, None, None, index + 1.0)
 
 
 def shown(terminal, **kwargs):
@@ -43,6 +42,5 @@ def test_a_run_without_an_episode_yet_says_so():
 @pytest.mark.parametrize("numbers", [{}, {"loss": np.full((2, 5), np.nan)}])
 def test_metrics_that_are_not_there_are_not_shown(numbers):
     console = Console(file=io.StringIO(), width=80)
-    health = Health(np.ones((2, 5), bool), np.full((2, 5), -1))
-    list(with_progress([Chunk(1, numbers, health, None, None, 1.0)], console, 2, 5, 100))
+    list(with_progress([Chunk(1, 5, numbers, None, None, None, 1.0)], console, 2, 5, 100))
     assert console.file.getvalue() == "update 5/5  1,000 steps/s  0 s left\n"

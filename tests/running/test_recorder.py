@@ -16,7 +16,9 @@ def offered(run_checkpoints, times, monkeypatch, cost=0.0):
     kept = []
     for update, seconds in enumerate(map(float, times), start=1):
         before = run_checkpoints.latest
-        run_checkpoints.offer(Chunk(update, {"kl": np.zeros((1, 1))}, None, STATE, None, seconds))
+        run_checkpoints.offer(
+            Chunk(update, update, {"kl": np.zeros((1, 1))}, None, STATE, None, seconds)
+        )
         kept += [update] if run_checkpoints.latest != before else []
     return kept
 

@@ -2,12 +2,22 @@
 
 from types import ModuleType
 
-from trpo_jax.algorithms import npg, ppo, qprop, trpo, trpo_vine, ua_trpo, vpg
+from trpo_jax.algorithms import (
+    npg,
+    ppo,
+    qprop,
+    trpo,
+    trpo_ensemble,
+    trpo_held_out,
+    trpo_vine,
+    ua_trpo,
+    vpg,
+)
 from trpo_jax.errors import unknown_name
 
 ALGORITHMS: dict[str, ModuleType] = {
     module.__name__.rsplit(".", 1)[-1]: module
-    for module in (trpo, npg, vpg, ppo, ua_trpo, qprop, trpo_vine)
+    for module in (trpo, npg, vpg, ppo, ua_trpo, qprop, trpo_vine, trpo_held_out, trpo_ensemble)
 }
 
 

@@ -1,26 +1,30 @@
-"""What every algorithm looks like from outside, and how every policy sees an observation."""
+"""What every algorithm looks like from outside."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
+from trpo_jax.agent import ActingState, Agent
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode, Transition
-from trpo_jax.networks import Network
-from trpo_jax.normalization import RunningStatistics, normalize
+from trpo_jax.normalization import RunningStatistics
+from trpo_jax.rollout import rollout_with_state
 
-State = Any  # an immutable pytree that holds the whole run; it has a field `actor`
-Metrics = dict[str, Float[Array, ""]]
+State = (
+    Any  # an immutable pytree with the fields `actor`, `critic`, `rollout`, `key`, `num_updates`
+)
+Metrics = dict[str, Float[Array, ""] | float | int]
 
 
 class Actor(NamedTuple):
     """All that acting needs.
 
     Attributes:
-        policy_params: parameters of the policy network.
+        policy_params: parameters of the policy.
         observation_statistics: what observations are standardised by.
     """
 
@@ -28,59 +32,92 @@ class Actor(NamedTuple):
     observation_statistics: RunningStatistics
 
 
-class Algorithm(NamedTuple):
-    """A learning algorithm as pure functions; each can be jitted, vmapped and scanned.
+class RolloutState(NamedTuple):
+    """What goes on from one rollout to the next; every array has the leading axis `[B]`.
 
     Attributes:
-        env: the environment it is on.
-        init: `key -> state`.
-        update: `state -> (state, metrics)`, which is `learn` after `collect`.
-        collect: `state -> (state, trajectory [T, B])`.
-        begin: `state -> (key, memory)` that a rollout starts from.
-        act: `(state.actor, key, episodes [B], memory) -> (actions, context, memory)`, one step of a
-            rollout; `begin` and `act` are `collect` for environments that run on the host.
-        learn: `(state, trajectory) -> (state, metrics)`: `improve`, then `fit`.
-        improve: `(state, trajectory) -> (state, lesson, metrics)`: all but the critic's fit, and so
-            all that the next rollout waits for.
-        fit: `(state.critic, lesson) -> (state.critic, metrics)`.
-        policy: `(state.actor, observations [*batch, ...]) -> action distribution`, for
-            observations as the environment shows them.
-        steps_per_update: environment steps in one update.
+        episodes: running episodes.
+        acting: what acting carries from step to step.
+        reward_sums: discounted reward sums of the running episodes.
+    """
+
+    episodes: Episode
+    acting: ActingState
+    reward_sums: Float[Array, " B"]
+
+
+class Algorithm(NamedTuple):
+    """A learning algorithm: pure functions, each of which can be jitted, vmapped and scanned.
+
+    The fields are primitives. The methods are made of them, so that `algorithm._replace(act=...)`
+    changes all that follows from it.
+
+    Attributes:
+        env: the environment that it is on.
+        init: `key -> state`; the state is a pytree with the fields `actor`, `critic`, `rollout` (a
+            `RolloutState`), `key` and `num_updates`.
+        act: `(state.actor, key, episodes [B], acting) -> (actions [B, ...], context, acting)`, one
+            step of a rollout.
+        improve: `(state, trajectory [T, B]) -> (state, fit_input, metrics)`: all of an update that
+            the next rollout waits for, which leaves `state.critic` alone.
+        fit: `(state.critic, fit_input) -> (state.critic, metrics)`: the rest of the update.
+        policy: `(state.actor, observations [B, ...]) -> action distribution`, for observations as
+            the environment shows them. Evaluation acts by it.
+        num_steps: T, steps of each environment in one update.
+        steps_per_update: environment steps in one update, of all environments together.
+        config: the config that it was made from, if it was.
+        agent: the agent that it was made from, if it was.
     """
 
     env: Environment
     init: Callable[[PRNGKeyArray], State]
-    update: Callable[[State], tuple[State, Metrics]]
-    collect: Callable[[State], tuple[State, Transition]]
-    begin: Callable[[State], tuple[PRNGKeyArray, Any]]
-    act: Callable[[Actor, PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]]
-    learn: Callable[[State, Transition], tuple[State, Metrics]]
+    act: Callable[[Any, PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]]
     improve: Callable[[State, Transition], tuple[State, Any, Metrics]]
     fit: Callable[[Any, Any], tuple[Any, Metrics]]
-    policy: Callable[[Actor, Num[Array, "..."]], Distribution]
+    policy: Callable[[Any, Num[Array, "..."]], Distribution]
+    num_steps: int
     steps_per_update: int
+    config: Any = None
+    agent: Agent | None = None
+
+    def collect(self, state: State) -> tuple[State, Transition]:
+        """Returns the state after a rollout, and the trajectory `[T, B]`."""
+        episodes, acting, trajectory = rollout_with_state(
+            self.env,
+            partial(self.act, state.actor),
+            update_keys(state).collect,
+            state.rollout.episodes,
+            state.rollout.acting,
+            self.num_steps,
+        )
+        rollout = state.rollout._replace(episodes=episodes, acting=acting)
+        return state._replace(rollout=rollout), trajectory
+
+    def learn(self, state: State, trajectory: Transition) -> tuple[State, Metrics]:
+        """Returns the state after learning from a trajectory, and the metrics.
+
+        The critic is fitted after the policy's step: a critic fitted first would explain away the
+        very advantages that the step is to learn from (Schulman et al. 2016, arXiv:1506.02438,
+        section 5).
+        """
+        state, fit_input, metrics = self.improve(state, trajectory)
+        critic, fit_metrics = self.fit(state.critic, fit_input)
+        return state._replace(critic=critic), metrics | fit_metrics
+
+    def update(self, state: State) -> tuple[State, Metrics]:
+        """Returns the state after one update, and the metrics: `collect`, then `learn`."""
+        return self.learn(*self.collect(state))
 
 
-def observe(
-    statistics: RunningStatistics, observations: Num[Array, "..."], normalized: bool
-) -> Float[Array, "..."]:
-    """Returns observations as networks see them: float32, and standardised if `normalized`.
+class UpdateKeys(NamedTuple):
+    """The keys of one update."""
 
-    If not, bytes, which is what pixels come as, become fractions of 255.
-    """
-    if normalized:
-        return normalize(statistics, observations)
-    seen = observations.astype(jnp.float32)
-    return seen / 255 if observations.dtype == jnp.uint8 else seen
+    collect: PRNGKeyArray
+    policy: PRNGKeyArray
+    critic: PRNGKeyArray
+    noise: PRNGKeyArray
 
 
-def make_acting(
-    network: Network, normalized: bool
-) -> Callable[[Actor, Num[Array, "..."]], Distribution]:
-    """Returns the function `(actor, observations) -> action distribution` of a policy network."""
-
-    def policy(actor: Actor, observations: Num[Array, "..."]) -> Distribution:
-        seen = observe(actor.observation_statistics, observations, normalized)
-        return network.apply(actor.policy_params, seen)
-
-    return policy
+def update_keys(state: State) -> UpdateKeys:
+    """Returns the keys of the update that comes next, from `fold_in(state.key, num_updates)`."""
+    return UpdateKeys(*jax.random.split(jax.random.fold_in(state.key, state.num_updates), 4))

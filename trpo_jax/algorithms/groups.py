@@ -5,10 +5,12 @@ A config inherits the groups its algorithm needs, and adds what is its own.
 
 from typing import Any, no_type_check
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from trpo_jax.agent import CRITICS, EXPLORATIONS, Agent, make_agent
 from trpo_jax.algorithms import fields
 from trpo_jax.envs.base import Box, Environment
 from trpo_jax.errors import ConfigurationError
@@ -36,7 +38,7 @@ class OnPolicy:
     gae_critic: str = fields.choice(
         "adam",
         "how the critic is fitted: epochs of Adam, or one Gauss-Newton step in a trust region",
-        ("adam", "trust_region"),
+        tuple(CRITICS),
     )
     critic_lr: float = fields.real(1e-3, "step size of Adam for the critic", 0.0)
     critic_epochs: int = fields.integer(10, "passes over the batch when fitting the critic", 1)
@@ -73,7 +75,7 @@ class Exploration:
     exploration: str = fields.choice(
         "white",
         "noise of continuous actions over time: independent, Ornstein-Uhlenbeck or coloured",
-        ("white", "ou", "colored"),
+        tuple(EXPLORATIONS),
     )
     ou_rho: float = fields.real(
         0.5,
@@ -160,14 +162,27 @@ def validate(env: Environment, config: OnPolicy) -> None:
             f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
             f"num_steps = {config.num_steps}. Choose at most num_steps."
         )
-    kronecker = isinstance(config, NaturalGradient) and config.solver == "kronecker"
-    if kronecker and isinstance(config.damping, float | int) and config.damping == 0:
-        raise ConfigurationError(
-            "damping = 0 leaves the factors of solver = 'kronecker' without an inverse. "
-            "Set damping above 0, or solver to cg."
-        )
     if isinstance(config, Exploration) and config.exploration != "white":
         require_continuous(env, f"exploration = {config.exploration!r}")
+
+
+def prepare(env: Environment, config: Any, agent: Agent | None) -> tuple[Any, Agent]:
+    """Returns a config that was checked, and the agent: the one given, or the config's own.
+
+    Raises:
+        ConfigurationError: if a field's value cannot work.
+    """
+    validate(env, config)
+    return config, make_agent(env, config) if agent is None else agent
+
+
+def require_no_memory(agent: Agent, reason: str) -> None:
+    """Raises a ConfigurationError if the policy of an agent remembers earlier steps."""
+    if jax.tree.leaves(jax.eval_shape(lambda: agent.policy.carry(1))):
+        raise ConfigurationError(
+            f"{reason}, and the policy of this agent remembers earlier ones. Choose a policy "
+            "without a memory, or trpo."
+        )
 
 
 def require_continuous(env: Environment, what: str) -> None:
@@ -187,33 +202,3 @@ def decay(
     if not config.decay_steps:
         return 1.0
     return jnp.maximum(1 - num_updates * (steps_per_update / config.decay_steps), 0.0)
-
-
-def kl_radius(
-    env: Environment, config: NaturalGradient, num_updates: Int[Array, ""], steps_per_update: int
-) -> Float[Array, ""] | float:
-    """Returns the radius of the trust region after so many updates, in nats.
-
-    SB3-contrib and OmniSafe average the KL divergence of a Gaussian policy over the components of
-    the action, where others add them up; `max_kl_per_dimension` gives their regions.
-    """
-    components = env.action.size if config.max_kl_per_dimension else 1
-    return config.max_kl * components * decay(config, num_updates, steps_per_update)
-
-
-def natural_gradient_options(config: Any) -> dict[str, Any]:
-    """Returns the arguments of `natural_step` but its radius."""
-    return {
-        "damping": config.damping,
-        "cg_iters": config.cg_iters,
-        "damped_scaling": config.damped_scaling,
-    }
-
-
-def line_search_options(config: Any) -> dict[str, Any]:
-    """Returns the arguments of `search_along` but its radius."""
-    return {
-        "line_search_steps": config.line_search_steps,
-        "line_search_shrink": config.line_search_shrink,
-        "kl_peak": config.kl_peak,
-    }

@@ -10,6 +10,7 @@ from typing import no_type_check
 from flax import struct
 
 from trpo_jax.advantages import standardize
+from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.groups import (
@@ -17,11 +18,14 @@ from trpo_jax.algorithms.groups import (
     NaturalGradient,
     OnPolicy,
     decay,
-    kl_radius,
-    natural_gradient_options,
-    validate,
+    prepare,
 )
-from trpo_jax.algorithms.trpo import fisher_metric
+from trpo_jax.algorithms.natural_gradient import (
+    kl_radius,
+    length_options,
+    make_solve,
+    require_solver,
+)
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import (
     full_step,
@@ -44,29 +48,31 @@ class Config(NaturalGradient, Exploration, OnPolicy):
     )
 
 
-def make(env: Environment, config: Config | None = None) -> Algorithm:
+def make(
+    env: Environment, config: Config | None = None, *, agent: Agent | None = None
+) -> Algorithm:
     """Returns natural policy gradient on an environment; see `trpo.make`."""
-    config = Config() if config is None else config
-    validate(env, config)
-    behavior = on_policy.make_behavior(env, config)
+    config, agent = prepare(env, config or Config(), agent)
+    require_solver(env, config, agent)
     batch_size = config.num_envs * config.num_steps
 
-    def policy_step(key, state, trajectory, batch):
-        params = state.actor.policy_params
-        distribution_fn = lambda p: behavior.apply(p, batch)
+    def policy_step(key, step_input):
+        params, batch = step_input.actor.policy_params, step_input.batch
+        distribution_fn = lambda p: agent.distributions(p, batch)
         surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages), config.entropy_coef
+            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
         )
-        full = natural_step(
+        num_updates = step_input.num_updates
+        step = natural_step(
             surrogate_gradient(params, distribution_fn, surrogate),
-            **fisher_metric(env, config, params, batch),
-            max_kl=kl_radius(env, config, state.num_updates, batch_size),
-            **natural_gradient_options(config),
+            make_solve(config, agent, key, params, batch),
+            max_kl=kl_radius(env, config, num_updates, batch_size),
+            **length_options(config),
             step_size=None
             if config.normalized_step
-            else config.step_size * decay(config, state.num_updates, batch_size),
+            else config.step_size * decay(config, num_updates, batch_size),
         )
-        params, info = full_step(params, distribution_fn, surrogate, full)
-        return params, state.memory, info._asdict()
+        params, info = full_step(params, distribution_fn, surrogate, step)
+        return params, (), info._asdict()
 
-    return on_policy.make(env, config, policy_step)
+    return on_policy.make(env, config, agent=agent, policy_step=policy_step)

@@ -14,13 +14,37 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from trpo_jax.advantages import standardize
+from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, validate
+from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.minibatches import group_samples, shuffled_minibatches, take_minibatch
 from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
+
+
+def clipped_gain(
+    ratios: Float[Array, "*B"], advantages: Float[Array, "*B"], clip: Float[Array, ""] | float
+) -> Float[Array, "*B"]:
+    """Returns PPO's gain of each action, min(r A, clip(r, 1 - c, 1 + c) A).
+
+    Args:
+        ratios: r = new(a|s) / old(a|s).
+        advantages: A.
+        clip: c, the distance from 1 beyond which nothing is gained.
+    """
+    return jnp.minimum(ratios * advantages, jnp.clip(ratios, 1 - clip, 1 + clip) * advantages)
+
+
+def spo_gain(
+    ratios: Float[Array, "*B"], advantages: Float[Array, "*B"], clip: Float[Array, ""] | float
+) -> Float[Array, "*B"]:
+    """Returns SPO's gain of each action, r A - |A| (r - 1)^2 / (2 c); see `clipped_gain`."""
+    return ratios * advantages - jnp.abs(advantages) / (2 * clip) * (ratios - 1) ** 2
+
+
+GAINS = {"clip": clipped_gain, "spo": spo_gain}
 
 
 @no_type_check  # `make` checks the values, and leaves may be arrays
@@ -28,7 +52,7 @@ from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
 class Config(Exploration, OnPolicy):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
-    loss: str = fields.choice("clip", "what bounds the probability ratio", ("clip", "spo"))
+    loss: str = fields.choice("clip", "what bounds the probability ratio", tuple(GAINS))
     clip: float = fields.real(
         0.2, "distance of the probability ratio from 1 that is paid for", 0.0, open_low=True
     )
@@ -42,10 +66,11 @@ class Config(Exploration, OnPolicy):
     )
 
 
-def make(env: Environment, config: Config | None = None) -> Algorithm:
+def make(
+    env: Environment, config: Config | None = None, *, agent: Agent | None = None
+) -> Algorithm:
     """Returns PPO on an environment; see `trpo.make`."""
-    config = Config() if config is None else config
-    validate(env, config)
+    config, agent = prepare(env, config or Config(), agent)
     batch_size = config.num_envs * config.num_steps
     if batch_size % config.policy_minibatches:
         raise ConfigurationError(
@@ -53,22 +78,23 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             f"num_envs * num_steps = {config.num_envs} * {config.num_steps} = {batch_size}. "
             "Choose a divisor of the batch."
         )
-    behavior = on_policy.make_behavior(env, config)
+    gain = GAINS[config.loss]
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5)
     )
 
     def loss(params, minibatch, old_log_probs):
-        distribution = behavior.apply(params, minibatch)
+        distribution = agent.distributions(params, minibatch)
         ratios = jnp.exp(distribution.log_prob(minibatch.actions) - old_log_probs)
-        gains = bounded_gain(config.loss, ratios, standardize(minibatch.advantages), config.clip)
+        advantages = standardize(minibatch.advantages, minibatch.values)
+        gains = gain(ratios, advantages, config.clip)
         return -jnp.mean(gains + config.entropy_coef * distribution.entropy())
 
-    def policy_step(key, state, trajectory, batch):
-        old_params = state.actor.policy_params
-        old_log_probs = behavior.apply(old_params, batch).log_prob(batch.actions)
+    def policy_step(key, step_input):
+        old_params, batch = step_input.actor.policy_params, step_input.batch
+        old_log_probs = agent.distributions(old_params, batch).log_prob(batch.actions)
         groups = group_samples((batch, old_log_probs), config.policy_minibatches)
-        learning_rate = config.policy_lr * decay(config, state.num_updates, batch_size)
+        learning_rate = config.policy_lr * decay(config, step_input.num_updates, batch_size)
 
         def minibatch_step(carry, indices):
             params, moments = carry
@@ -77,30 +103,21 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             return (optax.tree.add_scale(params, -learning_rate, updates), moments), None
 
         parts = shuffled_minibatches(key, groups, config.policy_epochs, config.policy_minibatches)
-        (params, moments), _ = jax.lax.scan(minibatch_step, (old_params, state.memory), parts)
-        surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages), config.entropy_coef
+        (params, moments), _ = jax.lax.scan(
+            minibatch_step, (old_params, step_input.step_state), parts
         )
-        change = measure_change(lambda p: behavior.apply(p, batch), surrogate, old_params, params)
+        surrogate = importance_sampled_surrogate(
+            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
+        )
+        change = measure_change(
+            lambda p: agent.distributions(p, batch), surrogate, old_params, params
+        )
         return params, moments, change._asdict()
 
-    return on_policy.make(env, config, policy_step, init_memory=optimizer.init)
-
-
-def bounded_gain(
-    loss: str,
-    ratios: Float[Array, "*B"],
-    advantages: Float[Array, "*B"],
-    clip: Float[Array, ""] | float,
-) -> Float[Array, "*B"]:
-    """Returns what each action contributes to the objective, given its probability ratio.
-
-    Args:
-        loss: `clip` for min(r A, clip(r, 1 - c, 1 + c) A); `spo` for r A - |A| (r - 1)^2 / (2 c).
-        ratios: r = new(a|s) / old(a|s).
-        advantages: A.
-        clip: c, the distance from 1 beyond which nothing is gained.
-    """
-    if loss == "spo":
-        return ratios * advantages - jnp.abs(advantages) / (2 * clip) * (ratios - 1) ** 2
-    return jnp.minimum(ratios * advantages, jnp.clip(ratios, 1 - clip, 1 + clip) * advantages)
+    return on_policy.make(
+        env,
+        config,
+        agent=agent,
+        policy_step=policy_step,
+        init_step_state=lambda key, params: optimizer.init(params),
+    )

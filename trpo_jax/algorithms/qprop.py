@@ -14,25 +14,30 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.advantages import standardize
+from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
-from trpo_jax.algorithms.base import Algorithm, observe
+from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.groups import (
     Exploration,
     OnPolicy,
     TrustRegion,
-    kl_radius,
-    line_search_options,
-    natural_gradient_options,
+    prepare,
     require_continuous,
-    validate,
+    require_no_memory,
 )
-from trpo_jax.algorithms.on_policy import TrainState
-from trpo_jax.algorithms.trpo import fisher_metric
-from trpo_jax.control_variates import control_variate, control_weights, controlled_surrogate
+from trpo_jax.algorithms.natural_gradient import (
+    kl_radius,
+    make_solve,
+    require_solver,
+    step_options,
+)
+from trpo_jax.algorithms.on_policy import StepInput
+from trpo_jax.control_variates import CONTROL_WEIGHTS, control_variate, controlled_surrogate
 from trpo_jax.critics import CriticState, fit_with_target, init_critic
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.networks import Network, make_action_critic
+from trpo_jax.networks import Network, make_action_critic, over_two_axes
+from trpo_jax.normalization import observe
 from trpo_jax.replay import Replay, add_rows, init_replay, sample_rows
 from trpo_jax.trust_region import trust_region_step
 
@@ -45,7 +50,7 @@ class Config(TrustRegion, Exploration, OnPolicy):
     eta: str = fields.choice(
         "conservative",
         "how far Q is trusted: where its sign is right, with its sign corrected, or everywhere",
-        ("conservative", "aggressive", "standard"),
+        tuple(CONTROL_WEIGHTS),
     )
     common_scale: bool = fields.flag(
         True, "divide both parts of the gradient alike; else only the sampled one: biased"
@@ -69,7 +74,7 @@ class Experience(NamedTuple):
     next_observation: Num[Array, "..."]
 
 
-class Memory(NamedTuple):
+class QState(NamedTuple):
     """What is kept from update to update: past steps, Q and its optimiser, and Q's target."""
 
     replay: Replay
@@ -78,105 +83,67 @@ class Memory(NamedTuple):
 
 
 def make_q_fit(
-    config: Config, policy: Network, q_network: Network
-) -> Callable[[PRNGKeyArray, TrainState, Memory], tuple[Memory, Float[Array, ""]]]:
-    """Returns `(key, state, memory) -> (memory, loss)`, which fits Q and moves its target after it.
+    config: Config, agent: Agent, q_network: Network
+) -> Callable[[PRNGKeyArray, StepInput, QState], tuple[QState, Float[Array, ""]]]:
+    """Returns `(key, step_input, q_state) -> (q_state, loss)`, which fits Q, its target following.
 
     The target of Q(s, a) is r + gamma Q'(s', mu(s')), with Q' the target network and mu the mean of
     the policy, as in DDPG (Lillicrap et al. 2016); rewards are scaled as those of the critic are.
     """
 
-    def fit(key, state, memory):
-        reward_scale = on_policy.scale_of_rewards(config, state)
+    def fit(key, step_input, q_state):
+        actor = step_input.actor
+        carry = agent.policy.carry(config.q_minibatch)
 
         def loss(params, target_params, rows):
             observations, following = (
-                observe(state.actor.observation_statistics, x, config.normalize_observations)
+                observe(actor.observation_statistics, x, config.normalize_observations)
                 for x in (rows.observation, rows.next_observation)
             )
-            actions = policy.apply(state.actor.policy_params, following).mode()
+            actions = agent.policy.step(actor.policy_params, carry, following)[1].mode()
             next_values = q_network.apply(target_params, following, actions)
             # Truncation does not stop the target: there was a future, only nobody saw it.
             continuation = jnp.where(rows.terminated, 0.0, next_values)
-            targets = rows.reward / reward_scale + config.gamma * continuation
+            targets = rows.reward / step_input.reward_scale + config.gamma * continuation
             return jnp.mean((q_network.apply(params, observations, rows.action) - targets) ** 2)
 
         critic, target_params, q_loss = fit_with_target(
             key,
-            lambda key: sample_rows(key, memory.replay, config.q_minibatch),
+            lambda key: sample_rows(key, q_state.replay, config.q_minibatch),
             loss,
-            memory.critic,
-            memory.target_params,
+            q_state.critic,
+            q_state.target_params,
             learning_rate=config.q_lr,
             tau=config.q_tau,
             steps=config.q_updates or config.num_envs * config.num_steps,
         )
-        return Memory(memory.replay, critic, target_params), q_loss
+        return QState(q_state.replay, critic, target_params), q_loss
 
     return fit
 
 
-def make(env: Environment, config: Config | None = None) -> Algorithm:
+def make(
+    env: Environment, config: Config | None = None, *, agent: Agent | None = None
+) -> Algorithm:
     """Returns Q-Prop on an environment with continuous actions; see `trpo.make`."""
-    config = Config() if config is None else config
     require_continuous(env, "qprop")
-    validate(env, config)
+    config, agent = prepare(env, config or Config(), agent)
+    require_solver(env, config, agent)
+    require_no_memory(agent, "qprop fits Q to single steps of its replay")
     batch_size = config.num_envs * config.num_steps
     if config.replay_size < batch_size:
         raise ConfigurationError(
             f"replay_size = {config.replay_size} does not hold the batch of num_envs * num_steps = "
             f"{config.num_envs} * {config.num_steps} = {batch_size}. Choose at least that."
         )
-    behavior, policy = on_policy.make_behavior(env, config), on_policy.policy_network(env, config)
     q_network = make_action_critic(
         env.observation, env.action, hidden_sizes=config.hidden_sizes, activation=config.activation
     )
+    q_values = over_two_axes(q_network.apply)
+    fit = make_q_fit(config, agent, q_network)
+    control_weights = CONTROL_WEIGHTS[config.eta]
 
-    fit = make_q_fit(config, policy, q_network)
-
-    def policy_step(key, state, trajectory, batch):
-        params = state.actor.policy_params
-        rows = Experience(*(getattr(trajectory, name) for name in Experience._fields))
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
-        memory = state.memory._replace(replay=add_rows(state.memory.replay, rows))
-        memory, q_loss = fit(key, state, memory)
-        control = control_variate(
-            lambda actions: q_network.apply(memory.critic.params, batch.observations, actions),
-            behavior.apply(params, batch).mode(),
-            batch.actions,
-        )
-        eta = control_weights(config.eta, batch.advantages, control.advantages)
-        surrogate = controlled_surrogate(
-            batch.actions,
-            batch.advantages,
-            control,
-            eta,
-            config.entropy_coef,
-            common_scale=config.common_scale,
-        )
-        params, info = trust_region_step(
-            params,
-            lambda p: behavior.apply(p, batch),
-            surrogate,
-            **fisher_metric(env, config, params, batch),
-            max_kl=kl_radius(env, config, state.num_updates, batch_size),
-            **natural_gradient_options(config),
-            **line_search_options(config),
-        )
-        correlation = jnp.mean(standardize(batch.advantages) * standardize(control.advantages))
-        metrics = {
-            "q_loss": q_loss,
-            "control_variate_correlation": correlation,
-            "eta_mean": jnp.mean(eta),
-        }
-        return params, memory, info._asdict() | metrics
-
-    algorithm = on_policy.make(env, config, policy_step)
-
-    def init(key: PRNGKeyArray) -> TrainState:
-        state = algorithm.init(key)
-        # The updates count from 0, and take the keys from there on.
-        params = q_network.init(jax.random.fold_in(state.key, state.num_updates - 1))
+    def init_step_state(key, policy_params):
         row = Experience(
             observation=jax.ShapeDtypeStruct(*env.observation),
             action=jax.ShapeDtypeStruct((env.action.size,), jnp.float32),
@@ -184,7 +151,51 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
             terminated=jax.ShapeDtypeStruct((), bool),
             next_observation=jax.ShapeDtypeStruct(*env.observation),
         )
-        replay = init_replay(row, config.replay_size)
-        return state._replace(memory=Memory(replay, init_critic(params), params))
+        params = q_network.init(key)
+        return QState(init_replay(row, config.replay_size), init_critic(params), params)
 
-    return algorithm._replace(init=init)
+    def policy_step(key, step_input):
+        fit_key, solve_key = jax.random.split(key)
+        params, batch = step_input.actor.policy_params, step_input.batch
+        rows = Experience(*(getattr(step_input.trajectory, name) for name in Experience._fields))
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        replay = add_rows(step_input.step_state.replay, rows)
+        q_state, q_loss = fit(fit_key, step_input, step_input.step_state._replace(replay=replay))
+        control = control_variate(
+            lambda actions: q_values(q_state.critic.params, batch.observations, actions),
+            agent.distributions(params, batch).mode(),
+            batch.actions,
+        )
+        eta = control_weights(batch.advantages, control.advantages)
+        surrogate = controlled_surrogate(
+            batch.actions,
+            batch.advantages,
+            control,
+            eta,
+            config.entropy_coef,
+            values=batch.values,
+            common_scale=config.common_scale,
+        )
+        params, info = trust_region_step(
+            params,
+            lambda p: agent.distributions(p, batch),
+            surrogate,
+            make_solve(config, agent, solve_key, params, batch),
+            max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
+            **step_options(config),
+        )
+        advantages = standardize(batch.advantages, batch.values)
+        metrics = {
+            "q_loss": q_loss,
+            "control_variate_correlation": jnp.mean(advantages * standardize(control.advantages)),
+            "eta_mean": jnp.mean(eta),
+        }
+        return params, q_state, info._asdict() | metrics
+
+    return on_policy.make(
+        env,
+        config,
+        agent=agent,
+        policy_step=policy_step,
+        init_step_state=init_step_state,
+    )

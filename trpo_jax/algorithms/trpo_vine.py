@@ -10,28 +10,30 @@ The trunk's rewards reach the policy only through the critic, and through it onl
 bootstrapped. All steps of the simulator are counted, also those it runs after a branch has ended.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from trpo_jax import exploration
 from trpo_jax.advantages import standardize
+from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
-from trpo_jax.algorithms.base import Algorithm, observe
-from trpo_jax.algorithms.groups import (
-    OnPolicy,
-    TrustRegion,
+from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.algorithms.groups import OnPolicy, TrustRegion, prepare, require_no_memory
+from trpo_jax.algorithms.natural_gradient import (
     kl_radius,
-    line_search_options,
-    natural_gradient_options,
-    validate,
+    make_solve,
+    require_solver,
+    step_options,
 )
-from trpo_jax.algorithms.trpo import fisher_metric
+from trpo_jax.algorithms.on_policy import Batch, StepInput
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.normalization import observe
 from trpo_jax.trust_region import trust_region_step
 from trpo_jax.vine import branch_return, differences, draw_actions, self_normalized_surrogate
 
@@ -60,55 +62,93 @@ class Branches(NamedTuple):
     """What the branches of N states with K actions each found.
 
     Attributes:
-        time: row of each state in the trajectory.
-        env: its column.
+        batch: the batch at these states, leading axes `[N, 1]`.
         actions: the first actions, as the policy chooses them.
         log_probs: their log-probabilities under what they were drawn from.
         returns: discounted return of each branch, in the environment's units.
     """
 
-    time: Int[Array, " N"]
-    env: Int[Array, " N"]
+    batch: Batch
     actions: Num[Array, "N K ..."]
     log_probs: Float[Array, "N K"]
     returns: Float[Array, "N K"]
 
 
-def make(env: Environment, config: Config | None = None) -> Algorithm:
+def make(
+    env: Environment, config: Config | None = None, *, agent: Agent | None = None
+) -> Algorithm:
     """Returns TRPO with the vine scheme on an environment; see `trpo.make`.
 
-    The trajectory's `context` is a `Branches`.
+    Of an agent's exploration it takes no notice: the trunk's actions are independent draws.
     """
-    config = Config() if config is None else config
-    validate(env, config)
+    config, agent = prepare(env, config or Config(), agent)
+    require_solver(env, config, agent)
+    require_no_memory(agent, "trpo_vine starts branches from single states")
     _validate_branches(env, config)
-    network = on_policy.policy_network(env, config)
-    critic = on_policy.make_value_function(env, config)
-    num_rows, num_branches = config.num_envs * config.num_steps, config.num_branches
+    agent = agent._replace(exploration=_recording())
+    num_branches = config.num_branches
     if isinstance(env.action, Discrete):
         num_branches = min(num_branches, env.action.num_actions)
-    steps_per_update = num_rows + config.num_states * num_branches * config.branch_steps
+    branch_rollouts = make_branches(env, config, agent, num_branches)
+    extra_steps = config.num_states * num_branches * config.branch_steps
+    steps_per_update = config.num_envs * config.num_steps + extra_steps
 
-    def collect(state):
-        collected, trajectory = base.collect(state)
-        rows_key, actions_key, branch_key = jax.random.split(on_policy.update_keys(state).policy, 3)
+    def policy_step(key, step_input):
+        branch_key, solve_key = jax.random.split(key)
+        branches, params = branch_rollouts(branch_key, step_input), step_input.actor.policy_params
+        distributions = lambda p: agent.distributions(p, branches.batch)
+        params, info = trust_region_step(
+            params,
+            lambda p: jax.tree.map(lambda x: x[:, 0], distributions(p)),
+            self_normalized_surrogate(
+                branches.actions,
+                branches.log_probs,
+                standardize(differences(branches.returns)),
+                config.entropy_coef,
+            ),
+            make_solve(config, agent, solve_key, params, branches.batch),
+            max_kl=kl_radius(env, config, step_input.num_updates, steps_per_update),
+            **step_options(config),
+        )
+        spread = jnp.mean(jnp.std(branches.returns, axis=1))
+        return params, (), {**info._asdict(), "branch_return_std": spread}
+
+    return on_policy.make(
+        env, config, agent=agent, policy_step=policy_step, extra_steps=extra_steps
+    )
+
+
+def make_branches(
+    env: Environment, config: Config, agent: Agent, num_branches: int
+) -> Callable[[PRNGKeyArray, StepInput], Branches]:
+    """Returns `(key, step_input) -> branches`, which restarts the environment and runs them."""
+    num_rows = config.num_envs * config.num_steps
+
+    def branch_rollouts(key, step_input):
+        rows_key, actions_key, branch_key = jax.random.split(key, 3)
         rows = jax.random.choice(rows_key, num_rows, (config.num_states,), replace=False)
         time, column = jnp.divmod(rows, config.num_envs)
-        episodes = jax.tree.map(lambda x: x[time, column], trajectory.context)
+        at_states = lambda tree: jax.tree.map(lambda x: x[time, column], tree)
+        episodes = at_states(step_input.trajectory.context.noise)
+        batch = jax.tree.map(lambda x: x[:, None], at_states(step_input.batch))
+        statistics, params = step_input.actor.observation_statistics, step_input.actor.policy_params
+        seen = lambda x: observe(statistics, x, config.normalize_observations)
         actions, log_probs = draw_actions(
-            actions_key, env, base.policy(state.actor, episodes.observation), num_branches
+            actions_key,
+            env,
+            agent.policy.step(params, (), batch.observations[:, 0])[1],
+            num_branches,
         )
-        scale = on_policy.scale_of_rewards(config, state)
 
         def act(key, observation):
-            return base.policy(state.actor, observation).sample(key)
+            distribution = agent.policy.step(params, (), seen(observation)[None])[1]
+            return distribution.sample(key)[0]
 
         def value(observation):
             if not config.branch_bootstrap:
                 return jnp.zeros(())
-            statistics = state.actor.observation_statistics
-            seen = observe(statistics, observation, config.normalize_observations)
-            return scale * critic.values(state.critic.params, seen)
+            values = agent.critic.values(step_input.critic_params, seen(observation)[None, None])
+            return step_input.reward_scale * values[0, 0]
 
         def branch(key, episode, action):
             return branch_return(
@@ -118,46 +158,18 @@ def make(env: Environment, config: Config | None = None) -> Algorithm:
         # One key for all branches of a state: common random numbers.
         of_one_state = jax.vmap(branch, in_axes=(None, None, 0))
         keys = jax.random.split(branch_key, config.num_states)
-        returns = jax.vmap(of_one_state)(keys, episodes, actions)
-        branches = Branches(time, column, actions, log_probs, returns)
-        return collected, trajectory._replace(context=branches)
+        return Branches(batch, actions, log_probs, jax.vmap(of_one_state)(keys, episodes, actions))
 
-    def policy_step(key, state, trajectory, batch):
-        branches, params = batch.context, state.actor.policy_params
-        restarted = batch._replace(context=())
-        restarted = jax.tree.map(lambda x: x[branches.time, branches.env], restarted)
-        params, info = trust_region_step(
-            params,
-            lambda p: network.apply(p, restarted.observations),
-            self_normalized_surrogate(
-                branches.actions,
-                branches.log_probs,
-                standardize(differences(branches.returns)),
-                config.entropy_coef,
-            ),
-            **fisher_metric(env, config, params, restarted),
-            max_kl=kl_radius(env, config, state.num_updates, steps_per_update),
-            **natural_gradient_options(config),
-            **line_search_options(config),
-        )
-        spread = jnp.mean(jnp.std(branches.returns, axis=1))
-        return params, state.memory, {**info._asdict(), "branch_return_std": spread}
-
-    base = on_policy.make(env, config, policy_step, explore=_recording())
-    return base._replace(
-        collect=collect,
-        update=lambda state: base.learn(*collect(state)),
-        steps_per_update=steps_per_update,
-    )
+    return branch_rollouts
 
 
 def _recording() -> exploration.Exploration:
-    """Returns independent draws that keep the running episode of each step as their context."""
+    """Returns independent draws that keep the running episode of each step as their noise."""
     white = exploration.white()
 
-    def act(key, distribution, memory, episodes):
-        actions, _, memory = white.act(key, distribution, memory, episodes)
-        return actions, episodes, memory
+    def act(key, distribution, noise_state, episodes):
+        actions, _, noise_state = white.act(key, distribution, noise_state, episodes)
+        return actions, episodes, noise_state
 
     return white._replace(act=act)
 

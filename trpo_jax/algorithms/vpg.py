@@ -9,9 +9,10 @@ import optax
 from flax import struct
 
 from trpo_jax.advantages import standardize
+from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, validate
+from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import (
     importance_sampled_surrogate,
@@ -28,25 +29,31 @@ class Config(Exploration, OnPolicy):
     policy_lr: float = fields.real(1e-2, "step size of Adam for the policy", 0.0)
 
 
-def make(env: Environment, config: Config | None = None) -> Algorithm:
+def make(
+    env: Environment, config: Config | None = None, *, agent: Agent | None = None
+) -> Algorithm:
     """Returns the vanilla policy gradient on an environment; see `trpo.make`."""
-    config = Config() if config is None else config
-    validate(env, config)
-    behavior = on_policy.make_behavior(env, config)
+    config, agent = prepare(env, config or Config(), agent)
     batch_size = config.num_envs * config.num_steps
     optimizer = optax.adam(config.policy_lr)
 
-    def policy_step(key, state, trajectory, batch):
-        params = state.actor.policy_params
-        distribution_fn = lambda p: behavior.apply(p, batch)
+    def policy_step(key, step_input):
+        params, batch = step_input.actor.policy_params, step_input.batch
+        distribution_fn = lambda p: agent.distributions(p, batch)
         surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages), config.entropy_coef
+            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
         )
         gradient = surrogate_gradient(params, distribution_fn, surrogate)
-        updates, moments = optimizer.update(optax.tree.scale(-1.0, gradient), state.memory)
-        shortened = optax.tree.scale(decay(config, state.num_updates, batch_size), updates)
-        new_params = optax.apply_updates(params, shortened)
+        updates, moments = optimizer.update(optax.tree.scale(-1.0, gradient), step_input.step_state)
+        share = decay(config, step_input.num_updates, batch_size)
+        new_params = optax.apply_updates(params, optax.tree.scale(share, updates))
         change = measure_change(distribution_fn, surrogate, params, new_params)
         return new_params, moments, change._asdict()
 
-    return on_policy.make(env, config, policy_step, init_memory=optimizer.init)
+    return on_policy.make(
+        env,
+        config,
+        agent=agent,
+        policy_step=policy_step,
+        init_step_state=lambda key, params: optimizer.init(params),
+    )

@@ -178,12 +178,7 @@ def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placemen
         require_even_shares("num_seeds", args.num_seeds, len(devices))
         return split_runs(devices)
     require_even_shares("num_envs", config.num_envs, len(devices))
-    # What has to hold a batch has to hold the double one too.
-    bounded = [name for name in ("num_envs", "replay_size") if hasattr(config, name)]
-    doubled = config.replace(**{name: 2 * getattr(config, name) for name in bounded})
-    env = envs.make(args.env)
-    made, wider = module.make(env, config), module.make(env, doubled)
-    return split_environments(devices, made, wider, config.num_envs)
+    return split_environments(devices, module.make(envs.make(args.env), config))
 
 
 def require_even_shares(name: str, number: int, num_devices: int) -> None:

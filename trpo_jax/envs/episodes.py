@@ -17,15 +17,18 @@ class Episode(NamedTuple):
     Attributes:
         state: the environment's own state.
         observation: the observation the next action is for.
-        length: steps taken so far.
-        total_reward: rewards received so far, undiscounted; NaN in a first episode that
-            `stagger` shortened.
+        first: whether that observation is the first of the episode.
+        length: steps counted so far; `stagger` lets a first episode begin with some.
+        total_reward: rewards received so far, undiscounted.
+        whole: whether every step counted in `length` was taken.
     """
 
     state: Any
     observation: Num[Array, "..."]
+    first: Bool[Array, "*B"]
     length: Int[Array, "*B"]
     total_reward: Float[Array, "*B"]
+    whole: Bool[Array, "*B"]
 
 
 class Transition(NamedTuple):
@@ -40,9 +43,11 @@ class Transition(NamedTuple):
         terminated: whether the episode ended by the task's own rules.
         truncated: whether it was cut short.
         next_observation: s'_t, what followed the action before any reset.
+        first: whether s_t is the first observation of the episode.
         length: steps of the episode up to and with this one.
-        total_reward: its rewards up to and with this one; the episode's return where it ended, or
-            NaN where that is not known (see `Episode`).
+        total_reward: its rewards up to and with this one; the episode's return where it ended.
+        whole: whether the episode was seen from its start; without it, length and return say
+            nothing about the task.
         context: what the action depended on besides the observation, or `()`.
     """
 
@@ -52,8 +57,10 @@ class Transition(NamedTuple):
     terminated: Bool[Array, "*B"]
     truncated: Bool[Array, "*B"]
     next_observation: Num[Array, "..."]
+    first: Bool[Array, "*B"]
     length: Int[Array, "*B"]
     total_reward: Float[Array, "*B"]
+    whole: Bool[Array, "*B"]
     context: Any = ()
 
     @property
@@ -65,7 +72,14 @@ class Transition(NamedTuple):
 def start_episode(env: Environment, key: PRNGKeyArray) -> Episode:
     """Returns a fresh episode of one environment."""
     state, observation = env.reset(key)
-    return Episode(state, observation, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+    return Episode(
+        state=state,
+        observation=observation,
+        first=jnp.ones((), bool),
+        length=jnp.zeros((), jnp.int32),
+        total_reward=jnp.zeros((), jnp.float32),
+        whole=jnp.ones((), bool),
+    )
 
 
 def stagger(env: Environment, episodes: Episode) -> Episode:
@@ -79,8 +93,7 @@ def stagger(env: Environment, episodes: Episode) -> Episode:
         return episodes
     num_envs = episodes.length.shape[0]
     length = (np.arange(num_envs) * (env.time_limit / num_envs)).astype(np.int32)
-    total_reward = np.where(length > 0, np.nan, 0).astype(np.float32)
-    return episodes._replace(length=length, total_reward=total_reward)
+    return episodes._replace(length=length, whole=length == 0)
 
 
 def advance_episode(
@@ -125,7 +138,16 @@ def step_episode(
         terminated=result.terminated,
         truncated=truncated,
         next_observation=result.observation,
+        first=episode.first,
         length=length,
         total_reward=total_reward,
+        whole=episode.whole,
     )
-    return Episode(state, result.observation, length, total_reward), transition
+    return Episode(
+        state=state,
+        observation=result.observation,
+        first=jnp.zeros((), bool),
+        length=length,
+        total_reward=total_reward,
+        whole=episode.whole,
+    ), transition

@@ -95,8 +95,10 @@ def make_evaluation(
         place = partial(to_devices, sharding=rest)
 
     def key_of(seed, number):
+        # One level below EVALUATION for every number: the first keys that are split from the key
+        # of number 0 would be those of other numbers.
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
-        return jnp.where(number > 0, jax.random.fold_in(key, number), key)
+        return jax.random.fold_in(key, number)
 
     def act(actor, key, observations):
         distribution = policy(actor, observations)

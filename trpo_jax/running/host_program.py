@@ -10,22 +10,30 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.algorithms.base import Actor, Algorithm, State
+from trpo_jax.algorithms.base import Actor, Algorithm, State, update_keys
+from trpo_jax.algorithms.on_policy import RANDOM_STEPS
+from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.envs.episodes import Transition, stagger
 from trpo_jax.host_rollout import (
+    Choose,
     action_keys,
     failures_named,
     host_rollout,
     make_choose,
     start_host_episodes,
 )
-from trpo_jax.running.program import Program, check, cpu_options
+from trpo_jax.normalization import update_statistics
+from trpo_jax.rollout import random_actions
+from trpo_jax.running.program import Program, as_metrics, check, cpu_options
+
+NO_UPDATE = 2**31 - 1  # keys of updates are those of smaller numbers
 
 
 class HostState(NamedTuple):
@@ -40,6 +48,23 @@ class HostState(NamedTuple):
     seeds: tuple[State, ...]
 
 
+class HostPrograms(NamedTuple):
+    """The compiled programs of one seed.
+
+    Attributes:
+        choose: the actions of one step; see `make_choose`.
+        improve: `(state, trajectory) -> (state, fit_input, metrics, health)`.
+        fit: `(state.critic, fit_input, metrics, health) -> (state.critic, (metrics, health))`; no
+            rollout waits for it.
+        num_steps: steps of each environment in one update.
+    """
+
+    choose: Choose
+    improve: Callable[..., Any]
+    fit: Callable[..., Any]
+    num_steps: int
+
+
 def host_program(
     algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int, num_done: int = 0
 ) -> Program:
@@ -48,48 +73,27 @@ def host_program(
     Raises:
         EnvironmentFailure: if the environment cannot be started.
     """
-    env = algorithm.env
-    started = time.perf_counter()
-    init, begin = jax.jit(algorithm.init), jax.jit(algorithm.begin)
-    choose = make_choose(env, algorithm.act)
+    env, started = algorithm.env, time.perf_counter()
+    init = jax.jit(algorithm.init)
     states = [init(jax.random.key(np.uint32(seed))) for seed in seeds]
-    num_envs = states[0].episodes.length.shape[0]
-    num_steps = algorithm.steps_per_update // num_envs
-    trajectory = trajectory_shapes(algorithm, states[0], num_steps)
-    improve, finish = compile_update(algorithm, states[0], trajectory)
-    key, memory = begin(states[0])  # what acts is compiled by its first call
-    choose(states[0].actor, action_keys(key, num_steps), 0, states[0].episodes, memory)
+    programs = compile_host_programs(algorithm, states[0])
     seconds = time.perf_counter() - started
-    stopping = threading.Event()
+    with ExitStack() as stack:
+        pools = []
+        for index, seed in enumerate(seeds):
+            num_envs = states[index].rollout.episodes.length.shape[0]
+            with failures_named(env):
+                pools.append(env.open((seed, num_done) if num_done else seed, num_envs))
+            stack.callback(pools[-1].close)
+            states[index] = start(algorithm, pools[-1], states[index], warm_up=num_done == 0)
+        close = stack.pop_all().close
 
-    def collect(pool, state):
-        key, memory = begin(state)
-        episodes, memory, trajectory = host_rollout(
-            env, pool, choose, state.actor, key, state.episodes, memory, num_steps
-        )
-        return state._replace(episodes=episodes, exploration=memory), trajectory
+    def advance(state: HostState, count: int) -> tuple[HostState, Any]:
+        stopping = threading.Event()
 
-    def advance_seed(pool, state):
-        collected, trajectory = collect(pool, state)
-        outputs = []
-        while True:
-            improved, *lesson, health = improve(collected, trajectory)
-            critic, output = finish(collected.critic, *lesson, health)  # runs on meanwhile
-            more = len(outputs) + 1 < updates_per_chunk and not stopping.is_set()
-            if more and health.finite:  # no environment is to see a broken policy
-                collected, trajectory = collect(pool, improved)
-            outputs.append(output)
-            if not output[1].finite:
-                return state, outputs + [output] * (updates_per_chunk - len(outputs))
-            state = improved._replace(critic=critic)
-            if not more:
-                return state, outputs
-            collected = collected._replace(critic=critic)
-
-    def advance(state):
         def advance_or_stop(pool, state):
             try:
-                return advance_seed(pool, state)
+                return advance_seed(env, programs, pool, state, count, stopping)
             except BaseException:
                 stopping.set()  # or the other seeds would go on to the end of the chunk
                 raise
@@ -102,64 +106,137 @@ def host_program(
                 raise
         states, outputs = zip(*results, strict=True)
         of_seeds = [jax.tree.map(lambda *xs: np.stack(xs), *updates) for updates in outputs]
-        return stack(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
+        return stack_states(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
 
-    def close():
-        for pool in pools:
-            pool.close()
-
-    pools = []
-    try:
-        for index, seed in enumerate(seeds):
-            with failures_named(env):
-                pools.append(env.open((seed, num_done) if num_done else seed, num_envs))
-            episodes = stagger(env, start_host_episodes(env, pools[-1], num_envs))
-            states[index] = states[index]._replace(episodes=episodes)
-    except BaseException:
-        close()
-        raise
     return Program(
-        env.name, stack(states), advance, tuple(seeds), updates_per_chunk, seconds, close
+        env.name, stack_states(states), advance, tuple(seeds), updates_per_chunk, seconds, close
     )
 
 
-def compile_update(
-    algorithm: Algorithm, state: State, trajectory: Transition
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns the two compiled programs of an update, the second of which no rollout waits for.
-
-    They are `improve`, `(state, trajectory) -> (state, lesson, metrics, health)`, and `finish`,
-    `(state.critic, lesson, metrics, health) -> (state.critic, (metrics, health))`.
+def start(algorithm: Algorithm, pool: Pool, state: State, warm_up: bool) -> State:
+    """Returns the state of a seed whose episodes are those of a pool.
 
     Args:
         algorithm: the algorithm.
-        state: a state of it, or its shapes.
-        trajectory: shapes of a trajectory.
+        pool: copies of its environment.
+        state: from `algorithm.init`.
+        warm_up: whether the first statistics of observations are to be those of random actions, as
+            `trpo_jax.algorithms.on_policy.random_statistics` has them on the device.
     """
+    env, num_envs = algorithm.env, state.rollout.episodes.length.shape[0]
+    if warm_up and getattr(algorithm.config, "normalize_observations", False):
+        choose = make_choose(
+            env, lambda actor, key, *_: (random_actions(key, env.action, num_envs), (), ())
+        )
+        episodes, num_steps = start_host_episodes(env, pool, num_envs), algorithm.num_steps
+        key = jax.random.fold_in(state.key, NO_UPDATE)
+        _, _, trajectory = host_rollout(
+            env, pool, choose, (), key, episodes, (), min(num_steps, RANDOM_STEPS)
+        )
+        statistics = state.actor.observation_statistics
+        statistics = jax.jit(update_statistics)(statistics, trajectory.observation)
+        state = state._replace(actor=state.actor._replace(observation_statistics=statistics))
+    episodes = stagger(env, start_host_episodes(env, pool, num_envs))
+    return state._replace(rollout=state.rollout._replace(episodes=episodes))
+
+
+def advance_seed(
+    env: Environment,
+    programs: HostPrograms,
+    pool: Pool,
+    state: State,
+    count: int,
+    stopping: threading.Event,
+) -> tuple[State, list[Any]]:
+    """Runs `count` updates of one seed, or as many as its numbers are finite.
+
+    Args:
+        env: the environment.
+        programs: from `compile_host_programs`.
+        pool: copies of the environment.
+        state: of the seed.
+        count: number of updates.
+        stopping: set where no further update is wanted.
+
+    Returns:
+        The state after the last update whose numbers are finite, and `(metrics, health)` of each
+        update; where numbers were not finite, those repeat to the end.
+    """
+
+    def collect(state):
+        rollout = state.rollout
+        episodes, acting, trajectory = host_rollout(
+            env,
+            pool,
+            programs.choose,
+            state.actor,
+            next_key(state),
+            rollout.episodes,
+            rollout.acting,
+            programs.num_steps,
+        )
+        return state._replace(
+            rollout=rollout._replace(episodes=episodes, acting=acting)
+        ), trajectory
+
+    collected, trajectory = collect(state)
+    outputs = []
+    while True:
+        improved, *to_fit, health = programs.improve(collected, trajectory)
+        critic, output = programs.fit(collected.critic, *to_fit, health)  # runs on meanwhile
+        more = len(outputs) + 1 < count and not stopping.is_set()
+        if more and health.finite:  # no environment is to see a broken policy
+            collected, trajectory = collect(improved)
+        outputs.append(output)
+        if not output[1].finite:
+            return state, outputs + [output] * (count - len(outputs))
+        state = improved._replace(critic=critic)
+        if not more:
+            return state, outputs
+        collected = collected._replace(critic=critic)
+
+
+@jax.jit
+def next_key(state: State) -> Any:
+    """Returns the key of the rollout that comes next."""
+    return update_keys(state).collect
+
+
+def compile_host_programs(algorithm: Algorithm, state: State) -> HostPrograms:
+    """Returns the compiled programs of an algorithm, for states like the given one."""
+    trajectory = trajectory_shapes(algorithm, state)
 
     @jax.jit
     def improve(state, trajectory):
-        improved, lesson, metrics = algorithm.improve(state, trajectory)
-        return improved, lesson, metrics, check(improved, metrics, trajectory)
+        improved, fit_input, metrics = algorithm.improve(state, trajectory)
+        metrics = as_metrics(metrics)
+        return improved, fit_input, metrics, check(improved, metrics, trajectory)
 
     @jax.jit
-    def finish(critic, lesson, metrics, health):
-        critic, fit_metrics = algorithm.fit(critic, lesson)
+    def fit(critic, fit_input, metrics, health):
+        critic, fit_metrics = algorithm.fit(critic, fit_input)
+        fit_metrics = as_metrics(fit_metrics)
         finite = jnp.stack([health.finite, *(jnp.isfinite(x) for x in fit_metrics.values())])
         return critic, (metrics | fit_metrics, health._replace(finite=finite.all()))
 
-    improved, *rest = jax.eval_shape(improve, state, trajectory)
-    return (
+    improved, *to_fit = jax.eval_shape(improve, state, trajectory)
+    choose, num_steps = make_choose(algorithm.env, algorithm.act), algorithm.num_steps
+    rollout, keys = state.rollout, action_keys(next_key(state), num_steps)
+    choose(state.actor, keys, 0, rollout.episodes, rollout.acting)  # its first call compiles it
+    return HostPrograms(
+        choose,
         improve.lower(state, trajectory).compile(cpu_options()),
-        finish.lower(improved.critic, *rest).compile(cpu_options()),
+        fit.lower(improved.critic, *to_fit).compile(cpu_options()),
+        num_steps,
     )
 
 
-def trajectory_shapes(algorithm: Algorithm, state: State, num_steps: int) -> Transition:
-    """Returns shapes and dtypes of what a rollout of `num_steps` steps gives."""
-    key, memory = jax.eval_shape(algorithm.begin, state)
-    episodes = state.episodes
-    actions, context, _ = jax.eval_shape(algorithm.act, state.actor, key, episodes, memory)
+def trajectory_shapes(algorithm: Algorithm, state: State) -> Transition:
+    """Returns shapes and dtypes of a trajectory."""
+    episodes = state.rollout.episodes
+    actions, context, _ = jax.eval_shape(
+        algorithm.act, state.actor, state.key, episodes, state.rollout.acting
+    )
     flag = jax.ShapeDtypeStruct(episodes.length.shape, bool)
     step = Transition(
         observation=episodes.observation,
@@ -168,14 +245,18 @@ def trajectory_shapes(algorithm: Algorithm, state: State, num_steps: int) -> Tra
         terminated=flag,
         truncated=flag,
         next_observation=episodes.observation,
+        first=flag,
         length=episodes.length,
         total_reward=episodes.total_reward,
+        whole=flag,
         context=context,
     )
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_steps, *x.shape), x.dtype), step)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((algorithm.num_steps, *x.shape), x.dtype), step
+    )
 
 
-def stack(states: Sequence[State]) -> HostState:
+def stack_states(states: Sequence[State]) -> HostState:
     """Returns the states of all seeds as one."""
     actors = [jax.device_get(state.actor) for state in states]
     return HostState(jax.tree.map(lambda *xs: np.stack(xs), *actors), tuple(states))

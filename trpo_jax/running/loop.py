@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
@@ -16,13 +17,17 @@ from trpo_jax.processes import peer_failures_named, to_host
 from trpo_jax.running.host_program import HostState, host_program
 from trpo_jax.running.program import Health, Program, device_program
 
+OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
+
 
 class Chunk(NamedTuple):
     """What one call of the compiled program gave.
 
     Attributes:
         first_update: number of its first update, counted from 1.
-        metrics: each `[num_seeds, updates]`, on the host.
+        last_update: number of its last update.
+        metrics: each `[num_seeds, updates]`, on the host; NaN in `episodic_return` and
+            `episode_length` where no episode ended. An algorithm may have none of these.
         health: of these updates, on the host.
         state: after its last update; used up by the next chunk.
         actor: what acting needs after its last update, leading axis `[num_seeds]`, on the host.
@@ -30,17 +35,12 @@ class Chunk(NamedTuple):
     """
 
     first_update: int
+    last_update: int
     metrics: dict[str, np.ndarray]
     health: Health
     state: State
     actor: Actor
     seconds: float
-
-    @property
-    def last_update(self) -> int:
-        """Number of its last update."""
-        numbers = next(iter(self.metrics.values())) if self.metrics else self.health.finite
-        return self.first_update + numbers.shape[1] - 1
 
 
 class NonFiniteError(FloatingPointError):
@@ -63,7 +63,7 @@ def compile_program(
         algorithm: what to run.
         seeds: one non-negative integer each.
         updates_per_chunk: updates in one call.
-        num_done: updates that were done before; `go_on` then gives it their state.
+        num_done: updates that were done before; `resume_program` then gives it their state.
         placement: which devices it is on, where the environment is; the default one if None.
 
     Returns:
@@ -77,15 +77,15 @@ def compile_program(
     return host_program(algorithm, seeds, updates_per_chunk, num_done)
 
 
-def go_on(program: Program, state: State) -> Program:
+def resume_program(program: Program, state: State) -> Program:
     """Returns a fresh program with the state of an earlier one in place of its own.
 
     On the device it goes on as if it had never stopped. Environments on the host cannot be stored:
-    their episodes begin anew.
+    their episodes begin anew, and with them all that belongs to running episodes.
     """
     if isinstance(state, HostState):
         seeds = [
-            saved._replace(episodes=fresh.episodes)
+            saved._replace(rollout=fresh.rollout)
             for saved, fresh in zip(state.seeds, program.state.seeds, strict=True)
         ]
         return program._replace(state=HostState(state.actor, tuple(seeds)))
@@ -99,7 +99,7 @@ def advance_chunks(
 
     Args:
         program: from `compile_program`; used up by the run.
-        num_updates: updates in the whole run, a multiple of those in a chunk.
+        num_updates: updates in the whole run; the last chunk may be shorter than the others.
         num_done: updates that were done before.
         seconds: training time of those.
 
@@ -108,12 +108,23 @@ def advance_chunks(
     """
     state = program.state
     for done in range(num_done, num_updates, program.updates_per_chunk):
+        count = min(program.updates_per_chunk, num_updates - done)
         started = time.perf_counter()
         with peer_failures_named():
-            state, outputs = program.advance(state)
-        (metrics, health), actor = to_host((outputs, state.actor))
+            state, outputs = program.advance(state, count)
+        outputs, actor = to_host((outputs, state.actor))
         seconds += time.perf_counter() - started
-        yield Chunk(done + 1, metrics, health, state, actor, seconds)
+        metrics, health = jax.tree.map(lambda x, n=count: x[:, :n], outputs)
+        yield Chunk(done + 1, done + count, mark_missing(metrics), health, state, actor, seconds)
+
+
+def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the metrics with NaN in those of episodes where no episode ended."""
+    if "num_episodes" not in metrics:
+        return metrics
+    of_episodes = {name: metrics[name] for name in OF_EPISODES if name in metrics}
+    none = metrics["num_episodes"] == 0
+    return metrics | {name: np.where(none, np.nan, x) for name, x in of_episodes.items()}
 
 
 def run_chunks(
@@ -134,7 +145,8 @@ def run_chunks(
         num_good = int(np.argmin(finite.all(axis=0)))
         if num_good > 0:
             good = {name: x[:, :num_good] for name, x in chunk.metrics.items()}
-            yield chunk._replace(metrics=good)
+            last_update = chunk.first_update + num_good - 1
+            yield chunk._replace(last_update=last_update, metrics=good)
         index = int(np.argmin(finite[:, num_good]))
         where = f"update {chunk.first_update + num_good} of seed {program.seeds[index]}"
         broken_step = int(chunk.health.broken_step[index, num_good])
@@ -156,10 +168,11 @@ def _reason(program: Program, where: str, broken_step: int) -> str:
 def choose_chunk(num_updates: int, *intervals: int, num_chunks: int = 50) -> int:
     """Returns how many updates a chunk is to have.
 
-    It is the largest number that divides `num_updates` and every interval, so that chunks end where
-    these do, and makes at least `num_chunks` chunks.
+    It makes at least `num_chunks` chunks, if there are so many updates, and divides every interval,
+    so that chunks end where these do. The last chunk may be shorter.
     """
-    common = math.gcd(num_updates, *intervals)
     most = max(1, num_updates // num_chunks)
-    small = (d for d in range(1, math.isqrt(common) + 1) if common % d == 0)
-    return max(d for divisor in small for d in (divisor, common // divisor) if d <= most)
+    common = math.gcd(*intervals)
+    if not common:
+        return most
+    return max(d for d in range(1, min(most, common) + 1) if common % d == 0)

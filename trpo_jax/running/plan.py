@@ -233,7 +233,7 @@ def plan_run(
                 "An Algorithm has its own environment, config and agent. Leave env, config and "
                 "agent away, or give the module of the algorithm in its place."
             )
-        env, own_config = algorithm.env, getattr(algorithm, "config", None)
+        env, own_config = algorithm.env, algorithm.config
         tuned = defaults("trpo", env.name, total_steps)
         task = Task(env, env.name, None, OWN, own_config, tuned, named=False)
         made = algorithm

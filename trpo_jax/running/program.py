@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State
 from trpo_jax.devices import Placement
 from trpo_jax.envs.episodes import Transition
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import to_devices
 
 RUNS_ONCE = {"xla_backend_optimization_level": 0}  # compiles three times as fast
 RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles a fourth faster, and runs as fast
-NAN_MEANS_NONE = ("episodic_return", "episode_length")  # NaN where no episode ended
 
 
 class Health(NamedTuple):
@@ -40,8 +39,10 @@ class Program(NamedTuple):
     Attributes:
         env_name: name of the environment.
         state: states of all seeds; its field `actor` has the leading axis `[num_seeds]`.
-        advance: `state -> (state, (metrics, health))`, each `[num_seeds, updates_per_chunk]`; uses
-            its argument up. A seed's actor stops at its last finite one.
+        advance: `(state, count) -> (state, (metrics, health))` runs `count` updates, at most
+            `updates_per_chunk`; metrics and health have the leading axes `[num_seeds, count]` or
+            more, of which the first `count` hold. It uses its state up. The actor of each seed
+            stays at its last finite value.
         seeds: the seeds.
         updates_per_chunk: updates in one call of `advance`.
         compile_seconds: time spent compiling.
@@ -50,7 +51,7 @@ class Program(NamedTuple):
 
     env_name: str
     state: State
-    advance: Callable[[State], tuple[State, tuple[Metrics, Health]]]
+    advance: Callable[[State, int], tuple[State, tuple[Metrics, Health]]]
     seeds: tuple[int, ...]
     updates_per_chunk: int
     compile_seconds: float
@@ -62,13 +63,13 @@ class CompiledRuns(NamedTuple):
 
     Attributes:
         init: `(seeds [R], values [R]) -> state [R]`.
-        advance: `(state [R], values [R]) -> (state, (metrics, health))`; uses its state up.
+        advance: `(state [R], values [R], count) -> (state, (metrics, health))`; uses its state up.
         executable: `advance` as XLA has it.
         seconds: time spent compiling.
     """
 
     init: Callable[[UInt32[np.ndarray, " R"], Any], State]
-    advance: Callable[[State, Any], tuple[State, tuple[Metrics, Health]]]
+    advance: Callable[[State, Any, int], tuple[State, tuple[Metrics, Health]]]
     executable: jax.stages.Compiled
     seconds: float
 
@@ -91,7 +92,7 @@ def device_program(
     return Program(
         algorithm.env.name,
         runs.init(as_seeds(seeds), ()),
-        lambda state: runs.advance(state, ()),
+        lambda state, count: runs.advance(state, (), count),
         tuple(seeds),
         updates_per_chunk,
         runs.seconds,
@@ -128,30 +129,42 @@ def compile_runs(
     def init(seed, values):
         return make(values).init(jax.random.key(seed))
 
-    def advance(state, values):
+    def advance(state, values, count):
         algorithm = make(values)
 
-        def update(carry, _):
-            state, finite = carry
+        def update(state, finite):
             collected, trajectory = algorithm.collect(state)
             learnt, metrics = algorithm.learn(collected, trajectory)
+            metrics = as_metrics(metrics)
             health = check(learnt, metrics, trajectory)
             health = health._replace(finite=finite & health.finite)
             actor = jax.tree.map(
                 lambda new, old: jnp.where(health.finite, new, old), learnt.actor, state.actor
             )
-            return (learnt._replace(actor=actor), health.finite), (metrics, health)
+            return learnt._replace(actor=actor), (metrics, health)
 
-        start = state, jnp.ones((), bool)
-        (state, _), outputs = jax.lax.scan(update, start, length=updates_per_chunk)
-        return state, outputs
+        def update_and_store(index, carry):
+            state, finite, rows = carry
+            state, row = update(state, finite)
+            rows = jax.tree.map(lambda xs, x: xs.at[index].set(x), rows, row)
+            return state, row[1].finite, rows
+
+        # Not a scan: the last chunk of a run may be shorter, and is no reason to compile again.
+        _, shapes = jax.eval_shape(update, state, jnp.ones((), bool))
+        rows = jax.tree.map(lambda x: jnp.zeros((updates_per_chunk, *x.shape), x.dtype), shapes)
+        start = state, jnp.ones((), bool), rows
+        state, _, rows = jax.lax.fori_loop(0, count, update_and_store, start)
+        return state, rows
+
+    def batched_advance(state, values, count):
+        return batched(lambda state, values: advance(state, values, count))(state, values)
 
     started = time.perf_counter()
     batched, of_init, of_advance, place = jax.vmap, {}, {}, lambda values: values
     if placement is not None:
         batched, state, rest = placement.batched, placement.state, placement.rest
         of_init = {"in_shardings": rest, "out_shardings": state}
-        of_advance = {"in_shardings": (state, rest), "out_shardings": (state, rest)}
+        of_advance = {"in_shardings": (state, rest, None), "out_shardings": (state, rest)}
         place = partial(to_devices, sharding=rest)
     seeds = jax.ShapeDtypeStruct((num_runs,), jnp.uint32)
     lowered_init = jax.jit(batched(init), compiler_options=RUNS_ONCE, **of_init).lower(
@@ -159,13 +172,14 @@ def compile_runs(
     )
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(lowered_init.compile)
-        jit_advance = jax.jit(batched(advance), donate_argnums=0, **of_advance)
-        lowered = jit_advance.lower(lowered_init.out_info, values)
+        jit_advance = jax.jit(batched_advance, donate_argnums=0, **of_advance)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        lowered = jit_advance.lower(lowered_init.out_info, values, count)
         executable = lowered.compile(cpu_options())
         compiled_init = compiling.result()
     return CompiledRuns(
         lambda seeds, values: compiled_init(*place((seeds, values))),
-        lambda state, values: executable(state, place(values)),
+        lambda state, values, count: executable(state, place(values), np.int32(count)),
         executable,
         time.perf_counter() - started,
     )
@@ -176,12 +190,28 @@ def cpu_options() -> dict[str, int] | None:
     return RUNS_OFTEN if jax.default_backend() == "cpu" else None
 
 
+def as_metrics(metrics: Metrics) -> dict[str, Float[Array, ""]]:
+    """Returns the metrics of an algorithm as they are stored: float32 scalars.
+
+    Raises:
+        ConfigurationError: if they are no flat dictionary of scalars.
+    """
+    for name, x in metrics.items():
+        if not isinstance(name, str) or isinstance(x, dict) or jnp.ndim(x):
+            raise ConfigurationError(
+                f"The metrics of an algorithm are a flat dictionary of scalars by name. The one "
+                f"that is named {name!r} is {x!r}. Return its mean, or leave it out."
+            )
+    return {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+
+
 def check(learnt: State, metrics: Metrics, trajectory: Transition) -> Health:
     """Returns the health of an update."""
-    checked = [x for name, x in metrics.items() if name not in NAN_MEANS_NONE]
-    numbers, _ = ravel_pytree((checked, learnt.actor))
+    leaves = jax.tree.leaves((metrics, learnt.actor))
+    numbers = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     broken_step = _broken_step(trajectory)  # a terminated episode's end is not learnt from
-    return Health((broken_step < 0) & jnp.isfinite(numbers).all(), broken_step)
+    finite = [broken_step < 0, *(jnp.isfinite(x).all() for x in numbers)]
+    return Health(jnp.stack(finite).all(), broken_step)
 
 
 def _broken_step(trajectory: Transition) -> Int[Array, ""]:

@@ -144,7 +144,7 @@ def run_block(
     block = Program(
         "",  # names failures of one run, which do not stop a sweep
         program.runs.init(as_seeds(filled_seeds), columns),
-        lambda state: program.runs.advance(state, columns),
+        lambda state, count: program.runs.advance(state, columns, count),
         tuple(filled_seeds),
         program.updates_per_chunk,
         program.runs.seconds,

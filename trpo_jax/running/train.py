@@ -38,7 +38,7 @@ from trpo_jax.running.loop import (
     Chunk,
     NonFiniteError,
     compile_program,
-    go_on,
+    resume_program,
     run_chunks,
 )
 from trpo_jax.running.plan import DEFAULT_ENV, Plan, plan_run
@@ -351,7 +351,7 @@ def compile_plan(plan: Plan, saved: Saved | None) -> Program:
     if saved is None:
         return program
     try:
-        return go_on(program, to_state(program.state, saved.arrays))
+        return resume_program(program, to_state(program.state, saved.arrays))
     except BaseException:
         program.close()
         raise
@@ -442,9 +442,8 @@ def write_policy(plan: Plan, run: Run) -> None:
     """Writes the policies of a run, and its picture where there is something to draw."""
     if plan.folder is None or not is_first():
         return
-    if run.config is not None:
-        scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
-        save_policy(plan.folder / POLICY, run.env, run.config, run.actor, run.seeds, scores)
+    scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
+    save_policy(plan.folder / POLICY, run.algorithm, run.actor, run.seeds, scores)
     if "episodic_return" in run.metrics:
         run.plot().savefig(plan.folder / "learning_curve.png", dpi=150)
 

@@ -1,0 +1,106 @@
+"""What every algorithm keeps to: primitives that can be replaced, clean keys, no NaN, any float."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probes
+import pytest
+
+from trpo_jax import algorithms
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.line_search import backtracking
+from trpo_jax.running.loop import compile_program, run_chunks
+from trpo_jax.running.program import as_metrics
+
+SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
+SMALL |= {"critic_epochs": 1}
+OWN = {
+    "qprop": {"q_updates": 1, "q_minibatch": 4},
+    "ppo": {"policy_epochs": 1, "policy_minibatches": 2},
+    "trpo_vine": {"num_states": 4, "branch_steps": 2},
+}
+NAMES = list(algorithms.ALGORITHMS)
+
+
+def make(name, **settings):
+    module = algorithms.get(name)
+    env = probes.action_from_observation(continuous=True)
+    return module.make(env, module.Config(**(SMALL | OWN.get(name, {}) | settings)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_replacing_any_primitive_takes_effect(name):
+    algorithm = make(name)
+    changed = {
+        "init": lambda key: algorithm.init(key)._replace(num_updates=jnp.array(7)),
+        "act": lambda *args: (algorithm.act(*args)[0] + 100, *algorithm.act(*args)[1:]),
+        "improve": lambda *args: (*algorithm.improve(*args)[:2], {"own": jnp.ones(())}),
+        "fit": lambda critic, fit_input: (critic, {"fitted": jnp.zeros(())}),
+        "num_steps": 5,
+    }
+    other = algorithm._replace(**changed)
+
+    @jax.jit
+    def run(key):
+        state = other.init(key)
+        _, trajectory = other.collect(state)
+        return state, trajectory, *other.update(state)
+
+    state, trajectory, updated, metrics = run(jax.random.key(0))
+    assert state.num_updates == 7
+    assert trajectory.action.shape[0] == 5
+    assert trajectory.action.min() > 50
+    assert set(metrics) == {"own", "fitted"}
+    for a, b in zip(*map(jax.tree.leaves, (updated.critic, state.critic)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_key_is_used_twice_and_no_number_is_nan(name):
+    algorithm = make(name, exploration="ou") if name != "trpo_vine" else make(name)
+    with jax.debug_key_reuse(True), jax.debug_nans(True):
+        state = jax.jit(algorithm.init)(jax.random.key(0))
+        _, metrics = jax.jit(algorithm.update)(state)
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_where_float64_is_enabled(name):
+    algorithm = make(name)
+    state = algorithm.init(jax.random.key(0))
+    learnt, _ = jax.jit(algorithm.update)(state)
+    types = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
+    assert types(learnt) == types(state)
+
+
+def test_a_step_in_bfloat16_is_searched_along():
+    params, step = jnp.zeros(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)
+    evaluate = lambda x: (x[0].astype(jnp.float32), x[0].astype(jnp.float32))
+    search = jax.jit(lambda shrink: backtracking(evaluate, params, step, 0.5, shrink, 10))
+    result = search(jnp.float32(0.8))
+    assert result.params.dtype == jnp.bfloat16
+    np.testing.assert_allclose(result.fraction, 0.8**4, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "own", [lambda m: {}, lambda m: {"loss": 1.5, "count": 3}], ids=["none", "numbers"]
+)
+def test_an_algorithm_may_say_nothing_or_plain_numbers(own):
+    algorithm = make("vpg")
+    quiet = algorithm._replace(
+        improve=lambda *args: (*algorithm.improve(*args)[:2], own({})),
+        fit=lambda *args: (algorithm.fit(*args)[0], {}),
+    )
+    chunks = list(run_chunks(compile_program(quiet, (0, 1), 2), 3))
+    assert [(x.first_update, x.last_update) for x in chunks] == [(1, 2), (3, 3)]
+    for name, value in own({}).items():
+        np.testing.assert_array_equal(chunks[0].metrics[name], np.full((2, 2), value))
+
+
+@pytest.mark.parametrize("metrics", [{"a": jnp.zeros(3)}, {"a": {"b": 1.0}}, {3: 1.0}])
+def test_other_metrics_are_refused_by_name(metrics):
+    with pytest.raises(ConfigurationError, match="flat dictionary of scalars"):
+        inspect.unwrap(as_metrics)(metrics)  # without the import hook, as users call it

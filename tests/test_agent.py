@@ -1,0 +1,211 @@
+"""A user's own network, of any library, in every place where the library's own serves."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import trpo_jax
+from trpo_jax import algorithms, envs
+from trpo_jax.agent import Policy, make_agent, memoryless
+from trpo_jax.algorithms import ppo, trpo
+from trpo_jax.critics import adam_critic
+from trpo_jax.distributions import Categorical
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.networks import Network, from_linen, from_nnx
+from trpo_jax.records.policies import save_policy
+
+SMALL = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
+OWN = {
+    "ppo": {"policy_minibatches": 2},
+    "qprop": {"q_updates": 1},
+    "trpo_vine": {"num_states": 4},
+    "trpo_held_out": {"num_envs": 4},
+}
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, observations):
+        hidden = nn.tanh(nn.Dense(4)(observations))
+        return Categorical(nn.Dense(2)(hidden))
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(4, 4, rngs=rngs)
+        self.out = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, observations):
+        return Categorical(self.out(nnx.tanh(self.hidden(observations))))
+
+
+def plain():
+    def init(key):
+        return {"w": 0.1 * jax.random.normal(key, (4, 2)), "b": jnp.zeros(2)}
+
+    def apply(params, observations):
+        assert observations.ndim == 2, "a network sees one batch axis"
+        return Categorical(observations @ params["w"] + params["b"])
+
+    return Network(init, apply)
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    return envs.make("CartPole-v1")
+
+
+NETWORKS = {
+    "linen": lambda env: from_linen(Linen(), env.observation),
+    "nnx": lambda env: from_nnx(Nnx),
+    "function": lambda env: plain(),
+}
+
+
+def own_agent(env, config, kind):
+    return make_agent(env, config)._replace(policy=memoryless(NETWORKS[kind](env)))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_users_network_trains_is_saved_and_is_loaded(kind, cartpole, tmp_path):
+    config = trpo.Config(**SMALL)
+    agent = own_agent(cartpole, config, kind)
+    algorithm = trpo.make(cartpole, config, agent=agent)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    learnt, metrics = jax.jit(algorithm.update)(state)
+    assert 0 < metrics["kl"] <= 0.01
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    assert shapes(learnt.actor.policy_params) == shapes(agent.policy.init(jax.random.key(0)))
+
+    path = tmp_path / "policy.msgpack"
+    save_policy(path, algorithm, jax.tree.map(lambda x: x[None], learnt.actor), (3,))
+    observations = jax.random.normal(jax.random.key(1), (5, 4))
+    act = trpo_jax.load_policy(path, agent=agent)
+    expected = algorithm.policy(learnt.actor, observations).mode()
+    np.testing.assert_array_equal(act(observations), expected)
+    with pytest.raises(ConfigurationError, match=r"handed in.*load_policy\(path, agent=agent\)"):
+        trpo_jax.load_policy(path)
+    other = make_agent(cartpole, config)
+    with pytest.raises(ConfigurationError, match="of another network than this agent's"):
+        trpo_jax.load_policy(path, agent=other)
+
+
+@pytest.mark.parametrize("name", [x for x in algorithms.ALGORITHMS if x != "qprop"])
+def test_every_algorithm_takes_an_agent_and_builds_no_network_beside_it(
+    name, cartpole, monkeypatch
+):
+    module = algorithms.get(name)
+    config = module.Config(**(SMALL | OWN.get(name, {})))
+    agent = own_agent(cartpole, config, "function")
+    critic = Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
+    agent = agent._replace(critic=adam_critic(critic, epochs=1, minibatches=1))
+    for maker in ("make_policy", "make_critic"):
+        monkeypatch.setattr(f"trpo_jax.agent.{maker}", lambda *_, **__: pytest.fail("built"))
+    algorithm = module.make(cartpole, config, agent=agent)
+    state = algorithm.init(jax.random.key(0))
+    learnt, metrics = jax.jit(algorithm.update)(state)
+    assert set(learnt.actor.policy_params) == {"w", "b"}
+    assert metrics["kl"] > 0 or metrics.get("step_rejected")
+    assert jax.tree.leaves(learnt.critic.params)[0].shape[-1] == 4
+
+
+def test_a_config_and_the_agent_made_of_it_give_the_same_run(cartpole):
+    config = trpo.Config(**SMALL)
+    own, given = (
+        trpo.make(cartpole, config, agent=agent) for agent in (None, make_agent(cartpole, config))
+    )
+    states = (jax.jit(x.update)(x.init(jax.random.key(0)))[0].actor for x in (own, given))
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["nnx", "function"])
+def test_the_kronecker_solver_refuses_a_network_that_it_cannot_serve(kind, cartpole):
+    config = trpo.Config(**SMALL, solver="kronecker")
+    with pytest.raises(ConfigurationError, match=r"solver = 'kronecker' needs .* flax linen"):
+        trpo.make(cartpole, config, agent=own_agent(cartpole, config, kind))
+    trpo.make(cartpole, config, agent=own_agent(cartpole, config, "linen"))
+
+
+def test_the_kronecker_solver_refuses_layers_without_a_bias_and_layers_used_twice(cartpole):
+    class NoBias(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Categorical(nn.Dense(2, use_bias=False)(x))
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.Dense(4)
+            return Categorical(nn.Dense(2)(layer(layer(x))))
+
+    config = trpo.Config(**SMALL, solver="kronecker")
+    agent = make_agent(cartpole, config)
+    for module, message in ((NoBias(), "with a bias"), (Twice(), "Dense_0 more than once")):
+        policy = memoryless(from_linen(module, cartpole.observation))
+        with pytest.raises(ConfigurationError, match=message):
+            trpo.make(cartpole, config, agent=agent._replace(policy=policy))
+
+
+def remembering():
+    """Returns a policy that sees the sum of what its episode has shown so far."""
+
+    def step(params, carry, observations):
+        carry = carry + observations
+        return carry, Categorical(carry @ params)
+
+    def unroll(params, carry, observations, first):
+        def body(carry, row):
+            seen, start = row
+            carry, distribution = step(params, jnp.where(start[:, None], 0.0, carry), seen)
+            return carry, distribution
+
+        return jax.lax.scan(body, carry, (observations, first))[1]
+
+    init = lambda key: 0.1 * jax.random.normal(key, (4, 2))
+    return Policy(init, lambda num_envs: jnp.zeros((num_envs, 4)), step, unroll)
+
+
+def test_a_policy_with_a_memory_is_unrolled_from_where_it_was_and_afresh_in_each_episode(cartpole):
+    env = cartpole._replace(time_limit=5)
+    config = trpo.Config(**(SMALL | {"num_steps": 12}), normalize_observations=False)
+    agent = make_agent(env, config)._replace(policy=remembering())
+    algorithm = trpo.make(env, config, agent=agent)
+    update, collect = jax.jit(algorithm.update), jax.jit(algorithm.collect)
+    state, metrics = update(algorithm.init(jax.random.key(0)))
+    assert 0 < metrics["kl"] <= 0.01
+    _, trajectory = collect(state)
+    assert trajectory.first[1:].any()
+    assert not trajectory.first[0].all()
+    carry = trajectory.context.carry
+    assert (carry[trajectory.first] == 0).all()
+    # What is learnt from is what was acted by: the ratio is 1 before the first step.
+    params, seen = state.actor.policy_params, trajectory.observation
+    whole = agent.policy.unroll(params, carry[0], seen, trajectory.first)
+    for t in range(12):
+        _, one = agent.policy.step(params, carry[t], seen[t])
+        np.testing.assert_allclose(whole.logits[t], one.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_follow_a_memory_is_refused_by_name(cartpole):
+    config = algorithms.trpo_vine.Config(**SMALL, num_states=4)
+    agent = make_agent(cartpole, config)._replace(policy=remembering())
+    with pytest.raises(ConfigurationError, match=r"trpo_vine .* remembers"):
+        algorithms.trpo_vine.make(cartpole, config, agent=agent)
+
+
+def test_the_ratio_is_one_before_the_first_step_of_ppo_with_any_exploration():
+    """What acts and what learns are the same distribution."""
+    env = envs.make("Pendulum-v1")
+    for exploration in ("white", "ou", "colored"):
+        config = ppo.Config(**SMALL, **OWN["ppo"], exploration=exploration, ou_rho=0.9)
+        algorithm = ppo.make(env, config)
+        state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+        noise = trajectory.context.noise
+        seen = algorithm.policy(state.actor, trajectory.observation)
+        drawn_from = algorithm.agent.exploration.condition(seen, noise)
+        standardized = (trajectory.action - drawn_from.mean) / jnp.exp(drawn_from.log_std)
+        assert jnp.abs(standardized).max() < 5

@@ -1,0 +1,141 @@
+"""TRPO whose policy changes less where several critics disagree about a state.
+
+This is the project's own, not a published algorithm. The members of an ensemble of critics differ
+in their initialisation and in the environments that they are fitted to: each gets a bootstrap
+sample of them. The spread of their values weights the states in the metric of the trust region.
+"""
+
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Num, PyTree
+
+from trpo_jax.advantages import standardize
+from trpo_jax.agent import Agent
+from trpo_jax.algorithms import fields, on_policy, trpo
+from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.natural_gradient import (
+    fisher_precision,
+    kl_radius,
+    length_options,
+    line_search_options,
+    require_every_step,
+    require_solver,
+    solver_of,
+)
+from trpo_jax.critics import Critic
+from trpo_jax.envs.base import Environment
+from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.trust_region import (
+    importance_sampled_surrogate,
+    natural_step,
+    search_along,
+    surrogate_gradient,
+)
+
+
+@no_type_check  # `make` checks the values, and leaves may be arrays
+@struct.dataclass
+class Config(trpo.Config):
+    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+
+    num_critics: int = fields.integer(4, "critics in the ensemble", 2)
+    uncertainty_exponent: float = fields.real(
+        1.0,
+        "exponent of a state's weight in the metric by the critics' disagreement; 0 weights all "
+        "states alike",
+        0.0,
+    )
+
+
+def make(
+    env: Environment, config: Config | None = None, *, agent: Agent | None = None
+) -> Algorithm:
+    """Returns TRPO with an ensemble of critics; see `trpo.make`.
+
+    Each member is a critic like the agent's.
+    """
+    config, agent = prepare(env, config or Config(), agent)
+    require_solver(env, config, agent)
+    require_every_step(config, "the weights of states are of every step")
+    member = agent.critic
+    agent = agent._replace(critic=make_ensemble(member, config.num_critics))
+    batch_size = config.num_envs * config.num_steps
+
+    def policy_step(key, step_input):
+        params, batch = step_input.actor.policy_params, step_input.batch
+        max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
+        values = member_values(member, step_input.critic_params, batch.observations)
+        spread = jnp.std(values, axis=0)
+        weights = uncertainty_weights(spread, config.uncertainty_exponent)
+        distribution_fn = lambda p: agent.distributions(p, batch)
+        surrogate = importance_sampled_surrogate(
+            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
+        )
+        with fisher_precision(config):
+            product = fisher_vector_product(distribution_fn, params, weights)
+        full = natural_step(
+            surrogate_gradient(params, distribution_fn, surrogate),
+            solver_of(config, agent, params, batch, product),
+            max_kl=max_kl,
+            **length_options(config),
+        )
+        params, info = search_along(
+            params,
+            distribution_fn,
+            surrogate,
+            full,
+            max_kl=max_kl,
+            **line_search_options(config),
+            state_weights=weights,
+        )
+        spread_metrics = {"value_mean": jnp.mean(values), "value_std": jnp.mean(spread)}
+        return params, (), info._asdict() | spread_metrics
+
+    return on_policy.make(env, config, agent=agent, policy_step=policy_step)
+
+
+def make_ensemble(member: Critic, size: int) -> Critic:
+    """Returns a critic whose values are the mean over `size` members, leading axis `[size]`."""
+
+    def init(key):
+        return jax.vmap(member.init)(jax.random.split(key, size))
+
+    def values(params, observations):
+        return jnp.mean(member_values(member, params, observations), axis=0)
+
+    def fit(key, state, observations, targets):
+        def fit_member(key, state):
+            draw_key, fit_key = jax.random.split(key)
+            num_envs = targets.shape[1]
+            envs = jax.random.randint(draw_key, (num_envs,), 0, num_envs)
+            return member.fit(fit_key, state, observations[:, envs], targets[:, envs])
+
+        state, losses = jax.vmap(fit_member)(jax.random.split(key, size), state)
+        return state, jnp.mean(losses)
+
+    return Critic(init, values, fit)
+
+
+def member_values(
+    member: Critic, params: PyTree[Array], observations: Num[Array, "T B ..."]
+) -> Float[Array, "K T B"]:
+    """Returns the values that each of K members gives."""
+    return jax.vmap(member.values, in_axes=(0, None))(params, observations)
+
+
+def uncertainty_weights(
+    spread: Float[Array, "*batch"], exponent: Float[Array, ""] | float
+) -> Float[Array, "*batch"]:
+    """Returns weights of mean 1 that grow with the critics' disagreement about a state.
+
+    clip((sigma / median sigma)^exponent, 1/2, 2), divided by its mean. In the metric of a trust
+    region they allow the policy less change where the values are less certain.
+    """
+    median = jnp.median(spread)
+    relative = jnp.where(median > 0, spread / jnp.where(median > 0, median, 1.0), 1.0)
+    weights = jnp.clip(jnp.maximum(relative, 1e-6) ** exponent, 0.5, 2.0)
+    return weights / jnp.mean(weights)

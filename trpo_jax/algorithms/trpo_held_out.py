@@ -1,0 +1,92 @@
+"""TRPO whose steps are accepted by environments that they were not computed from.
+
+This is the project's own, not a published algorithm. The step comes from half of the environments.
+The line search accepts the longest candidate whose gain on the other half is positive with
+confidence 1 - alpha, by Student's t-test over environments.
+"""
+
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from trpo_jax.advantages import standardize
+from trpo_jax.agent import Agent
+from trpo_jax.algorithms import fields, on_policy, trpo
+from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.natural_gradient import (
+    kl_radius,
+    length_options,
+    line_search_options,
+    make_solve,
+    require_solver,
+)
+from trpo_jax.confidence import p_value
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.trust_region import (
+    importance_sampled_surrogate,
+    natural_step,
+    search_along,
+    surrogate_gradient,
+)
+
+
+@no_type_check  # `make` checks the values, and leaves may be arrays
+@struct.dataclass
+class Config(trpo.Config):
+    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+
+    alpha: float = fields.real(
+        0.05, "1 - alpha is the level of confidence", 0.0, 1.0, open_low=True, open_high=True
+    )
+
+
+def make(
+    env: Environment, config: Config | None = None, *, agent: Agent | None = None
+) -> Algorithm:
+    """Returns TRPO with a line search on held-out environments; see `trpo.make`."""
+    config, agent = prepare(env, config or Config(), agent)
+    require_solver(env, config, agent)
+    if config.num_envs < 4:
+        raise ConfigurationError(
+            f"num_envs = {config.num_envs} cannot be halved into environments that compute a step "
+            "and at least 2 that judge it. Choose at least 4."
+        )
+    num_fitted = config.num_envs - config.num_envs // 2
+    batch_size = config.num_envs * config.num_steps
+
+    def policy_step(key, step_input):
+        params, batch = step_input.actor.policy_params, step_input.batch
+        max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
+        advantages = standardize(batch.advantages, batch.values)
+        fitted = jax.tree.map(lambda x: x[:, :num_fitted], batch)
+        fitted_surrogate = importance_sampled_surrogate(
+            fitted.actions, advantages[:, :num_fitted], config.entropy_coef
+        )
+        full = natural_step(
+            surrogate_gradient(params, lambda p: agent.distributions(p, fitted), fitted_surrogate),
+            make_solve(config, agent, key, params, fitted),
+            max_kl=max_kl,
+            **length_options(config),
+        )
+
+        def confident_gain(new, old):
+            gains = jnp.exp(new.log_prob(batch.actions) - old.log_prob(batch.actions)) - 1
+            per_env = jnp.mean((gains * advantages)[:, num_fitted:], axis=0)
+            return config.alpha - p_value(per_env)
+
+        params, info = search_along(
+            params,
+            lambda p: agent.distributions(p, batch),
+            importance_sampled_surrogate(batch.actions, advantages, config.entropy_coef),
+            full,
+            max_kl=max_kl,
+            **line_search_options(config),
+            acceptance=confident_gain,
+        )
+        return params, (), info._asdict()
+
+    return on_policy.make(env, config, agent=agent, policy_step=policy_step)
