@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
+from trpo_jax import user_modules
 from trpo_jax.envs.base import (
     ArraySpec,
     Box,
@@ -89,7 +90,8 @@ def _leave_interrupts_to_the_parent(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def _check_registered(name: str) -> None:
-    if ":" in name:  # gymnasium imports what stands before the colon
+    if ":" in name:  # Gymnasium imports the module before the colon, and says if there is none
+        user_modules.load(name.partition(":")[0])
         return
     if name not in gymnasium.registry:
         with suppress(ImportError):
