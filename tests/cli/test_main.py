@@ -100,9 +100,17 @@ def test_the_wheel_works_alone(tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
     command = python.with_name("trpo-jax")
+    (folder / "tasks.py").write_text(
+        "import trpo_jax\nmake_env = lambda: trpo_jax.make_env('CartPole-v1')\n"
+    )
+    names = ["--env", "tasks:make_env", "--num-envs", "8", "--num-steps", "64"]
+    run(command, "train", *names, "--total-steps", "1024", "--out", "own", cwd=folder)
     run(command, "train", "--total-steps", "8192", "--num-seeds", "1", "--out", "run", cwd=folder)
     names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
     assert {path.name for path in (folder / "run").iterdir()} == names
     run(command, "evaluate", "run", "--episodes", "2", cwd=folder)
+    run(command, "render", "run", "--steps", "5", cwd=folder)
+    run(command, "plot", "run", cwd=folder)
+    run(command, "diagnose", "run", cwd=folder)
     help_text = run(python, "-m", "trpo_jax", "--help", cwd=folder).stdout
     assert help_text == main.HELP
