@@ -94,6 +94,21 @@ def test_an_error_in_an_own_environment_names_its_line(write, name, message):
         envs.make(name)
 
 
+def test_gymnasium_finds_modules_in_the_current_folder(write):
+    gymnasium = pytest.importorskip("gymnasium")
+    write(
+        hosted="""
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+gymnasium.register("Own-v0", CartPoleEnv, max_episode_steps=7)
+"""
+    )
+    env = envs.make("gym/hosted:Own-v0")
+    del gymnasium.registry["Own-v0"]
+    assert (env.name, env.time_limit) == ("gym/hosted:Own-v0", 7)
+    assert envs.folder_of(env.name) == "gym/hosted-Own-v0"
+
+
 def test_an_own_environment_does_not_run_in_processes(write):
     write(tasks=TASKS)
     with pytest.raises(ConfigurationError, match=r"not 'tasks:make_env'. Leave --env-processes"):

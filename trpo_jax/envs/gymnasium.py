@@ -49,7 +49,9 @@ def make(name: str, processes: bool = False) -> Environment:
         if isinstance(error, gymnasium.error.DependencyNotInstalled):
             reason += " What MuJoCo's need comes with: uv sync --extra gym"
         elif isinstance(error, ModuleNotFoundError):
-            reason += " Install it, or name its folder in PYTHONPATH."
+            reason += (
+                " Put it into the current folder, install it, or name its folder in PYTHONPATH."
+            )
         raise ConfigurationError(f"Environment {full_name!r} cannot be made: {reason}") from error
     space, action_space = env.observation_space, env.action_space
     observation, flatten = observation_spec(full_name, space)
