@@ -130,7 +130,7 @@ def test_runs_that_break_are_last_and_do_not_stop_the_others(tmp_path, capsys):
 def test_the_command_for_the_best_trains_it_on_other_seeds(finished, capsys):
     assert sweep.main([*FLAGS, "--out", str(finished)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (words,) = (shlex.split(line)[1:] for line in lines if "experiments/train.py" in line)
+    (words,) = (shlex.split(line)[2:] for line in lines if "trpo-jax train" in line)
     plan, best = plan_of(words), read(finished / "settings.csv")[0]
     assert plan.seeds == (3, 4, 5)
     assert plan.config.max_kl == float(best["max_kl"])
@@ -141,8 +141,8 @@ def test_the_command_for_the_best_trains_it_on_other_seeds(finished, capsys):
 
 def test_the_command_in_the_description_is_the_same_sweep(finished, capsys):
     command = json.loads((finished / "sweep.json").read_text())["command"]
-    assert command[0] == "experiments/sweep.py"
-    assert sweep.main(command[1:]) == 0
+    assert command[:2] == ["trpo-jax", "sweep"]
+    assert sweep.main(command[2:]) == 0
     assert "12 of them were done before" in capsys.readouterr().out
 
 

@@ -57,7 +57,7 @@ def test_the_command_in_the_config_gives_the_same_numbers_again(finished_run, tm
     folder, _ = finished_run
     command = json.loads((folder / "config.json").read_text())["command"]
     command[command.index("--out") + 1] = str(tmp_path / "again")
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*SCRIPT, *command[2:]], cwd=ROOT, check=True, capture_output=True)
     for ours, theirs in zip(
         csv.DictReader((folder / "metrics.csv").open()),
         csv.DictReader((tmp_path / "again" / "metrics.csv").open()),

@@ -101,7 +101,7 @@ def test_a_run_without_settings_is_that_of_the_script_without_flags():
     assert plan.config == tuned.config
     assert (len(plan.seeds), plan.evaluation_episodes) == (8, 64)
     assert plan.description["total_steps"] == 100_000
-    assert plan.description["command"] == ["experiments/train.py", "--total-steps", "100000"]
+    assert plan.description["command"] == ["trpo-jax", "train", "--total-steps", "100000"]
     swimmer = defaults("ppo", "envpool/Swimmer-v4", total_steps=5_000).config
     assert isinstance(swimmer, ppo.Config)
     assert (swimmer.decay_steps, swimmer.gamma) == (5_000, 0.9999)

@@ -23,7 +23,13 @@ from rich.console import Console
 from trpo_jax import algorithms, analysis, envs
 from trpo_jax.analysis.returns import WINDOW, first_reached, running_return
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli.command_line import Parser, cache_compilations, step_count, user_errors
+from trpo_jax.cli.command_line import (
+    Parser,
+    cache_compilations,
+    command_name,
+    step_count,
+    user_errors,
+)
 from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.figures.curves import Curve, comparison
@@ -88,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = args.out
             cache_compilations()
             failed = execute(pairs, console)
-        report = compare(pairs, f"python experiments/compare.py {shlex.join(words)}")
+        report = compare(pairs, f"{command_name('compare')} {shlex.join(words)}")
         write_files(report, pairs, folder)
     except KeyboardInterrupt:
         goes_on = f"--out {folder} goes on from there." if folder else "Nothing was written."
@@ -100,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    description = __doc__.split("\n\n")[0]
+    parser = Parser(prog=command_name("compare"), description=description, allow_abbrev=False)
     add = parser.add_argument
     help_text = "names, or LABEL=NAME FLAGS in quotes (default: all)"
     known = list(algorithms.ALGORITHMS)
@@ -150,7 +157,7 @@ def plan_pair(
     args: argparse.Namespace, variant: Variant, env: str, extra: Sequence[tuple[str, list[str]]]
 ) -> Pair:
     """Returns a variant on an environment, checked as a run of train.py is."""
-    folder = args.out / env / variant.label
+    folder = args.out / envs.folder_of(env) / variant.label
     argv = ["--algorithm", variant.algorithm, "--env", env, "--seed", str(args.seed)]
     argv += ["--num-seeds", str(args.num_seeds)]
     argv += [] if args.total_steps is None else ["--total-steps", str(args.total_steps)]

@@ -7,12 +7,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trpo_jax import algorithms
+from trpo_jax import algorithms, envs
 from trpo_jax.cli.command_line import (
     Parser,
     add_config_flags,
+    add_name_flags,
+    command_name,
     config_from,
     first_pass,
+    flags_in,
     seed_range,
     step_count,
 )
@@ -53,7 +56,8 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         )
     config = config_from(args, module)
     time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-    folder = args.resume or args.out or Path("runs", args.env, args.algorithm, time_name)
+    usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name)
+    folder = args.resume or args.out or usual
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
     settings |= {
         "env": args.env,
@@ -91,21 +95,20 @@ def stored_flags(folder: Path) -> list[str]:
     parser = Parser(add_help=False, allow_abbrev=False)
     for flag in ("--out", "--shard"):
         parser.add_argument(flag)
-    return without_process_flags(parser.parse_known_args(command[1:])[1])
+    return without_process_flags(parser.parse_known_args(flags_in(command))[1])
 
 
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     """Returns the parser whose defaults are those of the chosen algorithm and environment."""
     defaults = defaults_for(first.algorithm, first.env)
     parser = Parser(
+        prog=command_name("train"),
         description="Trains an algorithm on an environment, several seeds in one program, and "
         "writes what happened. Without a flag: TRPO on CartPole-v1.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    known = ", ".join(algorithms.ALGORITHMS)
-    add("--env", default="CartPole-v1", metavar="NAME", help="environment (default: CartPole-v1)")
-    add("--algorithm", default="trpo", metavar="NAME", help=f"one of {known} (default: trpo)")
+    add_name_flags(parser)
     add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")
     total_steps, num_seeds = defaults["total_steps"], defaults["num_seeds"]
     help_text = f"number of seeds, trained side by side (default: {num_seeds})"

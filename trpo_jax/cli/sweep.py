@@ -19,9 +19,12 @@ from trpo_jax import algorithms
 from trpo_jax.cli.command_line import (
     Parser,
     add_config_flags,
+    add_name_flags,
     cache_compilations,
+    command_name,
     config_from,
     first_pass,
+    flags_in,
     seed_range,
     step_count,
     user_errors,
@@ -29,7 +32,6 @@ from trpo_jax.cli.command_line import (
 from trpo_jax.cli.placement import (
     ABORTED,
     add_process_flags,
-    exit_with,
     join_processes,
     place_runs,
 )
@@ -101,11 +103,9 @@ def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     """Returns the parser whose defaults are those of the chosen algorithm and environment."""
     defaults = defaults_for(first.algorithm, first.env)
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=command_name("sweep"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    known = ", ".join(algorithms.ALGORITHMS)
-    add("--env", default="CartPole-v1", metavar="NAME", help="environment (default: CartPole-v1)")
-    add("--algorithm", default="trpo", metavar="NAME", help=f"one of {known} (default: trpo)")
+    add_name_flags(parser)
     help_text = "seeds of each setting (default: 4)"
     add("--seeds", type=int, default=4, metavar="N", help=help_text)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
@@ -156,11 +156,7 @@ def report(found: Sweep, console: Console) -> None:
     print_ranking(console, found.ranking, f"{found.title}, by {found.score} return")
     console.print(
         f"The best of {len(found.ranking)} looks better than it is. Seeds of its own judge it:\n"
-        f"  {shlex.join(found.check)}"
+        f"  {command_name('train')} {shlex.join(flags_in(found.check))}"
     )
     names = ", ".join(sorted(x.name for x in found.folder.iterdir()))
     console.print(f"Files in {found.folder}: {names}")
-
-
-if __name__ == "__main__":
-    exit_with(main)

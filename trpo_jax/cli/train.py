@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trpo_jax.cli.command_line import cache_compilations, user_errors
+from trpo_jax.cli.command_line import cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import print_evaluation, print_files
-from trpo_jax.cli.placement import ABORTED, exit_with, join_processes, placement_words
+from trpo_jax.cli.placement import ABORTED, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
 from trpo_jax.processes import is_first, say_where_aborted
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
@@ -87,7 +87,7 @@ def resumption(folder: Path, args: argparse.Namespace, after: str | None = None)
         numbers = [int(name) for name in names if name.isdigit()]
         after = f"after update {max(numbers)}" if numbers else "from its start"
     words = ["--resume", str(folder), *placement_words(args)]
-    return f"experiments/train.py {shlex.join(words)} goes on {after}."
+    return f"{command_name('train')} {shlex.join(words)} goes on {after}."
 
 
 def print_costs(console: Console, run: Run) -> None:
@@ -100,7 +100,3 @@ def print_costs(console: Console, run: Run) -> None:
     if costs:
         beside = f"Beside {run.seconds:.1f} s of training: {', '.join(costs)}"
         console.print(beside, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    exit_with(main)

@@ -69,7 +69,7 @@ def defaults(
         ConfigurationError: if there is no algorithm of that name.
     """
     module = algorithms.get(algorithm) if isinstance(algorithm, str) else algorithm
-    table = defaults_for(module.__name__.rsplit(".", 1)[-1], environment)
+    table = defaults_for(algorithms.name_of(module), environment)
     if total_steps is not None:
         table["total_steps"] = total_steps
     values = {}

@@ -36,7 +36,7 @@ def flags_of(settings: Mapping[str, Any]) -> Iterator[str]:
 def provenance(env: str) -> dict[str, Any]:
     """Returns versions, device and time of a run on the environment of a name."""
     device = jax.devices()[0]
-    suite = env.partition("/")[0] if "/" in env else "gymnax"
+    suite = env.partition("/")[0] if "/" in env else envs.suite_of(env)[0]  # it may be anyone's own
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.SUITES.get(suite, ()))
     return {
         "versions": {

@@ -126,9 +126,7 @@ def choose_task(
         ConfigurationError: if a name is unknown, or config and algorithm do not belong together.
     """
     module = _module_of(algorithm, config)
-    short = module.__name__.rsplit(".", 1)[-1]
-    listed = algorithms.ALGORITHMS.get(short) is module
-    name = algorithm if isinstance(algorithm, str) else short if listed else module.__name__
+    name = algorithms.name_of(module)
     env_name = env if isinstance(env, str) else env.name
     tuned = defaults(module, env_name, total_steps)
     if config is None:
@@ -138,19 +136,20 @@ def choose_task(
             f"The config is a {type(config).__name__} of {type(config).__module__}, and {name} "
             f"takes a Config of {module.__name__}. Leave algorithm away, or give it its own config."
         )
-    named = isinstance(env, str) and (listed or isinstance(algorithm, str))
+    by_name = isinstance(algorithm, str) or name in algorithms.ALGORITHMS
+    named = isinstance(env, str) and by_name
     if isinstance(env, str):
         env = envs.make(env, tuned.env_processes if env_processes is None else env_processes)
     return Task(env, env_name, module, name, config, tuned, named)
 
 
-def command_of(task: Task, script: str = "train", **settings: Any) -> list[str]:
-    """Returns the command line of a script that does a task with some settings."""
+def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]:
+    """Returns the command line that does a task with some settings."""
     usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
     changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
     names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
     names = {name: x for name, (x, default) in names.items() if x != default}
-    return [f"experiments/{script}.py", *flags_of(names | settings | changed)]
+    return ["trpo-jax", command, *flags_of(names | settings | changed)]
 
 
 def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
