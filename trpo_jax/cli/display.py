@@ -127,7 +127,7 @@ def print_evaluation(
 
 def spread_text(
     ends: Sequence[float] | None,
-    scores: Sequence[float],
+    scores: Sequence[float] | np.ndarray,
     style: Callable[[float], str],
     between: str = " to ",
 ) -> str:
