@@ -161,7 +161,7 @@ def test_own_modules_serve_every_script(write, tmp_path, capsys):
     description = json.loads((run / "config.json").read_text())
     assert (description["env"], description["algorithm"]) == ("tasks:make_env", "own")
     capsys.readouterr()
-    assert evaluate.main([str(run), "--episodes", "2"]) == 0
+    assert evaluate.main([str(run), "--episodes", "3"]) == 0
     assert "OWN on tasks:make_env" in capsys.readouterr().out
     assert render.main([str(run), "--steps", "2"]) == 0
     words = ["--algorithms", "own", "--envs", "tasks:make_env", "--num-seeds", "1"]

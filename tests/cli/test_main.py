@@ -108,7 +108,7 @@ def test_the_wheel_works_alone(tmp_path):
     run(command, "train", "--total-steps", "8192", "--num-seeds", "1", "--out", "run", cwd=folder)
     names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
     assert {path.name for path in (folder / "run").iterdir()} == names
-    run(command, "evaluate", "run", "--episodes", "2", cwd=folder)
+    run(command, "evaluate", "run", "--episodes", "3", cwd=folder)
     run(command, "render", "run", "--steps", "5", cwd=folder)
     run(command, "plot", "run", cwd=folder)
     run(command, "diagnose", "run", cwd=folder)
