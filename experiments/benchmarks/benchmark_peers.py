@@ -56,11 +56,11 @@ def speed_beside_sb3(
         closing(compile_program(algorithm, (0,), UPDATES)) as program,
         peer_process([python, PEER_SCRIPT, "speed", "--env", peer_env]) as train_peer,
     ):
-        state, _ = program.advance(program.state)
+        state, _ = program.advance(program.state, UPDATES)
         train_peer(steps)
         for _ in range(repeats):
             started = time.perf_counter()
-            state, _ = jax.block_until_ready(program.advance(state))
+            state, _ = jax.block_until_ready(program.advance(state, UPDATES))
             own.append(steps / (time.perf_counter() - started))
             peer.append(steps / train_peer(steps))
     return {

@@ -19,7 +19,7 @@ from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete, Pool
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import failures_named
 from trpo_jax.running.loop import compile_program
-from trpo_jax.running.plan import Plan
+from trpo_jax.running.plan import RunPlan
 
 UPDATES = 5  # in one turn of training
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(run: Plan, repeats: int) -> tuple[list[float], list[float]]:
+def measure(run: RunPlan, repeats: int) -> tuple[list[float], list[float]]:
     """Returns steps per second of the bare environment, and of all seeds in training, by turn.
 
     Raises:

@@ -23,8 +23,9 @@ from trpo_jax.analysis.statistics import (
     mean_of_means,
     t_interval,
 )
-from trpo_jax.cli.command_line import Parser, require_at_least, user_errors
+from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.cli.plot_report import table_head, table_row
+from trpo_jax.running.plan import require_at_least
 
 RESAMPLES = 1000
 SEEDS = (3, 4, 5, 7, 10, 15, 20, 30)
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with user_errors():
         args = build_parser().parse_args(words)
-        require_at_least(args, repeats=1)
+        require_at_least(repeats=(args.repeats, 1))
     command = " ".join(["python experiments/benchmarks/interval_coverage.py", *words])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(table_lines(command, args.repeats)) + "\n")

@@ -22,7 +22,7 @@ from trpo_jax.processes import to_host
 from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.description import provenance
 from trpo_jax.running.loop import advance_chunks
-from trpo_jax.running.plan import Plan
+from trpo_jax.running.plan import RunPlan
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 
 SCRIPTS = Path(__file__).parent.parent
@@ -91,20 +91,20 @@ def seconds_of(words: Sequence[str]) -> float:
     return time.perf_counter() - started
 
 
-def compiled(plan: Plan) -> CompiledRuns:
+def compiled(plan: RunPlan) -> CompiledRuns:
     """Returns the program of a run."""
     make = lambda _: plan.algorithm
     return compile_runs(make, len(plan.seeds), (), plan.updates_per_chunk)
 
 
-def fresh(plan: Plan, runs: CompiledRuns) -> Program:
+def fresh(plan: RunPlan, runs: CompiledRuns) -> Program:
     """Returns a program that starts from the beginning, without compiling it again."""
     state = runs.init(as_seeds(plan.seeds), ())
     advance = lambda state, count: runs.advance(state, (), count)
     return Program(plan.env.name, state, advance, plan.seeds, plan.updates_per_chunk, runs.seconds)
 
 
-def bare_seconds(plan: Plan, runs: CompiledRuns) -> float:
+def bare_seconds(plan: RunPlan, runs: CompiledRuns) -> float:
     """Returns the seconds of a run's program alone."""
     program = fresh(plan, runs)
     started = time.perf_counter()

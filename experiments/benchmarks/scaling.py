@@ -27,10 +27,11 @@ from scaling_model import (
     update,
 )
 
-from trpo_jax.cli.command_line import Parser, require_at_least, user_errors
+from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.figures.curves import COLORS, LINE_STYLES, file_of, style
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
 from trpo_jax.running.description import provenance
+from trpo_jax.running.plan import require_at_least
 
 MEASURE = Path(__file__).with_name("scaling_measure.py")
 NETS = {"5k": 5_000, "50k": 50_000, "500k": 500_000, "5M": 5_000_000}  # parameters
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help_text = "output folder, new or empty (default: runs/scaling)"
         parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help=help_text)
         args = parser.parse_args(words)
-        require_at_least(args, repeats=1)
+        require_at_least(repeats=(args.repeats, 1))
         folder = create_run_folder(args.out)
     measured = {}
     for num_processes in (1, 2):

@@ -33,7 +33,7 @@ from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.defaults import defaults
 from trpo_jax.running.description import config_to_dict, flags_of
 from trpo_jax.running.evaluation import EVALUATION, evaluate, make_evaluation
-from trpo_jax.running.plan import Plan, require_on_device
+from trpo_jax.running.plan import RunPlan, require_on_device
 
 FINAL_EPISODES = 64
 VARIANTS = (
@@ -112,7 +112,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> Plan:
+def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> RunPlan:
     """Returns the run of a variant at a batch size, checked as a run of train.py is.
 
     Raises:
@@ -140,7 +140,7 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     return run
 
 
-def checked_run(run: Plan, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
+def checked_run(run: RunPlan, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
     """Returns the final actors of all seeds and what the measured updates did."""
     algorithm, interval = run.algorithm, run.num_updates // num_checks
 

@@ -88,7 +88,7 @@ def test_a_peer_is_told_how_long_to_train(tmp_path):
 def test_a_return_is_reached_by_enough_episodes():
     def chunk(update, value, count):
         metrics = {"episodic_return": np.array([[value]]), "num_episodes": np.array([[count]])}
-        return Chunk(update, metrics, None, None, None, 0.0)
+        return Chunk(update, update, metrics, None, None, None, 0.0)
 
     chunks = [chunk(1, 500, 4), chunk(2, np.nan, 0), chunk(3, 400, 16), chunk(4, 500, 20)]
     assert reach_return.first_update_there(chunks) == 4

@@ -43,7 +43,8 @@ from trpo_jax.records.runs import (
     read_description,
     read_metrics,
 )
-from trpo_jax.running.train import FAILURES, INTERRUPT, train
+from trpo_jax.running.plan import INTERRUPT
+from trpo_jax.running.train import FAILURES, train
 
 THRESHOLDS_FILE = Path(analysis.__file__).with_name("thresholds.toml")
 OWN_FLAGS = {"--algorithm", "--env", "--num-seeds", "--out", "--quiet", "--seed"}

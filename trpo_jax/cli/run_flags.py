@@ -31,7 +31,7 @@ from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.defaults import defaults_for
-from trpo_jax.running.plan import Plan, plan_run
+from trpo_jax.running.plan import RunPlan, plan_run
 
 RUN_FLAGS = ("total_steps", "evaluation_episodes", "env_processes", "eval_every")
 RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log")
@@ -71,7 +71,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     return args, settings
 
 
-def plan_of(words: Sequence[str]) -> Plan:
+def plan_of(words: Sequence[str]) -> RunPlan:
     """Returns the plan of the run that a command line of train.py asks for; writes nothing.
 
     Raises:

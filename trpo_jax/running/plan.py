@@ -37,6 +37,7 @@ from trpo_jax.running.description import (
 from trpo_jax.running.loop import choose_chunk
 
 DEFAULT_ENV = "CartPole-v1"
+INTERRUPT = "interrupt"  # Ctrl-C, as what stopped a run or a sweep
 OWN = "own"  # name of an algorithm that comes without a module
 MOST_SEEDS = 2**32
 
@@ -63,7 +64,7 @@ class Task(NamedTuple):
     named: bool
 
 
-class Plan(NamedTuple):
+class RunPlan(NamedTuple):
     """A run whose settings were checked.
 
     Attributes:
@@ -219,7 +220,7 @@ def plan_run(
     resume: bool = False,
     log: Sequence[str] = (),
     placement: Placement | None = None,
-) -> Plan:
+) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
 
     Raises:
@@ -292,7 +293,7 @@ def plan_run(
     resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
     if resumed:
         _refuse_to_resume(folder, description)
-    return Plan(
+    return RunPlan(
         task.env,
         made,
         task.name,

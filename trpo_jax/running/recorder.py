@@ -15,7 +15,7 @@ from trpo_jax.records.logs import Log, Row, csv_log, tensorboard_log, wandb_log
 from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, METRICS, read_description, read_metrics
 from trpo_jax.running.evaluation import require_finite_returns
 from trpo_jax.running.loop import Chunk
-from trpo_jax.running.plan import Plan
+from trpo_jax.running.plan import RunPlan
 
 BEFORE_THE_FIRST = -1  # number of the update before all rows, also those of update 0
 SHARE_OF_TIME = 0.03  # that checkpoints may take where nobody says how many to write
@@ -99,7 +99,7 @@ class Recorder:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RunPlan,
         evaluation: Callable[..., np.ndarray],
         saved: Saved | None,
         actor: Actor,
@@ -265,7 +265,7 @@ def columns_until(path: Path, num_updates: int) -> Columns:
     }
 
 
-def _open_services(plan: Plan, kept: int | None) -> list[Log]:
+def _open_services(plan: RunPlan, kept: int | None) -> list[Log]:
     """Returns the logs that a run is to keep beside its CSV files, which go on after an update."""
     opened = []
     if is_first() and "tensorboard" in plan.log:

@@ -28,6 +28,7 @@ from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import choose_chunk
 from trpo_jax.running.plan import (
     DEFAULT_ENV,
+    INTERRUPT,
     Task,
     choose_seeds,
     choose_task,
@@ -41,7 +42,6 @@ from trpo_jax.running.sweep_program import compile_sweep, run_block, score_block
 
 MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
 SCORES = ("evaluation", "training")
-INTERRUPT = "interrupt"
 CHUNKS = 10  # of a block at the least, as often as the progress is shown
 DPI = 150
 DESCRIPTION, RESULTS, RANKING = "sweep.json", "results.csv", "settings.csv"
@@ -125,7 +125,7 @@ class Sweep(NamedTuple):
         return f"<{', '.join(parts)}>"
 
 
-class Plan(NamedTuple):
+class SweepPlan(NamedTuple):
     """A sweep whose settings were checked.
 
     Attributes:
@@ -205,19 +205,26 @@ def sweep(
         ConfigurationError: if a setting cannot work, or the folder holds something else.
         PeerFailure: if another process of the sweep is gone.
     """
-    plan = plan_sweep(
-        choose_task(env, config, algorithm, total_steps),
-        grid or {},
-        ranges or {},
-        random,
+    if score not in SCORES:
+        raise unknown_name("score", score, SCORES)
+    require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
+    task = choose_task(env, config, algorithm, total_steps)
+    require_on_device(task.env, "A sweep is")
+    spaces = defaults_for(task.name, task.env_name, SPACES_FILE)
+    plan = SweepPlan(
+        task,
+        plan_settings(task.config, grid or {}, ranges or {}, random, spaces),
         choose_seeds(seeds),
-        total_steps,
+        task.tuned.total_steps if total_steps is None else total_steps,
         evaluation_episodes,
-        score,
         batch,
         None if out is None else Path(out),
+        {},
         placement,
     )
+    require_two_batches(plan)
+    description = describe(plan, score, grid or {}, ranges or {}, random)
+    plan = plan._replace(description=description)
     console = progress_console(progress and is_first())
     rows = [] if plan.folder is None else decided_by_first(lambda: open_folder(plan))
     results = {(row["setting"], row["seed"]): row for row in rows}
@@ -255,71 +262,51 @@ def sweep(
     return found
 
 
-def plan_sweep(
-    task: Task,
+def require_two_batches(plan: SweepPlan) -> None:
+    """Raises a ConfigurationError if a setting cannot work, or leaves no second half of a run."""
+    task = plan.task
+    for setting in plan.settings:
+        steps = task.module.make(task.env, task.config.replace(**setting)).steps_per_update
+        if plan.total_steps < 2 * steps:
+            raise ConfigurationError(
+                f"total_steps = {plan.total_steps:,} is less than two batches of {steps:,} steps. "
+                "Raise total_steps or collect less in an update."
+            )
+
+
+def describe(
+    plan: SweepPlan,
+    score: str,
     grid: Mapping[str, Any],
     ranges: Mapping[str, Any],
     num_random: int | None,
-    seeds: tuple[int, ...],
-    total_steps: int | None,
-    evaluation_episodes: int,
-    score: str,
-    batch: int | None,
-    folder: Path | None,
-    placement: Placement | None,
-) -> Plan:
-    """Returns the plan of a sweep; writes nothing. See `trpo_jax.sweep` for the arguments.
-
-    Raises:
-        ConfigurationError: if a setting cannot work.
-    """
-    if score not in SCORES:
-        raise unknown_name("score", score, SCORES)
-    require_on_device(task.env, "A sweep is")
-    spaces = defaults_for(task.name, task.env_name, SPACES_FILE)
-    settings = plan_settings(task.config, grid, ranges, num_random, spaces)
-    require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
-    total_steps = task.tuned.total_steps if total_steps is None else total_steps
-    for setting in settings:
-        steps = task.module.make(task.env, task.config.replace(**setting)).steps_per_update
-        if total_steps < 2 * steps:
-            raise ConfigurationError(
-                f"total_steps = {total_steps:,} is less than two batches of {steps:,} steps. Raise "
-                "total_steps or collect less in an update."
-            )
-    given = {"random": num_random, "seed": seeds[0], "seeds": len(seeds), "batch": batch}
-    given |= {"evaluation_episodes": evaluation_episodes, "score": score, "out": folder}
+) -> dict[str, Any]:
+    """Returns what `sweep.json` says: all that is needed to run the sweep again."""
+    task, seeds = plan.task, plan.seeds
+    given = {"random": num_random, "seed": seeds[0], "seeds": len(seeds), "batch": plan.batch}
+    given |= {"evaluation_episodes": plan.evaluation_episodes, "score": score, "out": plan.folder}
     usual = {"random": None, "seed": 0, "seeds": 4, "batch": None}
     usual |= {"evaluation_episodes": 16, "score": "evaluation", "out": None}
     given = {name: x for name, x in given.items() if x != usual[name]}
-    swept = [f"--grid={name}={','.join(map(_word, x))}" for name, x in grid.items()]
-    swept += [f"--range={name}={':'.join(map(str, x))}" for name, x in ranges.items()]
-    command = command_of(task, "sweep", total_steps=total_steps, **given)
+    command = command_of(task, "sweep", total_steps=plan.total_steps, **given)
+    for name, values in grid.items():
+        command.append(f"--grid={name}={','.join(map(_word, values))}")
+    for name, values in ranges.items():
+        command.append(f"--range={name}={':'.join(map(str, values))}")
     consecutive = seeds == tuple(range(seeds[0], seeds[0] + len(seeds)))
-    description = as_json(
+    return as_json(
         {
-            "command": command + swept if task.named and consecutive else None,
+            "command": command if task.named and consecutive else None,
             "env": task.env_name,
             "algorithm": task.name,
             "seeds": seeds,
-            "total_steps": total_steps,
-            "evaluation_episodes": evaluation_episodes,
+            "total_steps": plan.total_steps,
+            "evaluation_episodes": plan.evaluation_episodes,
             "config": config_to_dict(task.config),
-            "settings": settings,
-            "placement": describe_placement(placement),
+            "settings": plan.settings,
+            "placement": describe_placement(plan.placement),
             **provenance(task.env_name),
         }
-    )
-    return Plan(
-        task,
-        settings,
-        seeds,
-        total_steps,
-        evaluation_episodes,
-        batch,
-        folder,
-        description,
-        placement,
     )
 
 
@@ -330,7 +317,7 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def open_folder(plan: Plan) -> list[dict[str, Any]]:
+def open_folder(plan: SweepPlan) -> list[dict[str, Any]]:
     """Returns the results that are in the folder of a sweep, which is created if need be.
 
     Raises:
@@ -359,7 +346,7 @@ def open_folder(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def say_plan(plan: Plan, num_done: int, console: Console) -> None:
+def say_plan(plan: SweepPlan, num_done: int, console: Console) -> None:
     """Prints what is about to run."""
     num_settings, num_seeds = len(plan.settings), len(plan.seeds)
     console.print(
@@ -372,7 +359,7 @@ def say_plan(plan: Plan, num_done: int, console: Console) -> None:
 
 
 def run_compilation(
-    plan: Plan,
+    plan: SweepPlan,
     compilation: Compilation,
     pending: Sequence[Key],
     results: dict[Key, dict[str, Any]],
@@ -431,7 +418,7 @@ def run_compilation(
                 write_csv(plan.folder / RESULTS, list(rows[0]), [row.values() for row in rows])
 
 
-def table(plan: Plan, results: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+def table(plan: SweepPlan, results: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows of all results, in the order of settings and seeds."""
     return [
         {"setting": index, **plan.settings[index], "seed": seed}
@@ -460,7 +447,7 @@ def rank(
     return sorted(ranked, key=order)
 
 
-def check_command(plan: Plan, ranking: Sequence[Ranked]) -> list[str] | None:
+def check_command(plan: SweepPlan, ranking: Sequence[Ranked]) -> list[str] | None:
     """Returns the command line that trains the best setting with fresh seeds, if there is one."""
     if not ranking or not plan.task.named:
         return None

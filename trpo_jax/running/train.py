@@ -41,13 +41,13 @@ from trpo_jax.running.loop import (
     resume_program,
     run_chunks,
 )
-from trpo_jax.running.plan import DEFAULT_ENV, Plan, plan_run
+from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, RunPlan, plan_run
 from trpo_jax.running.program import Program
 from trpo_jax.running.progress import progress_console, with_progress
 from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
-INTERRUPT, CALLBACK = "interrupt", "callback"  # what a run may be stopped by in order
+CALLBACK = "callback"  # what a run may be stopped by in order, beside INTERRUPT
 
 
 class Evaluation(NamedTuple):
@@ -254,7 +254,7 @@ def train(
         raise
 
 
-def open_folder(plan: Plan) -> Saved | None:
+def open_folder(plan: RunPlan) -> Saved | None:
     """Creates the folder of a new run, or returns the checkpoint that a resumed one goes on from.
 
     Raises:
@@ -287,7 +287,7 @@ def open_folder(plan: Plan) -> Saved | None:
         return checkpoints.read(number)
 
 
-def find_checkpoint(plan: Plan) -> Saved | None:
+def find_checkpoint(plan: RunPlan) -> Saved | None:
     """Returns the latest checkpoint that a run can go on from, and says which ones it cannot.
 
     Raises:
@@ -320,7 +320,7 @@ def find_checkpoint(plan: Plan) -> Saved | None:
     return None
 
 
-def say_plan(plan: Plan, saved: Saved | None, console: Console) -> None:
+def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
     """Prints what is about to run, where it goes on, and what will not be as without a stop."""
     seeds, total = plan.seeds, plan.num_updates * plan.algorithm.steps_per_update
     ends = f"{seeds[0]} to {seeds[-1]}" if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{seeds}"
@@ -342,7 +342,7 @@ def say_plan(plan: Plan, saved: Saved | None, console: Console) -> None:
         console.print(f"It ran on {before} before: numbers may differ in rounding")
 
 
-def compile_plan(plan: Plan, saved: Saved | None) -> Program:
+def compile_plan(plan: RunPlan, saved: Saved | None) -> Program:
     """Returns the program of a run, in the state of a checkpoint if there is one."""
     num_done = saved.num_updates if saved else 0
     program = compile_program(
@@ -358,7 +358,7 @@ def compile_plan(plan: Plan, saved: Saved | None) -> Program:
 
 
 def run_program(
-    plan: Plan,
+    plan: RunPlan,
     program: Program,
     saved: Saved | None,
     console: Console,
@@ -418,7 +418,7 @@ def run_program(
 
 
 def learn(
-    plan: Plan,
+    plan: RunPlan,
     program: Program,
     recorder: Recorder,
     console: Console,
@@ -438,7 +438,7 @@ def learn(
     return False
 
 
-def write_policy(plan: Plan, run: Run) -> None:
+def write_policy(plan: RunPlan, run: Run) -> None:
     """Writes the policies of a run, and its picture where there is something to draw."""
     if plan.folder is None or not is_first():
         return
@@ -448,7 +448,7 @@ def write_policy(plan: Plan, run: Run) -> None:
         run.plot().savefig(plan.folder / "learning_curve.png", dpi=150)
 
 
-def write_summary(plan: Plan, run: Run, wall_seconds: float) -> None:
+def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
     """Writes the policies with their scores and `summary.json` of a run that is finished."""
     write_policy(plan, run)
     if plan.folder is None or not is_first():
