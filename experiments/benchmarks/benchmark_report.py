@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from trpo_jax.figures.curves import COLORS
+from trpo_jax.figures.curves import COLORS, Figure
 
 Report = dict[str, Any]
 

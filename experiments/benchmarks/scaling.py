@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from scaling_model import (
     BYTES,
@@ -28,7 +27,7 @@ from scaling_model import (
 )
 
 from trpo_jax.cli.command_line import Parser, user_errors
-from trpo_jax.figures.curves import COLORS, LINE_STYLES, file_of, style
+from trpo_jax.figures.curves import COLORS, LINE_STYLES, Figure, file_of, style
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
 from trpo_jax.running.description import provenance
 from trpo_jax.running.plan import require_at_least

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from trpo_jax.running.loop import Chunk
-from trpo_jax.running.progress import with_progress
+from trpo_jax.running.progress import has_bar, progress_console, with_progress
 
 
 def chunks(returns=(20.0, 30.0)):
@@ -44,3 +44,11 @@ def test_metrics_that_are_not_there_are_not_shown(numbers):
     console = Console(file=io.StringIO(), width=80)
     list(with_progress([Chunk(1, 5, numbers, None, None, None, 1.0)], console, 2, 5, 100))
     assert console.file.getvalue() == "update 5/5  1,000 steps/s  0 s left\n"
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_has_a_bar_where_it_can_and_else_plain_lines(widgets, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("trpo_jax.running.progress.find_spec", lambda name: widgets or None)
+    console = progress_console(shown=True)
+    assert has_bar(console) == console.is_jupyter == widgets

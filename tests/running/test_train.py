@@ -72,6 +72,7 @@ def test_a_run_holds_its_numbers(finished):
     assert finished.evaluations["update"].tolist() == [[0, 2, 4, 6]] * 2
     assert repr(finished).startswith("<Run of TRPO on CartPole-v1, 2 seeds, 6 updates, ")
     assert finished.plot().axes[0].get_title() == "TRPO on CartPole-v1"
+    assert finished.plot()._repr_png_().startswith(b"\x89PNG")
 
 
 def test_the_script_writes_the_same_numbers(finished, tmp_path):

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from PIL import Image
@@ -20,6 +20,13 @@ from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", (0, (3, 1.5)))
 COMPARISON_POINTS = 200  # of each line, as many as a panel can show
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that notebooks show as it is, without `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        return file_of(self, "png", dpi=100)
 
 
 class Curve(NamedTuple):

@@ -6,14 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from trpo_jax.analysis import diagnosis_signs as signs
 from trpo_jax.analysis.diagnosis import RunWarning, describe
-from trpo_jax.figures.curves import COLORS, style
+from trpo_jax.figures.curves import COLORS, Figure, style
 from trpo_jax.figures.diagnosis_panels import Panel, panels
 from trpo_jax.records.runs import StoredRun
 

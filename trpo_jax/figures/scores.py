@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from trpo_jax.analysis.statistics import Estimate
-from trpo_jax.figures.curves import band_look, legend_above, line_look, style
+from trpo_jax.figures.curves import Figure, band_look, legend_above, line_look, style
 
 ROW_HEIGHT = 0.28  # inches of a label where labels are rows
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
-from trpo_jax.figures.curves import COLORS, style
+from trpo_jax.figures.curves import COLORS, Figure, style
 
 RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
 MOST_TICKS = 8  # values of an axis that are labelled one by one

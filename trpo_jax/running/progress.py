@@ -19,8 +19,10 @@ def progress_console(shown: bool) -> Console:
 
     In a notebook, rich needs ipywidgets for a bar. Without it the notebook gets plain lines.
     """
-    jupyter = None if find_spec("ipywidgets") else False
-    return Console(quiet=not shown, highlight=False, force_jupyter=jupyter)
+    console = Console(quiet=not shown, highlight=False)
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        return Console(quiet=not shown, highlight=False, force_jupyter=False, force_terminal=False)
+    return console
 
 
 def has_bar(console: Console) -> bool:
