@@ -25,7 +25,7 @@ def test_it_is_trpo_where_that_takes_the_full_step_and_goes_on_where_that_does_n
     env = envs.make("Pendulum-v1")
     settings = learning.SMALL | {"damped_scaling": False, "damping": 1e-3}
     algorithm = npg.make(env, npg.Config(**settings))
-    state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+    state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(2)))
 
     def learner(module):
         make = lambda max_kl: module.make(env, module.Config(**settings, max_kl=max_kl))
