@@ -31,7 +31,7 @@ from trpo_jax.errors import unknown_name
 from trpo_jax.figures.curves import comparison
 from trpo_jax.records.files import write_json
 
-LABEL = "interquartile mean over seeds, 95 % interval"
+LABEL = "interquartile mean over seeds"
 BENCHMARKS_FILE = Path(__file__).parent / "reproduce.toml"
 
 

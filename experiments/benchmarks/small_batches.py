@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Integer
 from rich.console import Console
 
 from trpo_jax import algorithms
-from trpo_jax.analysis.statistics import summarize
+from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
 from trpo_jax.cli import run_settings
 from trpo_jax.cli.command_line import (
     Parser,
@@ -30,6 +30,7 @@ from trpo_jax.cli.command_line import (
     user_errors,
 )
 from trpo_jax.cli.compare import Variant, parse_variant
+from trpo_jax.cli.display import spread_text
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.evaluation import EVALUATION, evaluate, make_evaluation
@@ -185,21 +186,21 @@ def table_lines(command: str, rows: list[dict[str, Any]], args) -> Iterator[str]
     yield (
         f"Eight environments, {args.total_steps:,} steps a seed, {args.num_seeds} seeds; the "
         "settings of trpo in whatever trpo has. IQM: "
-        f"interquartile mean over seeds of the final return, deterministic policy. *Fell*: share "
-        f"of {args.checks * args.num_seeds} updates after which the true return of the stochastic "
-        f"policy was lower, on {args.episodes} paired episodes; *clearly*: by more than two "
-        "standard errors. *Rejected*: share of updates that left the parameters alone; the "
-        "statistics of observations still move then, and the return with them, a little."
+        f"interquartile mean over seeds of the final return, deterministic policy. {INTERVALS} "
+        f"*Fell*: share of {args.checks * args.num_seeds} updates after which the true return of "
+        f"the stochastic policy was lower, on {args.episodes} paired episodes; *clearly*: by more "
+        "than two standard errors. *Rejected*: share of updates that left the parameters alone; "
+        "the statistics of observations still move then, and the return with them, a little."
     )
     for env in dict.fromkeys(row["env"] for row in rows):
         yield from ("", f"### {env}", "")
-        yield "| steps an update | algorithm | IQM | 95 % interval | fell | clearly | rejected |"
+        yield f"| steps an update | algorithm | IQM | {INTERVAL} | fell | clearly | rejected |"
         yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"
         for row in (row for row in rows if row["env"] == env):
-            low, high = row["iqm_ci95"] or (row["iqm"], row["iqm"])
+            spread = spread_text(row["iqm_ci95"], row["per_seed"], "{:.4g}".format)
             shares = (f"{row[name]:.0%}" for name in ("fell", "fell_clearly", "rejected"))
             cells = [str(row["batch"]), row["algorithm"], f"{row['iqm']:.4g}"]
-            yield "| " + " | ".join([*cells, f"{low:.4g} to {high:.4g}", *shares]) + " |"
+            yield "| " + " | ".join([*cells, spread, *shares]) + " |"
 
 
 if __name__ == "__main__":

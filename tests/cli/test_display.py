@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli.display import print_evaluation, with_progress
+from trpo_jax.cli.display import print_evaluation, spread_text, with_progress
 from trpo_jax.running.loop import Chunk
 
 
@@ -47,3 +47,23 @@ def test_many_seeds_are_summed_up():
     text = console.file.getvalue()
     assert "24 more in summary.json" in text
     assert "19.5" in text
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"), [([1.0, 4.0], "range"), ([1.0, 4.0, 7.0], "95 % interval of the mean")]
+)
+def test_fewer_than_three_seeds_have_a_range(scores, told):
+    console = Console(file=io.StringIO(), width=80)
+    scores = np.array(scores)
+    print_evaluation(console, range(len(scores)), scores, summarize(scores), 64)
+    text = console.file.getvalue()
+    assert told in text
+    assert ("interval" in text) == (len(scores) > 2)
+    assert ("1.0 to 4.0" in text) == (len(scores) == 2)
+
+
+def test_an_interval_or_a_range_as_text():
+    assert spread_text((1.0, 2.5), [1.0, 2.0, 3.0], "{:g}".format) == "1 to 2.5"
+    assert spread_text(None, [3.0, 1.0], "{:g}".format) == "range 1 to 3"
+    assert spread_text(None, [3.0, 1.0], "{:g}".format, ", ") == "range 1, 3"
+    assert spread_text(None, [3.0], "{:g}".format) == "one seed"

@@ -44,6 +44,9 @@ def test_both_modes_of_every_seed_are_judged(run, tmp_path, capsys):
         assert (low <= returns.mean(axis=1)).all()
         assert (returns.mean(axis=1) <= high).all()
         assert evaluate.number(report[mode]["mean"]) in printed
+        assert report[mode]["ci95"] is report[mode]["iqm_ci95"] is None
+    assert printed.count("(range -") == 4  # of both seeds: mean and IQM, in both modes
+    assert "Fewer than 3 seeds have no interval, but a range" in printed
     assert report["deterministic"]["returns"] != report["stochastic"]["returns"]
     again, other = tmp_path / "again.json", tmp_path / "other.json"
     assert evaluate.main([str(run), "--episodes", "5", "--out", str(again)]) == 0
@@ -68,7 +71,7 @@ def test_a_checkpoint_is_judged_as_it_was_in_training(run, tmp_path):
         (["{run}/absent"], "There is no run in"),
         (["{run}", "--checkpoint", "3"], "no checkpoint '3' in"),
         (["{run}", "--checkpoint", "3"], "There are: 2, 4, latest, best."),
-        (["{run}", "--episodes", "1"], "--episodes must be at least 2"),
+        (["{run}", "--episodes", "2"], "--episodes 2 must be at least 3"),
         (["{run}", "--env", "CartPole-v1"], "was trained in Pendulum-v1"),
         (["{run}", "--out", "{run}/config.json"], "exists, and will not be overwritten"),
         (["{stopped}"], "--checkpoint latest judges"),

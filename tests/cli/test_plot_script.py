@@ -11,7 +11,7 @@ from stored_runs import write_run
 from trpo_jax.analysis.comparisons import Task
 from trpo_jax.analysis.groups import Group
 from trpo_jax.cli import plot
-from trpo_jax.cli.plot_report import describe_efficiency, interval, number, seed_list
+from trpo_jax.cli.plot_report import describe_efficiency, fractions, number, seed_list
 from trpo_jax.envs import SUITES, make, suite_of
 
 FIGURES = ("learning_curves", "aggregate", "performance_profile", "probability_of_improvement")
@@ -149,11 +149,16 @@ def test_the_label_is_the_algorithm_and_one_seed_is_enough(tmp_path, capsys):
     write_run(tmp_path / "runs/z", "Acrobot-v1", algorithm="npg", returns=rising(-100, -90))
     assert plot.main([f"{tmp_path}/runs", "--out", str(tmp_path / "new"), *QUICK]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"CartPole-v1 +│ ppo +│ +1 │ +100 │ +- │", text)
-    assert "A single seed has no interval" in text
+    assert re.search(r"CartPole-v1 +│ ppo +│ +1 │ +100 │ +one seed │", text)
+    assert re.search(r"Acrobot-v1 +│ ppo +│ +2 │ +-95 │ +range -100 to -90 │", text)
+    few = "ppo on CartPole-v1, ppo on Acrobot-v1, npg on Acrobot-v1"
+    assert f"what is said over tasks with them has neither: {few}." in text
     assert "Not every label has runs on CartPole-v1" in text
     report = json.loads((tmp_path / "new/statistics.json").read_text())
     assert report["overall"]["tasks"] == ["Acrobot-v1"]
+    assert report["overall"]["aggregates"]["mean"]["npg"]["ci95"] is None
+    assert report["tasks"]["Acrobot-v1"]["labels"]["npg"]["iqm_ci95"] is None
+    assert "| npg | 2 | -95 | range -100 to -90 |" in (tmp_path / "new/statistics.md").read_text()
 
 
 def test_without_a_task_in_common_there_are_curves_only(tmp_path, capsys):
@@ -255,8 +260,8 @@ def test_numbers_as_text():
     assert [number(x) for x in (None, 0.123456, -98.765, 1234.5, -1e6)] == [
         *("-", "0.1235", "-98.77", "1,234", "-1,000,000")
     ]
-    assert interval((1.0, 2.5)) == "1 to 2.5"
-    assert interval(None) == "-"
+    assert fractions((0.1, 0.25)) == "0.100 to 0.250"
+    assert fractions(None) == "-"
 
 
 @pytest.mark.parametrize(

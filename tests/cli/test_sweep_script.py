@@ -122,7 +122,10 @@ def test_runs_that_break_are_last_and_do_not_stop_the_others(tmp_path, capsys):
     assert broken["evaluation_return"] == ""
     assert int(broken["broken_update"]) >= 1
     assert float(healthy["evaluation_return"]) > 8
-    assert "2 of 2 broke" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 of 2 broke" in printed
+    assert "range " in printed  # of the two seeds of the other setting
+    assert first["iqm_low"] == first["mean_high"] == ""
 
 
 def test_the_command_for_the_best_trains_it_on_other_seeds(finished):

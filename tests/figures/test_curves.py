@@ -21,7 +21,19 @@ def test_seeds_are_thin_and_the_interquartile_mean_is_bold():
     np.testing.assert_allclose(bold.get_ydata(), [2.5, 3.5, 4.5])
     np.testing.assert_allclose(bold.get_xdata(), [10, 20, 30])
     assert len(axes.lines) == 4 + 1 + 1  # seeds, their label, the mean
-    assert len(axes.collections) == 1
+    (band,) = axes.collections
+    assert band.get_label() == "95 % interval"
+    assert "range" not in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_the_band_of_two_seeds_is_their_range():
+    figure = learning_curve(np.arange(3), np.array([[1.0, 5.0, 3.0], [2.0, 2.0, 4.0]]), "")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()][-1] == "range"
+    (outline,) = axes.collections[0].get_paths()
+    for step, (low, high) in enumerate([(1, 2), (2, 5), (3, 4)]):
+        ends = outline.vertices[outline.vertices[:, 0] == step, 1]
+        assert (ends.min(), ends.max()) == (low, high)
 
 
 def test_a_return_stands_until_the_next_episode_ends():
@@ -61,7 +73,21 @@ def test_a_comparison_has_a_panel_an_environment_and_one_legend():
     assert len(left.collections) == 2  # bands
     assert len(alone.get_xdata()) <= 200
     assert alone.get_xdata()[-1] == 5000
+    assert figure.get_supxlabel() == "environment steps (bands: 95 % interval over seeds)"
     np.testing.assert_allclose(alone.get_ydata()[-1], 499)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((2, 2), " (bands: range over seeds)"),
+        ((2, 3), " (bands: 95 % interval or range over seeds)"),
+        ((1, 1), ""),
+    ],
+)
+def test_a_comparison_says_what_its_bands_are(counts, told):
+    curves = {str(n): Curve(np.arange(3), np.zeros((count, 3))) for n, count in enumerate(counts)}
+    assert comparison({"A": curves}, ["0", "1"]).get_supxlabel() == f"environment steps{told}"
 
 
 def test_a_comparison_shows_panels_with_nothing_in_them():

@@ -14,8 +14,18 @@ def test_one_field_is_a_line_with_its_band():
     np.testing.assert_allclose(lines["IQM"].get_ydata(), [1, 4])
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "max_kl"
-    assert len(axes.collections) == 1
-    assert len(figure.legends) == 1
+    (band,) = axes.collections
+    assert band.get_label() == "95 % interval"
+    (legend,) = figure.legends
+    assert "95 % interval" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_two_seeds_have_their_range():
+    figure = sweep_figure({"max_kl": [0.1, 0.2]}, np.array([[1.0, 3.0], [2.0, 8.0]]), "")
+    (band,) = figure.axes[0].collections
+    assert band.get_label() == "range"
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (1, 8)
 
 
 def test_one_seed_has_no_band():

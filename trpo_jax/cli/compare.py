@@ -23,9 +23,10 @@ from rich.console import Console
 
 from trpo_jax import algorithms, analysis, envs
 from trpo_jax.analysis.returns import WINDOW, first_reached, running_return
-from trpo_jax.analysis.statistics import summarize
+from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
 from trpo_jax.cli import train
 from trpo_jax.cli.command_line import Parser, step_count, user_errors
+from trpo_jax.cli.display import spread_text
 from trpo_jax.cli.run_settings import differences, prepare
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.figures.curves import Curve, comparison
@@ -335,8 +336,8 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "IQM is the interquartile mean over seeds of the final return of the deterministic policy, "
-        "with its 95 % bootstrap interval over seeds; the best one is bold, and "
-        f"{OVERLAPS} marks those whose interval overlaps that of the best. *To a threshold* is the "
+        f"with its 95 % interval; the best one is bold, and {OVERLAPS} marks those whose interval "
+        f"overlaps that of the best. {INTERVALS} *To a threshold* is the "
         f"median over seeds until the mean return of the last {WINDOW} training episodes (in whole "
         "updates) first reached it; a dash says that not all seeds did, and how many. Seconds are "
         "training time, compilation excluded, of all seeds together: they train side by side."
@@ -350,7 +351,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
 
 def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yields the table of one environment, and below it why rows are missing."""
-    columns = ["algorithm", "steps a seed", "seeds", "IQM", "95 % interval", "seconds"]
+    columns = ["algorithm", "steps a seed", "seeds", "IQM", INTERVAL, "seconds"]
     columns += [] if threshold is None else [f"steps to {threshold:g}", f"seconds to {threshold:g}"]
     yield "| " + " | ".join(columns) + " |"
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
@@ -360,9 +361,8 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
         if "missing" in row:
             cells = ["-"] * (len(columns) - 1)
         else:
-            interval = row["iqm_ci95"]
             cells = [f"{row['total_steps']:,}", str(len(row["per_seed"])), score_cell(row, best)]
-            cells += ["" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"]
+            cells += [spread_text(row["iqm_ci95"], row["per_seed"], "{:.4g}".format)]
             cells += [f"{row['seconds']:.1f}"]
         if "missing" not in row and threshold is not None:
             cells += [threshold_cell(row["env_steps_to_threshold"], ",.0f")]

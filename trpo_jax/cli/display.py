@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trpo_jax.analysis.statistics import ScoreSummary
+from trpo_jax.analysis.statistics import INTERVAL, RANGE, ScoreSummary
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # progress lines of a whole run where the output is no terminal
@@ -114,14 +114,35 @@ def print_evaluation(
         table.add_row(str(seed), f"{score:.1f}")
     if len(scores) > TABLE_ROWS:
         table.add_row("...", f"{len(scores) - TABLE_ROWS} more in summary.json")
-    if summary.ci95 is not None:
-        low, high = summary.ci95
+    if len(scores) > 1:
+        low, high = summary.ci95 or (scores.min(), scores.max())
         table.add_section()
         table.add_row("mean", f"{summary.mean:.1f}")
-        table.add_row("95 % interval of the mean", f"{low:.1f} to {high:.1f}")
+        name = f"{INTERVAL} of the mean" if summary.ci95 else RANGE
+        table.add_row(name, f"{low:.1f} to {high:.1f}")
         table.add_row("interquartile mean", f"{summary.iqm:.1f}")
         table.add_row("standard deviation", f"{summary.std:.1f}")
     console.print(table)
+
+
+def spread_text(
+    ends: Sequence[float] | None,
+    scores: Sequence[float] | np.ndarray,
+    style: Callable[[float], str],
+    between: str = " to ",
+) -> str:
+    """Returns an interval over seeds as text, or the range of too few seeds to have one.
+
+    Args:
+        ends: of the interval, or None.
+        scores: one a seed.
+        style: how a score is written.
+        between: what is written between the two ends.
+    """
+    if len(scores) == 1:
+        return "one seed"
+    name = "" if ends else f"{RANGE} "
+    return name + between.join(map(style, ends or (min(scores), max(scores))))
 
 
 def print_files(console: Console, folder: Path) -> None:

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from trpo_jax import envs
 from trpo_jax.algorithms.base import Actor, Algorithm
-from trpo_jax.analysis.statistics import bootstrap_interval, summarize
+from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
+from trpo_jax.cli.display import spread_text
 from trpo_jax.cli.run_settings import stored_algorithm, stored_description
 from trpo_jax.cli.train import CHECKPOINTS
 from trpo_jax.envs.base import Environment
@@ -40,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = args.out or args.folder / "evaluation.json"
         if out.exists():
             raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
-        if args.episodes < 2 or args.number < 1:
-            raise ConfigurationError("--episodes must be at least 2, and --number at least 1.")
+        if args.episodes < LEAST_SEEDS or args.number < 1:
+            raise ConfigurationError(
+                f"--episodes {args.episodes} must be at least {LEAST_SEEDS}, as many as an "
+                f"interval needs, and --number {args.number} at least 1."
+            )
         description = stored_description(args.folder)
         env = envs.make(args.env or description["env"], description.get("env_processes", False))
         policy, actor, seeds, what = read_actors(args.folder, args.checkpoint, env, description)
@@ -152,7 +156,7 @@ def read_checkpoint(
 
 def describe(returns: np.ndarray) -> dict[str, Any]:
     """Returns statistics of returns `[num_seeds, E]`, within and over seeds, as JSON holds them."""
-    low, high = bootstrap_interval(returns.T, np.mean)
+    low, high = mean_interval(returns.T)
     return {
         **summarize(returns.mean(axis=1))._asdict(),
         "per_seed": returns.mean(axis=1).tolist(),
@@ -172,23 +176,22 @@ def print_report(console: Console, report: dict[str, Any], title: str) -> None:
         cells = [str(seed)]
         for mode in MODES:
             mean, interval = (report[mode][x][index] for x in ("per_seed", "per_seed_ci95"))
-            cells += [with_interval(mean, interval), number(min(report[mode]["returns"][index]))]
+            returns = report[mode]["returns"][index]
+            cells += [with_spread(mean, interval, returns), number(min(returns))]
         table.add_row(*cells)
     if len(report["seeds"]) > 1:
         table.add_section()
         for label, name, interval in (("mean", "mean", "ci95"), ("IQM", "iqm", "iqm_ci95")):
-            of_modes = (with_interval(report[mode][name], report[mode][interval]) for mode in MODES)
-            table.add_row(label, *(cell for text in of_modes for cell in (text, "")))
+            of_modes = (report[mode] for mode in MODES)
+            texts = (with_spread(x[name], x[interval], x["per_seed"]) for x in of_modes)
+            table.add_row(label, *(cell for text in texts for cell in (text, "")))
     console.print(table)
-    console.print(
-        "Mean returns; intervals are bootstrapped, of a seed over its episodes, of all over seeds"
-    )
+    console.print(f"Mean returns. {INTERVALS} That of a seed is over its episodes.")
 
 
-def with_interval(value: float, interval: Sequence[float]) -> str:
-    """Returns a number with its interval as a cell of a table."""
-    low, high = interval
-    return f"{number(value)} ({number(low)}, {number(high)})"
+def with_spread(value: float, ends: Sequence[float] | None, scores: Sequence[float]) -> str:
+    """Returns a number with its interval, or with the range of too few scores, as a cell."""
+    return f"{number(value)} ({spread_text(ends, scores, number, ', ')})"
 
 
 def number(value: float) -> str:

@@ -28,9 +28,10 @@ from trpo_jax.analysis.comparisons import (
 )
 from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
 from trpo_jax.analysis.returns import WINDOW
+from trpo_jax.analysis.statistics import INTERVAL
 from trpo_jax.cli.command_line import Parser, user_errors
-from trpo_jax.cli.display import print_files
-from trpo_jax.cli.plot_report import describe, fraction, interval, notes, number, report_lines
+from trpo_jax.cli.display import print_files, spread_text
+from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, number, report_lines
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.figures.curves import Curve, comparison, file_of
 from trpo_jax.figures.scores import aggregates, improvements, performance_profiles
@@ -217,17 +218,18 @@ def print_results(console: Console, report: dict[str, Any], folder: Path) -> Non
     table = Table()
     for column in ("task", "label"):
         table.add_column(column, overflow="fold")
-    for column in ("seeds", "IQM", "95 % interval"):
+    for column in ("seeds", "IQM", INTERVAL):
         table.add_column(column, justify="right", no_wrap=True)
     for name, task in report["tasks"].items():
         table.add_section()
         for place, (label, row) in enumerate(task["labels"].items()):
-            cells = str(len(row["seeds"])), number(row["iqm"]), interval(row["iqm_ci95"])
+            spread = spread_text(row["iqm_ci95"], row["scores"], number)
+            cells = str(len(row["seeds"])), number(row["iqm"]), spread
             table.add_row("" if place else name, label, *cells)
     if report["overall"] and len(report["overall"]["tasks"]) > 1:
         table.add_section()
         for place, (label, row) in enumerate(report["overall"]["aggregates"]["IQM"].items()):
-            cells = fraction(row["value"]), interval(row["ci95"], fraction)
+            cells = fraction(row["value"]), fractions(row["ci95"])
             table.add_row("" if place else "all, normalised", label, "", *cells)
     console.print(table)
     for note in report["notes"]:

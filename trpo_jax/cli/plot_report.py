@@ -1,13 +1,22 @@
 """What `plot.py` found, as JSON, and as tables in Markdown."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from trpo_jax.analysis.comparisons import Overall, Task, normalized_scores
 from trpo_jax.analysis.groups import Group, median_steps, returns_at, steps_to
-from trpo_jax.analysis.statistics import Estimate, interquartile_mean, summarize
+from trpo_jax.analysis.statistics import (
+    INTERVAL,
+    INTERVALS,
+    LEAST_SEEDS,
+    RANGE,
+    Estimate,
+    interquartile_mean,
+    summarize,
+)
+from trpo_jax.cli.display import spread_text
 from trpo_jax.records.runs import StoredRun
 
 PERCENTS = (25, 50, 100)  # of the steps, after which the running return is told
@@ -26,16 +35,16 @@ def notes(
     )
     for task in tasks.values():
         yield from task.notes
-    alone = [
+    few = [
         f"{label} on {name}"
         for name, task in tasks.items()
         for label, group in task.groups.items()
-        if len(group.seeds) == 1
+        if len(group.seeds) < LEAST_SEEDS
     ]
-    if alone:
+    if few:
         yield (
-            "A single seed has no interval, nor has what is said over tasks with it: "
-            f"{', '.join(alone)}."
+            f"Fewer than {LEAST_SEEDS} seeds have a {RANGE} and no interval, and what is said over "
+            f"tasks with them has neither: {', '.join(few)}."
         )
     ends = [f"{x} {number(task.low)} and {number(task.high)}" for x, task in tasks.items()]
     yield f"Normalised scores of 0 and 1 are, on {', on '.join(ends)}."
@@ -131,11 +140,10 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from (f"- {note}" for note in report["notes"])
     yield ""
     yield (
-        "IQM is the interquartile mean over seeds. Intervals are 95 % percentile-bootstrap "
-        "intervals over seeds, resampled inside each task (Agarwal et al. 2021, arXiv:2108.13264): "
-        "they say what other seeds might give, not what other tasks would. *IQM at* a part of the "
-        "steps is of the running return. *Steps to* a running return are the median over seeds, "
-        "in which those that never reached it come last; a dash says that half or more did not."
+        f"IQM is the interquartile mean over seeds. {INTERVALS} They say what other seeds might "
+        "give, not what other tasks would. *IQM at* a part of the steps is of the running return. "
+        "*Steps to* a running return are the median over seeds, in which those that never reached "
+        "it come last; a dash says that half or more did not."
     )
     if report["overall"]:
         yield from overall_lines(report["overall"], report["baseline"])
@@ -186,11 +194,12 @@ def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
         f"Running returns are within the first {task['env_steps']:,} environment steps of a seed."
     )
     yield ""
-    columns = ["label", "seeds", "IQM of the score", "95 % interval", "mean", "std"]
+    columns = ["label", "seeds", "IQM of the score", INTERVAL, "mean", "std"]
     columns += [f"IQM at {percent} %" for percent in PERCENTS]
     yield from table_head([*columns, f"steps to {threshold}", "seeds that did"])
     for label, row in task["labels"].items():
-        cells = [label, str(len(row["seeds"])), number(row["iqm"]), interval(row["iqm_ci95"])]
+        cells = [label, str(len(row["seeds"])), number(row["iqm"])]
+        cells += [spread_text(row["iqm_ci95"], row["scores"], number)]
         cells += [number(row["mean"]), number(row["std"])]
         cells += [number(iqm) for iqm in row["running_return_iqm"].values()]
         steps = row["median_steps_to_threshold"]
@@ -222,15 +231,15 @@ def fraction(value: float) -> str:
     return f"{value:.3f}"
 
 
-def interval(ends: Sequence[float] | None, style: Callable[[float], str] = number) -> str:
-    """Returns an interval as text, a dash for none."""
-    return "-" if ends is None else " to ".join(map(style, ends))
+def fractions(ends: Sequence[float] | None) -> str:
+    """Returns the interval of an estimate over tasks as text, a dash for none."""
+    return "-" if ends is None else " to ".join(map(fraction, ends))
 
 
 def estimate_cell(estimate: dict[str, Any]) -> str:
     """Returns an estimate over tasks, and its interval if it has one, as text."""
     value, ends = fraction(estimate["value"]), estimate["ci95"]
-    return value if ends is None else f"{value} ({interval(ends, fraction)})"
+    return value if ends is None else f"{value} ({fractions(ends)})"
 
 
 def seed_list(seeds: Sequence[int]) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trpo_jax.analysis.statistics import ScoreSummary, summarize
+from trpo_jax.analysis.statistics import INTERVAL, ScoreSummary, summarize
+from trpo_jax.cli.display import spread_text
 from trpo_jax.records.files import cell, write_csv
 
 SHOWN = 16  # settings in the terminal at the most
@@ -60,7 +61,7 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
     table = Table(title=title)
     for name in fields:
         table.add_column(name, justify="right")
-    for name in ("IQM", "95 % interval", "mean", "worst seed"):
+    for name in ("IQM", INTERVAL, "mean", "worst seed"):
         table.add_column(name, justify="right", no_wrap=True)
     for outcome, summary in ranking[:SHOWN]:
         values = [shown(outcome.setting[name]) for name in fields]
@@ -68,9 +69,9 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
             broken = int(np.isnan(outcome.scores).sum())
             table.add_row(*values, f"{broken} of {len(outcome.scores)} broke", "", "", "")
             continue
-        interval = summary.iqm_ci95 and "{:.1f} to {:.1f}".format(*summary.iqm_ci95)
+        spread = spread_text(summary.iqm_ci95, outcome.scores, "{:.1f}".format)
         numbers = [f"{x:.1f}" for x in (summary.iqm, summary.mean, outcome.scores.min())]
-        table.add_row(*values, numbers[0], interval or "one seed", *numbers[1:])
+        table.add_row(*values, numbers[0], spread, *numbers[1:])
     if len(ranking) > SHOWN:
         table.add_section()
         table.add_row("...", *[""] * (len(fields) - 1), f"{len(ranking) - SHOWN} more", "", "", "")

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from trpo_jax.analysis.statistics import bootstrap_interval, interquartile_mean
+from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 
 # Okabe and Ito's colours, told apart with any kind of colour vision. Every second line is dashed,
 # so that a line below another one shows; seven colours and two styles repeat after fourteen.
@@ -37,9 +37,9 @@ class Curve(NamedTuple):
 def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Figure:
     """Returns a figure of training return against environment steps.
 
-    Every seed is a thin line; the interquartile mean over seeds is bold, with its 95 % bootstrap
-    interval. Where no episode ended, a seed's last return stands; the bold line starts where every
-    seed has one.
+    Every seed is a thin line; the interquartile mean over seeds is bold, with its 95 %
+    interval, or the range of fewer than 3 seeds. Where no episode ended, a seed's last return
+    stands; the bold line starts where every seed has one.
 
     Args:
         env_steps: `[U]`.
@@ -55,9 +55,7 @@ def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Fi
         axes.plot(env_steps, returns.T, color="0.6", linewidth=0.7, alpha=0.7)
         axes.plot([], [], color="0.6", linewidth=0.7, label=f"each of {num_seeds} seeds")
     label = "interquartile mean" if num_seeds > 1 else "one seed"
-    band = _plot_iqm(axes, env_steps, returns, color="tab:blue", linewidth=2, label=label)
-    if band is not None:
-        band.set_label("95 % bootstrap interval")
+    _plot_iqm(axes, env_steps, returns, color="tab:blue", linewidth=2, label=label)
     axes.set_title(title)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return of training episodes")
@@ -70,8 +68,9 @@ def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Fi
 def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Figure:
     """Returns a figure of several algorithms: one panel an environment, one legend for all.
 
-    Each line is the interquartile mean over seeds, with its 95 % bootstrap interval; it starts
-    where every seed has a value.
+    Each line is the interquartile mean over seeds, with its 95 % interval, or the range of fewer
+    than 3 seeds; it starts where every seed has a value. Below the panels stands which of the two
+    the bands are.
 
     Args:
         curves: by environment, then by label.
@@ -82,6 +81,7 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
     width = max(4.8, 3.6 * columns)
     figure = Figure(figsize=(width, 2.7 * rows + 0.7), layout="constrained")
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    bands: set[str] = set()
     for axes, (environment, panel) in zip(all_axes, curves.items(), strict=False):
         for label, curve in panel.items():
             shown = _spread(len(curve.env_steps), COMPARISON_POINTS)
@@ -89,6 +89,7 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
             look = line_look(labels, label)
             band = _plot_iqm(axes, steps, returns, **look)
             if band is not None:
+                bands.add(band.get_label())
                 band.set(**band_look(look["color"]))
         axes.set_xlim(left=0)
         axes.set_title(environment, fontsize="medium")
@@ -97,7 +98,8 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
     for axes in all_axes[len(curves) :]:
         axes.set_axis_off()
     lines = {line.get_label(): line for axes in all_axes for line in axes.lines}
-    figure.supxlabel("environment steps", fontsize="medium")
+    bands_are = f" (bands: {' or '.join(sorted(bands))} over seeds)" if bands else ""
+    figure.supxlabel(f"environment steps{bands_are}", fontsize="medium")
     figure.supylabel("return of training episodes", fontsize="medium")
     legend_above(figure, [lines[label] for label in labels if label in lines])
     return figure
@@ -158,8 +160,9 @@ def _plot_iqm(
     axes.plot(env_steps, interquartile_mean(returns), **look)
     if len(returns) == 1 or not known.any():
         return None
-    low, high = bootstrap_interval(returns, interquartile_mean)
-    return axes.fill_between(env_steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    name, low, high = iqm_spread(returns)
+    alike = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
+    return axes.fill_between(env_steps, low, high, label=name, **alike)
 
 
 def _spread(length: int, most: int) -> np.ndarray:

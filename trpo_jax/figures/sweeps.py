@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from trpo_jax.analysis.statistics import bootstrap_interval, interquartile_mean
+from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 from trpo_jax.figures.curves import COLORS, style
 
 RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
@@ -19,9 +19,9 @@ MOST_NUMBERS = 100  # cells of a heat map that have their number written into th
 def sweep_figure(settings: Mapping[str, Sequence[Any]], scores: np.ndarray, title: str) -> Figure:
     """Returns the scores of a sweep over what was swept.
 
-    One field gives the interquartile mean over seeds as a line with its 95 % bootstrap interval,
-    and each seed as a dot. Two fields of which every combination is there give a heat map. Anything
-    else gives a panel for each field, with a dot for each setting.
+    One field gives the interquartile mean over seeds as a line with its 95 % interval, or the range
+    of fewer than 3 seeds, and each seed as a dot. Two fields of which every combination is there
+    give a heat map. Anything else gives a panel for each field, with a dot for each setting.
 
     Args:
         settings: values by the name of their field, each `[num_settings]`.
@@ -105,10 +105,8 @@ def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -> N
         whole = np.isfinite(scores).all(axis=1)
         x, scores = x[whole], scores[whole]
         axes.plot(x, interquartile_mean(scores, axis=1), "o-", color=COLORS[0], label="IQM")
-        low, high = bootstrap_interval(scores.T, interquartile_mean)
-        axes.fill_between(
-            x, low, high, color=COLORS[0], alpha=0.2, linewidth=0, label="95 % interval"
-        )
+        name, low, high = iqm_spread(scores.T)
+        axes.fill_between(x, low, high, color=COLORS[0], alpha=0.2, linewidth=0, label=name)
     style(axes)
 
 
