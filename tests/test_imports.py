@@ -1,115 +1,191 @@
 """The house keeps its walls: imports go one way, and importing the library is cheap."""
 
 import ast
+import json
 import subprocess
 import sys
+import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "trpo_jax"
+import trpo_jax
 
-# A module may import from its own layer and the ones before it.
-LAYERS = (
-    ("errors",),
-    ("distributions", "envs.base", "minibatches"),
-    (
-        "fisher",
-        "kronecker",
-        "solvers",
-        "line_search",
-        "normalization",
-        "networks",
-        "envs",
-        "replay",
-        "minibatches",
-    ),
-    (
-        "trust_region",
-        "critic",
-        "advantages",
-        "rollout",
-        "host_rollout",
-        "control_variates",
-        "vine",
-        "exploration",
-        "confidence",
-    ),
-    ("algorithms",),
-    ("training",),
-    ("",),  # trpo_jax/__init__.py
-)
-MODULES = [
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
-    for path in PACKAGE.rglob("*.py")
-]
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "trpo_jax"
+
+ROOMS = {  # what is in each: modules, or whole packages
+    "base": {"errors", "user_modules"},
+    "mathematics": {
+        *("advantages", "confidence", "control_variates", "critics", "distributions", "fisher"),
+        *("kronecker", "line_search", "minibatches", "natural_gradient", "normalization"),
+        *("replay", "solvers", "trust_region"),
+    },
+    "acting": {"agent", "envs", "exploration", "host_rollout", "networks", "rollout", "vine"},
+    "algorithms": {"algorithms"},
+    "processes": {"devices", "processes"},
+    "records": {"records"},
+    "analysis": {"analysis"},
+    "figures": {"figures"},
+    "running": {"running"},
+    "cli": {"cli", "__main__"},
+    "names": {"__init__"},  # of trpo_jax, whose public names are imported lazily
+}
+MAY_IMPORT = {  # besides itself
+    "base": set(),
+    "mathematics": set(),
+    "acting": {"base", "mathematics"},
+    "algorithms": {"base", "mathematics", "acting"},
+    "processes": {"base", "algorithms"},
+    "records": {"base", "mathematics", "acting", "algorithms", "processes"},
+    "analysis": {"base", "records"},
+    "figures": {"base", "records", "analysis"},
+    "running": {
+        *("base", "mathematics", "acting", "algorithms", "processes", "records", "analysis"),
+    },
+    "cli": set(ROOMS),
+    "names": set(),
+}
+INSIDE_FUNCTIONS = {"running": {"figures"}}  # and there only, for what not every run needs
+
+ONLY_IN = {  # packages that some rooms alone may import
+    "argparse": {"cli"},
+    "matplotlib": {"figures"},
+    "jax": set(ROOMS) - {"base", "analysis", "figures", "names"},
+}
+OPTIONAL = {"brax", "craftax", "envpool", "gymnasium", "highway_env", "jumanji", "mujoco"}
+OPTIONAL |= {"mujoco_playground", "navix", "pgx", "tensorboardX", "wandb"}
+
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-def layer(module):
-    names = [module.rsplit(".", n)[0] for n in range(module.count(".") + 1)]
-    for name in names:  # the most specific name decides
-        for level, members in enumerate(LAYERS):
-            if name in members:
-                return level
-    raise AssertionError(f"{module} belongs to no layer: add it to LAYERS")
+def room_of(module):
+    found = [room for room, members in ROOMS.items() if module.split(".")[0] in members]
+    assert found, f"{module} is in no room: add it to ROOMS"
+    return found[0]
 
 
 def imported(module):
-    path = PACKAGE / Path(*module.split(".")) if module else PACKAGE
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trpo_jax"):
-            parent = node.module.removeprefix("trpo_jax").lstrip(".")
-            for alias in node.names:
-                child = f"{parent}.{alias.name}".lstrip(".")
-                yield child if child in MODULES else parent
-        elif isinstance(node, ast.Import):
-            yield from (
-                alias.name.removeprefix("trpo_jax.")
-                for alias in node.names
-                if alias.name.startswith("trpo_jax.")
-            )
+    """Yields what a module imports, by whole name, and whether it does so inside a function."""
+    tree = ast.parse(FILES[module].read_text())
+    functions = (x for x in ast.walk(tree) if isinstance(x, ast.FunctionDef))
+    inside = {child for function in functions for child in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has an import that is not absolute"
+            yield from ((f"{node.module}.{alias.name}", node in inside) for alias in node.names)
 
 
-@pytest.mark.parametrize("module", MODULES)
+def imported_rooms(module):
+    for name, inside in imported(module):
+        if name.startswith("trpo_jax."):
+            inner = name.removeprefix("trpo_jax.")
+            if inner.startswith("__"):  # such as the version
+                continue
+            yield room_of(inner), inside, name
+
+
+@pytest.mark.parametrize("module", FILES)
 def test_imports_go_one_way(module):
-    for other in imported(module):
-        assert layer(other) <= layer(module), f"{module or 'trpo_jax'} imports {other}"
+    own = room_of(module)
+    for room, inside, name in imported_rooms(module):
+        allowed = {own, *MAY_IMPORT[own], *(INSIDE_FUNCTIONS.get(own, ()) if inside else ())}
+        assert room in allowed, f"{module}, of {own}, imports {name}, of {room}"
 
 
-MATHS = {"distributions", "fisher", "solvers", "line_search", "trust_region", "advantages"}
-MATHS |= {"critic", "minibatches", "normalization", "control_variates", "confidence"}
+def test_the_walls_themselves_go_one_way():
+    seen = set()
+    for room, others in MAY_IMPORT.items():
+        assert room == "cli" or others <= seen
+        seen.add(room)
 
 
-@pytest.mark.parametrize("module", sorted(MATHS))
-def test_the_maths_knows_no_environment_and_no_config(module):
-    assert set(imported(module)) <= MATHS
+@pytest.mark.parametrize("module", FILES)
+def test_packages_stay_in_their_rooms(module):
+    for name, _ in imported(module):
+        rooms = ONLY_IN.get(name.split(".")[0], set(ROOMS))
+        assert room_of(module) in rooms, f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_are_absolute(module):
-    path = PACKAGE / Path(*module.split("."))
-    text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-    assert not any(
-        isinstance(node, ast.ImportFrom) and node.level > 0 for node in ast.walk(ast.parse(text))
-    )
+def test_an_optional_package_is_imported_in_one_file():
+    files = defaultdict(set)
+    for module in FILES:
+        for name, _ in imported(module):
+            files[name.split(".")[0]].add(module)
+    several = {package: files[package] for package in OPTIONAL if len(files[package]) > 1}
+    assert not several
 
 
-def test_importing_the_library_imports_no_environment_suite():
-    code = "import sys, trpo_jax, trpo_jax.algorithms; print(sorted(sys.modules))"
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    modules = ast.literal_eval(output.stdout)
-    suites = {"gymnax", "gymnasium", "envpool", "brax", "mujoco", "mujoco_playground", "craftax"}
-    suites |= {"jumanji", "pgx", "navix"}
-    assert not (suites | {"seaborn", "matplotlib", "pandas"}) & set(modules)
+STAGES = """
+import json, sys
+stages = {}
+def stage(name):
+    stages[name] = sorted({module.split(".")[0] for module in sys.modules} | set(sys.modules))
+import trpo_jax
+stage("trpo_jax")
+from trpo_jax import algorithms, envs
+envs.suite_of("gym/Hopper-v5"), envs.packages_of("CartPole-v1"), algorithms.ALGORITHMS
+stage("names")
+import trpo_jax.cli.main
+stage("command")
+from trpo_jax.analysis import comparisons, diagnosis, groups, returns, statistics
+stage("analysis")
+for name in algorithms.ALGORITHMS:
+    algorithms.get(name)
+stage("algorithms")
+envs.make("CartPole-v1")
+stage("gymnax")
+print(json.dumps(stages))
+"""
 
 
-def test_making_an_environment_of_gymnax_imports_nothing_for_drawing():
-    code = "import sys; from trpo_jax import envs; envs.make('CartPole-v1')"
-    code += "; print(sorted(sys.modules))"
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert not {"seaborn", "matplotlib.pyplot", "pandas"} & set(ast.literal_eval(output.stdout))
+@pytest.fixture(scope="module")
+def modules_after():
+    """All that is imported after each stage of a process."""
+    command = [sys.executable, "-c", STAGES]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return {stage: set(modules) for stage, modules in json.loads(output.stdout).items()}
+
+
+@pytest.mark.parametrize("stage", ["trpo_jax", "names", "command"])
+def test_importing_the_library_imports_nothing_heavy(modules_after, stage):
+    heavy = {"jax", "flax", "optax", "gymnax", "matplotlib", "orbax", "numpy", "rich"}
+    assert not heavy & modules_after[stage]
+
+
+def test_the_analysis_needs_no_jax(modules_after):
+    assert not {"jax", "flax", "optax", "matplotlib", "orbax"} & modules_after["analysis"]
+
+
+def test_the_algorithms_import_no_environment_and_nothing_for_drawing(modules_after):
+    assert not OPTIONAL & modules_after["algorithms"]
+    assert not {"gymnax", "matplotlib", "seaborn", "pandas"} & modules_after["algorithms"]
+    assert "jax" in modules_after["algorithms"]  # or the stages say nothing
+
+
+def test_making_an_environment_of_gymnax_imports_nothing_for_drawing(modules_after):
+    assert not {"seaborn", "matplotlib.pyplot", "pandas"} & modules_after["gymnax"]
+    assert "gymnax" in modules_after["gymnax"]
+
+
+@pytest.mark.parametrize("name", trpo_jax.__all__)
+def test_a_public_name_is_there(name):
+    assert getattr(trpo_jax, name) is not None
+    assert name in dir(trpo_jax)
+
+
+def test_the_public_names_are_sorted_and_no_others_are_there():
+    assert trpo_jax.__all__ == sorted(trpo_jax.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trane'"):
+        _ = trpo_jax.trane
+
+
+def test_the_version_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == trpo_jax.__version__

@@ -1,12 +1,57 @@
 """Trust-region policy optimisation in JAX.
 
+The public names are imported when they are used first, so that `import trpo_jax` is cheap.
+
 The rooms, in the order in which an update goes through them: `envs`, `rollout`, `advantages`,
-`distributions`, `networks`, `fisher`, `solvers`, `line_search`, `trust_region`, `critic`,
-`normalization`. `algorithms` composes them and `training` runs the compositions.
+`distributions`, `networks`, `fisher`, `solvers`, `line_search`, `trust_region`, `critics`,
+`normalization`. `algorithms` composes them, and `running` runs the compositions. `records`,
+`analysis` and `figures` keep, measure and draw what came of it.
 """
 
-from trpo_jax.records.policies import load_policy
+from importlib import import_module
+from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
-__all__ = ["load_policy"]
+_MODULES = {  # of each public name
+    "trpo_jax.running.train": ("Run", "defaults", "train"),
+    "trpo_jax.running.sweep_run": ("Sweep", "sweep"),
+    "trpo_jax.records.policies": ("load_policy",),
+    "trpo_jax.agent": (
+        "Agent",
+        "Critic",
+        "Policy",
+        "from_linen",
+        "from_nnx",
+        "make_agent",
+        "memoryless",
+    ),
+    "trpo_jax.algorithms.base": ("Algorithm",),
+    "trpo_jax.envs.base": (
+        "ArraySpec",
+        "Box",
+        "Discrete",
+        "Environment",
+        "MultiDiscrete",
+        "StepResult",
+    ),
+    "trpo_jax.algorithms": ("npg", "ppo", "qprop", "trpo", "trpo_vine", "ua_trpo", "vpg"),
+}
+_LAZY = {name: (module, name) for module, names in _MODULES.items() for name in names}
+_LAZY["make_env"] = ("trpo_jax.envs", "make")
+
+__all__ = sorted(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is used first."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    globals()[name] = value = getattr(import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Returns the public names too, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ from trpo_jax import envs
 from trpo_jax.algorithms import ppo, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.analysis.returns import running_return
-from trpo_jax.envs.base import Box
+from trpo_jax.envs.base import Box, Environment
 from trpo_jax.rollout import rollout, start_episodes
 from trpo_jax.running.loop import compile_program, run_chunks
 
@@ -65,7 +65,7 @@ def over_environments(
     return rows
 
 
-def random_actions(env: envs.Environment) -> Callable[..., jax.Array]:
+def random_actions(env: Environment) -> Callable[..., jax.Array]:
     """Returns a policy that chooses at random."""
 
     def act(key, observations):

@@ -49,7 +49,7 @@ def test_each_pair_is_a_run_with_its_usual_files(finished):
 
 def test_the_table(finished):
     table = (finished / "comparison.md").read_text()
-    assert "python experiments/compare.py --algorithms vpg 'ou=vpg --exploration ou'" in table
+    assert "trpo-jax compare --algorithms vpg 'ou=vpg --exploration ou'" in table
     assert "jax 0." in table
     assert "Device: cpu" in table
     assert "all seeds together" in table

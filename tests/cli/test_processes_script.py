@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import two_processes
@@ -193,5 +194,5 @@ def test_placements_are_said_again_on_resuming():
     ],
 )
 def test_what_devices_do_not_divide_is_refused_by_name(words, message, monkeypatch, capsys):
-    monkeypatch.setattr(placement, "choose_devices", lambda wanted: [object()] * wanted)
+    monkeypatch.setattr(placement, "choose_devices", lambda wanted: jax.devices()[:1] * wanted)
     assert re.search(message, refusal(train.main, ["--devices", "4", *words], capsys))

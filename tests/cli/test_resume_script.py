@@ -100,7 +100,7 @@ def test_other_settings_are_refused_one_by_one(stopped, capsys):
         train.main, ["--resume", str(stopped), "--max-kl", "0.5", "--num-envs", "4"], capsys
     )
     assert "num_envs = 2, not 4, max_kl = 0.01, not 0.5." in error
-    assert "experiments/train.py --num-seeds 2" in error
+    assert "trpo-jax train --num-seeds 2" in error
 
 
 def test_another_version_is_refused(stopped, capsys):

@@ -1,32 +1,75 @@
-"""Algorithms by name: modules with a `Config` and a `make(env, config) -> Algorithm`."""
+"""Algorithms by name: modules with a `Config` and a `make(env, config, *, agent=None)`."""
 
+import dataclasses
+from importlib import import_module
 from types import ModuleType
 
-from trpo_jax.algorithms import (
-    npg,
-    ppo,
-    qprop,
-    trpo,
-    trpo_ensemble,
-    trpo_held_out,
-    trpo_vine,
-    ua_trpo,
-    vpg,
-)
-from trpo_jax.errors import unknown_name
+from trpo_jax import user_modules
+from trpo_jax.errors import ConfigurationError, unknown_name
 
-ALGORITHMS: dict[str, ModuleType] = {
-    module.__name__.rsplit(".", 1)[-1]: module
-    for module in (trpo, npg, vpg, ppo, ua_trpo, qprop, trpo_vine, trpo_held_out, trpo_ensemble)
-}
+ALGORITHMS = (
+    "trpo",
+    "npg",
+    "vpg",
+    "ppo",
+    "ua_trpo",
+    "qprop",
+    "trpo_vine",
+    "trpo_held_out",
+    "trpo_ensemble",
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Imports the module of an algorithm when it is used first."""
+    if name in ALGORITHMS:
+        return get(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get(name: str) -> ModuleType:
-    """Returns the algorithm's module.
+    """Returns an algorithm's module, one of this package or the user's own.
+
+    Args:
+        name: one of `ALGORITHMS`, or the name of any module that has a `Config` and a `make`, such
+            as "my_module" for `my_module.py` in the current folder, or "my_package.my_module".
 
     Raises:
-        ConfigurationError: if there is none of that name.
+        ConfigurationError: if there is none of that name, or the user's own cannot be used.
     """
-    if name not in ALGORITHMS:
-        raise unknown_name("algorithm", name, ALGORITHMS)
-    return ALGORITHMS[name]
+    if name in ALGORITHMS:
+        return import_module(f"{__name__}.{name}")
+    module = user_modules.load(name)
+    if module is None:
+        raise ConfigurationError(
+            f"{unknown_name('algorithm', name, ALGORITHMS)} An algorithm of your own is named by "
+            "its module, such as my_module for my_module.py in the current folder."
+        )
+    missing = [part for part in ("Config", "make") if not callable(getattr(module, part, None))]
+    if missing:
+        raise ConfigurationError(
+            f"{module.__file__} is no algorithm: it has no {' and no '.join(missing)}. Write a "
+            f"module with both, or choose one of {', '.join(ALGORITHMS)}."
+        )
+    _check_fields(module)
+    return module
+
+
+def name_of(module: ModuleType) -> str:
+    """Returns the name by which `get` finds a module."""
+    return module.__name__.removeprefix(f"{__name__}.")
+
+
+def _check_fields(module: ModuleType) -> None:
+    if not dataclasses.is_dataclass(module.Config):
+        raise ConfigurationError(
+            f"{module.__file__}: Config must be a frozen dataclass: decorate it with "
+            "@flax.struct.dataclass."
+        )
+    for field in dataclasses.fields(module.Config):
+        if "kind" not in field.metadata:
+            raise ConfigurationError(
+                f"{module.__file__}: the field {field.name} of Config says neither its kind nor "
+                "what it is for. Give it as trpo_jax.algorithms.fields does, such as "
+                f'{field.name}: float = fields.real(0.1, "what it is for").'
+            )

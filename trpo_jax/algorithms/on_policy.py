@@ -170,8 +170,7 @@ def make(
         rewards, reward_sums, reward_statistics = _scaled_rewards(config, state, trajectory)
         reward_scale = scale_of_rewards(config, reward_statistics)
         observations, next_observations = (
-            seen(frozen, x)
-            for x in (trajectory.observation, trajectory.next_observation)
+            seen(frozen, x) for x in (trajectory.observation, trajectory.next_observation)
         )
         values = agent.critic.values(state.critic.params, observations)
         advantages = generalized_advantages(

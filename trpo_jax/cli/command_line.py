@@ -5,12 +5,15 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import dropwhile
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 from platformdirs import user_cache_dir
 
+from trpo_jax import algorithms
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 
@@ -22,8 +25,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints what was wrong and where to look, and exits with 2."""
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        print(f"error: {message} (--help explains every flag)", file=sys.stderr)
         raise SystemExit(2)
+
+
+def command_name(name: str) -> str:
+    """Returns how a command is called by a user who started this process as the user did.
+
+    Args:
+        name: of the command, such as "train".
+
+    Returns:
+        "experiments/train.py" if a script of that folder was started, or else "trpo-jax train".
+    """
+    if Path(sys.argv[0]).absolute().parent.name == "experiments":
+        return f"experiments/{name}.py"
+    return f"trpo-jax {name}"
+
+
+def flags_in(command: Sequence[str]) -> list[str]:
+    """Returns the flags of a stored command, which begins with the command's name."""
+    return list(dropwhile(lambda word: not word.startswith("-"), command))
 
 
 class Follows(NamedTuple):
@@ -42,6 +64,18 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def add_name_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name an environment and an algorithm."""
+    help_text = (
+        "the name of an environment, or my_module:make_env for a function of your own that returns "
+        "one (default: CartPole-v1)"
+    )
+    parser.add_argument("--env", default="CartPole-v1", metavar="NAME", help=help_text)
+    known = ", ".join(algorithms.ALGORITHMS)
+    help_text = f"one of {known}, or a module of your own (default: trpo)"
+    parser.add_argument("--algorithm", default="trpo", metavar="NAME", help=help_text)
+
+
 def add_config_flags(
     parser: argparse.ArgumentParser, module: ModuleType, defaults: dict[str, Any]
 ) -> None:
@@ -49,7 +83,7 @@ def add_config_flags(
 
     The default of a number may be the name of another flag, whose value is then taken.
     """
-    group = parser.add_argument_group(f"hyperparameters of {module.__name__.rsplit('.', 1)[-1]}")
+    group = parser.add_argument_group(f"hyperparameters of {algorithms.name_of(module)}")
     for field in dataclasses.fields(module.Config):
         default = defaults.get(field.name, field.default)
         kind = field.metadata["kind"]
@@ -148,7 +182,7 @@ def step_count(text: str) -> int:
     return int(number)
 
 
-def first_pass(argv: Sequence[str] | None, **flags: str) -> argparse.Namespace:
+def first_pass(argv: Sequence[str] | None, **flags: str | None) -> argparse.Namespace:
     """Returns the flags that decide what the other flags and their defaults are.
 
     Args:

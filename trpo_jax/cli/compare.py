@@ -25,7 +25,7 @@ from trpo_jax import algorithms, analysis, envs
 from trpo_jax.analysis.returns import WINDOW, first_reached, running_return
 from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
 from trpo_jax.cli import train
-from trpo_jax.cli.command_line import Parser, step_count, user_errors
+from trpo_jax.cli.command_line import Parser, command_name, step_count, user_errors
 from trpo_jax.cli.display import spread_text
 from trpo_jax.cli.run_settings import differences, prepare
 from trpo_jax.errors import ConfigurationError, unknown_name
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             refuse_other_settings(pairs)
         folder = args.out
         failed = execute(pairs, console)
-        report = compare(pairs, f"python experiments/compare.py {shlex.join(words)}")
+        report = compare(pairs, f"{command_name('compare')} {shlex.join(words)}")
         write_files(report, pairs, folder)
     except KeyboardInterrupt:
         goes_on = f"--out {folder} goes on from there." if folder else "Nothing was written."
@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    description = __doc__.split("\n\n")[0]
+    parser = Parser(prog=command_name("compare"), description=description, allow_abbrev=False)
     add = parser.add_argument
     help_text = "names, or LABEL=NAME FLAGS in quotes (default: all)"
     known = list(algorithms.ALGORITHMS)
@@ -143,7 +144,7 @@ def plan_pair(
     args: argparse.Namespace, variant: Variant, env: str, extra: Sequence[tuple[str, list[str]]]
 ) -> Pair:
     """Returns a variant on an environment, checked by train.py itself."""
-    folder = args.out / env / variant.label
+    folder = args.out / envs.folder_of(env) / variant.label
     argv = ["--algorithm", variant.algorithm, "--env", env, "--seed", str(args.seed)]
     argv += ["--num-seeds", str(args.num_seeds)]
     argv += [] if args.total_steps is None else ["--total-steps", str(args.total_steps)]

@@ -4,17 +4,15 @@ The page is `diagnosis.pdf` and `diagnosis.png`, in the folder of the run or whe
 those of an earlier call are replaced.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from trpo_jax.analysis.diagnosis import RunWarning, describe, find_warnings
-from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.cli.command_line import Parser, command_name, user_errors
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.figures.curves import file_of
+from trpo_jax.figures.curves import Figure, file_of
 from trpo_jax.figures.diagnosis import diagnosis, headline
 from trpo_jax.records.files import write_whole
 from trpo_jax.records.runs import StoredRun, find_runs, read_run
@@ -37,9 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = Parser(
+        prog=command_name("diagnose"), description=__doc__.split("\n\n")[0], allow_abbrev=False
+    )
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="of a run of train.py, finished or not")
+    add("folder", type=Path, metavar="DIR", help="of a run, finished or not")
     help_text = "where the pages go (default: the folder of the run)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     return parser
@@ -87,7 +87,3 @@ def print_warnings(console: Console, run: StoredRun, found: Sequence[RunWarning]
         console.print("No warnings.")
     for warning in found:
         console.print(f"  [bold]{warning.name}[/bold]: {describe(warning)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

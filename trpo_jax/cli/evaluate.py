@@ -18,7 +18,7 @@ from rich.table import Table
 from trpo_jax import envs
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
-from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
+from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import spread_text
 from trpo_jax.cli.run_settings import stored_algorithm, stored_description
 from trpo_jax.cli.train import CHECKPOINTS
@@ -79,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser(description=__doc__.replace("\n", " "), allow_abbrev=False)
+    parser = Parser(
+        prog=command_name("evaluate"), description=__doc__.replace("\n", " "), allow_abbrev=False
+    )
     add = parser.add_argument
-    add("folder", type=Path, help="of a run of train.py")
+    add("folder", type=Path, help="of a run")
     help_text = "episodes of each seed and mode (default: 128)"
     add("--episodes", type=int, default=128, metavar="N", help=help_text)
     help_text = (
@@ -197,7 +199,3 @@ def with_spread(value: float, ends: Sequence[float] | None, scores: Sequence[flo
 def number(value: float) -> str:
     """Returns a return as it is read, short enough for four columns of them."""
     return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

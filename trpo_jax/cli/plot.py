@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -29,11 +28,11 @@ from trpo_jax.analysis.comparisons import (
 from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
 from trpo_jax.analysis.returns import WINDOW
 from trpo_jax.analysis.statistics import INTERVAL
-from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.cli.command_line import Parser, command_name, user_errors
 from trpo_jax.cli.display import print_files, spread_text
 from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, number, report_lines
 from trpo_jax.errors import ConfigurationError, unknown_name
-from trpo_jax.figures.curves import Curve, comparison, file_of
+from trpo_jax.figures.curves import Curve, Figure, comparison, file_of
 from trpo_jax.figures.scores import aggregates, improvements, performance_profiles
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
 from trpo_jax.records.runs import StoredRun, find_runs, read_run
@@ -67,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overall = over_tasks(tasks, labels, baseline)
     remarks = notes(tasks, overall, args.score, args.smooth)
     report = describe(tasks, overall, baseline, remarks)
-    report = {"command": f"python experiments/plot.py {shlex.join(words)}"} | report
+    report = {"command": f"{command_name('plot')} {shlex.join(words)}"} | report
     write_json(args.out / "statistics.json", report)
     (args.out / "statistics.md").write_text("\n".join(report_lines(report)) + "\n")
     for name, figure in draw(tasks, overall, labels, baseline).items():
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=command_name("plot"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("folders", nargs="+", metavar="[LABEL=]FOLDER", help="with runs in it, at any depth")
     help_text = "what the others are compared with (default: the first label)"
@@ -122,7 +121,7 @@ def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:
         if missing:
             raise ConfigurationError(
                 f"The run in {run.folder} cannot be used, since it does not say its "
-                f"{', '.join(missing)}, as a run of experiments/train.py does."
+                f"{', '.join(missing)}, as a run of trpo_jax does."
             )
     return [(chosen.get(path, run.description["algorithm"]), run) for path, run in runs]
 
@@ -235,7 +234,3 @@ def print_results(console: Console, report: dict[str, Any], folder: Path) -> Non
     for note in report["notes"]:
         console.print(f"- {note}")
     print_files(console, folder)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,7 @@ for variable, value in HEADLESS.items():
 from rich.console import Console
 
 from trpo_jax import envs
-from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
+from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.run_settings import stored_description
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.records.policies import load_policy
@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=command_name("render"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("folder", type=Path, help="of a run of train.py")
+    add("folder", type=Path, help="of a run")
     help_text = "whose policy (default: that with the best evaluation)"
     add("--seed", type=int, metavar="N", help=help_text)
     help_text = "another environment with the same observations and actions"
@@ -73,7 +73,3 @@ def build_parser() -> argparse.ArgumentParser:
     help_text = "the file, a new one (default: episode.gif in the folder)"
     add("--out", type=Path, metavar="FILE", help=help_text)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,9 +20,12 @@ from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.cli.command_line import (
     Parser,
     add_config_flags,
+    add_name_flags,
+    command_name,
     config_from,
     config_to_dict,
     first_pass,
+    flags_in,
     require_at_least,
     seed_range,
     step_count,
@@ -125,7 +128,9 @@ def prepare(argv: Sequence[str] | None = None) -> Run:
         seeds,
         num_updates,
         choose_chunk(num_updates, *intervals),
-        args.resume or args.out or Path("runs", args.env, args.algorithm, time_name),
+        args.resume
+        or args.out
+        or Path("runs", envs.folder_of(args.env), args.algorithm, time_name),
         describe(args, config, words) | {"placement": describe_placement(placement, args.shard)},
         placement,
     )
@@ -138,14 +143,13 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     """Returns the parser whose defaults are those of the chosen algorithm and environment."""
     defaults = defaults_for(first.algorithm, first.env)
     parser = Parser(
+        prog=command_name("train"),
         description="Trains an algorithm on an environment, several seeds in one program, and "
         "writes what happened. Without a flag: TRPO on CartPole-v1.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    known = ", ".join(algorithms.ALGORITHMS)
-    add("--env", default="CartPole-v1", metavar="NAME", help="environment (default: CartPole-v1)")
-    add("--algorithm", default="trpo", metavar="NAME", help=f"one of {known} (default: trpo)")
+    add_name_flags(parser)
     add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")
     total_steps, num_seeds = defaults["total_steps"], defaults["num_seeds"]
     help_text = f"number of seeds, trained side by side (default: {num_seeds})"
@@ -211,7 +215,7 @@ def describe(args: argparse.Namespace, config: Any, words: Sequence[str]) -> dic
     run_fields += ("eval_every", "checkpoint_every", "env_processes")
     return as_json(
         {
-            "command": ["experiments/train.py", *words],
+            "command": [*command_name("train").split(), *words],
             **{name: getattr(args, name) for name in run_fields},
             "config": config_to_dict(config),
             **provenance(args.env),
@@ -222,8 +226,7 @@ def describe(args: argparse.Namespace, config: Any, words: Sequence[str]) -> dic
 def provenance(env: str) -> dict[str, Any]:
     """Returns versions, device and time, of what runs on an environment."""
     device = jax.devices()[0]
-    suite, _ = envs.suite_of(env)
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.SUITES[suite])
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.packages_of(env))
     return {
         "versions": {
             "trpo_jax": trpo_jax.__version__,
@@ -251,7 +254,7 @@ def stored_command(folder: Path) -> list[str]:
     Raises:
         ConfigurationError: if there is no such run.
     """
-    words = stored_description(folder)["command"][1:]
+    words = flags_in(stored_description(folder)["command"])
     parser = Parser(add_help=False, allow_abbrev=False)
     for flag in ("--out", "--shard"):
         parser.add_argument(flag)

@@ -23,10 +23,13 @@ from trpo_jax.algorithms.base import Actor
 from trpo_jax.cli.command_line import (
     Parser,
     add_config_flags,
+    add_name_flags,
     cache_compilations,
+    command_name,
     config_from,
     config_to_dict,
     first_pass,
+    flags_in,
     flags_of,
     require_at_least,
     require_on_device,
@@ -157,7 +160,7 @@ def prepare(words: Sequence[str]) -> Sweep:
     placement = place_runs(args, env)
     description = as_json(
         {
-            "command": ["experiments/sweep.py", *words],
+            "command": [*command_name("sweep").split(), *words],
             "env": args.env,
             "algorithm": args.algorithm,
             "seeds": seeds,
@@ -178,11 +181,9 @@ def prepare(words: Sequence[str]) -> Sweep:
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     """Returns the parser whose defaults are those of the chosen algorithm and environment."""
     defaults = defaults_for(first.algorithm, first.env)
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=command_name("sweep"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    known = ", ".join(algorithms.ALGORITHMS)
-    add("--env", default="CartPole-v1", metavar="NAME", help="environment (default: CartPole-v1)")
-    add("--algorithm", default="trpo", metavar="NAME", help=f"one of {known} (default: trpo)")
+    add_name_flags(parser)
     help_text = "seeds of each setting (default: 4)"
     add("--seeds", type=int, default=4, metavar="N", help=help_text)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
@@ -364,7 +365,7 @@ def report(sweep: Sweep, console: Console) -> None:
     print_ranking(console, ranking, f"{title}, by {sweep.args.score} return")
     console.print(
         f"The best of {len(ranking)} looks better than it is. Seeds of its own judge it:\n"
-        f"  experiments/train.py {shlex.join(command_of(sweep, ranking[0].outcome.setting))}"
+        f"  {command_name('train')} {shlex.join(command_of(sweep, ranking[0].outcome.setting))}"
     )
     console.print(f"Files in {folder}: {', '.join(sorted(x.name for x in folder.iterdir()))}")
 
@@ -377,7 +378,7 @@ def command_of(sweep: Sweep, setting: Setting) -> list[str]:
     for name in ("batch", "out"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--quiet", action="store_true")
-    words = without_process_flags(sweep.description["command"][1:])
+    words = without_process_flags(flags_in(sweep.description["command"]))
     words = parser.parse_known_args(words)[1]
     first = sweep.seeds[-1] + 1
     own = ["--seed", str(first), "--num-seeds", str(len(sweep.seeds))]

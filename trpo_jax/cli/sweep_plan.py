@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trpo_jax import algorithms
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.running.defaults import SPACES_FILE, defaults_for
 
@@ -74,7 +75,7 @@ def plan_settings(
             raise ConfigurationError(f"--random {num_random} must be at least 1.")
         drawn = dict(parse_range(module, text) for text in ranges)
         if not ranges:
-            spaces = defaults_for(module.__name__.rsplit(".", 1)[-1], env, SPACES_FILE)
+            spaces = defaults_for(algorithms.name_of(module), env, SPACES_FILE)
             drawn = {name: Range(*x) for name, x in spaces.items() if name not in listed}
         draws = draw(drawn, base, num_random)
     if not listed and draws == [{}]:

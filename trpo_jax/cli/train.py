@@ -18,7 +18,7 @@ from rich.console import Console
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli.command_line import cache_compilations, user_errors
+from trpo_jax.cli.command_line import cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import print_evaluation, print_files, with_progress
 from trpo_jax.cli.placement import ABORTED, SEEDS, exit_with, join_processes, placement_words
 from trpo_jax.cli.run_settings import Run, differences, prepare, settings, stored_description
@@ -431,7 +431,7 @@ def resumption(run: Run, after: str | None = None) -> str:
         numbers = [int(name) for name in names if name.isdigit()]
         after = f"after update {max(numbers)}" if numbers else "from its start"
     words = ["--resume", str(run.folder), *placement_words(run.args)]
-    return f"experiments/train.py {shlex.join(words)} goes on {after}."
+    return f"{command_name('train')} {shlex.join(words)} goes on {after}."
 
 
 def write_traceback(folder: Path, error: BaseException) -> None:

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
+from trpo_jax import user_modules
 from trpo_jax.envs.base import (
     ArraySpec,
     Box,
@@ -48,7 +49,9 @@ def make(name: str, processes: bool = False) -> Environment:
         if isinstance(error, gymnasium.error.DependencyNotInstalled):
             reason += " What MuJoCo's need comes with: uv sync --extra gym"
         elif isinstance(error, ModuleNotFoundError):
-            reason += " Install it, or name its folder in PYTHONPATH."
+            reason += (
+                " Put it into the current folder, install it, or name its folder in PYTHONPATH."
+            )
         raise ConfigurationError(f"Environment {full_name!r} cannot be made: {reason}") from error
     space, action_space = env.observation_space, env.action_space
     observation, flatten = observation_spec(full_name, space)
@@ -89,7 +92,8 @@ def _leave_interrupts_to_the_parent(env: gymnasium.Env) -> gymnasium.Env:
 
 
 def _check_registered(name: str) -> None:
-    if ":" in name:  # gymnasium imports what stands before the colon
+    if ":" in name:  # Gymnasium imports the module before the colon, and says if there is none
+        user_modules.load(name.partition(":")[0])
         return
     if name not in gymnasium.registry:
         with suppress(ImportError):

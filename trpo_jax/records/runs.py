@@ -41,8 +41,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         inside = [path for path in inside if (path / DESCRIPTION).is_file()]
         if not inside:
             raise ConfigurationError(
-                f"{folder} holds no run: a run's folder has a {DESCRIPTION} and a {METRICS} in it, "
-                "as experiments/train.py leaves them."
+                f"{folder} holds no run: a run's folder has a {DESCRIPTION} and a {METRICS} in it."
             )
         found |= dict.fromkeys(inside)
     return list(found)
@@ -56,10 +55,7 @@ def read_run(folder: Path) -> StoredRun:
     """
     for name in (DESCRIPTION, METRICS):
         if not (folder / name).is_file():
-            raise ConfigurationError(
-                f"{folder} is no folder of a run: there is no {name} in it, as "
-                "experiments/train.py leaves one."
-            )
+            raise ConfigurationError(f"{folder} is no folder of a run: there is no {name} in it.")
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         metrics = read_metrics(folder / METRICS)
