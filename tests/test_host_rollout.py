@@ -14,7 +14,7 @@ from trpo_jax.algorithms.base import update_keys
 from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import host_rollout, make_choose
-from trpo_jax.running.host_program import host_program
+from trpo_jax.running.host_program import HostState, host_program
 
 NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 40, 12
 SETTINGS = {
@@ -86,8 +86,10 @@ def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
 
     host_env = replaying(env, trajectories, np.asarray(state.rollout.episodes.observation))
     on_host = module.make(host_env, config)
-    program = host_program(on_host, (3,), 2)
+    # As if resumed, so that the first statistics are given, which random actions decide otherwise.
+    program = host_program(on_host, (3,), 2, num_done=1)
     (start,) = program.state.seeds
+    start = start._replace(actor=initial.actor)
     started = start.rollout.episodes
     np.testing.assert_array_equal(started.observation, initial.rollout.episodes.observation)
     assert started.length.tolist() == [0, 3, 6, 9], "staggered over the time limit"
@@ -98,7 +100,8 @@ def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
         host_env, pool, choose, start.actor, key, started, acting, NUM_STEPS
     )
     assert_close(trajectory, trajectories[0])
-    advanced, (metrics, health) = program.advance(program.state, 2)
+    started_state = HostState(start.actor, (start,))
+    advanced, (metrics, health) = program.advance(started_state, 2)
     (state,), (expected, _) = advanced.seeds, states[-1]
     assert health.finite.all()
     lengths = (x.rollout.episodes.length for x in (state, expected))
@@ -139,7 +142,8 @@ def test_an_update_that_breaks_is_not_made(broken, batches):
 
     spaces = envs.make("CartPole-v1")
     env = host_environment("breaking", spaces.observation, spaces.action, None, open)
-    algorithm = trpo.make(env, trpo.Config(**(SETTINGS | {"num_steps": 10})))
+    settings = SETTINGS | {"num_steps": 10, "normalize_observations": False}
+    algorithm = trpo.make(env, trpo.Config(**settings))
 
     def improve(state, trajectory):
         improved, fit_input, metrics = algorithm.improve(state, trajectory)
@@ -181,7 +185,8 @@ def test_a_seed_that_fails_stops_the_others(monkeypatch):
 
     spaces = envs.make("CartPole-v1")
     env = host_environment("waiting", spaces.observation, spaces.action, None, open)
-    algorithm = trpo.make(env, trpo.Config(**(SETTINGS | {"num_steps": 10})))
+    settings = SETTINGS | {"num_steps": 10, "normalize_observations": False}
+    algorithm = trpo.make(env, trpo.Config(**settings))
     program = host_program(algorithm, (0, 1), 10_000)
     with pytest.raises(EnvironmentFailure, match="floor gave way"):
         program.advance(program.state, 10_000)

@@ -6,7 +6,7 @@ from probes import counter
 
 from trpo_jax.distributions import Categorical, DiagGaussian
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
-from trpo_jax.envs.episodes import Episode
+from trpo_jax.envs.episodes import start_episode
 from trpo_jax.vine import branch_return, differences, draw_actions, self_normalized_surrogate
 
 pytestmark = pytest.mark.xdist_group("vine")
@@ -23,7 +23,9 @@ def counted(env, start, num_steps, value=value, length=None):
     """Returns the branch return of an environment that pays 10 times the number it counts to."""
     count = jnp.asarray(start, jnp.int32)
     length = jnp.asarray(start if length is None else length, jnp.int32)
-    episode = Episode(count, jnp.full(1, start, jnp.float32), length, jnp.zeros(()))
+    episode = start_episode(env, jax.random.key(0))
+    observation = jnp.full(1, start, jnp.float32)
+    episode = episode._replace(state=count, observation=observation, length=length)
     first, key = jnp.zeros((), jnp.int32), jax.random.key(0)
     return float(branch_return(env, act_zero, value, key, episode, first, num_steps, GAMMA))
 
@@ -73,7 +75,7 @@ def test_the_first_action_is_the_given_one_and_the_others_the_policy_s():
     bounds = np.full(1, np.inf, np.float32)
     reset = lambda key: (jnp.zeros(()), jnp.zeros(1))
     env = Environment("paid", reset, paid, spec, Box(-bounds, bounds), None)
-    episode = Episode(jnp.zeros(()), jnp.zeros(1), jnp.zeros((), jnp.int32), jnp.zeros(()))
+    episode = start_episode(env, jax.random.key(0))
     act, key = lambda key, observation: jnp.ones(1), jax.random.key(0)
     found = branch_return(env, act, lambda o: jnp.zeros(()), key, episode, jnp.full(1, 8.0), 3, 0.5)
     assert found == 8 + 0.5 + 0.25

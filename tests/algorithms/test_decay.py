@@ -8,6 +8,7 @@ import pytest
 
 from trpo_jax import algorithms
 from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms.base import update_keys
 from trpo_jax.algorithms.natural_gradient import kl_radius
 from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
 
@@ -26,8 +27,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_length_of_the_step_falls_to_nothing_and_stays_there(case):
-    """Shares of a radius are squares of lengths."""
+def test_the_length_of_the_step_falls_to_nothing_and_stays_there(case, monkeypatch):
+    """Shares of a radius are squares of lengths, and every update gets the keys of the first."""
+    first = lambda state: update_keys(state._replace(num_updates=0))
+    monkeypatch.setattr("trpo_jax.algorithms.on_policy.update_keys", first)
     settings, exponent = CASES[case]
     module = algorithms.get(case.split()[0])
     env = probes.action_from_observation(continuous=True)

@@ -268,11 +268,11 @@ def test_every_real_field_sweeps_in_one_program(choices, idle):
 
     swept = jax.jit(jax.vmap(run))(configs)
     single = jax.jit(lambda configs: jax.lax.map(run, configs))(configs)
+    # A Gauss-Newton step of the critic multiplies rounding by some thousands.
+    alike = 1 if base.gae_critic == "trust_region" else 2
     for name, values in swept.items():
-        # A Gauss-Newton step multiplies what rounding does to the critic by some thousands.
-        noisy = name == "explained_variance" and base.gae_critic == "trust_region"
-        close = {"rtol": 1e-2, "atol": 0.1 if noisy else 1e-3, "err_msg": name}
-        np.testing.assert_allclose(values[:, :2], single[name][:, :2], **close)
+        close = {"rtol": 1e-2, "atol": 1e-3, "err_msg": name}
+        np.testing.assert_allclose(values[:, :alike], single[name][:, :alike], **close)
     for lane, name in enumerate(names, start=1):
         different = [
             not np.allclose(x[lane], x[0], rtol=1e-3, equal_nan=True)

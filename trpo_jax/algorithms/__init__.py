@@ -7,8 +7,17 @@ from types import ModuleType
 from trpo_jax import user_modules
 from trpo_jax.errors import ConfigurationError, unknown_name
 
-ALGORITHMS = ("trpo", "npg", "vpg", "ppo", "ua_trpo", "qprop", "trpo_vine")
-ALGORITHMS += ("trpo_held_out", "trpo_ensemble")
+ALGORITHMS = (
+    "trpo",
+    "npg",
+    "vpg",
+    "ppo",
+    "ua_trpo",
+    "qprop",
+    "trpo_vine",
+    "trpo_held_out",
+    "trpo_ensemble",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -56,7 +56,7 @@ def fisher_precision(config: NaturalGradient) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def thinned(key: PRNGKeyArray, batch: Batch, stride: int) -> Batch:
+def thinned(key: PRNGKeyArray, batch: Any, stride: int) -> Any:
     """Returns every `stride`-th time step of a batch `[T, ...]`, from a random first one on.
 
     The first one changes from update to update: otherwise a task whose states repeat after as many

@@ -161,11 +161,16 @@ def make(
 
     def improve(state: TrainState, trajectory: Transition):
         keys = update_keys(state)
+        # For the next rollout: old log-probabilities, KL divergences and the Fisher matrix all
+        # assume that the policy saw this batch through the same statistics.
+        frozen = state.actor.observation_statistics
+        statistics = update_statistics(frozen, trajectory.observation)
+        # Adding zero makes what is seen wait for them: the batch would be kept twice otherwise.
+        frozen = jax.tree.map(lambda old, new: old + 0 * new, frozen, statistics)
         rewards, reward_sums, reward_statistics = _scaled_rewards(config, state, trajectory)
         reward_scale = scale_of_rewards(config, reward_statistics)
         observations, next_observations = (
-            seen(state.actor.observation_statistics, x)
-            for x in (trajectory.observation, trajectory.next_observation)
+            seen(frozen, x) for x in (trajectory.observation, trajectory.next_observation)
         )
         values = agent.critic.values(state.critic.params, observations)
         advantages = generalized_advantages(
@@ -200,9 +205,6 @@ def make(
             **policy_metrics,
             "explained_variance": explained_variance(values, batch.targets),
         }
-        # The updated statistics come last: old log-probabilities, KL divergences and the Fisher
-        # matrix all assume that the policy saw the batch through the same ones.
-        statistics = update_statistics(state.actor.observation_statistics, trajectory.observation)
         acting = state.rollout.acting
         noise_state = agent.exploration.prepare(keys.noise, acting.noise_state)
         state = state._replace(

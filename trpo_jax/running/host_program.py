@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -78,14 +79,17 @@ def host_program(
     states = [init(jax.random.key(np.uint32(seed))) for seed in seeds]
     programs = compile_host_programs(algorithm, states[0])
     seconds = time.perf_counter() - started
+    num_envs = states[0].rollout.episodes.length.shape[0]
+    threads = min(len(seeds), os.cpu_count() or 1)
     with ExitStack() as stack:
         pools = []
-        for index, seed in enumerate(seeds):
-            num_envs = states[index].rollout.episodes.length.shape[0]
+        for seed in seeds:
             with failures_named(env):
                 pools.append(env.open((seed, num_done) if num_done else seed, num_envs))
             stack.callback(pools[-1].close)
-            states[index] = start(algorithm, pools[-1], states[index], warm_up=num_done == 0)
+        with ThreadPoolExecutor(threads) as executor:
+            start_seed = partial(start, algorithm, warm_up=num_done == 0)
+            states = list(executor.map(start_seed, pools, states))
         close = stack.pop_all().close
 
     def advance(state: HostState, count: int) -> tuple[HostState, Any]:
@@ -98,9 +102,9 @@ def host_program(
                 stopping.set()  # or the other seeds would go on to the end of the chunk
                 raise
 
-        with ThreadPoolExecutor(min(len(seeds), os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(threads) as executor:
             try:
-                results = list(threads.map(advance_or_stop, pools, state.seeds))
+                results = list(executor.map(advance_or_stop, pools, state.seeds))
             except BaseException:
                 stopping.set()
                 raise
