@@ -5,11 +5,8 @@ each process holding its part. The first one, which files and terminal belong to
 depends on clocks, folders or memory, and tells the others.
 """
 
-import ctypes
 import json
-import os
 import re
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -124,20 +121,3 @@ def peer_failures_named() -> Iterator[None]:
         raise PeerFailure(
             f"Another process of this run ended or cannot be reached ({text.splitlines()[0][:200]})"
         ) from error
-
-
-def say_where_aborted(last_words: str) -> None:
-    """Lets this process end with a message and exit code 1 where JAX would abort it.
-
-    It does where it has lost the first process, or without an answer of another one: from a thread
-    of its own, telling nobody before (its callback for that is broken in jaxlib 0.10). A later call
-    changes the message.
-    """
-
-    def handle(_):
-        os.write(2, f"{last_words}\n".encode())
-        os._exit(1)
-
-    global _handler  # the process may call it for as long as it lives
-    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
-    ctypes.CDLL(None).signal(signal.SIGABRT, _handler)

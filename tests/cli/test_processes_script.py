@@ -3,6 +3,7 @@
 import argparse
 import csv
 import re
+import signal
 import subprocess
 import sys
 
@@ -101,8 +102,10 @@ def test_without_the_first_process_the_other_ends_too(tmp_path):
     two_processes.wait_for(out / "checkpoints" / "5", started)
     started[0].kill()
     codes, printed = two_processes.wait(started, tmp_path)
-    assert codes == [-9, 1]
-    assert "another" in printed[1].lower()
+    # JAX aborts it, or it notices the loss itself; how to go on was printed at its start.
+    assert codes[0] == -9
+    assert codes[1] in (1, -signal.SIGABRT)
+    assert printed[1].startswith("If the first process is lost")
     assert f"train.py --resume {out} --distributed" in printed[1]
     assert "goes on after" in printed[1]
 

@@ -21,12 +21,12 @@ from trpo_jax.devices import (
     split_runs,
 )
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.processes import is_first, join, say_where_aborted
+from trpo_jax.processes import is_first, join
 from trpo_jax.running.plan import require_on_device
 
 SEEDS, ENVIRONMENTS = "seeds", "environments"
 ALL = "all"
-ABORTED = "error: This process was aborted, as happens where another one of its run is lost."
+IF_LOST = "If the first process is lost, JAX aborts the others with a stack trace."
 FIRST_LEAVES_AFTER = 2.0  # seconds
 
 
@@ -120,7 +120,6 @@ def join_processes(words: Sequence[str]) -> None:
             "Open MPI or on Cloud TPU, or give --coordinator HOST:PORT --num-processes N "
             "--process-id K, with every K from 0 to N - 1 once."
         ) from error
-    say_where_aborted(ABORTED)
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:

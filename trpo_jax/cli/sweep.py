@@ -30,7 +30,7 @@ from trpo_jax.cli.command_line import (
     user_errors,
 )
 from trpo_jax.cli.placement import (
-    ABORTED,
+    IF_LOST,
     add_process_flags,
     join_processes,
     place_runs,
@@ -38,7 +38,7 @@ from trpo_jax.cli.placement import (
 from trpo_jax.cli.sweep_flags import parse_grid, parse_range, refuse_repeats
 from trpo_jax.cli.sweep_report import print_ranking
 from trpo_jax.errors import PeerFailure
-from trpo_jax.processes import decided_by_first, is_first, say_where_aborted
+from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.running.defaults import defaults_for
 from trpo_jax.running.sweep import SCORES, Sweep, sweep
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args, settings = parse_sweep(words)
             folder = settings["out"]
             if args.distributed:
-                say_where_aborted(f"{ABORTED} {kept_of(folder)}")
+                print(f"{IF_LOST} {kept_of(folder)}", file=sys.stderr)
             cache_compilations()
             found = sweep(**settings, progress=not args.quiet)
     except PeerFailure as error:

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from trpo_jax.cli.command_line import cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import print_evaluation, print_files
-from trpo_jax.cli.placement import ABORTED, join_processes, placement_words
+from trpo_jax.cli.placement import IF_LOST, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
-from trpo_jax.processes import is_first, say_where_aborted
+from trpo_jax.processes import is_first
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
 from trpo_jax.running.loop import NonFiniteError
 from trpo_jax.running.train import FAILURES, Run, train
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = settings["out"]
             if args.distributed:
                 after = "after its latest checkpoint"
-                say_where_aborted(f"{ABORTED} {resumption(folder, args, after)}")
+                print(f"{IF_LOST} {resumption(folder, args, after)}", file=sys.stderr)
             cache_compilations()
             run = train(**settings, progress=not args.quiet)
     except FAILURES as error:
