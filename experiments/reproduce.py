@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
             for task in chosen:
                 plan_of(runs[task].argv)  # raises what is wrong before anything is run
-            shown = [run for task, run in runs.items() if task in chosen or run.is_finished()]
-            refuse_other_settings(shown)
+            reported = [run for task, run in runs.items() if task in chosen or run.is_finished()]
+            refuse_other_settings(reported)
             cache_compilations()
             failed = execute([runs[task] for task in chosen], console)
         report = describe(benchmark, runs)

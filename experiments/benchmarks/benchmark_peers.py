@@ -100,11 +100,11 @@ def seconds_of_an_update(repeats: int) -> dict[str, float]:
     state = jax.jit(algorithm.init)(jax.random.key(0))
     collect, improve, fit = map(jax.jit, (algorithm.collect, algorithm.improve, algorithm.fit))
     collected, trajectory = collect(state)
-    improved, lesson, _ = improve(collected, trajectory)
+    improved, fit_input, _ = improve(collected, trajectory)
     calls = {
         "collect": lambda: collect(state),
         "policy": lambda: improve(collected, trajectory),
-        "critic": lambda: fit(improved.critic, lesson),
+        "critic": lambda: fit(improved.critic, fit_input),
     }
     return {name: float(np.median(x)) for name, x in time_in_turns(calls, repeats).items()}
 

@@ -17,8 +17,8 @@ from trpo_jax.critics import fit_critic, init_critic
 from trpo_jax.envs.base import ArraySpec, Box, Discrete
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.line_search import backtracking
-from trpo_jax.networks import make_critic, make_policy
-from trpo_jax.solvers import conjugate_gradient
+from trpo_jax.networks import make_critic, make_policy, over_two_axes
+from trpo_jax.solvers import damped_solver
 from trpo_jax.trust_region import (
     importance_sampled_surrogate,
     surrogate_gradient,
@@ -130,10 +130,12 @@ def prepare(
         slope = jax.grad(divergence(params, batch))
         return jax.grad(lambda p: optax.tree.vdot(slope(p), params))(params)
 
-    def solve(every, params, _, batch):
+    def solver(every, params, batch):
         product = metric(params, thinned(batch, every))
-        damped = lambda v: optax.tree.add_scale(product(v), DAMPING, v)
-        return conjugate_gradient(damped, params, cg_iters)
+        return damped_solver(product, damping=DAMPING, num_iterations=cg_iters)
+
+    def solve(every, params, _, batch):
+        return solver(every, params, batch)(params)
 
     def search(max_kl, params, _, batch):
         old = distribution(batch, params)
@@ -150,10 +152,9 @@ def prepare(
             params,
             partial(distribution, batch),
             surrogate(batch),
-            metric(params, thinned(batch, every)),
+            solver(every, params, batch),
             max_kl=MAX_KL,
             damping=DAMPING,
-            cg_iters=cg_iters,
             line_search_steps=LENGTHS,
             line_search_shrink=SHRINK,
         )
@@ -164,7 +165,7 @@ def prepare(
     def fit(_, critic_state, batch):
         return fit_critic(
             jax.random.key(0),
-            critic.apply,
+            over_two_axes(critic.apply),
             critic_state,
             *map(by_time, (batch.observations, batch.advantages)),
             learning_rate=1e-3,

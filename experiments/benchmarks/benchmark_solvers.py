@@ -13,6 +13,7 @@ from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.host_rollout import host_rollout, make_choose, start_host_episodes
+from trpo_jax.running.host_program import next_key
 from trpo_jax.running.loop import compile_program
 
 UPDATES = 60
@@ -67,21 +68,20 @@ def after_training(algorithm: Algorithm) -> tuple[Any, Transition]:
         state, _ = jax.jit(partial(jax.lax.scan, update, length=UPDATES))(state)
         return jax.jit(algorithm.collect)(state)
     program = compile_program(algorithm, (0,), UPDATES)
-    states, _ = program.advance(program.state)
+    states, _ = program.advance(program.state, UPDATES)
     program.close()
     (state,) = states.seeds
-    num_envs = state.episodes.length.shape[0]
+    num_envs = state.rollout.episodes.length.shape[0]
     pool = env.open(0, num_envs)
-    key, memory = algorithm.begin(state)
     _, _, trajectory = host_rollout(
         env,
         pool,
         make_choose(env, algorithm.act),
         state.actor,
-        key,
+        next_key(state),
         start_host_episodes(env, pool, num_envs),
-        memory,
-        algorithm.steps_per_update // num_envs,
+        state.rollout.acting,
+        algorithm.num_steps,
     )
     pool.close()
     return state, trajectory

@@ -23,7 +23,7 @@ from trpo_jax.cli.placement import add_process_flags, exit_with, join_processes
 from trpo_jax.devices import ENVIRONMENTS
 from trpo_jax.envs.base import ArraySpec, Box
 from trpo_jax.fisher import fisher_vector_product
-from trpo_jax.networks import make_policy
+from trpo_jax.networks import make_policy, over_two_axes
 from trpo_jax.processes import is_first, to_devices
 from trpo_jax.solvers import conjugate_gradient
 
@@ -64,6 +64,7 @@ def compute_on_one_core() -> None:
 def measure(mesh: Mesh, width: int, num_envs: int, repeats: int) -> dict[str, Any]:
     """Returns what a solve takes with a policy of some width, and its parts."""
     policy = make_policy(OBSERVATION, ACTION, hidden_sizes=(width, width))
+    apply = over_two_axes(policy.apply)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     random = np.random.default_rng(0)
     normal = lambda shape: random.normal(size=shape).astype(np.float32)
@@ -77,7 +78,7 @@ def measure(mesh: Mesh, width: int, num_envs: int, repeats: int) -> dict[str, An
     compiling = partial(jax.jit, in_shardings=(whole, whole, split), out_shardings=whole)
 
     def solve(params, gradient, observations):
-        product = fisher_vector_product(lambda p: policy.apply(p, observations), params)
+        product = fisher_vector_product(lambda p: apply(p, observations), params)
         damped = lambda v: jax.tree.map(lambda a, b: a + 0.1 * b, product(v), v)
         return conjugate_gradient(damped, gradient, CG_ITERS, tolerance=0.0).x
 
@@ -86,10 +87,10 @@ def measure(mesh: Mesh, width: int, num_envs: int, repeats: int) -> dict[str, An
         return conjugate_gradient(scaled, gradient, CG_ITERS, tolerance=-1.0).x
 
     def product(params, gradient, observations):
-        return fisher_vector_product(lambda p: policy.apply(p, observations), params)(gradient)
+        return fisher_vector_product(lambda p: apply(p, observations), params)(gradient)
 
     def forward(params, gradient, observations):
-        return jnp.mean(policy.apply(params, observations).mean)
+        return jnp.mean(apply(params, observations).mean)
 
     compiled = {
         f.__name__: compiling(f).lower(*arguments).compile()

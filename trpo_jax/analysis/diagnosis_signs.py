@@ -174,8 +174,8 @@ def entropy_change(run: StoredRun, looked_at: slice) -> np.ndarray:
 
 def entropy_lost_for_nothing(run: StoredRun, looked_at: slice) -> np.ndarray:
     """Returns the share of the entropy that was lost, where the return has not risen."""
-    went = progress(run)
-    return np.where(went.gained > went.noise, np.nan, -entropy_change(run, looked_at))
+    returns = progress(run)
+    return np.where(returns.gained > returns.noise, np.nan, -entropy_change(run, looked_at))
 
 
 def entropy_gained_still(run: StoredRun, looked_at: slice) -> np.ndarray:
@@ -190,16 +190,16 @@ def explained_variance(run: StoredRun, looked_at: slice) -> np.ndarray:
 
     Where a task is solved all episodes may have the same return, as the 500 of CartPole.
     """
-    went = progress(run)
-    solved = (went.gained > went.noise) & (went.moves < SETTLED * went.gained)
+    returns = progress(run)
+    solved = (returns.gained > returns.noise) & (returns.moves < SETTLED * returns.gained)
     return np.where(solved, np.nan, median(run.metrics["explained_variance"][:, looked_at]))
 
 
 def return_lost(run: StoredRun, looked_at: slice) -> np.ndarray:
     """Returns by how much the return fell, where that is much of what it had gained."""
-    went = progress(run)
-    much = np.maximum(RETURN_LOST * went.gained, went.noise)
-    return np.where(went.lost > much, went.lost, np.nan)
+    returns = progress(run)
+    much = np.maximum(RETURN_LOST * returns.gained, returns.noise)
+    return np.where(returns.lost > much, returns.lost, np.nan)
 
 
 def num_episodes(run: StoredRun, looked_at: slice) -> np.ndarray:

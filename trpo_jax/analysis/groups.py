@@ -70,11 +70,11 @@ def _refuse_other_settings(name: str, runs: Sequence[StoredRun]) -> None:
         found = _settings(run.description)
         differing = [key for key in expected | found if expected.get(key) != found.get(key)]
         if differing:
-            shown = [f"{x} ({expected.get(x)} and {found.get(x)})" for x in differing[:LISTED]]
+            listed = [f"{x} ({expected.get(x)} and {found.get(x)})" for x in differing[:LISTED]]
             more = f" and {len(differing) - LISTED} more" if len(differing) > LISTED else ""
             raise ConfigurationError(
                 f"{first.folder} and {run.folder} are both {name}, and differ in "
-                f"{', '.join(shown)}{more}. Give each a label of its own, as LABEL=FOLDER."
+                f"{', '.join(listed)}{more}. Give each a label of its own, as LABEL=FOLDER."
             )
 
 

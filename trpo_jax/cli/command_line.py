@@ -87,10 +87,10 @@ def add_config_flags(
     for field in dataclasses.fields(module.Config):
         default = defaults.get(field.name, field.default)
         kind = field.metadata["kind"]
-        shown = " ".join(map(str, default)) if kind is tuple else default
+        default_text = " ".join(map(str, default)) if kind is tuple else default
         if isinstance(default, str) and kind is not str:
             default = Follows(default)
-        help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
+        help_text = f"{field.metadata['help']} (default: {default_text})".replace("%", "%%")
         options: dict[str, Any] = {"default": default, "help": help_text}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction

@@ -91,8 +91,8 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
     bands: set[str] = set()
     for axes, (environment, panel) in zip(all_axes, curves.items(), strict=False):
         for label, curve in panel.items():
-            shown = _spread(len(curve.env_steps), COMPARISON_POINTS)
-            steps, returns = curve.env_steps[shown], curve.returns[:, shown]
+            points = _spread(len(curve.env_steps), COMPARISON_POINTS)
+            steps, returns = curve.env_steps[points], curve.returns[:, points]
             look = line_look(labels, label)
             band = _plot_iqm(axes, steps, returns, **look)
             if band is not None:

@@ -47,13 +47,13 @@ def diagnosis(run: StoredRun, found: Sequence[RunWarning]) -> Figure:
         run: the run.
         found: its warnings, from `find_warnings`.
     """
-    shown, lines = panels(run), _footer(run, found)
-    rows = -(-len(shown) // 2)
+    drawn, lines = panels(run), _footer(run, found)
+    rows = -(-len(drawn) // 2)
     height = HEADER + rows * (PANEL + BELOW) + LINE * len(lines) + FOOTER
     figure = Figure(figsize=(WIDTH, height))  # no pyplot: no window, no backend
     _head(figure, run, height)
     warned = {warning.metric for warning in found}
-    for place, panel in enumerate(shown):
+    for place, panel in enumerate(drawn):
         row, column = divmod(place, 2)
         left = LEFT + column * (PANEL_WIDTH + GAP)
         bottom = height - HEADER - PANEL - row * (PANEL + BELOW)

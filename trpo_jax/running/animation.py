@@ -95,8 +95,8 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], *, width: int, fps: floa
     height = round(frames[0].shape[0] * width / frames[0].shape[1])
     images = [Image.fromarray(frame).resize((width, height)) for frame in frames]
     # One palette for all, of as many frames as show whatever comes up: colours do not flicker.
-    shown = np.concatenate([np.asarray(image) for image in images[:: len(images) // 8 + 1]])
-    palette = Image.fromarray(shown).quantize(COLORS)
+    sample = np.concatenate([np.asarray(image) for image in images[:: len(images) // 8 + 1]])
+    palette = Image.fromarray(sample).quantize(COLORS)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     first, *rest = images
     first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)

@@ -14,14 +14,16 @@ PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
 SHOWN = {"episodic_return": "return {:.1f}", "kl": "KL {:.4f}"}  # metrics beside the bar
 
 
-def progress_console(shown: bool) -> Console:
-    """Returns the console that progress goes to; one that prints nothing if it is not shown.
+def progress_console(visible: bool) -> Console:
+    """Returns the console that progress goes to; one that prints nothing if not `visible`.
 
     In a notebook, rich needs ipywidgets for a bar. Without it the notebook gets plain lines.
     """
-    console = Console(quiet=not shown, highlight=False)
+    console = Console(quiet=not visible, highlight=False)
     if console.is_jupyter and find_spec("ipywidgets") is None:
-        return Console(quiet=not shown, highlight=False, force_jupyter=False, force_terminal=False)
+        return Console(
+            quiet=not visible, highlight=False, force_jupyter=False, force_terminal=False
+        )
     return console
 
 
