@@ -144,7 +144,10 @@ def test_the_kronecker_solver_refuses_layers_without_a_bias_and_layers_used_twic
 
     config = trpo.Config(**SMALL, solver="kronecker")
     agent = make_agent(cartpole, config)
-    for module, message in ((NoBias(), "with a bias"), (Twice(), "Dense_0 more than once")):
+    for module, message in (
+        (NoBias(), "without its kernel or bias"),
+        (Twice(), "Dense_0 is applied more than once"),
+    ):
         policy = memoryless(from_linen(module, cartpole.observation))
         with pytest.raises(ConfigurationError, match=message):
             trpo.make(cartpole, config, agent=agent._replace(policy=policy))

@@ -18,11 +18,14 @@ PACKAGE = ROOT / "trpo_jax"
 ROOMS = {  # what is in each: modules, or whole packages
     "base": {"errors", "user_modules"},
     "mathematics": {
-        *("advantages", "confidence", "control_variates", "critics", "distributions", "fisher"),
+        *("advantages", "confidence", "control_variates", "distributions", "fisher"),
         *("kronecker", "line_search", "minibatches", "natural_gradient", "normalization"),
         *("replay", "solvers", "trust_region"),
     },
-    "acting": {"agent", "envs", "exploration", "host_rollout", "networks", "rollout", "vine"},
+    "acting": {
+        *("agent", "critics", "envs", "exploration", "host_rollout", "networks", "rollout"),
+        "vine",
+    },
     "algorithms": {"algorithms"},
     "processes": {"devices", "processes"},
     "records": {"records"},

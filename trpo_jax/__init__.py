@@ -18,15 +18,10 @@ _MODULES = {  # of each public name
     "trpo_jax.running.sweep": ("Sweep", "sweep"),
     "trpo_jax.running.defaults": ("defaults",),
     "trpo_jax.records.policies": ("load_policy",),
-    "trpo_jax.agent": (
-        "Agent",
-        "Critic",
-        "Policy",
-        "from_linen",
-        "from_nnx",
-        "make_agent",
-        "memoryless",
-    ),
+    "trpo_jax.agent": ("Agent", "Policy", "make_agent", "memoryless"),
+    "trpo_jax.critics": ("Critic", "adam_critic", "trust_region_critic"),
+    "trpo_jax.distributions": ("Categorical", "DiagGaussian", "MultiCategorical"),
+    "trpo_jax.networks": ("Network", "from_linen", "from_nnx"),
     "trpo_jax.algorithms.base": ("Algorithm",),
     "trpo_jax.envs.base": (
         "ArraySpec",
@@ -36,7 +31,17 @@ _MODULES = {  # of each public name
         "MultiDiscrete",
         "StepResult",
     ),
-    "trpo_jax.algorithms": ("npg", "ppo", "qprop", "trpo", "trpo_vine", "ua_trpo", "vpg"),
+    "trpo_jax.algorithms": (
+        "npg",
+        "ppo",
+        "qprop",
+        "trpo",
+        "trpo_ensemble",
+        "trpo_held_out",
+        "trpo_vine",
+        "ua_trpo",
+        "vpg",
+    ),
 }
 _LAZY = {name: (module, name) for module, names in _MODULES.items() for name in names}
 _LAZY["make_env"] = ("trpo_jax.envs", "make")

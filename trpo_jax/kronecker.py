@@ -19,8 +19,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, PyTree
 
-from trpo_jax.errors import ConfigurationError
-
 LARGEST_FACTOR = 1024  # rows; the inverse of a larger one costs more than the products it saves
 Path = tuple[str, ...]
 Layers = Mapping[Path, Float[Array, "N ..."]]
@@ -34,6 +32,9 @@ def with_layers(call: Callable[[], Any], offsets: Layers) -> tuple[Any, Layers]:
     Args:
         call: a function of nothing that applies a linen module.
         offsets: an array to add to what a layer gives, by the path of the layer's parameters.
+
+    Raises:
+        ValueError: if a layer is applied more than once, so that it has no inputs of its own.
     """
     inputs = {}
 
@@ -43,33 +44,12 @@ def with_layers(call: Callable[[], Any], offsets: Layers) -> tuple[Any, Layers]:
         if not isinstance(context.module, nn.Dense):
             return output
         if path in inputs:
-            raise ConfigurationError(
-                f"solver = 'kronecker' cannot serve a policy that applies its layer "
-                f"{'/'.join(path)} more than once. Choose solver = 'cg'."
-            )
+            raise ValueError(f"the layer {'/'.join(path)} is applied more than once")
         inputs[path] = args[0]
         return output + offsets.get(path, 0)
 
     with nn.intercept_methods(intercept):
         return call(), inputs
-
-
-def require_layers(call: Callable[[], Any], params: PyTree[Array]) -> None:
-    """Raises a ConfigurationError if the layers in a call have no factors here.
-
-    Args:
-        call: a function of nothing that applies a policy network.
-        params: the parameters that it is applied with.
-    """
-    _, found = with_layers(call, {})
-    flat = flatten_dict(params) if isinstance(params, Mapping) else {}
-    served = [all((*path, name) in flat for name in ("kernel", "bias")) for path in found]
-    if not served or not all(served):
-        raise ConfigurationError(
-            "solver = 'kronecker' needs a policy whose layers are Dense layers of flax linen, with "
-            "a bias, applied to the module's own parameters. The policy of this agent is none. "
-            "Choose solver = 'cg', which serves every network."
-        )
 
 
 def kronecker_preconditioner(

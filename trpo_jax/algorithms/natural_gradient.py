@@ -1,10 +1,12 @@
 """From the fields of a config to the arguments of the natural-gradient step."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent
@@ -13,7 +15,7 @@ from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import MatrixVectorProduct, fisher_vector_product
-from trpo_jax.kronecker import kronecker_preconditioner, require_layers, with_layers
+from trpo_jax.kronecker import kronecker_preconditioner, with_layers
 from trpo_jax.solvers import damped_solver
 from trpo_jax.trust_region import Solve
 
@@ -127,14 +129,29 @@ def require_solver(env: Environment, config: NaturalGradient, agent: Agent) -> N
             "damping = 0 leaves the factors of solver = 'kronecker' without an inverse. "
             "Set damping above 0, or solver to cg."
         )
-    params = jax.eval_shape(agent.policy.init, jax.random.key(0))
     observations = jnp.zeros((1, 1, *env.observation.shape), jnp.float32)
     first, carry = jnp.ones((1, 1), bool), agent.policy.carry(1)
+    paths: set[tuple[str, ...]] = set()
 
-    def apply(params):
-        require_layers(lambda: agent.policy.unroll(params, carry, observations, first), params)
+    def find_layers(key):
+        params = agent.policy.init(key)
+        call = lambda: agent.policy.unroll(params, carry, observations, first)
+        paths.update(with_layers(call, {})[1])
+        return params
 
-    jax.eval_shape(apply, params)
+    reason = "it has none"
+    try:
+        params = jax.eval_shape(find_layers, jax.random.key(0))
+    except ValueError as error:
+        paths, reason = set(), str(error)
+    flat = flatten_dict(params) if paths and isinstance(params, Mapping) else {}
+    if not paths or not all((*x, name) in flat for x in paths for name in ("kernel", "bias")):
+        raise ConfigurationError(
+            "solver = 'kronecker' needs a policy of Dense layers of flax linen, each with a bias "
+            "and applied once, whose parameters are those of one module. The policy of this agent "
+            f"is another ({reason if not paths else 'a layer without its kernel or bias'}). Choose "
+            "solver = 'cg', which serves every network."
+        )
 
 
 def require_every_step(config: NaturalGradient, reason: str) -> None:
