@@ -9,14 +9,14 @@ import pytest
 
 from trpo_jax.algorithms import trpo_vine
 from trpo_jax.algorithms.base import Actor, update_keys
-from trpo_jax.algorithms.on_policy import Batch, StepInput, scale_of_rewards
+from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.algorithms.trpo_vine import make_branches
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
 from trpo_jax.envs.episodes import start_episode
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.networks import make_critic
-from trpo_jax.normalization import RunningStatistics, observe
+from trpo_jax.normalization import RunningStatistics
 from trpo_jax.solvers import damped_solver
 from trpo_jax.vine import branch_return, differences, self_normalized_surrogate
 
@@ -38,16 +38,10 @@ LEARN = {"max_kl": 0.05, "num_states": 32, "branch_steps": 3}
 def branches_of(algorithm, state, trajectory):
     """Returns the branches of a trajectory; the advantages in their batch number its rows."""
     config, env = algorithm.config, algorithm.env
+    _, step_input = estimate(config, algorithm.agent, state, trajectory)
     numbers = jnp.arange(config.num_envs * config.num_steps, dtype=jnp.float32)
     numbers = numbers.reshape(config.num_steps, config.num_envs)
-    seen = observe(
-        state.actor.observation_statistics, trajectory.observation, config.normalize_observations
-    )
-    batch = Batch(seen, trajectory.first, trajectory.action, trajectory.context, numbers, numbers)
-    scale = scale_of_rewards(config, state.reward_statistics)
-    step_input = StepInput(
-        state.actor, state.critic.params, (), trajectory, batch, scale, state.num_updates
-    )
+    step_input = step_input._replace(batch=step_input.batch._replace(advantages=numbers))
     num_branches = config.num_branches
     if isinstance(env.action, Discrete):
         num_branches = min(num_branches, env.action.num_actions)
@@ -82,7 +76,7 @@ def test_branches_go_on_from_the_states_of_the_trajectory(bootstrap):
     settings = {"gamma": 0.5, "normalize_observations": False, "scale_rewards": True}
     config = trpo_vine.Config(**(SMALL | settings), branch_bootstrap=bootstrap)
     algorithm = trpo_vine.make(env, config)
-    deviation_of_3 = RunningStatistics(jnp.ones(()), jnp.zeros(()), jnp.array(9.0))
+    deviation_of_3 = RunningStatistics(jnp.array(1e9), jnp.zeros(()), jnp.array(9e9))
     state = algorithm.init(jax.random.key(0))._replace(reward_statistics=deviation_of_3)
     _, trajectory = jax.jit(algorithm.collect)(state)
     branches = branches_of(algorithm, state, trajectory)

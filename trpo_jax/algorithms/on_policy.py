@@ -167,56 +167,25 @@ def make(
         statistics = update_statistics(frozen, trajectory.observation)
         # Adding zero makes what is seen wait for them: the batch would be kept twice otherwise.
         frozen = jax.tree.map(lambda old, new: old + 0 * new, frozen, statistics)
-        rewards, reward_sums, reward_statistics = _scaled_rewards(config, state, trajectory)
-        reward_scale = scale_of_rewards(config, reward_statistics)
-        observations, next_observations = (
-            seen(frozen, x) for x in (trajectory.observation, trajectory.next_observation)
-        )
-        values = agent.critic.values(state.critic.params, observations)
-        advantages = generalized_advantages(
-            rewards,
-            values,
-            agent.critic.values(state.critic.params, next_observations),
-            trajectory.terminated,
-            trajectory.truncated,
-            config.gamma,
-            config.gae_lambda,
-        )
-        batch = Batch(
-            observations,
-            trajectory.first,
-            trajectory.action,
-            trajectory.context,
-            advantages,
-            values,
-        )
-        step_input = StepInput(
-            state.actor,
-            state.critic.params,
-            state.step_state,
-            trajectory,
-            batch,
-            reward_scale,
-            state.num_updates,
-        )
+        state = state._replace(actor=state.actor._replace(observation_statistics=frozen))
+        state, step_input = estimate(config, agent, state, trajectory)
         policy_params, step_state, policy_metrics = policy_step(keys.policy, step_input)
+        batch = step_input.batch
         metrics = {
             **episode_metrics(trajectory),
             **policy_metrics,
-            "explained_variance": explained_variance(values, batch.targets),
+            "explained_variance": explained_variance(batch.values, batch.targets),
         }
         acting = state.rollout.acting
         noise_state = agent.exploration.prepare(keys.noise, acting.noise_state)
+        acting = acting._replace(noise_state=noise_state)
         state = state._replace(
             actor=Actor(policy_params, statistics),
-            reward_statistics=reward_statistics,
-            rollout=state.rollout._replace(
-                acting=acting._replace(noise_state=noise_state), reward_sums=reward_sums
-            ),
+            rollout=state.rollout._replace(acting=acting),
             step_state=step_state,
             num_updates=state.num_updates + 1,
         )
-        return state, FitInput(keys.critic, observations, batch.targets), metrics
+        return state, FitInput(keys.critic, batch.observations, batch.targets), metrics
 
     def fit(critic: Any, fit_input: FitInput) -> tuple[Any, Metrics]:
         critic, loss = agent.critic.fit(
@@ -256,19 +225,50 @@ def random_statistics(
     return update_statistics(init_statistics(env.observation.shape), trajectory.observation)
 
 
+def estimate(
+    config: OnPolicy, agent: Agent, state: TrainState, trajectory: Transition
+) -> tuple[TrainState, StepInput]:
+    """Returns what the policy's step may look at, advantages among it.
+
+    The state comes back with the statistics of rewards updated, which scale the rewards.
+    """
+    if config.scale_rewards:
+        reward_sums, sums = discounted_returns(
+            trajectory.reward, trajectory.done, state.rollout.reward_sums, config.gamma
+        )
+        state = state._replace(
+            reward_statistics=update_statistics(state.reward_statistics, sums),
+            rollout=state.rollout._replace(reward_sums=reward_sums),
+        )
+    reward_scale = scale_of_rewards(config, state.reward_statistics)
+    observations, next_observations = (
+        observe(state.actor.observation_statistics, x, config.normalize_observations)
+        for x in (trajectory.observation, trajectory.next_observation)
+    )
+    values = agent.critic.values(state.critic.params, observations)
+    advantages = generalized_advantages(
+        trajectory.reward / reward_scale,
+        values,
+        agent.critic.values(state.critic.params, next_observations),
+        trajectory.terminated,
+        trajectory.truncated,
+        config.gamma,
+        config.gae_lambda,
+    )
+    batch = Batch(
+        observations, trajectory.first, trajectory.action, trajectory.context, advantages, values
+    )
+    return state, StepInput(
+        state.actor,
+        state.critic.params,
+        state.step_state,
+        trajectory,
+        batch,
+        reward_scale,
+        state.num_updates,
+    )
+
+
 def scale_of_rewards(config: OnPolicy, statistics: RunningStatistics) -> Float[Array, ""]:
     """Returns what rewards are divided by."""
     return standard_deviation(statistics) if config.scale_rewards else jnp.ones(())
-
-
-def _scaled_rewards(
-    config: OnPolicy, state: TrainState, trajectory: Transition
-) -> tuple[Float[Array, "T B"], Float[Array, " B"], RunningStatistics]:
-    """Returns scaled rewards, the discounted sums to go on with, and the statistics of the sums."""
-    if not config.scale_rewards:
-        return trajectory.reward, state.rollout.reward_sums, state.reward_statistics
-    reward_sums, sums = discounted_returns(
-        trajectory.reward, trajectory.done, state.rollout.reward_sums, config.gamma
-    )
-    statistics = update_statistics(state.reward_statistics, sums)
-    return trajectory.reward / scale_of_rewards(config, statistics), reward_sums, statistics
