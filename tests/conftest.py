@@ -1,6 +1,8 @@
-"""Shared by all tests: shape annotations are checked, and float64 is there to be asked for."""
+"""Shared by all tests: shapes are checked, compilation is cheap, and float64 is there on demand."""
 
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
 from jaxtyping import install_import_hook
@@ -11,19 +13,29 @@ if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     )
-
-# The scripts would use the cache of whoever runs the tests.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# All tests, and the processes that they start, share one cache of compiled programs. The first
+# process of a test run makes it.
+FIRST = "PYTEST_XDIST_WORKER" not in os.environ
+PROGRAMS = tempfile.mkdtemp(prefix="programs-") if FIRST else ""
+if FIRST:
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": PROGRAMS,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
 
 # Before anything imports trpo_jax: every annotated shape and dtype is checked at each call.
 install_import_hook("trpo_jax", "beartype.beartype")
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
-# This halves the rest. The scripts, which are tested in processes of their own, do without.
-jax.config.update("jax_disable_most_optimizations", True)
+
+def pytest_unconfigure():
+    """Removes the cache of compiled programs."""
+    if FIRST:
+        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture
@@ -31,19 +43,3 @@ def x64():
     """Runs a test in float64, where an oracle and its test agree to many digits."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="module")
-def shared_programs(tmp_path_factory):
-    """Lets the tests of a module that compile the same programs again find them compiled."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_enable_compilation_cache": True,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield

@@ -25,7 +25,7 @@ def start(words, logs, variables=None):
     for k in range(2):
         own = [*place, "--process-id", str(k)] if variables is None else []
         command = [sys.executable, str(EXPERIMENTS / words[0]), *words[1:], "--distributed", *own]
-        environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = dict(os.environ)
         if variables is not None:
             environment |= variables(k, port)
         with (logs / f"process-{k}.txt").open("w") as log:

@@ -43,6 +43,7 @@ def test_calls_take_turns_and_each_is_timed():
     assert changes == list("ababab")
 
 
+@pytest.mark.heavy
 def test_all_but_peers_ends_in_a_table_a_figure_and_its_numbers(small, tmp_path, capsys):
     parts = ["pieces", "growth", "solvers", "training", "reach"]
     flags = ["--parts", *parts, "--repeats", "1", "--out", str(tmp_path / "out")]

@@ -20,7 +20,7 @@ def test_the_table_says_what_was_measured():
 
 @pytest.mark.heavy
 def test_it_measures(tmp_path, monkeypatch):
-    """python3 -m uv run pytest -m heavy tests/test_run_costs_script.py"""
+    """python3 -m uv run pytest -m heavy tests/benchmarks/test_run_costs_script.py"""
     monkeypatch.setattr(run_costs, "GRID", ["--grid", "max_kl=0.01,0.02"])
     for name, number in (("SEEDS", 2), ("SETTINGS", 2), ("PROCESSES", 1)):
         monkeypatch.setattr(run_costs, name, number)

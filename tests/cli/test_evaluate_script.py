@@ -10,7 +10,6 @@ from trpo_jax.cli import evaluate, train
 
 pytestmark = [
     pytest.mark.xdist_group("evaluate"),  # one worker, so that the run is shared
-    pytest.mark.usefixtures("shared_programs"),
 ]
 
 FLAGS = ["--env", "Pendulum-v1", "--num-envs", "2", "--num-steps", "64", "--hidden-sizes", "8"]
@@ -19,7 +18,7 @@ FLAGS += ["--checkpoint-every", "2", "--eval-every", "2", "--evaluation-episodes
 
 
 @pytest.fixture(scope="module")
-def run(shared_programs, tmp_path_factory):
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert train.main([*FLAGS, "--out", str(folder)]) == 0
     return folder

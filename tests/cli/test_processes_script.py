@@ -20,7 +20,6 @@ from trpo_jax.running.train import open_folder
 
 pytestmark = [
     pytest.mark.xdist_group("processes"),  # one worker: two processes at a time are enough
-    pytest.mark.usefixtures("shared_programs"),
 ]
 
 SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "2"]
@@ -38,7 +37,7 @@ def slurm(k, port):
 
 
 @pytest.fixture(scope="module")
-def alone(shared_programs, tmp_path_factory):
+def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "out"
     assert train.main([*TRAIN[1:], *UPDATES, "--quiet", "--out", str(out)]) == 0
     return read_metrics(out / "metrics.csv")
@@ -52,6 +51,7 @@ def assert_same(metrics, expected):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.heavy
 def test_seeds_in_two_processes_under_slurm(alone, tmp_path):
     out = tmp_path / "out"
     words = [*TRAIN, *UPDATES, "--eval-every", "5", "--out", str(out)]
@@ -95,6 +95,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     assert_same(metrics, alone)
 
 
+@pytest.mark.heavy
 def test_without_the_first_process_the_other_ends_too(tmp_path):
     out = tmp_path / "out"
     words = [*TRAIN, "--total-steps", "1e6", "--eval-every", "0", "--out", str(out)]
@@ -110,6 +111,7 @@ def test_without_the_first_process_the_other_ends_too(tmp_path):
     assert "goes on after" in printed[1]
 
 
+@pytest.mark.heavy
 def test_a_sweep_in_two_processes_is_that_of_one(tmp_path):
     words = [*SMALL, *UPDATES, "--seeds", "3", "--grid", "max_kl=0.003,0.03", "--batch", "4"]
     one, two = tmp_path / "one", tmp_path / "two"

@@ -17,7 +17,6 @@ from trpo_jax.records.runs import read_rows
 
 pytestmark = [
     pytest.mark.xdist_group("resume"),  # one worker, so that the run is shared
-    pytest.mark.usefixtures("shared_programs"),
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +26,7 @@ FLAGS += ["--checkpoint-every", "2", "--eval-every", "2", "--quiet"]
 
 
 @pytest.fixture(scope="module")
-def finished(shared_programs, tmp_path_factory):
+def finished(tmp_path_factory):
     """A finished run of six updates."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert train.main([*FLAGS, "--out", str(folder)]) == 0
@@ -159,6 +158,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_checkpoints_before(stopped, fini
     assert_same(stopped, finished)
 
 
+@pytest.mark.heavy
 def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
     """Three kills; `experiments/kill_test.py --help` for many."""
     fast = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

@@ -15,7 +15,6 @@ from trpo_jax.running.sweep import rank
 
 pytestmark = [
     pytest.mark.xdist_group("sweep"),  # one worker, so that the sweep is shared
-    pytest.mark.usefixtures("shared_programs"),
 ]
 
 SMALL = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "2"]
@@ -30,7 +29,7 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def finished(shared_programs, tmp_path_factory):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweeps") / "finished"
     assert sweep.main([*FLAGS, "--quiet", "--out", str(folder)]) == 0
     return folder

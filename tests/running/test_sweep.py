@@ -13,7 +13,6 @@ from trpo_jax.running.train import train
 
 pytestmark = [
     pytest.mark.xdist_group("sweep call"),  # one worker, so that the sweep is shared
-    pytest.mark.usefixtures("shared_programs"),
 ]
 
 CONFIG = trpo.Config(
@@ -24,7 +23,7 @@ GRID = {"max_kl": [0.003, 0.03], "cg_iters": [3, 5]}
 
 
 @pytest.fixture(scope="module")
-def found(shared_programs):
+def found():
     return sweep("CartPole-v1", CONFIG, grid=GRID, **OPTIONS)
 
 

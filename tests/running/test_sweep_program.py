@@ -135,7 +135,6 @@ def test_two_devices_take_a_share_of_a_block_each(program, tmp_path):
     paths = [Path(__file__).parent, Path(__file__).parents[2]]
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     variables = {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    variables["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     result = subprocess.run(
         [sys.executable, "-c", SHARED],
         cwd=tmp_path,

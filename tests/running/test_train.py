@@ -26,7 +26,6 @@ from trpo_jax.running.train import train
 
 pytestmark = [
     pytest.mark.xdist_group("train"),  # one worker, so that the run is shared
-    pytest.mark.usefixtures("shared_programs"),
 ]
 
 TINY = {"num_envs": 2, "num_steps": 16, "hidden_sizes": (8,), "critic_epochs": 1}
@@ -37,7 +36,7 @@ HOST = "gym/host_tasks:Counter-v0"
 
 
 @pytest.fixture(scope="module")
-def finished(shared_programs, tmp_path_factory):
+def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("train") / "run"
     return train("CartPole-v1", CONFIG, **RUN, eval_every=2, checkpoint_every=2, out=out)
 
