@@ -193,11 +193,25 @@ def test_a_policy_with_a_memory_is_unrolled_from_where_it_was_and_afresh_in_each
         np.testing.assert_allclose(whole.logits[t], one.logits, rtol=1e-5, atol=1e-6)
 
 
-def test_what_cannot_follow_a_memory_is_refused_by_name(cartpole):
-    config = algorithms.trpo_vine.Config(**SMALL, num_states=4)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("trpo_vine", {}), ("ppo", {}), ("trpo", {"fisher_subsample": 2})],
+)
+def test_what_cannot_follow_a_memory_is_refused_by_name(name, settings, cartpole):
+    module = algorithms.get(name)
+    config = module.Config(**(SMALL | OWN.get(name, {}) | settings))
     agent = make_agent(cartpole, config)._replace(policy=remembering())
-    with pytest.raises(ConfigurationError, match=r"trpo_vine .* remembers"):
-        algorithms.trpo_vine.make(cartpole, config, agent=agent)
+    named = "fisher_subsample" if settings else name
+    with pytest.raises(ConfigurationError, match=rf"{named} .* remembers"):
+        module.make(cartpole, config, agent=agent)
+
+
+def test_a_policy_with_a_memory_is_not_judged_without_it(cartpole):
+    config = trpo.Config(**SMALL)
+    agent = make_agent(cartpole, config)._replace(policy=remembering())
+    algorithm = trpo.make(cartpole, config, agent=agent)
+    with pytest.raises(ConfigurationError, match="act from single observations"):
+        algorithm.policy(algorithm.init(jax.random.key(0)).actor, jnp.zeros((2, 4)))
 
 
 def test_the_ratio_is_one_before_the_first_step_of_ppo_with_any_exploration():

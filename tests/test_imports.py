@@ -19,7 +19,7 @@ ROOMS = {  # what is in each: modules, or whole packages
     "base": {"errors", "user_modules"},
     "mathematics": {
         *("advantages", "confidence", "control_variates", "distributions", "fisher"),
-        *("kronecker", "line_search", "minibatches", "natural_gradient", "normalization"),
+        *("kronecker", "line_search", "minibatches", "normalization"),
         *("replay", "solvers", "trust_region"),
     },
     "acting": {

@@ -112,7 +112,7 @@ def measure(
     """Yields all that was measured, after each part."""
     device, flags = jax.devices(args.device)[0], sys.argv[1:] if argv is None else argv
     report: Report = {
-        "command": shlex.join(["experiments/benchmark.py", *flags]),
+        "command": shlex.join(["experiments/benchmarks/benchmark.py", *flags]),
         "repeats": args.repeats,
         "versions": {
             "trpo_jax": trpo_jax.__version__,

@@ -1,4 +1,4 @@
-"""The tables and the figure of `experiments/benchmark.py`."""
+"""The tables and the figure of `experiments/benchmarks/benchmark.py`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The TRPO of sb3-contrib, as `experiments/benchmark.py` runs it; needs nothing of this project.
+"""The TRPO of sb3-contrib, as `benchmark.py` runs it; needs nothing of this project.
 
 It is started by a Python that has sb3-contrib, as a process of its own. `speed` trains for a number
 of steps whenever that number is written to it, and answers with the seconds; `reach` trains until

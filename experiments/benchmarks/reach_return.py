@@ -1,6 +1,6 @@
 """Trains TRPO on CartPole-v1 until its last 20 training episodes have a mean return of 475.
 
-`experiments/benchmark.py` measures how long this takes from the start of the process; the answer is
+`benchmark.py` measures how long this takes from the start of the process; the answer is
 the number of steps, and the seconds that its parts took.
 """
 

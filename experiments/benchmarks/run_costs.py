@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = create_run_folder(args.out)
     cache_compilations()
     report = {
-        "command": ["experiments/run_costs.py", *words],
+        "command": ["experiments/benchmarks/run_costs.py", *words],
         **provenance("CartPole-v1"),
         "sweep": sweep_cost(args.steps, args.repeats, console),
         "around_training": costs_around_training(5 * args.steps, args.repeats, console),

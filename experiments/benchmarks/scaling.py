@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.status(f"Measuring in {num_processes} processes"):
             measured[num_processes] = measure(num_processes, args.repeats, folder)
     report = {
-        "command": ["experiments/scaling.py", *words],
+        "command": ["experiments/benchmarks/scaling.py", *words],
         **provenance("CartPole-v1"),
         "measured": list(measured.values()),
     }

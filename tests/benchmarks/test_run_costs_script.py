@@ -9,7 +9,7 @@ def test_the_table_says_what_was_measured():
     row |= {"outside_seconds": [0.2, 0.2], "checkpoint_seconds": [0.1, 0.1], "share": 0.105}
     sweep = {"steps": 98304, "sweep_seconds": [11.0], "runs_alone_seconds": [10.0]}
     sweep |= {"process_seconds": [4.0], "extrapolated_processes_seconds": 1024.0}
-    report = {"command": ["experiments/run_costs.py"], "versions": {"jax": "1"}}
+    report = {"command": ["experiments/benchmarks/run_costs.py"], "versions": {"jax": "1"}}
     report |= {"device": {"kind": "cpu"}, "sweep": sweep, "around_training": [row]}
     text = "\n".join(run_costs.table_lines(report))
     assert "256 runs of 98,304 steps" in text

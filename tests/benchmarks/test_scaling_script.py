@@ -67,7 +67,7 @@ def test_the_page_says_what_was_measured_and_what_is_calculated():
     row = {"num_params": 4548, "num_states": 64, "solve_seconds": [0.1, 0.3, 0.2]}
     row |= {"vectors_seconds": [0.02], "sums_seconds": [0.01], "collectives": [["all-reduce", 99]]}
     both = row | {"solve_seconds": [0.15]}
-    report = {"command": ["experiments/scaling.py"], "device": {"kind": "cpu"}}
+    report = {"command": ["experiments/benchmarks/scaling.py"], "device": {"kind": "cpu"}}
     report |= {"versions": {"jax": "1.2"}, "measured": [[row], [both]]}
     text = "\n".join(scaling.page(report, Setting(6.0)))
     assert "| 4,548 | 64 | 99 | 200.0 | 20.0 | 10.0 | 150.0 | 120.0 |" in text

@@ -160,7 +160,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_checkpoints_before(stopped, fini
 
 @pytest.mark.heavy
 def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
-    """Three kills; `experiments/kill_test.py --help` for many."""
+    """Three kills; `experiments/benchmarks/kill_test.py --help` for many."""
     fast = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     fast["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
     command = [sys.executable, "experiments/benchmarks/kill_test.py", "--kills", "3", *FLAGS]

@@ -50,5 +50,5 @@ def test_metrics_that_are_not_there_are_not_shown(numbers):
 def test_a_notebook_has_a_bar_where_it_can_and_else_plain_lines(widgets, monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("trpo_jax.running.progress.find_spec", lambda name: widgets or None)
-    console = progress_console(shown=True)
+    console = progress_console(visible=True)
     assert has_bar(console) == console.is_jupyter == widgets

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms.groups import NaturalGradient, decay
+from trpo_jax.algorithms.groups import NaturalGradient, decay, require_no_memory
 from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
@@ -122,6 +122,8 @@ PRECONDITIONERS = {"cg": lambda config, agent, params, batch: None, "kronecker":
 
 def require_solver(env: Environment, config: NaturalGradient, agent: Agent) -> None:
     """Raises a ConfigurationError if the solver of a config cannot serve an agent's policy."""
+    if config.fisher_subsample > 1:
+        require_no_memory(agent, "fisher_subsample above 1 leaves steps of a sequence out")
     if config.solver != "kronecker":
         return
     if isinstance(config.damping, float | int) and config.damping == 0:

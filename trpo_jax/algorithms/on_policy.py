@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 from trpo_jax.advantages import discounted_returns, generalized_advantages
 from trpo_jax.agent import Agent, Context
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, RolloutState, update_keys
-from trpo_jax.algorithms.groups import OnPolicy
+from trpo_jax.algorithms.groups import OnPolicy, require_no_memory
 from trpo_jax.critics import explained_variance
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
@@ -194,6 +194,7 @@ def make(
         return critic, {"critic_loss": loss}
 
     def policy(actor: Actor, observations: Num[Array, "B ..."]) -> Distribution:
+        require_no_memory(agent, "An evaluation and a policy file act from single observations")
         observations = seen(actor.observation_statistics, observations)
         carry = agent.policy.carry(observations.shape[0])
         return agent.policy.step(actor.policy_params, carry, observations)[1]

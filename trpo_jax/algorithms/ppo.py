@@ -17,7 +17,7 @@ from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare
+from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare, require_no_memory
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.minibatches import group_samples, shuffled_minibatches, take_minibatch
@@ -71,6 +71,7 @@ def make(
 ) -> Algorithm:
     """Returns PPO on an environment; see `trpo.make`."""
     config, agent = prepare(env, config or Config(), agent)
+    require_no_memory(agent, "ppo learns from shuffled single steps")
     batch_size = config.num_envs * config.num_steps
     if batch_size % config.policy_minibatches:
         raise ConfigurationError(
