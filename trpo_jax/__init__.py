@@ -18,15 +18,8 @@ _MODULES = {  # of each public name
     "trpo_jax.running.sweep": ("Sweep", "sweep"),
     "trpo_jax.running.defaults": ("defaults",),
     "trpo_jax.records.policies": ("load_policy",),
-    "trpo_jax.agent": (
-        "Agent",
-        "Critic",
-        "Policy",
-        "from_linen",
-        "from_nnx",
-        "make_agent",
-        "memoryless",
-    ),
+    "trpo_jax.agent": ("Agent", "Critic", "Policy", "make_agent", "memoryless"),
+    "trpo_jax.networks": ("Network", "from_linen", "from_nnx"),
     "trpo_jax.algorithms.base": ("Algorithm",),
     "trpo_jax.envs.base": (
         "ArraySpec",
