@@ -56,8 +56,9 @@ def get(name: str) -> ModuleType:
 
 
 def name_of(module: ModuleType) -> str:
-    """Returns the name by which `get` finds a module."""
-    return module.__name__.removeprefix(f"{__name__}.")
+    """Returns the name by which `get` finds a module; "own" for that of a script or a notebook."""
+    name = module.__name__.removeprefix(f"{__name__}.")
+    return "own" if name == "__main__" else name
 
 
 def _check_fields(module: ModuleType) -> None:
