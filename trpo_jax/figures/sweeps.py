@@ -42,7 +42,7 @@ def sweep_figure(settings: Mapping[str, Sequence[Any]], scores: np.ndarray, titl
         for axes in all_axes[len(names) :]:
             axes.set_axis_off()
         for axes in all_axes[::3]:
-            axes.set_ylabel("final return" if single else "final return, IQM over seeds")
+            axes.set_ylabel("return" if single else "return, IQM over seeds")
         handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
@@ -144,5 +144,5 @@ def _heat_map(
             text = "broke" if np.isnan(value) else f"{value:.4g}"
             color = "black" if np.isnan(value) or value > middle else "white"
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
-    figure.colorbar(image, label="final return, IQM over seeds")
+    figure.colorbar(image, label="return, IQM over seeds")
     return figure
