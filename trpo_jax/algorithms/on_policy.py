@@ -272,4 +272,4 @@ def estimate(
 
 def scale_of_rewards(config: OnPolicy, statistics: RunningStatistics) -> Float[Array, ""]:
     """Returns what rewards are divided by."""
-    return standard_deviation(statistics) if config.scale_rewards else jnp.ones(())
+    return standard_deviation(statistics) if config.scale_rewards else jnp.ones((), jnp.float32)
