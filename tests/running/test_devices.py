@@ -78,7 +78,9 @@ def test_they_do_for_every_algorithm(tmp_path):
             for metric in (x for x in one if one[x].shape == (SEEDS, 10)):
                 ours, theirs = several[metric][:, :4], one[metric][:, :4]  # rounding grows fast
                 what = f"{metric} of {name}, by {split}"
-                np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3, err_msg=what)
+                # Rounding decides whether the last iteration of a solve still changes something.
+                atol = 1 if metric == "cg_iterations" else 1e-3
+                np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=atol, err_msg=what)
 
 
 def test_runs_say_nothing_to_each_other(sharded):
