@@ -10,10 +10,12 @@ from flax import nnx
 import trpo_jax
 from trpo_jax import algorithms, envs
 from trpo_jax.agent import Policy, make_agent, memoryless
-from trpo_jax.algorithms import ppo, trpo
+from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.critics import adam_critic
 from trpo_jax.distributions import Categorical
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.exploration import ou
 from trpo_jax.networks import Network, from_linen, from_nnx
 from trpo_jax.records.policies import save_policy
 
@@ -214,15 +216,16 @@ def test_a_policy_with_a_memory_is_not_judged_without_it(cartpole):
         algorithm.policy(algorithm.init(jax.random.key(0)).actor, jnp.zeros((2, 4)))
 
 
-def test_the_ratio_is_one_before_the_first_step_of_ppo_with_any_exploration():
-    """What acts and what learns are the same distribution."""
+def test_an_exploration_that_is_handed_in_is_what_actions_are_learnt_from():
+    """Given its noise, what is left of the actions is standard normal and independent of it."""
     env = envs.make("Pendulum-v1")
-    for exploration in ("white", "ou", "colored"):
-        config = ppo.Config(**SMALL, **OWN["ppo"], exploration=exploration, ou_rho=0.9)
-        algorithm = ppo.make(env, config)
-        state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
-        noise = trajectory.context.noise
-        seen = algorithm.policy(state.actor, trajectory.observation)
-        drawn_from = algorithm.agent.exploration.condition(seen, noise)
-        standardized = (trajectory.action - drawn_from.mean) / jnp.exp(drawn_from.log_std)
-        assert jnp.abs(standardized).max() < 5
+    config = trpo.Config(**(SMALL | {"num_envs": 256, "num_steps": 4}))
+    agent = make_agent(env, config)._replace(exploration=ou(1, 0.9))
+    algorithm = trpo.make(env, config, agent=agent)
+    state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+    _, step_input = estimate(config, agent, state, trajectory)
+    drawn_from = agent.distributions(state.actor.policy_params, step_input.batch)
+    rest = np.asarray((trajectory.action - drawn_from.mean) / jnp.exp(drawn_from.log_std))
+    np.testing.assert_allclose(rest.std(), 1, atol=0.1)
+    noise = np.asarray(trajectory.context.noise)
+    assert abs(np.corrcoef(rest.ravel(), noise.ravel())[0, 1]) < 0.1
