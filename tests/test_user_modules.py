@@ -60,7 +60,6 @@ def test_an_own_environment_is_called_as_the_user_calls_it(write):
     assert env.name == "tasks:make_env"
     assert env.time_limit == 500
     assert envs.suite_of("tasks:make_env") == ("", "tasks:make_env")
-    assert envs.packages_of("tasks:make_env") == ()
     assert envs.folder_of("tasks:make_env") == "tasks-make_env"
 
 

@@ -44,11 +44,6 @@ def suite_of(name: str) -> tuple[str, str]:
     return suite, own_name
 
 
-def packages_of(name: str) -> tuple[str, ...]:
-    """Returns the packages of an environment's suite."""
-    return SUITES.get(suite_of(name)[0], ())
-
-
 def folder_of(name: str) -> str:
     """Returns the name of an environment as a path, which has no colon in it."""
     return name.replace(":", "-")
