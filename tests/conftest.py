@@ -14,16 +14,15 @@ if version("jaxlib").startswith("0.10."):
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     )
 # All tests, and the processes that they start, share one cache of compiled programs. The first
-# process of a test run makes it.
-FIRST = "PYTEST_XDIST_WORKER" not in os.environ
+# process of a test run makes it, unless JAX_COMPILATION_CACHE_DIR names one that is to be kept.
+FIRST = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 PROGRAMS = tempfile.mkdtemp(prefix="programs-") if FIRST else ""
-if FIRST:
-    os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": PROGRAMS,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
+os.environ |= {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
 
 # Before anything imports trpo_jax: every annotated shape and dtype is checked at each call.
 install_import_hook("trpo_jax", "beartype.beartype")
