@@ -26,6 +26,7 @@ from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
 from trpo_jax.cli.command_line import (
     Parser,
     cache_compilations,
+    call_of,
     command_name,
     step_count,
     user_errors,
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = args.out
             cache_compilations()
             failed = execute(pairs, console)
-        report = compare(pairs, f"{command_name('compare')} {shlex.join(words)}")
+        report = compare(pairs, call_of("compare", words))
         write_files(report, pairs, folder)
     except KeyboardInterrupt:
         goes_on = f"--out {folder} goes on from there." if folder else "Nothing was written."

@@ -6,7 +6,6 @@ given as LABEL=FOLDER (several folders may have one). Runs may be unfinished, or
 
 import datetime
 import re
-import shlex
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from trpo_jax.analysis.comparisons import (
 from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
 from trpo_jax.analysis.returns import WINDOW, return_text
 from trpo_jax.analysis.statistics import INTERVAL
-from trpo_jax.cli.command_line import Parser, command_name, user_errors
+from trpo_jax.cli.command_line import Parser, call_of, command_name, user_errors
 from trpo_jax.cli.display import print_files, spread_text
 from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, report_lines
 from trpo_jax.errors import ConfigurationError, unknown_name
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overall = over_tasks(tasks, labels, baseline)
     remarks = notes(tasks, overall, args.score, args.smooth)
     report = describe(tasks, overall, baseline, remarks)
-    report = {"command": f"{command_name('plot')} {shlex.join(words)}"} | report
+    report = {"command": call_of("plot", words)} | report
     write_json(args.out / "statistics.json", report)
     (args.out / "statistics.md").write_text("\n".join(report_lines(report)) + "\n")
     for name, figure in draw(tasks, overall, labels, baseline).items():

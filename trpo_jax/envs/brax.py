@@ -12,6 +12,11 @@ BACKENDS = ("spring", "positional", "generalized", "mjx")
 EPISODE_LENGTH = 1000  # of Brax's own training
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(envs._envs)
+
+
 def make(name: str) -> Environment:
     """Returns an environment of Brax, which truncates after 1,000 steps as Brax's training does.
 
@@ -23,7 +28,7 @@ def make(name: str) -> Environment:
         ConfigurationError: if there is no such environment or physics.
     """
     task, _, backend = name.partition("/")
-    require_known_environment("brax", task, envs._envs)
+    require_known_environment("brax", task, names())
     if (backend or "spring") not in BACKENDS:
         raise unknown_name("physics of Brax", backend, BACKENDS)
     env = envs.get_environment(task, backend=backend or "spring")

@@ -12,6 +12,11 @@ NAMES = tuple(f"{game}-{view}-v1" for game in GAMES for view in VIEWS)
 NEVER = np.iinfo(np.int32).max
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(NAMES)
+
+
 def make(name: str) -> Environment:
     """Returns a game of Craftax, such as "Craftax-Classic-Symbolic-v1".
 
@@ -21,7 +26,7 @@ def make(name: str) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown.
     """
-    full_name = require_known_environment("craftax", name, NAMES)
+    full_name = require_known_environment("craftax", name, names())
     env = make_craftax_env_from_name(name, auto_reset=False)
     time_limit = int(env.default_params.max_timesteps)
     params = env.default_params.replace(max_timesteps=NEVER)

@@ -11,6 +11,11 @@ from trpo_jax.errors import ConfigurationError, require_known_environment
 NEVER = np.iinfo(np.int32).max  # EnvPool's time limit of an environment that has none
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(envpool.list_all_envs())
+
+
 def make(name: str) -> Environment:
     """Returns an environment of EnvPool, such as "HalfCheetah-v4" or "Breakout-v5" (Atari).
 
@@ -20,7 +25,7 @@ def make(name: str) -> Environment:
         ConfigurationError: if the name is unknown, it needs what this machine lacks or more than
             one player, or its spaces are not supported.
     """
-    full_name = require_known_environment("envpool", name, envpool.list_all_envs())
+    full_name = require_known_environment("envpool", name, names())
     try:
         spec = envpool.make_spec(name)
     except (ImportError, RuntimeError) as error:

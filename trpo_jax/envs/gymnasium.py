@@ -29,6 +29,13 @@ from trpo_jax.errors import ConfigurationError, unknown_name
 PLUGIN = "highway_env"  # registers its environments only once it is imported
 
 
+def names() -> list[str]:
+    """Returns the names that Gymnasium knows, those of its plugins that are installed included."""
+    with suppress(ImportError):
+        import_module(PLUGIN)
+    return list(gymnasium.registry)
+
+
 def make(name: str, processes: bool = False) -> Environment:
     """Returns a registered environment, such as "Hopper-v5" or "my_package:MyEnv-v0".
 

@@ -17,6 +17,11 @@ with deferred("seaborn", "matplotlib.pyplot"):  # most of gymnax's import, and o
     from gymnax.visualize import Visualizer
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(gymnax.registered_envs)
+
+
 def make(name: str) -> Environment:
     """Returns a gymnax environment with its default parameters.
 
@@ -32,8 +37,8 @@ def make(name: str) -> Environment:
         ConfigurationError: if the name is unknown, the environment needs a download, or its spaces
             are not supported.
     """
-    if name not in gymnax.registered_envs:
-        raise unknown_name("environment", name, gymnax.registered_envs)
+    if name not in names():
+        raise unknown_name("environment", name, names())
     try:
         env, params = gymnax.make(name)
     except OSError as error:

@@ -7,13 +7,18 @@ from trpo_jax.envs.functional import make_environment
 from trpo_jax.errors import require_known_environment
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(navix.registry())
+
+
 def make(name: str) -> Environment:
     """Returns an environment of Navix, such as "Navix-Empty-5x5-v0".
 
     Raises:
         ConfigurationError: if the name is unknown.
     """
-    full_name = require_known_environment("navix", name, navix.registry())
+    full_name = require_known_environment("navix", name, names())
     env = navix.make(name, disable_autoreset=True)
 
     def reset(key):

@@ -11,6 +11,11 @@ from trpo_jax.envs.functional import make_environment
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(registry.ALL_ENVS)
+
+
 def make(name: str) -> Environment:
     """Returns an environment of MuJoCo Playground, such as "CheetahRun".
 
@@ -20,7 +25,7 @@ def make(name: str) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown, or its robot must be downloaded and cannot be.
     """
-    full_name = require_known_environment("playground", name, registry.ALL_ENVS)
+    full_name = require_known_environment("playground", name, names())
     overrides = {} if jax.default_backend() == "gpu" else {"impl": "jax"}
     try:
         env = registry.load(name, config_overrides=overrides)

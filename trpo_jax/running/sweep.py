@@ -288,9 +288,9 @@ def describe(
 ) -> dict[str, Any]:
     """Returns what `sweep.json` says: all that is needed to run the sweep again."""
     task, seeds = plan.task, plan.seeds
-    given = {"random": num_random, "seed": seeds[0], "seeds": len(seeds), "batch": plan.batch}
+    given = {"random": num_random, "seed": seeds[0], "num_seeds": len(seeds), "batch": plan.batch}
     given |= {"evaluation_episodes": plan.evaluation_episodes, "score": score, "out": plan.folder}
-    usual = {"random": None, "seed": 0, "seeds": 4, "batch": None}
+    usual = {"random": None, "seed": 0, "num_seeds": 4, "batch": None}
     usual |= {"evaluation_episodes": 16, "score": "evaluation", "out": None}
     given = {name: x for name, x in given.items() if x != usual[name]}
     command = command_of(task, "sweep", total_steps=plan.total_steps, **given)
