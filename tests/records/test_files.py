@@ -89,7 +89,8 @@ def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caps
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with locked(tmp_path):
         pass
-    assert f"cannot be locked ([Errno {errno.ENOLCK}] No locks available). See" in capsys.readouterr().err
+    said = f"cannot be locked ([Errno {errno.ENOLCK}] No locks available). See"
+    assert said in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match="cannot be used"), locked(Path("/dev/null/x")):
         pass
 

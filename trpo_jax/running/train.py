@@ -19,7 +19,13 @@ from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure, PeerFailure, StorageFailure
+from trpo_jax.errors import (
+    ConfigurationError,
+    EnvironmentFailure,
+    FileGone,
+    PeerFailure,
+    StorageFailure,
+)
 from trpo_jax.processes import decided_by_first, is_first, to_host
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
@@ -460,9 +466,11 @@ def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> Non
     scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
     save = lambda path: save_policy(path, run.algorithm, run.actor, run.seeds, scores)
     try:
+        if isinstance(cause, FileGone):  # and the folder may be that of another run by now
+            raise cause
         save(plan.folder / POLICY)
     except OSError as error:
-        said = str(error) if cause is None else f"{str(cause).rstrip('.')}. {error}"
+        said = str(error) if cause in (None, error) else f"{str(cause).rstrip('.')}. {error}"
         try:
             path = Path(tempfile.mkdtemp(prefix="trpo_jax-"), POLICY)
             save(path)
