@@ -137,7 +137,7 @@ def read_checkpoint(
     """
     if not folder.is_dir():
         raise ConfigurationError(f"There are no checkpoints in {folder}.")
-    with closing(Checkpoints(folder)) as checkpoints:
+    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
         known = {str(number): number for number in checkpoints.numbers()}
         if known:
             known["latest"] = max(known.values())

@@ -298,7 +298,7 @@ def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
         )
     if number is None or found is not None:
         return found
-    with closing(Checkpoints(plan.folder / CHECKPOINTS)) as checkpoints:
+    with closing(Checkpoints(plan.folder / CHECKPOINTS, read_only=True)) as checkpoints:
         return checkpoints.read(number)
 
 
