@@ -49,5 +49,9 @@ class StorageFailure(OSError):
     """Something that could not be written or read back, on a full disk for instance."""
 
 
+class FileGone(StorageFailure):
+    """A file of a run that was moved or removed while the run wrote to it."""
+
+
 class PeerFailure(RuntimeError):
     """Another process of the same run that ended, or cannot be reached any more."""

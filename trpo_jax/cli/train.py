@@ -18,7 +18,7 @@ from trpo_jax.cli.run_flags import parse_run
 from trpo_jax.processes import is_first
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
 from trpo_jax.running.loop import NonFiniteError
-from trpo_jax.running.train import FAILURES, Run, train
+from trpo_jax.running.train import FAILURES, PolicyFailure, Run, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report_failure(error: Exception, folder: Path | None, args: argparse.Namespace | None) -> int:
     """Says why a run failed and what is left of it; returns the exit code."""
     run = getattr(error, "run", None)
-    kept = "What was written before stays."
-    if run is not None:
-        no_policies = isinstance(error, OSError)
+    there = folder is not None and (folder / DESCRIPTION).is_file()
+    kept = f"{folder} keeps what was written." if there else "Nothing that was written is left."
+    if run is not None and there:
+        no_policies = isinstance(error, PolicyFailure)
         kept = kept_of(run, args, None if no_policies else "each seed's last good policy")
     print(f"error: {str(error).rstrip('.')}. {kept}", file=sys.stderr)
-    if folder is not None and (folder / DESCRIPTION).is_file():
+    if there:
         if not isinstance(error, NonFiniteError):  # which would come again
             print(resumption(folder, args), file=sys.stderr)
         print_files(Console(quiet=args.quiet or not is_first(), highlight=False), folder)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.errors import ConfigurationError, StorageFailure
+from trpo_jax.errors import ConfigurationError, FileGone, StorageFailure
 from trpo_jax.records.files import cell, write_csv
 from trpo_jax.records.runs import read_rows
 
@@ -57,7 +57,7 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
 
     Raises:
         FileExistsError: if a new file is asked for, and there is one. Writing to it raises a
-            StorageFailure where it cannot grow, on a full disk for instance.
+            StorageFailure where it cannot grow, on a full disk for instance, or is gone.
     """
     columns: list[str] = []
     if num_done is not None and path.is_file():
@@ -71,8 +71,15 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
             columns.extend([*(x for x in LEADING_COLUMNS if x in rows[0]), *own])
             writer.writerow(columns)
         try:
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise FileNotFoundError(None, "another file is in its place")
             writer.writerows([cell(row[name]) for name in columns] for row in rows)
             file.flush()
+        except FileNotFoundError as error:
+            raise FileGone(
+                f"{path} is gone ({error.strerror}): it was moved or removed while the run wrote "
+                "to it. --resume goes on from a folder that was moved"
+            ) from error
         except OSError as error:
             raise StorageFailure(f"{path} cannot be written: {error.strerror}") from error
 
