@@ -19,6 +19,7 @@ from trpo_jax.cli.command_line import (
     seed_range,
     step_count,
 )
+from trpo_jax.cli.environment_flags import add_environment_flags, options_from
 from trpo_jax.cli.placement import (
     ENVIRONMENTS,
     SEEDS,
@@ -59,6 +60,8 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name)
     folder = args.resume or args.out or usual
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
+    options = options_from(args)
+    settings |= {"env_args": options.args, "wrappers": options.wrappers}
     settings |= {
         "env": args.env,
         "algorithm": args.algorithm,
@@ -124,6 +127,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     )
     action = argparse.BooleanOptionalAction
     add("--env-processes", default=processes, action=action, help=help_text)
+    add_environment_flags(parser)
     episodes = defaults["evaluation_episodes"]
     help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
     add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
