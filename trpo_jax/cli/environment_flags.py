@@ -11,7 +11,17 @@ from trpo_jax.envs.options import parse_value, stored_options
 CAPITALS = {word.lower(): word for word in ("True", "False", "None")}
 
 
-def add_environment_flags(parser: argparse.ArgumentParser) -> None:
+def add_processes_flag(parser: argparse._ActionsContainer, default: bool) -> None:
+    """Adds the flag for copies of an environment in processes of their own."""
+    help_text = (
+        "run each environment of gym/ in a process of its own: faster where a step takes a "
+        f"millisecond or more (default: {default})"
+    )
+    action = argparse.BooleanOptionalAction
+    parser.add_argument("--env-processes", default=default, action=action, help=help_text)
+
+
+def add_environment_flags(parser: argparse._ActionsContainer) -> None:
     """Adds the flags for arguments and wrappers of an environment."""
     add = parser.add_argument
     repeated = {"action": "append", "default": []}

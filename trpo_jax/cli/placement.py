@@ -32,8 +32,10 @@ IF_LOST = "If the first process is lost, JAX aborts the others with a stack trac
 FIRST_LEAVES_AFTER = 2.0  # seconds
 
 
-def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> None:
-    """Adds the flags that say where a script runs, with a default number of devices."""
+def add_process_flags(
+    parser: argparse.ArgumentParser, devices: str = ALL
+) -> argparse._ArgumentGroup:
+    """Returns a group of new flags: where a script runs, with a default number of devices."""
     group = parser.add_argument_group("where it runs")
     help_text = f"devices that it is split over, or all of them (default: {devices})"
     group.add_argument("--devices", default=devices, type=device_count, metavar="N", help=help_text)
@@ -48,6 +50,7 @@ def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> No
     group.add_argument("--process-id", type=int, metavar="K", help=help_text)
     help_text = "elsewhere: how many processes there are"
     group.add_argument("--num-processes", type=int, metavar="N", help=help_text)
+    return group
 
 
 def device_count(text: str) -> int | None:

@@ -58,6 +58,20 @@ def folder_of(name: str) -> str:
     return name.replace(":", "-")
 
 
+def names() -> dict[str, list[str] | None]:
+    """Returns the full names of all environments, by suite; None for one that is not installed."""
+    found: dict[str, list[str] | None] = {}
+    for suite in SUITES:
+        prefix = "" if suite == "gymnax" else f"{suite}/"
+        try:
+            own_names = import_module(f"trpo_jax.envs.{_MODULES.get(suite, suite)}").names()
+        except (ImportError, AttributeError):  # or in a version that lacks what the adapter needs
+            found[suite] = None
+        else:
+            found[suite] = sorted(f"{prefix}{name}" for name in own_names)
+    return found
+
+
 @no_type_check  # the annotation is not there at run time
 def make(
     name: str,

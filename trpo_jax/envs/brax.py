@@ -15,6 +15,11 @@ BACKENDS = ("spring", "positional", "generalized", "mjx")
 EPISODE_LENGTH = 1000  # of Brax's own training
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(envs._envs)
+
+
 def make(name: str, episode_length: int = EPISODE_LENGTH, **args: Any) -> Environment:
     """Returns an environment of Brax.
 
@@ -28,7 +33,7 @@ def make(name: str, episode_length: int = EPISODE_LENGTH, **args: Any) -> Enviro
         ConfigurationError: if there is no such environment or physics.
     """
     task, _, backend = name.partition("/")
-    require_known_environment("brax", task, envs._envs)
+    require_known_environment("brax", task, names())
     if (backend or "spring") not in BACKENDS:
         raise unknown_name("physics of Brax", backend, BACKENDS)
     known = parameters_of(envs._envs[task])

@@ -16,6 +16,11 @@ NAMES = tuple(f"{game}-{view}-v1" for game in GAMES for view in VIEWS)
 NEVER = np.iinfo(np.int32).max
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(NAMES)
+
+
 def make(name: str, **args: Any) -> Environment:
     """Returns a game of Craftax, such as "Craftax-Classic-Symbolic-v1".
 
@@ -27,7 +32,7 @@ def make(name: str, **args: Any) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown.
     """
-    full_name = require_known_environment("craftax", name, NAMES)
+    full_name = require_known_environment("craftax", name, names())
     env = make_craftax_env_from_name(name, auto_reset=False)
     params = env.default_params
     require_known_args(full_name, args, [x.name for x in dataclasses.fields(params)])

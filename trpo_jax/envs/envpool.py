@@ -15,6 +15,11 @@ OWN = {"num_envs", "seed"}  # entries of its config that are chosen here
 NEVER = np.iinfo(np.int32).max  # EnvPool's time limit of an environment that has none
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(envpool.list_all_envs())
+
+
 def make(name: str, **args: Any) -> Environment:
     """Returns an environment of EnvPool, such as "HalfCheetah-v4" or "Breakout-v5" (Atari).
 
@@ -25,7 +30,7 @@ def make(name: str, **args: Any) -> Environment:
         ConfigurationError: if the name is unknown, it needs what this machine lacks or more than
             one player, or its spaces are not supported.
     """
-    full_name = require_known_environment("envpool", name, envpool.list_all_envs())
+    full_name = require_known_environment("envpool", name, names())
     try:
         known = envpool.make_spec(name).config._fields
         require_known_args(full_name, args, set(known) - OWN)

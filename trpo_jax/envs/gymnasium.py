@@ -33,6 +33,13 @@ OF_EVERY = {"max_episode_steps", "disable_env_checker"}  # arguments of `gymnasi
 PLUGIN = "highway_env"  # registers its environments only once it is imported
 
 
+def names() -> list[str]:
+    """Returns the names that Gymnasium knows, those of its plugins that are installed included."""
+    with suppress(ImportError):
+        import_module(PLUGIN)
+    return list(gymnasium.registry)
+
+
 def make(
     name: str,
     args: Mapping[str, Any] = MappingProxyType({}),

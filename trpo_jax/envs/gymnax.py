@@ -19,6 +19,11 @@ with deferred("seaborn", "matplotlib.pyplot"):  # most of gymnax's import, and o
     from gymnax.visualize import Visualizer
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(gymnax.registered_envs)
+
+
 def make(name: str, **args: Any) -> Environment:
     """Returns a gymnax environment.
 
@@ -35,8 +40,8 @@ def make(name: str, **args: Any) -> Environment:
         ConfigurationError: if the name is unknown, the environment needs a download, or its spaces
             are not supported.
     """
-    if name not in gymnax.registered_envs:
-        raise unknown_name("environment", name, gymnax.registered_envs)
+    if name not in names():
+        raise unknown_name("environment", name, names())
     try:
         env, params = gymnax.make(name)
         if args:

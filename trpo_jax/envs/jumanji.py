@@ -16,6 +16,11 @@ from trpo_jax.errors import ConfigurationError, require_known_environment
 NEVER = np.iinfo(np.int32).max
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(jumanji.registered_environments())
+
+
 def make(name: str, **args: Any) -> Environment:
     """Returns an environment of Jumanji, such as "Snake-v1", whose class takes the arguments.
 
@@ -28,7 +33,7 @@ def make(name: str, **args: Any) -> Environment:
         ConfigurationError: if the name is unknown, it needs a download, or its spaces are not
             supported.
     """
-    full_name = require_known_environment("jumanji", name, jumanji.registered_environments())
+    full_name = require_known_environment("jumanji", name, names())
     try:
         env = jumanji.make(name)
         known = parameters_of(type(env))

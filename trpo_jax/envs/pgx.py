@@ -10,6 +10,11 @@ from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
+def names() -> list[str]:
+    """Returns the names of games for one player, those that `make` knows."""
+    return [name for name in pgx.available_envs() if name == "2048" or "minatar" in name]
+
+
 def make(name: str, **args: Any) -> Environment:
     """Returns a game of pgx, such as "2048" or "minatar-breakout"; they have no time limit.
 

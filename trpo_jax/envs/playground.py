@@ -14,6 +14,11 @@ from trpo_jax.envs.options import require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(registry.ALL_ENVS)
+
+
 def make(name: str, **args: Any) -> Environment:
     """Returns an environment of MuJoCo Playground, such as "CheetahRun".
 
@@ -25,7 +30,7 @@ def make(name: str, **args: Any) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown, or its robot must be downloaded and cannot be.
     """
-    full_name = require_known_environment("playground", name, registry.ALL_ENVS)
+    full_name = require_known_environment("playground", name, names())
     require_known_args(full_name, args, list(_entries(registry.get_default_config(name))))
     overrides = ({} if jax.default_backend() == "gpu" else {"impl": "jax"}) | args
     try:

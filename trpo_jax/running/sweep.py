@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax import envs
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
@@ -71,6 +72,7 @@ class Sweep(NamedTuple):
 
     Attributes:
         title: algorithm and environment in words.
+        name: of the algorithm.
         config: what every setting changes.
         settings: the values of what was swept, by name.
         seeds: of every setting.
@@ -88,6 +90,7 @@ class Sweep(NamedTuple):
     """
 
     title: str
+    name: str
     config: Any
     settings: list[Setting]
     seeds: tuple[int, ...]
@@ -113,6 +116,7 @@ class Sweep(NamedTuple):
             {name: [x.setting[name] for x in done] for name in done[0].setting},
             np.stack([x.scores for x in done]),
             self.title,
+            self.name,
         )
 
     def __repr__(self) -> str:
@@ -121,7 +125,7 @@ class Sweep(NamedTuple):
         parts += [f"{len(self.seeds)} seeds"]
         if self.ranking and self.ranking[0].summary is not None:
             values = ", ".join(f"{name} = {x}" for name, x in self.ranking[0].setting.items())
-            parts.append(f"best {values} with {self.ranking[0].summary.iqm:.1f}")
+            parts.append(f"best {values} with {return_text(self.ranking[0].summary.iqm)}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
         return f"<{', '.join(parts)}>"
 
@@ -247,6 +251,7 @@ def sweep(
     ranking = rank(plan.settings, plan.seeds, results, f"{score}_return")
     found = Sweep(
         f"{plan.task.name.upper()} on {plan.task.env.name}",
+        plan.task.name,
         plan.task.config,
         plan.settings,
         plan.seeds,
@@ -284,9 +289,9 @@ def describe(
 ) -> dict[str, Any]:
     """Returns what `sweep.json` says: all that is needed to run the sweep again."""
     task, seeds = plan.task, plan.seeds
-    given = {"random": num_random, "seed": seeds[0], "seeds": len(seeds), "batch": plan.batch}
+    given = {"random": num_random, "seed": seeds[0], "num_seeds": len(seeds), "batch": plan.batch}
     given |= {"evaluation_episodes": plan.evaluation_episodes, "score": score, "out": plan.folder}
-    usual = {"random": None, "seed": 0, "seeds": 4, "batch": None}
+    usual = {"random": None, "seed": 0, "num_seeds": 4, "batch": None}
     usual |= {"evaluation_episodes": 16, "score": "evaluation", "out": None}
     given = {name: x for name, x in given.items() if x != usual[name]}
     command = command_of(task, "sweep", total_steps=plan.total_steps, **given)

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
@@ -88,6 +89,7 @@ class Run(NamedTuple):
         stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", or the name of an
             exception; None if it did not.
         title: algorithm and environment in words.
+        name: of the algorithm.
     """
 
     env: Environment
@@ -105,6 +107,7 @@ class Run(NamedTuple):
     folder: Path | None
     stopped_by: str | None
     title: str
+    name: str
 
     def policy(self, seed: int | None = None) -> Callable[..., Any]:
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
@@ -136,14 +139,15 @@ class Run(NamedTuple):
             found = ", ".join(self.metrics) or "none, for there was no update"
             raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
         env_steps = self.metrics["env_steps"][0]
-        return learning_curve(env_steps, self.metrics["episodic_return"], self.title)
+        returns = self.metrics["episodic_return"]
+        return learning_curve(env_steps, returns, self.title, self.name)
 
     def __repr__(self) -> str:
         """Returns the run in one line."""
         parts = [f"Run of {self.title}", f"{len(self.seeds)} seeds", f"{self.num_updates} updates"]
         parts.append(f"{self.seconds:.1f} s")
         if self.evaluation is not None:
-            parts.append(f"mean return {self.evaluation.summary.mean:.1f}")
+            parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
         return f"<{', '.join(parts)}>"
 
@@ -399,6 +403,7 @@ def run_program(
             plan.folder,
             reason,
             plan.title,
+            plan.name,
         )
         try:
             stopped = learn(plan, program, recorder, console, callback)
