@@ -46,7 +46,7 @@ def of_spaces(observation_space, action_space=BOX):
 
 @pytest.mark.parametrize("processes", [False, True])
 def test_no_step_is_lost_to_a_reset_and_no_last_observation(processes):
-    env = envs.make("gym/Counter-v0", processes)
+    env = envs.make("gym/Counter-v0", processes=processes)
     assert env.time_limit == 5
     found = transitions(env, 0, 12)
     shown = np.array([t.observation[0, 0] for t in found])
@@ -63,7 +63,7 @@ def test_no_step_is_lost_to_a_reset_and_no_last_observation(processes):
 
 @pytest.mark.parametrize("processes", [False, True])
 def test_staggered_episodes_end_before_their_pool_would_end_them(processes):
-    found = transitions(envs.make("gym/Counter-v0", processes), 0, 9, staggered=True)
+    found = transitions(envs.make("gym/Counter-v0", processes=processes), 0, 9, staggered=True)
     ends = np.argwhere([t.truncated for t in found])
     assert ends.tolist() == [[1, 2], [3, 1], [4, 0], [6, 2], [8, 1]]
     for t, i in ends[:-1]:
@@ -193,7 +193,7 @@ def test_numbers_that_are_not_finite_are_traced_to_environment_and_step(how, mes
 
 @pytest.mark.parametrize("processes", [False, True])
 def test_an_environment_that_raises_is_named(processes):
-    env = envs.make("gym/Broken-raise-v0", processes)
+    env = envs.make("gym/Broken-raise-v0", processes=processes)
     with pytest.raises(EnvironmentFailure, match=r"gym/Broken-raise-v0 failed.*floor gave way"):
         transitions(env, 0, 6)
 
@@ -207,7 +207,7 @@ def test_what_is_missing_is_told_how_to_get_it(monkeypatch):
     with pytest.raises(ConfigurationError, match=r"no_such_module.*PYTHONPATH"):
         envs.make("gym/no_such_module:Task-v0")
 
-    def fail(name):
+    def fail(name, **kwargs):
         raise gymnasium.error.DependencyNotInstalled("no MuJoCo")
 
     monkeypatch.setattr(gymnasium, "make", fail)

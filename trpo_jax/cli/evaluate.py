@@ -14,11 +14,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trpo_jax import algorithms, envs
+from trpo_jax import algorithms
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import spread_text
+from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.checkpoints import Checkpoints, to_state
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"interval needs, and --number {args.number} at least 1."
             )
         description = read_description(args.folder)
-        env = envs.make(args.env or description["env"], description.get("env_processes", False))
+        env = make_stored(description, args)
         policy, actor, seeds, what = read_actors(args.folder, args.checkpoint, env, description)
         make_parents(out)
         cache_compilations()
@@ -87,6 +88,7 @@ def build_parser() -> Parser:
     add("--checkpoint", metavar="WHICH", help=help_text)
     help_text = "another environment with the same observations and actions"
     add("--env", metavar="NAME", help=help_text)
+    add_environment_flags(parser)
     help_text = "decides the episodes, which are none of those during training (default: 1)"
     add("--number", type=int, default=1, metavar="N", help=help_text)
     help_text = "the file of all returns, a new one (default: evaluation.json in the folder)"

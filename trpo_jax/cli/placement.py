@@ -14,12 +14,14 @@ import jax
 
 from trpo_jax import envs
 from trpo_jax.cli.command_line import Parser
+from trpo_jax.cli.environment_flags import options_from
 from trpo_jax.devices import (
     Placement,
     choose_devices,
     split_environments,
     split_runs,
 )
+from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import is_first, join
 from trpo_jax.running.plan import require_on_device
@@ -157,8 +159,13 @@ def devices_of(args: argparse.Namespace) -> list[jax.Device]:
     """
     devices = choose_devices(None if args.distributed else args.devices)
     if len(devices) > 1 or args.distributed:
-        require_on_device(envs.make(args.env), "Several devices run")
+        require_on_device(make_env(args), "Several devices run")
     return devices
+
+
+def make_env(args: argparse.Namespace) -> Environment:
+    """Returns the environment that the flags ask for."""
+    return envs.make(args.env, **options_from(args)._asdict())
 
 
 def place_runs(args: argparse.Namespace) -> Placement | None:
@@ -180,7 +187,7 @@ def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placemen
         require_even_shares("num_seeds", args.num_seeds, len(devices))
         return split_runs(devices)
     require_even_shares("num_envs", config.num_envs, len(devices))
-    return split_environments(devices, module.make(envs.make(args.env), config))
+    return split_environments(devices, module.make(make_env(args), config))
 
 
 def require_even_shares(name: str, number: int, num_devices: int) -> None:

@@ -19,6 +19,11 @@ from trpo_jax.cli.command_line import (
     seed_range,
     step_count,
 )
+from trpo_jax.cli.environment_flags import (
+    add_environment_flags,
+    add_processes_flag,
+    options_from,
+)
 from trpo_jax.cli.placement import (
     ENVIRONMENTS,
     SEEDS,
@@ -59,6 +64,8 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name)
     folder = args.resume or args.out or usual
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
+    options = options_from(args)
+    settings |= {"env_args": options.args, "wrappers": options.wrappers}
     settings |= {
         "env": args.env,
         "algorithm": args.algorithm,
@@ -119,13 +126,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         f"environment steps of each seed, rounded down to whole updates (default: {total_steps:,})"
     )
     add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
-    processes = defaults["env_processes"]
-    help_text = (
-        "run each environment of gym/ in a process of its own: faster where a step takes a "
-        f"millisecond or more (default: {processes})"
-    )
-    action = argparse.BooleanOptionalAction
-    add("--env-processes", default=processes, action=action, help=help_text)
+    add_processes_flag(group, defaults["env_processes"])
+    add_environment_flags(group)
     add = parser.add_argument_group("evaluation").add_argument
     episodes = defaults["evaluation_episodes"]
     help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"

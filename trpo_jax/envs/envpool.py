@@ -1,13 +1,17 @@
 """Adapter for EnvPool 1.x (https://github.com/sail-sg/envpool): C++ environments on threads."""
 
+from typing import Any
+
 import envpool
 import numpy as np
 from envpool.registration import registry
 
 from trpo_jax.envs.base import ArraySpec, Environment, Pool, host_environment
 from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec, vector_pool
+from trpo_jax.envs.options import require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
+OWN = {"num_envs", "seed"}  # entries of its config that are chosen here
 NEVER = np.iinfo(np.int32).max  # EnvPool's time limit of an environment that has none
 
 
@@ -16,9 +20,10 @@ def names() -> list[str]:
     return list(envpool.list_all_envs())
 
 
-def make(name: str) -> Environment:
+def make(name: str, **args: Any) -> Environment:
     """Returns an environment of EnvPool, such as "HalfCheetah-v4" or "Breakout-v5" (Atari).
 
+    The arguments are entries of its config, such as `frame_skip`.
     Images are shown with their channels last.
 
     Raises:
@@ -27,7 +32,9 @@ def make(name: str) -> Environment:
     """
     full_name = require_known_environment("envpool", name, names())
     try:
-        spec = envpool.make_spec(name)
+        known = envpool.make_spec(name).config._fields
+        require_known_args(full_name, args, set(known) - OWN)
+        spec = envpool.make_spec(name, **args)
     except (ImportError, RuntimeError) as error:
         raise ConfigurationError(
             f"Environment {full_name!r} cannot be made on this machine: {error}."
@@ -52,7 +59,7 @@ def make(name: str) -> Environment:
                 "where there is none. Gymnasium draws its own tasks: --env gym/Hopper-v4"
             )
         options = {"render_mode": "rgb_array"} if render else {}
-        envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **options)
+        envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **args, **options)
 
         def reset(mask: np.ndarray) -> np.ndarray:
             return show(envs.reset(options={"reset_mask": mask})[0])

@@ -2,14 +2,16 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
@@ -24,8 +26,10 @@ from trpo_jax.envs.base import (
     StepResult,
     host_environment,
 )
+from trpo_jax.envs.options import parameters_of, require_known_args, wrap
 from trpo_jax.errors import ConfigurationError, unknown_name
 
+OF_EVERY = {"max_episode_steps", "disable_env_checker"}  # arguments of `gymnasium.make` itself
 PLUGIN = "highway_env"  # registers its environments only once it is imported
 
 
@@ -36,11 +40,18 @@ def names() -> list[str]:
     return list(gymnasium.registry)
 
 
-def make(name: str, processes: bool = False) -> Environment:
+def make(
+    name: str,
+    args: Mapping[str, Any] = MappingProxyType({}),
+    wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]] = (),
+    processes: bool = False,
+) -> Environment:
     """Returns a registered environment, such as "Hopper-v5" or "my_package:MyEnv-v0".
 
     Args:
         name: as `gymnasium.make` knows it.
+        args: keyword arguments of `gymnasium.make`.
+        wrappers: functions of one copy, applied in order.
         processes: whether to step each copy in a process of its own, which pays where a step takes
             a millisecond or more; otherwise one after another.
 
@@ -49,9 +60,16 @@ def make(name: str, processes: bool = False) -> Environment:
     """
     full_name = f"gym/{name}"
     _check_registered(name)
+    if "render_mode" in args:
+        raise ConfigurationError(
+            f"render_mode is no argument of {full_name} here: training draws nothing, and "
+            "render.py chooses the mode. Leave it away."
+        )
     try:
-        env = gymnasium.make(name)
+        env = gymnasium.make(name, **args)
     except Exception as error:  # whatever its constructor raises
+        if isinstance(error, TypeError):
+            _check_args(full_name, name, args)
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, gymnasium.error.DependencyNotInstalled):
             reason += " What MuJoCo's need comes with: uv sync --extra gym"
@@ -60,9 +78,11 @@ def make(name: str, processes: bool = False) -> Environment:
                 " Put it into the current folder, install it, or name its folder in PYTHONPATH."
             )
         raise ConfigurationError(f"Environment {full_name!r} cannot be made: {reason}") from error
+    time_limit = env.spec.max_episode_steps
+    env = wrap(full_name, env, wrappers, gymnasium.Env)
+    time_limit = env.spec.max_episode_steps if env.spec else time_limit
     space, action_space = env.observation_space, env.action_space
     observation, flatten = observation_spec(full_name, space)
-    time_limit = env.spec.max_episode_steps
     env.close()
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
@@ -76,8 +96,8 @@ def make(name: str, processes: bool = False) -> Environment:
             num_envs=num_envs,
             vectorization_mode="async" if processes else "sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED, **options},
-            wrappers=[_leave_interrupts_to_the_parent],
-            **({"render_mode": "rgb_array"} if render else {}),
+            wrappers=[*wrappers, _leave_interrupts_to_the_parent],
+            **(args | {"render_mode": "rgb_array"} if render else args),
         )
         first_seeds = iter([environment_seeds(seeds, num_envs)])
 
@@ -109,6 +129,12 @@ def _check_registered(name: str) -> None:
         known = (f"gym/{x}" for x in gymnasium.registry)
         error = unknown_name("environment", f"gym/{name}", known)
         raise ConfigurationError(f"{error} Those of {PLUGIN} come with: uv sync --extra driving")
+
+
+def _check_args(full_name: str, name: str, args: Mapping[str, Any]) -> None:
+    maker = gymnasium.spec(name).entry_point
+    known = parameters_of(load_env_creator(maker) if isinstance(maker, str) else maker)
+    require_known_args(full_name, args, known and (known | OF_EVERY) - {"render_mode"})
 
 
 def environment_seeds(seeds: int | tuple[int, ...], num_envs: int) -> list[int]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from trpo_jax import envs
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
@@ -213,7 +214,7 @@ def sweep(
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)
     require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
-    task = choose_task(env, config, algorithm, total_steps)
+    task = choose_task(env, config, algorithm, total_steps, envs.Options())
     require_on_device(task.env, "A sweep is")
     spaces = defaults_for(task.name, task.env_name, SPACES_FILE)
     plan = SweepPlan(

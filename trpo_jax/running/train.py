@@ -4,7 +4,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
+from trpo_jax.envs.options import Wrapper
 from trpo_jax.errors import (
     ConfigurationError,
     EnvironmentFailure,
@@ -172,6 +173,8 @@ def train(
     total_steps: int | None = None,
     evaluation_episodes: int | None = None,
     env_processes: bool | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -208,6 +211,9 @@ def train(
         total_steps: environment steps of each seed, rounded down to whole updates.
         evaluation_episodes: episodes of each seed that its final policy is judged by.
         env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        env_args: keyword arguments of the environment, which is then given by its name.
+        wrappers: functions of the environment, or their names as "module:name", applied in order;
+            see `trpo_jax.make_env`.
         eval_every: evaluate during training too, before the first and after every n-th update; the
             policies with the best mean return are kept as a checkpoint. 0 for never.
         checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
@@ -243,6 +249,8 @@ def train(
         total_steps=total_steps,
         evaluation_episodes=evaluation_episodes,
         env_processes=env_processes,
+        env_args=env_args,
+        wrappers=wrappers,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
