@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--episodes {args.episodes} must be at least {LEAST_SEEDS}, as many as an "
                 f"interval needs, and --number {args.number} at least 1."
             )
-        description = read_description(args.folder)
+        description = read_description(args.folder, "env", "algorithm", "config", "seeds")
         env = make_stored(description, args)
         policy, actor, seeds, what = read_actors(args.folder, args.checkpoint, env, description)
         make_parents(out)

@@ -93,7 +93,7 @@ def stored_flags(folder: Path) -> list[str]:
     Raises:
         ConfigurationError: if there is no such run, or no flags can start it.
     """
-    command = read_description(folder)["command"]
+    command = read_description(folder, "command")["command"]
     if command is None:
         raise ConfigurationError(
             f"The run in {folder} was started from Python, with something of its own that no flag "

@@ -19,11 +19,10 @@ from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
 from trpo_jax.records.runs import (
     DESCRIPTION,
-    METRICS,
     SUMMARY,
     differing_settings,
     read_description,
-    read_metrics,
+    read_run,
 )
 from trpo_jax.running.defaults import Defaults, defaults
 from trpo_jax.running.description import (
@@ -357,12 +356,12 @@ def _command(
 def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
     """Raises a ConfigurationError if a run is finished, or was started with other settings."""
     if (folder / SUMMARY).is_file():
-        num_updates = read_metrics(folder / METRICS)["update"].shape[1]
+        num_updates = read_run(folder).metrics["update"].shape[1]
         raise ConfigurationError(
             f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
             f"{SUMMARY} says what came of them."
         )
-    found = read_description(folder)
+    found = read_description(folder, "command", "config", "versions")
     different = differing_settings(description, found)
     if different:
         command = found["command"]

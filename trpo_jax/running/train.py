@@ -35,6 +35,7 @@ from trpo_jax.records.policies import make_act, save_policy
 from trpo_jax.records.runs import (
     CHECKPOINTS,
     DESCRIPTION,
+    EVALUATIONS,
     METRICS,
     POLICY,
     SUMMARY,
@@ -320,12 +321,13 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
     Raises:
         ConfigurationError: if it is from a run with other settings.
     """
+    ends = {METRICS: last_update(plan, METRICS)}
+    if plan.eval_every:
+        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every - 1
+    short = min(ends, key=ends.get)
     folder = plan.folder / CHECKPOINTS
     if not folder.is_dir():
         return None
-    path = plan.folder / METRICS
-    metrics = read_metrics(path) if path.is_file() else {}
-    num_updates = metrics["update"].shape[1] if metrics else 0
     with closing(Checkpoints(folder)) as checkpoints:
         for found in checkpoints.newest_first():
             if isinstance(found, StorageFailure):
@@ -337,14 +339,25 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
                     f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
                     f"{different}. Take it out of that folder to go on with an earlier one."
                 )
-            if num_updates >= found.num_updates:
+            if ends[short] >= found.num_updates:
                 return found
             print(
-                f"warning: {path} lacks rows of updates up to {found.num_updates}, which the "
-                f"latest checkpoint is of; the one before is tried.",
+                f"warning: {plan.folder / short} lacks rows of updates up to "
+                f"{found.num_updates}, which the latest checkpoint is of; the one before is tried.",
                 file=sys.stderr,
             )
     return None
+
+
+def last_update(plan: RunPlan, name: str) -> int:
+    """Returns the last update that a CSV file of a run has rows of; -1 if it has none.
+
+    Raises:
+        ConfigurationError: if the file is damaged.
+    """
+    path = plan.folder / name
+    columns = read_metrics(path, plan.seeds) if path.is_file() else {}
+    return int(columns["update"][0, -1]) if columns else -1
 
 
 def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
