@@ -171,7 +171,13 @@ def make_env(args: argparse.Namespace) -> Environment:
 
 
 def place_runs(args: argparse.Namespace) -> Placement | None:
-    """Returns the placement of whole runs that the flags ask for, None for one device."""
+    """Returns the placement of whole runs that the flags ask for, None for one device.
+
+    Without a number of devices, it is all of them, or one where the environment is on the host.
+    """
+    any_number = args.devices is None and not args.distributed
+    if any_number and len(choose_devices(None)) > 1 and make_env(args).open is not None:
+        return None
     devices = devices_of(args)
     return split_runs(devices) if len(devices) > 1 else None
 

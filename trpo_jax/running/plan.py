@@ -164,6 +164,7 @@ def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]
     usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
     changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
     names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
+    names["env_processes"] = (task.options.processes, task.tuned.env_processes)
     names = {name: x for name, (x, default) in names.items() if x != default}
     flags = [*flags_of(names | settings | changed), *task.options.flags()]
     return ["trpo-jax", command, *flags]
