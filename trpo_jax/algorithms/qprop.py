@@ -145,11 +145,11 @@ def make(
 
     def init_step_state(key, policy_params):
         row = Experience(
-            observation=jax.ShapeDtypeStruct(env.observation.shape, env.observation.dtype),
+            observation=jax.ShapeDtypeStruct(*env.observation[:2]),
             action=jax.ShapeDtypeStruct((env.action.size,), jnp.float32),
             reward=jax.ShapeDtypeStruct((), jnp.float32),
             terminated=jax.ShapeDtypeStruct((), bool),
-            next_observation=jax.ShapeDtypeStruct(env.observation.shape, env.observation.dtype),
+            next_observation=jax.ShapeDtypeStruct(*env.observation[:2]),
         )
         params = q_network.init(key)
         return QState(init_replay(row, config.replay_size), init_critic(params), params)
