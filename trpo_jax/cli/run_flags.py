@@ -66,6 +66,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
     options = options_from(args)
     settings |= {"env_args": options.args, "wrappers": options.wrappers}
+    settings["schedules"] = dict(args.schedule)
     settings |= {
         "env": args.env,
         "algorithm": args.algorithm,
@@ -162,7 +163,23 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     )
     where.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
     add_config_flags(parser, module, defaults)
+    group = parser.add_argument_group("schedules of hyperparameters")
+    help_text = (
+        "let a real-valued hyperparameter change: max_kl=linear:0.02:0.005, also exponential, "
+        "cosine, and piecewise:0.02:50000:0.01; over the whole run, or over the steps of each seed "
+        "that a third number says; the flag may be given several times"
+    )
+    kind = {"action": "append", "default": [], "type": schedule}
+    group.add_argument("--schedule", **kind, metavar="NAME=KIND:START:END", help=help_text)
     return parser
+
+
+def schedule(text: str) -> tuple[str, str]:
+    """Returns the name of a hyperparameter and its schedule in NAME=SCHEDULE."""
+    name, equals, described = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=SCHEDULE")
+    return name.strip().replace("-", "_"), described
 
 
 def services(text: str) -> tuple[str, ...]:

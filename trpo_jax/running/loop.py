@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
+from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import LARGEST
 from trpo_jax.processes import peer_failures_named, to_host
@@ -86,7 +87,7 @@ def resume_program(program: Program, state: State) -> Program:
     """
     if isinstance(state, HostState):
         seeds = [
-            saved._replace(rollout=fresh.rollout)
+            saved._replace(rollout=begun_anew(fresh.rollout, saved.num_updates))
             for saved, fresh in zip(state.seeds, program.state.seeds, strict=True)
         ]
         return program._replace(state=HostState(state.actor, tuple(seeds)))

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -12,6 +13,14 @@ import numpy as np
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.algorithms.schedules import (
+    Schedule,
+    curve_of,
+    require_real,
+    require_schedules,
+    scheduled,
+    started,
+)
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
@@ -239,6 +248,7 @@ def plan_run(
     resume: bool = False,
     log: Sequence[str] = (),
     placement: Placement | None = None,
+    schedules: Mapping[str, str | Schedule] | None = None,
 ) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
 
@@ -262,8 +272,9 @@ def plan_run(
     else:
         task = choose_task(env, config, algorithm, total_steps, options)
         own = {} if agent is None else {"agent": agent}
-        made = task.module.make(task.env, task.config, **own)
         task = task._replace(named=task.named and agent is None)
+        make = partial(task.module.make, task.env, **own)
+        made = make(task.config)
     tuned = task.tuned
     chosen = {
         "seeds": choose_seeds(tuned.num_seeds if seeds is None else seeds),
@@ -282,6 +293,20 @@ def plan_run(
         checkpoint_every=(checkpoint_every, 0),
     )
     num_updates = chosen["total_steps"] // made.steps_per_update
+    curves, described = {}, {}
+    if schedules:
+        if task.module is None:
+            raise ConfigurationError(
+                "An Algorithm is made already, with numbers that stay as they are. Give its module "
+                "and its config for schedules."
+            )
+        for name, schedule in schedules.items():
+            require_real(task.config, name)
+            curves[name], described[name] = curve_of(schedule, chosen["total_steps"])
+        named = task.named and all(isinstance(x, str) for x in schedules.values())
+        task = task._replace(config=started(task.config, curves), named=named)
+        require_schedules(task.config, curves, max(num_updates, 1), made.steps_per_update)
+        made = scheduled(make, task.config, curves)
     if num_updates < 1:
         raise ConfigurationError(
             f"total_steps = {chosen['total_steps']:,} is less than one batch, which takes "
@@ -301,7 +326,7 @@ def plan_run(
     split = "" if placement is None else "seeds" if splits_runs(placement) else "environments"
     description = as_json(
         {
-            "command": _command(task, chosen, keep_checkpoints, log, folder),
+            "command": _command(task, chosen, keep_checkpoints, log, folder, described),
             "env": task.env_name,
             "algorithm": task.name,
             "seed": seed_list[0],
@@ -309,6 +334,7 @@ def plan_run(
             **chosen,
             **task.options.described(),
             "config": config_to_dict(task.config),
+            **({"schedules": described} if described else {}),
             **provenance(task.env_name),
             "placement": describe_placement(placement, split),
         }
@@ -341,6 +367,7 @@ def _command(
     keep_checkpoints: int,
     log: Sequence[str],
     folder: Path | None,
+    schedules: Mapping[str, str],
 ) -> list[str] | None:
     """Returns the command line of the script that does the same run, or None if there is none."""
     first, count = chosen["seeds"][0], len(chosen["seeds"])
@@ -351,7 +378,8 @@ def _command(
     usual = {"seed": 0, **task.tuned._asdict(), "eval_every": 0, "checkpoint_every": None}
     usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
     del given["seeds"]
-    return command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+    command = command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+    return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
 
 
 def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:

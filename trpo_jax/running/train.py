@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.algorithms.schedules import Schedule
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
@@ -185,6 +186,7 @@ def train(
     progress: bool = True,
     callback: Callable[[Chunk], Any] | None = None,
     placement: Placement | None = None,
+    schedules: Mapping[str, str | Schedule] | None = None,
 ) -> Run:
     """Trains an algorithm on an environment, all seeds side by side, and returns the run.
 
@@ -228,6 +230,9 @@ def train(
         callback: called with each `Chunk` of updates; the run stops, in order, where it returns
             something true.
         placement: which devices the run is on, from `trpo_jax.devices`; the default one if None.
+        schedules: real-valued hyperparameters that change, by name: a text such as
+            "linear:0.02:0.005", or a function of the environment steps that a seed has done, such
+            as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
 
     Returns:
         The run. Ctrl-C and the callback end it early, with what was done until then.
@@ -259,6 +264,7 @@ def train(
         resume=resume,
         log=log,
         placement=placement,
+        schedules=schedules,
     )
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
