@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed, wait
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
