@@ -80,9 +80,12 @@ def from_linen(module: nn.Module, *inputs: ArraySpec) -> Network:
     Example:
         >>> network = from_linen(MyPolicy(), env.observation)
     """
-    examples = [jnp.zeros((1, *spec.shape), spec.dtype) for spec in inputs]
+
+    def init(key):  # the examples are made here: a described network is to cost no memory
+        return module.init(key, *(jnp.zeros((1, *spec.shape), spec.dtype) for spec in inputs))
+
     return Network(
-        init=lambda key: module.init(key, *examples)["params"],
+        init=lambda key: init(key)["params"],
         apply=lambda params, *batches: module.apply({"params": params}, *batches),
     )
 

@@ -48,13 +48,14 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints in a folder: the latest few, and the one with the best evaluation."""
 
-    def __init__(self, folder: Path, keep: int = 3, together: bool = False):
+    def __init__(self, folder: Path, keep: int = 3, together: bool = False, cleanup: bool = True):
         """Opens the folder, or creates it.
 
         Args:
             folder: the folder.
             keep: how many of the latest ones it is to hold.
             together: whether all processes of a run use it together, each waiting for the others.
+            cleanup: whether to remove what was not written whole; not where a run may be writing.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
@@ -63,7 +64,7 @@ class Checkpoints:
         best = policies.BestN(get_metric_fn=score, n=1)
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=False,  # what fails, fails here; and the cost is known
-            cleanup_tmp_directories=is_first(),
+            cleanup_tmp_directories=is_first() and cleanup,
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions() if together else _alone(),
             best_fn=score,  # or metrics are not stored
@@ -72,7 +73,7 @@ class Checkpoints:
         self._args, self._score = ocp.args, score
         self._folder = folder.absolute()
         self._folder.mkdir(exist_ok=True)
-        if is_first():
+        if is_first() and cleanup:
             finish_removals(self._folder)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -214,12 +215,17 @@ def _on_host(x):
     return x if shared else np.asarray(x)
 
 
-def to_state(template: State, arrays: Mapping[str, np.ndarray]) -> State:
+def to_state(
+    template: Any,
+    arrays: Mapping[str, np.ndarray],
+    what: str = "The checkpoint is of another state",
+) -> Any:
     """Returns a state of the same structure as another, on the same devices, with stored arrays.
 
     Args:
         template: a state, or its shapes, for the default device.
         arrays: from `Checkpoints.read`.
+        what: begins the message where the arrays are of another structure.
 
     Raises:
         ConfigurationError: listing what differs, if the arrays are those of another structure.
@@ -231,7 +237,7 @@ def to_state(template: State, arrays: Mapping[str, np.ndarray]) -> State:
     if expected != found:
         names = [x for x in sorted(expected | found) if expected.get(x) != found.get(x)]
         listed = ", ".join(f"{x}: {found.get(x)}, not {expected.get(x)}" for x in names[:5])
-        raise ConfigurationError(f"The checkpoint is of another state ({listed}).")
+        raise ConfigurationError(f"{what} ({listed}).")
 
     def restored(name, leaf):
         missing = np.zeros(shapes[name].shape, shapes[name].dtype)

@@ -406,7 +406,7 @@ def run_compilation(
             chunks = run_block(program, seeds, columns, num_updates)
             scores, actor = score_block(show(chunks, len(block)), num_updates)
             filled = [*seeds, *[seeds[-1]] * (size - len(seeds))]  # the same shapes: no compilation
-            returns = evaluation(actor, filled).mean(axis=1)
+            returns = evaluation(actor, filled).returns.mean(axis=1)
             measured = {"evaluation_return": returns, **scores._asdict()}
             for place, (index, seed) in enumerate(block):
                 row = {name: float(x[place]) for name, x in measured.items()}

@@ -10,19 +10,19 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, PeerFailure, StorageFailure
-from trpo_jax.processes import decided_by_first, is_first, to_host
+from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, write_json
-from trpo_jax.records.policies import make_act, save_policy
+from trpo_jax.records.acting import ActingPolicy, make_act
+from trpo_jax.records.policies import learnt_from, save_policy
 from trpo_jax.records.runs import (
     CHECKPOINTS,
     DESCRIPTION,
@@ -33,17 +33,24 @@ from trpo_jax.records.runs import (
     read_metrics,
 )
 from trpo_jax.running.description import splits_runs
-from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
+from trpo_jax.running.evaluation import (
+    cut_note,
+    evaluation_bound,
+    make_evaluation,
+    require_finite_returns,
+)
 from trpo_jax.running.loop import (
     Chunk,
     NonFiniteError,
     compile_program,
+    learnt_by,
     resume_program,
     run_chunks,
+    start_from,
 )
 from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, RunPlan, plan_run
 from trpo_jax.running.program import Program
-from trpo_jax.running.progress import progress_console, with_progress
+from trpo_jax.running.progress import evaluation_progress, progress_console, with_progress
 from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
@@ -55,11 +62,13 @@ class Evaluation(NamedTuple):
 
     Attributes:
         returns: of each episode, `[num_seeds, E]`.
+        cut: whether it was cut by the bound on its steps, `[num_seeds, E]`.
         per_seed: mean return of each seed, `[num_seeds]`.
         summary: statistics over seeds.
     """
 
     returns: np.ndarray
+    cut: np.ndarray
     per_seed: np.ndarray
     summary: ScoreSummary
 
@@ -78,7 +87,7 @@ class Run(NamedTuple):
             before comes from the file, which has seven digits. Empty before the first update.
         evaluation: of the final policies; None if the run was stopped.
         evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
-        actor: what acting needs, leading axis `[num_seeds]`, on the host.
+        learnt: what the seeds have learnt, leading axis `[num_seeds]`, on the host.
         num_updates: updates done.
         seconds: training time, without compilation and all else.
         compile_seconds: time spent compiling.
@@ -96,7 +105,7 @@ class Run(NamedTuple):
     metrics: Columns
     evaluation: Evaluation | None
     evaluations: Columns
-    actor: Actor
+    learnt: Learnt
     num_updates: int
     seconds: float
     compile_seconds: float
@@ -105,7 +114,12 @@ class Run(NamedTuple):
     stopped_by: str | None
     title: str
 
-    def policy(self, seed: int | None = None) -> Callable[..., Any]:
+    @property
+    def actor(self) -> Actor:
+        """What acting needs, leading axis `[num_seeds]`, on the host."""
+        return self.learnt.actor
+
+    def policy(self, seed: int | None = None) -> ActingPolicy:
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
 
         Args:
@@ -119,9 +133,17 @@ class Run(NamedTuple):
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
-        actor = jax.tree.map(lambda x: jnp.asarray(x[self.seeds.index(seed)]), self.actor)
-        env = self.env
-        return make_act(self.algorithm.policy, actor, env.name, env.observation, env.action)
+        env, algorithm = self.env, self.algorithm
+        return make_act(
+            algorithm.policy,
+            jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor),
+            env.name,
+            env.observation,
+            env.action,
+            env.layout,
+            algorithm.agent and algorithm.agent.policy.settings,
+            getattr(self.config, "normalize_observations", False),
+        )
 
     def plot(self) -> Any:
         """Returns a matplotlib figure of the return of training episodes.
@@ -166,6 +188,8 @@ def train(
     progress: bool = True,
     callback: Callable[[Chunk], Any] | None = None,
     placement: Placement | None = None,
+    evaluation_steps: int | None = None,
+    init_from: str | Path | None = None,
 ) -> Run:
     """Trains an algorithm on an environment, all seeds side by side, and returns the run.
 
@@ -206,6 +230,11 @@ def train(
         callback: called with each `Chunk` of updates; the run stops, in order, where it returns
             something true.
         placement: which devices the run is on, from `trpo_jax.devices`; the default one if None.
+        evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
+            if None, or without one 100,000 on the device and 1,000 on the host.
+        init_from: folder of a finished run, or its `policy.msgpack`, to start from: its policies,
+            critics and statistics. A seed starts from the same seed, or from the best one where
+            there is no such seed.
 
     Returns:
         The run. Ctrl-C and the callback end it early, with what was done until then.
@@ -235,6 +264,8 @@ def train(
         resume=resume,
         log=log,
         placement=placement,
+        evaluation_steps=evaluation_steps,
+        init_from=init_from,
     )
     console = progress_console(progress and is_first())
     saved = open_folder(plan)
@@ -348,9 +379,11 @@ def compile_plan(plan: RunPlan, saved: Saved | None) -> Program:
     program = compile_program(
         plan.algorithm, plan.seeds, plan.updates_per_chunk, num_done, plan.placement
     )
-    if saved is None:
+    if saved is None and plan.init_from is None:
         return program
     try:
+        if saved is None:
+            return start_from(program, learnt_from(plan.init_from, plan.algorithm, plan.seeds))
         return resume_program(program, to_state(program.state, saved.arrays))
     except BaseException:
         program.close()
@@ -372,9 +405,11 @@ def run_program(
         plan.algorithm.policy,
         plan.evaluation_episodes,
         placement=plan.placement if whole_runs else None,
+        max_steps=plan.evaluation_steps,
+        num_envs=plan.num_envs,
     )
     with ExitStack() as stack:
-        recorder = Recorder(plan, evaluation, saved, to_host(program.state.actor), stack)
+        recorder = Recorder(plan, evaluation, saved, learnt_by(program.state), stack)
         unfinished = lambda reason: Run(
             plan.env,
             plan.algorithm,
@@ -383,7 +418,7 @@ def run_program(
             recorder.metrics.columns(),
             None,
             recorder.evaluations.columns(),
-            recorder.actor,
+            recorder.learnt,
             recorder.num_updates,
             recorder.seconds,
             program.compile_seconds,
@@ -399,9 +434,10 @@ def run_program(
             write_policy(plan, run)
             if stopped:
                 return run
-            with console.status("Evaluating"):
-                returns = evaluation(run.actor, plan.seeds)
-            require_finite_returns(plan.env, plan.seeds, returns)
+            program.close()  # or twice as many environments would be open
+            with evaluation_progress(console, "Evaluating") as tell:
+                played = evaluation(run.actor, plan.seeds, tell=tell)
+            require_finite_returns(plan.env, plan.seeds, played.returns)
         except KeyboardInterrupt:
             run = unfinished(INTERRUPT)
             write_policy(plan, run)
@@ -411,8 +447,11 @@ def run_program(
             if not isinstance(error, OSError):  # after which nothing more can be written
                 write_policy(plan, error.run)
             raise
-    scores = returns.mean(axis=1)
-    run = run._replace(evaluation=Evaluation(returns, scores, summarize(scores)))
+    scores = played.returns.mean(axis=1)
+    run = run._replace(evaluation=Evaluation(*played, scores, summarize(scores)))
+    note = cut_note(played.cut, evaluation_bound(plan.env, plan.evaluation_steps))
+    if note:
+        console.print(note, soft_wrap=True)
     write_summary(plan, run, time.perf_counter() - started)
     return run
 
@@ -443,7 +482,7 @@ def write_policy(plan: RunPlan, run: Run) -> None:
     if plan.folder is None or not is_first():
         return
     scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
-    save_policy(plan.folder / POLICY, run.algorithm, run.actor, run.seeds, scores)
+    save_policy(plan.folder / POLICY, run.algorithm, run.learnt, run.seeds, scores)
     if "episodic_return" in run.metrics:
         run.plot().savefig(plan.folder / "learning_curve.png", dpi=150)
 
@@ -468,6 +507,8 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
             "wall_seconds": wall_seconds,
             "evaluation": {
                 "episodes_per_seed": plan.evaluation_episodes,
+                "steps_at_most": evaluation_bound(plan.env, plan.evaluation_steps),
+                "episodes_cut": int(run.evaluation.cut.sum()),
                 "per_seed": run.evaluation.per_seed.tolist(),
                 **run.evaluation.summary._asdict(),
             },
