@@ -41,6 +41,10 @@ class EnvironmentFailure(RuntimeError):
     """An environment that raised, died or returned what is no number; its cause is attached."""
 
 
+class NotFinite(EnvironmentFailure):
+    """An environment whose numbers are not finite, or absurdly large."""
+
+
 class StorageFailure(OSError):
     """Something that could not be written or read back, on a full disk for instance."""
 

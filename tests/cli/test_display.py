@@ -27,7 +27,7 @@ def test_fewer_than_three_seeds_have_a_range(scores, told):
     text = console.file.getvalue()
     assert told in text
     assert ("interval" in text) == (len(scores) > 2)
-    assert ("1.0 to 4.0" in text) == (len(scores) == 2)
+    assert ("1.00 to 4.00" in text) == (len(scores) == 2)
 
 
 def test_an_interval_or_a_range_as_text():

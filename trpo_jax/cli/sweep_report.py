@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import INTERVAL
 from trpo_jax.cli.display import spread_text
 from trpo_jax.records.files import cell
@@ -29,8 +30,8 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
             broken = int(np.isnan(scores).sum())
             table.add_row(*values, f"{broken} of {len(scores)} broke", "", "", "")
             continue
-        spread = spread_text(summary.iqm_ci95, scores, "{:.1f}".format)
-        numbers = [f"{x:.1f}" for x in (summary.iqm, summary.mean, scores.min())]
+        spread = spread_text(summary.iqm_ci95, scores, return_text)
+        numbers = map(return_text, (summary.iqm, summary.mean, scores.min()))
         table.add_row(*values, numbers[0], spread, *numbers[1:])
     if len(ranking) > SHOWN:
         table.add_section()

@@ -10,8 +10,15 @@ from jaxtyping import Array, Num, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs import layouts
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
+from trpo_jax.envs.base import (
+    ArraySpec,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    to_environment_action,
+    to_space_action,
+)
+from trpo_jax.envs.observations import centre, flatten
 
 Action = Discrete | MultiDiscrete | Box
 Choose = Callable[[Actor, Num[Array, "B ..."], PRNGKeyArray | None], Num[Array, "B ..."]]
@@ -29,7 +36,6 @@ class ActingPolicy(NamedTuple):
         environment: name of the environment that it was trained in.
         observation: what its network is shown.
         action: what the environment takes.
-        layout: how the environment lays out an observation; None if that is `observation`.
         network: the arguments of `make_policy` that it was built with; None of a policy that was
             handed in.
         normalized: whether its network is shown standardised observations.
@@ -41,7 +47,6 @@ class ActingPolicy(NamedTuple):
     environment: str
     observation: ArraySpec
     action: Action
-    layout: Mapping[str, Any] | None
     network: Mapping[str, Any] | None
     normalized: bool
     actor: Actor
@@ -56,9 +61,9 @@ class ActingPolicy(NamedTuple):
         shown = self.shown(observation)
         batch_shape = shown.shape[: shown.ndim - len(self.observation.shape)]
         actions = self.choose(self.actor, shown.reshape(-1, *self.observation.shape), key)
-        actions = to_numpy_action(self.action, np.asarray(actions))
+        actions = to_space_action(self.action, actions)
         # The index makes a number of an array without axes, which can be an index itself.
-        actions = actions.reshape(*batch_shape, *actions.shape[1:])
+        actions = actions.reshape((*batch_shape, *actions.shape[1:]))
         return actions if isinstance(self.action, Box) else actions[()]
 
     def shown(self, observation: Any) -> Num[np.ndarray, "..."]:
@@ -67,41 +72,31 @@ class ActingPolicy(NamedTuple):
         Raises:
             ValueError: if it is none that the environment shows.
         """
-        shape, dtype = self.observation
-        layout = self.layout or layouts.box(shape)
         try:
-            flat = _as_flat(layout, observation, shape)
-            if flat is None:
-                seen = layouts.flatten(layout, observation)
-            elif layout["kind"] == "box" and not np.can_cast(flat.dtype, dtype, "same_kind"):
-                raise ValueError(f"they are {dtype}; got {flat.dtype}")
-            else:
-                seen = flat
+            return _shown(self.observation, observation)
         except ValueError as error:
             raise ValueError(
-                f"An observation of {self.environment} cannot be read: {error}. Pass it as the "
-                f"environment shows it, or as an array of shape {shape}; batch axes come before."
+                f"The policy of {self.environment} was given {error}. It takes an observation, or "
+                "a batch of them, as the environment shows it, or as an array of shape "
+                f"{self.observation.shape}, in which integers are one-hot."
             ) from error
-        return seen.astype(dtype)
 
 
-def _as_flat(
-    layout: Mapping[str, Any], observation: Any, shape: tuple[int, ...]
-) -> np.ndarray | None:
-    """Returns an observation as the array of a shape that it is already, or None."""
-    if layout["kind"] != "box" and isinstance(observation, Mapping | tuple | list):
-        return None
-    values = np.asarray(observation)
-    if layout["kind"] == "discrete" and np.issubdtype(values.dtype, np.integer):
-        return None  # numbers, of which there may be as many as a one-hot array has
-    own = tuple(layout.get("shape", shape))
-    if own != shape and values.shape[values.ndim - len(own) :] == own and len(own) == 3:
-        values = np.moveaxis(values, -3, -1)  # channels that the environment shows first
-    if values.ndim < len(shape) or values.shape[values.ndim - len(shape) :] != shape:
-        if layout["kind"] == "box":
-            raise ValueError(f"shape {shape} is expected, not {values.shape}")
-        return None
-    return values
+def _shown(spec: ArraySpec, observation: Any) -> np.ndarray:
+    """Returns an observation as networks see it, whichever of its forms it has."""
+    layout = spec.layout or {"kind": "box", "shape": spec.shape, "dtype": spec.dtype.name}
+    if layout["kind"] == "box":
+        values = np.asarray(observation)
+        own = tuple(layout["shape"])
+        moved = own != spec.shape and values.shape[max(0, values.ndim - 3) :] == spec.shape
+        return centre(spec, values if moved else flatten(layout, values))
+    if not isinstance(observation, Mapping | tuple | list):
+        values = np.asarray(observation)
+        # Integers of a set are numbers even where there are as many as the set has.
+        number = layout["kind"] == "discrete" and values.dtype.kind in "iu"
+        if not number and values.shape[max(0, values.ndim - 1) :] == spec.shape:
+            return values.astype(spec.dtype)
+    return centre(spec, flatten(layout, observation))
 
 
 def make_act(
@@ -110,7 +105,6 @@ def make_act(
     name: str,
     observation: ArraySpec,
     action: Action,
-    layout: Mapping[str, Any] | None = None,
     network: Mapping[str, Any] | None = None,
     normalized: bool = False,
 ) -> ActingPolicy:
@@ -122,7 +116,6 @@ def make_act(
         name: of the environment.
         observation: what the network is shown.
         action: what the environment takes.
-        layout: how the environment lays out an observation.
         network: the arguments of `make_policy` that it was built with, if it was.
         normalized: whether the network is shown standardised observations.
     """
@@ -133,17 +126,4 @@ def make_act(
         actions = distribution.mode() if key is None else distribution.sample(key)
         return jax.vmap(partial(to_environment_action, action))(actions)
 
-    return ActingPolicy(name, observation, action, layout, network, normalized, actor, choose)
-
-
-def to_numpy_action(action: Action, values: np.ndarray) -> np.ndarray:
-    """Returns actions in the number type of the environment, within its own bounds.
-
-    Args:
-        action: what the environment takes.
-        values: from `to_environment_action`; 32 bits may have rounded them over a bound.
-    """
-    if isinstance(action, Box):
-        values = values.astype(action.low.dtype)
-        return np.clip(values, action.low, action.high)
-    return values.astype(getattr(action, "dtype", np.int64))
+    return ActingPolicy(name, observation, action, network, normalized, actor, choose)

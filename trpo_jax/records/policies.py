@@ -70,8 +70,9 @@ def describe_policy(algorithm: Algorithm) -> dict[str, Any]:
         "observation": {
             "shape": list(env.observation.shape),
             "dtype": np.dtype(env.observation.dtype).name,
+            "layout": env.observation.layout,
+            "origin": _to_plain(env.observation.origin),
         },
-        "layout": env.layout,
         "action": _action_to_dict(env.action),
         "network": settings
         and {name: list(x) if isinstance(x, tuple) else x for name, x in settings.items()},
@@ -85,7 +86,6 @@ class Policies(NamedTuple):
     Attributes:
         environment: name of the one that they were trained in.
         observation: what their network is shown.
-        layout: how the environment lays out an observation, where that is another form.
         action: what it takes.
         network: the arguments of `make_policy`; None of a network that was handed in.
         normalized: whether their networks are shown standardised observations.
@@ -98,7 +98,6 @@ class Policies(NamedTuple):
 
     environment: str
     observation: ArraySpec
-    layout: Mapping[str, Any] | None
     action: Action
     network: Mapping[str, Any] | None
     normalized: bool
@@ -116,14 +115,13 @@ class Policies(NamedTuple):
         """
         seed = self.seeds[int(np.argmax(self.scores))] if seed is None else seed
         if seed not in self.seeds:
-            raise ConfigurationError(f"There is no seed {seed}. There are {list(self.seeds)}.")
+            raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
         return make_act(
             self.policy,
             jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor),
             self.environment,
             self.observation,
             self.action,
-            self.layout,
             self.network,
             self.normalized,
         )
@@ -194,7 +192,6 @@ def read_policies(
     return Policies(
         data["environment"],
         observation,
-        data.get("layout"),
         action,
         data["network"],
         data["normalize_observations"],
@@ -361,7 +358,7 @@ def _require_same_spaces(path: Path, data: dict[str, Any], env: Environment) -> 
     with _damage_named(path):
         observation, action = _spaces_of(data)
     for what, own, other in (
-        ("observations", observation, env.observation),
+        ("observations", observation[:2], env.observation[:2]),
         ("actions", action, env.action),
     ):
         if type(own) is not type(other) or not all(map(np.array_equal, own, other)):
@@ -373,7 +370,9 @@ def _require_same_spaces(path: Path, data: dict[str, Any], env: Environment) -> 
 
 def _spaces_of(data: dict[str, Any]) -> tuple[ArraySpec, Action]:
     shown = data["observation"]
-    return ArraySpec(tuple(shown["shape"]), np.dtype(shown["dtype"])), _action_from(data["action"])
+    shape, dtype = tuple(shown["shape"]), np.dtype(shown["dtype"])
+    origin = _from_plain(shown.get("origin"))
+    return ArraySpec(shape, dtype, shown.get("layout"), origin), _action_from(data["action"])
 
 
 def _action_to_dict(action: Action) -> dict[str, Any]:
@@ -398,7 +397,7 @@ def _to_plain(x: Any) -> Any:
         return {"array": x.astype(str).tolist(), "dtype": x.dtype.name}
     if isinstance(x, np.dtype):
         return x.name
-    return [int(value) for value in x] if isinstance(x, tuple) else int(x)
+    return list(x) if isinstance(x, tuple) else x
 
 
 def _from_plain(x: Any) -> Any:

@@ -223,24 +223,22 @@ def evaluate_on_host(
     with failures_named(env):
         opened = env.open(seeds, num_copies)
     returns, cut = np.zeros(num_episodes, np.float32), np.zeros(num_episodes, bool)
-    plays, num_started, num_ended, step = np.arange(num_copies), num_copies, 0, 0
-    told = time.monotonic()
+    number = np.arange(num_copies)  # of each copy's episode; those from E on do not count
+    step, told = 0, time.monotonic()
     with closing(opened) as pool:
         episodes = start_host_episodes(env, pool, num_copies)
-        while num_ended < num_episodes:
+        while (number < num_episodes).any():
             actions = act(jax.random.fold_in(key, step), episodes.observation)
             episodes, transition = advance_host_episodes(env, pool, episodes, actions)
             step += 1
-            for copy in np.flatnonzero(transition.done & (plays >= 0)):
-                episode = plays[copy]
-                returns[episode] = transition.total_reward[copy]
-                at_bound = transition.length[copy] == bound != own_limit
-                cut[episode] = at_bound and not transition.terminated[copy]
-                num_ended += 1
-                plays[copy], num_started = (
-                    (num_started, num_started + 1) if num_started < num_episodes else (-1, num_started)
-                )
+            for copy in np.flatnonzero(transition.done):
+                if number[copy] < num_episodes:
+                    at_bound = bound != own_limit and transition.length[copy] == bound
+                    cut[number[copy]] = at_bound and not transition.terminated[copy]
+                    returns[number[copy]] = transition.total_reward[copy]
+                number[copy] = max(number) + 1
             if tell and time.monotonic() - told > SECONDS:
-                tell(f"{num_ended:,} of {num_episodes:,} episodes, step {step:,}")
+                ended = max(number) + 1 - num_copies
+                tell(f"{ended:,} of {num_episodes:,} episodes ended, step {step:,}")
                 told = time.monotonic()
     return Played(returns, cut)

@@ -9,11 +9,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
 LINE_SECONDS = 10.0  # from one line about a long evaluation to the next
-SHOWN = {"episodic_return": "return {:.1f}", "kl": "KL {:.4f}"}  # metrics beside the bar
+# Metrics beside the bar.
+SHOWN = {"episodic_return": ("return", return_text), "kl": ("KL", "{:.2g}".format)}
 
 
 def progress_console(visible: bool) -> Console:
@@ -70,12 +72,12 @@ def with_progress(
         task = progress.add_task("", total=num_updates)
         for chunk in chunks:
             update = chunk.last_update
-            for name, form in SHOWN.items():
+            for name, (word, text) in SHOWN.items():
                 values = chunk.metrics.get(name, np.nan)
                 if not np.isnan(values).all():
-                    latest[name] = form.format(np.nanmean(values))
+                    latest[name] = f"{word} {text(np.nanmean(values))}"
                 elif name in chunk.metrics:
-                    latest.setdefault(name, f"{form.split()[0]} none yet")
+                    latest.setdefault(name, f"{word} none yet")
             speed = update * steps_per_update * num_seeds / chunk.seconds
             status = "  ".join([*latest.values(), f"{speed:,.0f} steps/s"])
             progress.update(task, completed=update, description=status)

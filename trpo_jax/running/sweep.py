@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
@@ -70,6 +71,7 @@ class Sweep(NamedTuple):
 
     Attributes:
         title: algorithm and environment in words.
+        name: of the algorithm.
         config: what every setting changes.
         settings: the values of what was swept, by name.
         seeds: of every setting.
@@ -87,6 +89,7 @@ class Sweep(NamedTuple):
     """
 
     title: str
+    name: str
     config: Any
     settings: list[Setting]
     seeds: tuple[int, ...]
@@ -112,6 +115,7 @@ class Sweep(NamedTuple):
             {name: [x.setting[name] for x in done] for name in done[0].setting},
             np.stack([x.scores for x in done]),
             self.title,
+            self.name,
         )
 
     def __repr__(self) -> str:
@@ -120,7 +124,7 @@ class Sweep(NamedTuple):
         parts += [f"{len(self.seeds)} seeds"]
         if self.ranking and self.ranking[0].summary is not None:
             values = ", ".join(f"{name} = {x}" for name, x in self.ranking[0].setting.items())
-            parts.append(f"best {values} with {self.ranking[0].summary.iqm:.1f}")
+            parts.append(f"best {values} with {return_text(self.ranking[0].summary.iqm)}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
         return f"<{', '.join(parts)}>"
 
@@ -246,6 +250,7 @@ def sweep(
     ranking = rank(plan.settings, plan.seeds, results, f"{score}_return")
     found = Sweep(
         f"{plan.task.name.upper()} on {plan.task.env.name}",
+        plan.task.name,
         plan.task.config,
         plan.settings,
         plan.seeds,

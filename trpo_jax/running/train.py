@@ -14,14 +14,15 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, PeerFailure, StorageFailure
 from trpo_jax.processes import decided_by_first, is_first
+from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, write_json
-from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.policies import learnt_from, save_policy
 from trpo_jax.records.runs import (
     CHECKPOINTS,
@@ -96,6 +97,7 @@ class Run(NamedTuple):
         stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", or the name of an
             exception; None if it did not.
         title: algorithm and environment in words.
+        name: of the algorithm.
     """
 
     env: Environment
@@ -113,6 +115,7 @@ class Run(NamedTuple):
     folder: Path | None
     stopped_by: str | None
     title: str
+    name: str
 
     @property
     def actor(self) -> Actor:
@@ -140,7 +143,6 @@ class Run(NamedTuple):
             env.name,
             env.observation,
             env.action,
-            env.layout,
             algorithm.agent and algorithm.agent.policy.settings,
             getattr(self.config, "normalize_observations", False),
         )
@@ -157,14 +159,15 @@ class Run(NamedTuple):
             found = ", ".join(self.metrics) or "none, for there was no update"
             raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
         env_steps = self.metrics["env_steps"][0]
-        return learning_curve(env_steps, self.metrics["episodic_return"], self.title)
+        returns = self.metrics["episodic_return"]
+        return learning_curve(env_steps, returns, self.title, self.name)
 
     def __repr__(self) -> str:
         """Returns the run in one line."""
         parts = [f"Run of {self.title}", f"{len(self.seeds)} seeds", f"{self.num_updates} updates"]
         parts.append(f"{self.seconds:.1f} s")
         if self.evaluation is not None:
-            parts.append(f"mean return {self.evaluation.summary.mean:.1f}")
+            parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
         return f"<{', '.join(parts)}>"
 
@@ -426,6 +429,7 @@ def run_program(
             plan.folder,
             reason,
             plan.title,
+            plan.name,
         )
         try:
             stopped = learn(plan, program, recorder, console, callback)
