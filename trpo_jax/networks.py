@@ -149,14 +149,18 @@ class Torso(nn.Module):
         kernel_init = orthogonal(math.sqrt(2.0))
         x = observations.astype(jnp.float32)
         batch_shape = x.shape[: x.ndim - len(self.observation_shape)]
-        smallest = min(self.observation_shape[:2]) if len(self.observation_shape) == 3 else 0
-        convolutions = LARGE if smallest >= LARGE_IMAGE else SMALL if smallest >= 3 else ()
-        for features, size, stride in convolutions:
+        for features, size, stride in convolutions(self.observation_shape):
             x = activation(nn.Dense(features, kernel_init=kernel_init)(_patches(x, size, stride)))
         x = x.reshape(*batch_shape, -1)
         for size in self.hidden_sizes:
             x = activation(nn.Dense(size, kernel_init=kernel_init)(x))
         return x
+
+
+def convolutions(observation_shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Returns filters, size and stride of each convolution of a `Torso`."""
+    smallest = min(observation_shape[:2]) if len(observation_shape) == 3 else 0
+    return LARGE if smallest >= LARGE_IMAGE else SMALL if smallest >= 3 else ()
 
 
 def _patches(

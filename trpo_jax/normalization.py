@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+CLIP = 10.0  # deviations
+
 
 class RunningStatistics(NamedTuple):
     """Count, mean and summed squared deviations of all samples seen so far.
@@ -62,7 +64,7 @@ def normalize(
 ) -> Float[Array, "*batch_and_shape"]:
     """Returns (x - mean) / std, clipped to [-10, 10], for a batch `[*batch, *shape]`."""
     centred = batch.astype(jnp.float32) - statistics.mean
-    return jnp.clip(centred / standard_deviation(statistics), -10.0, 10.0)
+    return jnp.clip(centred / standard_deviation(statistics), -CLIP, CLIP)
 
 
 def observe(
