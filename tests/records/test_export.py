@@ -29,7 +29,7 @@ CASES = {
     "bounds of all kinds": (VECTOR, FLOW, {"activation": "swish"}, True),
     "an array": (VECTOR, GRID, {"activation": "elu", "state_dependent_std": True}, False),
     "no layers": (VECTOR, Discrete(3), {"hidden_sizes": ()}, True),
-    "bytes": (BYTES, Discrete(4), {"activation": "gelu"}, False),
+    "bytes": (BYTES, FLOW, {"activation": "gelu"}, False),
     "small images": (SMALL, Discrete(4), {"activation": "relu"}, False),
     "large images": (LARGE, FLOW, {"activation": "relu"}, True),
 }
