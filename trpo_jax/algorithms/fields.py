@@ -64,7 +64,8 @@ def flag(default: bool, help: str) -> Any:
 
 def choice(default: str, help: str, options: Sequence[str]) -> Any:
     """Returns a static field that holds one of a few names."""
-    return _static(default, help, str, "one of " + ", ".join(options), lambda x: x in options)
+    allowed = "one of " + ", ".join(options)
+    return _static(default, help, str, allowed, lambda x: x in options, choices=tuple(options))
 
 
 def validate(config: Any) -> None:
@@ -91,8 +92,8 @@ def validate(config: Any) -> None:
             )
 
 
-def _static(default, help, kind, allowed, accepts) -> Any:
-    metadata = {"help": help, "kind": kind, "allowed": allowed, "accepts": accepts}
+def _static(default, help, kind, allowed, accepts, **more) -> Any:
+    metadata = {"help": help, "kind": kind, "allowed": allowed, "accepts": accepts, **more}
     return struct.field(pytree_node=False, default=default, metadata=metadata)
 
 

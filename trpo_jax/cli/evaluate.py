@@ -4,7 +4,6 @@ Each seed's policy plays once with its mode (deterministic) and once with action
 (stochastic).
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trpo_jax import envs
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import spread_text
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure
-from trpo_jax.records.files import write_json
+from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
+from trpo_jax.records.files import make_parents, write_json
 from trpo_jax.records.policies import read_policies
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.evaluation import (
@@ -36,7 +35,8 @@ OWN_EPISODES = 2**30  # numbers of evaluations during training are below
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
-    with user_errors():
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors(EnvironmentFailure, StorageFailure):
         args = build_parser().parse_args(argv)
         of_checkpoint = f"-{args.checkpoint}" if args.checkpoint else ""
         out = args.out or args.folder / f"evaluation{of_checkpoint}.json"
@@ -49,14 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         require_at_least(evaluation_steps=(args.evaluation_steps, 1))
         description = read_description(args.folder)
-        env = envs.make(args.env or description["env"], description.get("env_processes", False))
+        env = make_stored(description, args)
         stored = read_policies(args.folder, env, checkpoint=args.checkpoint)
         env = env._replace(observation=stored.observation)
-        seeds = stored.seeds
+        make_parents(out)
         cache_compilations()
-    console = Console(highlight=False, soft_wrap=True)
-    played = {}
-    try:
+        played = {}
         for mode in MODES:
             evaluation = make_evaluation(
                 env,
@@ -67,29 +65,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                 num_envs=description.get("config", {}).get("num_envs"),
             )
             title = f"{mode.capitalize()} policy, {args.episodes} episodes a seed"
+            number = args.number + OWN_EPISODES
             with evaluation_progress(console, title) as tell:
-                played[mode] = evaluation(stored.actor, seeds, args.number + OWN_EPISODES, tell)
-            require_finite_returns(env, seeds, played[mode].returns)
-    except EnvironmentFailure as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    bound = evaluation_bound(env, args.evaluation_steps)
-    report = {
-        "env": env.name,
-        "policies": stored.what,
-        "episodes_per_seed": args.episodes,
-        "steps_at_most": bound,
-        "number": args.number,
-        "seeds": list(seeds),
-        **{mode: describe(*values) for mode, values in played.items()},
-    }
-    title = f"{description['algorithm'].upper()} on {env.name}, {stored.what}"
-    print_report(console, report, title)
-    note = cut_note(np.stack([values.cut for values in played.values()]), bound)
-    if note:
-        console.print(note)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, report)
+                played[mode] = evaluation(stored.actor, stored.seeds, number, tell)
+            require_finite_returns(env, stored.seeds, played[mode].returns)
+        bound = evaluation_bound(env, args.evaluation_steps)
+        report = {
+            "env": env.name,
+            "policies": stored.what,
+            "episodes_per_seed": args.episodes,
+            "steps_at_most": bound,
+            "number": args.number,
+            "seeds": list(stored.seeds),
+            **{mode: describe(*values) for mode, values in played.items()},
+        }
+        title = f"{description['algorithm'].upper()} on {env.name}, {stored.what}"
+        print_report(console, report, title)
+        note = cut_note(np.stack([values.cut for values in played.values()]), bound)
+        if note:
+            console.print(note)
+        write_json(out, report)
     console.print(f"Every return is in {out}")
     return 0
 
@@ -115,6 +110,7 @@ def build_parser() -> Parser:
     add("--evaluation-steps", type=int, metavar="N", help=help_text)
     help_text = "another environment with the same observations and actions"
     add("--env", metavar="NAME", help=help_text)
+    add_environment_flags(parser)
     help_text = "decides the episodes, which are none of those during training (default: 1)"
     add("--number", type=int, default=1, metavar="N", help=help_text)
     help_text = (

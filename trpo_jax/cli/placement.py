@@ -14,12 +14,14 @@ import jax
 
 from trpo_jax import envs
 from trpo_jax.cli.command_line import Parser
+from trpo_jax.cli.environment_flags import options_from
 from trpo_jax.devices import (
     Placement,
     choose_devices,
     split_environments,
     split_runs,
 )
+from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import is_first, join
 from trpo_jax.running.plan import require_on_device
@@ -30,8 +32,10 @@ IF_LOST = "If the first process is lost, JAX aborts the others with a stack trac
 FIRST_LEAVES_AFTER = 2.0  # seconds
 
 
-def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> None:
-    """Adds the flags that say where a script runs, with a default number of devices."""
+def add_process_flags(
+    parser: argparse.ArgumentParser, devices: str = ALL
+) -> argparse._ArgumentGroup:
+    """Returns a group of new flags: where a script runs, with a default number of devices."""
     group = parser.add_argument_group("where it runs")
     help_text = f"devices that it is split over, or all of them (default: {devices})"
     group.add_argument("--devices", default=devices, type=device_count, metavar="N", help=help_text)
@@ -46,6 +50,7 @@ def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> No
     group.add_argument("--process-id", type=int, metavar="K", help=help_text)
     help_text = "elsewhere: how many processes there are"
     group.add_argument("--num-processes", type=int, metavar="N", help=help_text)
+    return group
 
 
 def device_count(text: str) -> int | None:
@@ -154,8 +159,13 @@ def devices_of(args: argparse.Namespace) -> list[jax.Device]:
     """
     devices = choose_devices(None if args.distributed else args.devices)
     if len(devices) > 1 or args.distributed:
-        require_on_device(envs.make(args.env), "Several devices run")
+        require_on_device(make_env(args), "Several devices run")
     return devices
+
+
+def make_env(args: argparse.Namespace) -> Environment:
+    """Returns the environment that the flags ask for."""
+    return envs.make(args.env, **options_from(args)._asdict())
 
 
 def place_runs(args: argparse.Namespace) -> Placement | None:
@@ -177,7 +187,7 @@ def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placemen
         require_even_shares("num_seeds", args.num_seeds, len(devices))
         return split_runs(devices)
     require_even_shares("num_envs", config.num_envs, len(devices))
-    return split_environments(devices, module.make(envs.make(args.env), config))
+    return split_environments(devices, module.make(make_env(args), config))
 
 
 def require_even_shares(name: str, number: int, num_devices: int) -> None:

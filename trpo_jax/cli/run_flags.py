@@ -19,6 +19,11 @@ from trpo_jax.cli.command_line import (
     seed_range,
     step_count,
 )
+from trpo_jax.cli.environment_flags import (
+    add_environment_flags,
+    add_processes_flag,
+    options_from,
+)
 from trpo_jax.cli.placement import (
     ENVIRONMENTS,
     SEEDS,
@@ -59,6 +64,8 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name)
     folder = args.resume or args.out or usual
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
+    options = options_from(args)
+    settings |= {"env_args": options.args, "wrappers": options.wrappers}
     settings |= {
         "env": args.env,
         "algorithm": args.algorithm,
@@ -103,12 +110,14 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     defaults = defaults_for(first.algorithm, first.env)
     parser = Parser(
         prog=command_name("train"),
+        usage="%(prog)s [FLAG ...]",
         description="Trains an algorithm on an environment, several seeds in one program, and "
         "writes what happened. Without a flag: TRPO on CartPole-v1.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add_name_flags(parser)
+    group = parser.add_argument_group("what is trained")
+    add_name_flags(group)
+    add = group.add_argument
     add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")
     total_steps, num_seeds = defaults["total_steps"], defaults["num_seeds"]
     help_text = f"number of seeds, trained side by side (default: {num_seeds})"
@@ -117,13 +126,9 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         f"environment steps of each seed, rounded down to whole updates (default: {total_steps:,})"
     )
     add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
-    processes = defaults["env_processes"]
-    help_text = (
-        "run each environment of gym/ in a process of its own: faster where a step takes a "
-        f"millisecond or more (default: {processes})"
-    )
-    action = argparse.BooleanOptionalAction
-    add("--env-processes", default=processes, action=action, help=help_text)
+    add_processes_flag(group, defaults["env_processes"])
+    add_environment_flags(group)
+    add = parser.add_argument_group("evaluation").add_argument
     episodes = defaults["evaluation_episodes"]
     help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
     add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
@@ -132,6 +137,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         "every N-th update; the best ones are kept as a checkpoint (default: 0, only in the end)"
     )
     add("--eval-every", default=0, type=int, metavar="N", help=help_text)
+    add = parser.add_argument_group("checkpoints and files").add_argument
     help_text = (
         "save the whole state after every N-th update; 0 never (default: as often as costs no "
         "more than 3 %% of the time)"
@@ -159,12 +165,12 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     add("--quiet", action="store_true", help="print errors only")
-    add_process_flags(parser, devices="1")
+    where = add_process_flags(parser, devices="1")
     help_text = (
         "what is split over several devices: seeds, each of which is whole on its device, or the "
         "environments of every seed, for runs that one device is too small for (default: seeds)"
     )
-    parser.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
+    where.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
     add_config_flags(parser, module, defaults)
     return parser
 

@@ -85,7 +85,7 @@ def layers_of(policy: ActingPolicy) -> Layers:
     mean, deviation, clip = np.zeros(()), np.ones(()), np.inf
     if policy.normalized:
         statistics = policy.actor.observation_statistics
-        mean, clip = np.float64(statistics.mean), CLIP
+        mean, clip = np.float64(statistics.mean) + np.float64(statistics.mean_rest), CLIP
         deviation = np.asarray(standard_deviation(statistics))
     elif policy.observation.dtype == np.uint8:
         deviation = np.array(255.0)

@@ -18,7 +18,7 @@ from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, MultiDiscrete
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.networks import make_policy
-from trpo_jax.normalization import init_statistics, observe
+from trpo_jax.normalization import RunningStatistics, init_statistics, observe
 from trpo_jax.records.acting import ActingPolicy, Action, make_act
 from trpo_jax.records.checkpoints import Checkpoints, named_leaves, to_arrays, to_state
 from trpo_jax.records.files import write_whole
@@ -275,6 +275,16 @@ def _read(path: Path, checkpoint: str | int | None = None) -> tuple[Path, dict[s
     return path, _read_file(path)
 
 
+def _statistics(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns stored statistics, also those of files of before, which held squared deviations."""
+    if "squared_deviations" not in stored:
+        return stored
+    count, mean, squared = (stored[name] for name in ("count", "mean", "squared_deviations"))
+    per_sample = squared / np.maximum(count, 1).reshape(-1, *[1] * (squared.ndim - 1))
+    rest, count = np.zeros_like(mean), count.astype(np.uint32)
+    return RunningStatistics(count, mean, rest, np.sqrt(per_sample))._asdict()
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigurationError(f"There is no policy file {path}. A finished run leaves one.")
@@ -285,7 +295,8 @@ def _read_file(path: Path) -> dict[str, Any]:
                 raise ValueError("its digest says that it is not as it was written")
             data = {"format": FORMAT, **serialization.msgpack_restore(data["content"])}
         elif data["format"] in OLD_FORMATS:
-            parts = {x: data[x] for x in ("policy_params", "observation_statistics")}
+            statistics = _statistics(data["observation_statistics"])
+            parts = {"policy_params": data["policy_params"], "observation_statistics": statistics}
             data["arrays"] = {f"actor/{name}": x for name, x in named_leaves(parts).items()}
         else:
             raise ValueError(f"its format is {data['format']}, and {FORMAT} is the newest")
@@ -303,7 +314,7 @@ def _read_checkpoint(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     description, path = read_description(folder), folder / CHECKPOINTS
     if not path.is_dir():
         raise ConfigurationError(f"There are no checkpoints in {path}.")
-    with closing(Checkpoints(path, cleanup=False)) as checkpoints:
+    with closing(Checkpoints(path, read_only=True)) as checkpoints:
         known = {str(number): number for number in checkpoints.numbers()}
         if known:
             known["latest"] = max(known.values())

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -55,6 +55,7 @@ class Task(NamedTuple):
         config: of the algorithm.
         tuned: settings where nothing else is said.
         named: whether environment and algorithm are names that the scripts know.
+        options: that the environment was made with.
     """
 
     env: Environment
@@ -64,6 +65,7 @@ class Task(NamedTuple):
     config: Any
     tuned: Defaults
     named: bool
+    options: envs.Options = envs.Options()
 
 
 class RunPlan(NamedTuple):
@@ -131,12 +133,13 @@ def choose_task(
     config: Any,
     algorithm: str | ModuleType | None,
     total_steps: int | None,
-    env_processes: bool | None = None,
+    options: envs.Options,
 ) -> Task:
     """Returns the task of a run or a sweep; see `trpo_jax.train` for the arguments.
 
     Raises:
-        ConfigurationError: if a name is unknown, or config and algorithm do not belong together.
+        ConfigurationError: if a name is unknown, config and algorithm do not belong together, or
+            the environment cannot be made.
     """
     module = _module_of(algorithm, config)
     name = algorithms.name_of(module)
@@ -150,10 +153,23 @@ def choose_task(
             f"takes a Config of {module.__name__}. Leave algorithm away, or give it its own config."
         )
     by_name = isinstance(algorithm, str) or name in algorithms.ALGORITHMS
-    named = isinstance(env, str) and by_name
+    named = isinstance(env, str) and by_name and options.named
+    if options.processes is None:
+        options = options._replace(processes=tuned.env_processes)
     if isinstance(env, str):
-        env = envs.make(env, tuned.env_processes if env_processes is None else env_processes)
-    return Task(env, env_name, module, name, config, tuned, named)
+        env = envs.make(env, **options._asdict())
+    else:
+        refuse_options(env, options)
+    return Task(env, env_name, module, name, config, tuned, named, options)
+
+
+def refuse_options(env: Environment, options: envs.Options) -> None:
+    """Raises a ConfigurationError if options are to change an environment that is made already."""
+    if options.args or options.wrappers:
+        raise ConfigurationError(
+            f"env_args and wrappers belong to an environment that is made by its name, and "
+            f"{env.name} is made already. Give them to trpo_jax.make_env, or give the name."
+        )
 
 
 def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]:
@@ -162,7 +178,8 @@ def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]
     changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
     names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
     names = {name: x for name, (x, default) in names.items() if x != default}
-    return ["trpo-jax", command, *flags_of(names | settings | changed)]
+    flags = [*flags_of(names | settings | changed), *task.options.flags()]
+    return ["trpo-jax", command, *flags]
 
 
 def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
@@ -225,6 +242,8 @@ def plan_run(
     total_steps: int | None = None,
     evaluation_episodes: int | None = None,
     env_processes: bool | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[envs.Wrapper] = (),
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -240,6 +259,7 @@ def plan_run(
     Raises:
         ConfigurationError: if a setting cannot work.
     """
+    options = envs.Options(env_args or {}, wrappers, env_processes)
     if isinstance(algorithm, Algorithm):
         own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
         if config is not None or agent is not None or not own_env:
@@ -248,11 +268,13 @@ def plan_run(
                 "agent away, or give the module of the algorithm in its place."
             )
         env, own_config = algorithm.env, algorithm.config
+        refuse_options(env, options)
         tuned = defaults("trpo", env.name, total_steps)
-        task = Task(env, env.name, None, OWN, own_config, tuned, named=False)
+        options = options._replace(processes=bool(env_processes))
+        task = Task(env, env.name, None, OWN, own_config, tuned, False, options)
         made = algorithm
     else:
-        task = choose_task(env, config, algorithm, total_steps, env_processes)
+        task = choose_task(env, config, algorithm, total_steps, options)
         own = {} if agent is None else {"agent": agent}
         made = task.module.make(task.env, task.config, **own)
         task = task._replace(named=task.named and agent is None)
@@ -265,7 +287,7 @@ def plan_run(
         ),
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
-        "env_processes": tuned.env_processes if env_processes is None else env_processes,
+        "env_processes": task.options.processes,
         "evaluation_steps": evaluation_steps,
         "init_from": None if init_from is None else str(init_from),
     }
@@ -302,6 +324,7 @@ def plan_run(
             "seed": seed_list[0],
             "num_seeds": len(seed_list),
             **chosen,
+            **task.options.described(),
             "config": config_to_dict(task.config),
             **provenance(task.env_name),
             "placement": describe_placement(placement, split),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from trpo_jax import envs
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first, is_first
-from trpo_jax.records.files import create_run_folder, write_csv, write_json, write_whole
+from trpo_jax.records.files import create_run_folder, locked, write_csv, write_json, write_whole
 from trpo_jax.records.runs import differing_settings, read_rows
 from trpo_jax.running.defaults import SPACES_FILE, defaults_for
 from trpo_jax.running.description import (
@@ -212,7 +214,7 @@ def sweep(
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)
     require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
-    task = choose_task(env, config, algorithm, total_steps)
+    task = choose_task(env, config, algorithm, total_steps, envs.Options())
     require_on_device(task.env, "A sweep is")
     spaces = defaults_for(task.name, task.env_name, SPACES_FILE)
     plan = SweepPlan(
@@ -230,7 +232,13 @@ def sweep(
     description = describe(plan, score, grid or {}, ranges or {}, random)
     plan = plan._replace(description=description)
     console = progress_console(progress and is_first())
-    rows = [] if plan.folder is None else decided_by_first(lambda: open_folder(plan))
+    with ExitStack() as stack:
+        return run_sweep(plan, score, console, stack)
+
+
+def run_sweep(plan: SweepPlan, score: str, console: Console, stack: ExitStack) -> Sweep:
+    """Runs what is not done of a sweep, whose folder is locked until the stack closes."""
+    rows = [] if plan.folder is None else decided_by_first(lambda: open_folder(plan, stack))
     results = {(row["setting"], row["seed"]): row for row in rows}
     say_plan(plan, len(results), console)
     stopped_by = None
@@ -288,9 +296,9 @@ def describe(
 ) -> dict[str, Any]:
     """Returns what `sweep.json` says: all that is needed to run the sweep again."""
     task, seeds = plan.task, plan.seeds
-    given = {"random": num_random, "seed": seeds[0], "seeds": len(seeds), "batch": plan.batch}
+    given = {"random": num_random, "seed": seeds[0], "num_seeds": len(seeds), "batch": plan.batch}
     given |= {"evaluation_episodes": plan.evaluation_episodes, "score": score, "out": plan.folder}
-    usual = {"random": None, "seed": 0, "seeds": 4, "batch": None}
+    usual = {"random": None, "seed": 0, "num_seeds": 4, "batch": None}
     usual |= {"evaluation_episodes": 16, "score": "evaluation", "out": None}
     given = {name: x for name, x in given.items() if x != usual[name]}
     command = command_of(task, "sweep", total_steps=plan.total_steps, **given)
@@ -322,13 +330,16 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def open_folder(plan: SweepPlan) -> list[dict[str, Any]]:
+def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
     """Returns the results that are in the folder of a sweep, which is created if need be.
+
+    The folder is locked until the stack closes.
 
     Raises:
         ConfigurationError: if it holds something else, or a sweep with other settings.
     """
     folder = plan.folder
+    stack.enter_context(locked(folder))
     if not (folder / DESCRIPTION).is_file():
         create_run_folder(folder)
         write_json(folder / DESCRIPTION, plan.description)
