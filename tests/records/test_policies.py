@@ -18,8 +18,10 @@ def saved(tmp_path, env, **settings):
     config = trpo.Config(num_envs=2, num_steps=8, hidden_sizes=(8,), **settings)
     algorithm = trpo.make(env, config)
     states = jax.vmap(algorithm.init)(jax.vmap(jax.random.key)(jnp.array(SEEDS)))
-    # A mean of 0.5 and a variance of 0.5, so that forgetting to standardise shows.
-    statistics = jax.tree.map(lambda x: x + 0.5, states.actor.observation_statistics)
+    # A mean of 0.5 and a deviation of 0.5, so that forgetting to standardise shows.
+    statistics = states.actor.observation_statistics
+    half = jnp.full_like(statistics.mean, 0.5)
+    statistics = statistics._replace(count=statistics.count + 1, mean=half, deviation=half)
     actor = states.actor._replace(observation_statistics=statistics)
     path = tmp_path / "policy.msgpack"
     save_policy(path, algorithm, Learnt(actor), SEEDS, [1.0, 2.0])
