@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache_compilations()
             choose = partial(act.choose, act.actor)
             film = play(env, choose, args.episode, args.steps, args.every, args.width)
-        write_animation(out, film.images, args.fps)
+            write_animation(out, film.images, args.fps)
     size = out.stat().st_size / 1000
     cut = ", cut there (--steps)" if film.cut else ""
     console.print(
@@ -80,7 +80,7 @@ def libraries_quiet() -> Iterator[None]:
         os.dup2(said.fileno(), 2)
         try:
             yield
-        except ConfigurationError:
+        except (ConfigurationError, StorageFailure):
             raise
         except BaseException:
             said.seek(0)
