@@ -23,7 +23,7 @@ from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, 
 from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents
-from trpo_jax.records.policies import load_policy
+from trpo_jax.records.policies import load_policy, with_origin
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.animation import MAX_FPS, MAX_SIDE, play, require_video, write_animation
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with libraries_quiet():
             env = make_stored(read_description(args.folder), args, processes=False)
             act = load_policy(args.folder, args.seed, env, checkpoint=args.checkpoint)
-            env = env._replace(observation=act.observation)
+            env = with_origin(env, act.observation)
             make_parents(out)
             cache_compilations()
             choose = partial(act.choose, act.actor)

@@ -27,7 +27,7 @@ from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
-from trpo_jax.records.policies import describe_policy, learnt_from
+from trpo_jax.records.policies import describe_policy, learnt_from, stored_observation, with_origin
 from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
@@ -285,6 +285,7 @@ def plan_run(
         made = algorithm
     else:
         task = choose_task(env, config, algorithm, total_steps, options)
+        task = task._replace(env=_seen_as_before(task.env, out if resume else None, init_from))
         own = {} if agent is None else {"agent": agent}
         task = task._replace(named=task.named and agent is None)
         make = partial(task.module.make, task.env, **own)
@@ -403,6 +404,21 @@ def _command(
     del given["seeds"]
     command = command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
     return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
+
+
+def _seen_as_before(
+    env: Environment, resumed: str | Path | None, init_from: str | Path | None
+) -> Environment:
+    """Returns an environment on the host whose observations have the origin that networks know.
+
+    It is measured when an environment is made, and need not come out the same another time.
+    """
+    shown = None
+    if env.open is not None and resumed is not None and Path(resumed, DESCRIPTION).is_file():
+        shown = stored_observation(read_description(Path(resumed)))
+    elif env.open is not None and init_from is not None:
+        shown = stored_observation(init_from)
+    return env if shown is None else with_origin(env, shown)
 
 
 def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
