@@ -1,8 +1,6 @@
 """Runs `trpo-jax diagnose`; `--help` explains every flag."""
 
-import sys
-
-from trpo_jax.cli.diagnose import main
+from trpo_jax.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("diagnose")

@@ -1,8 +1,6 @@
 """Runs `trpo-jax plot`; `--help` explains every flag."""
 
-import sys
-
-from trpo_jax.cli.plot import main
+from trpo_jax.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("plot")

@@ -25,6 +25,7 @@ from trpo_jax.cli.compare import (
     read_summary,
     refuse_other_settings,
 )
+from trpo_jax.cli.main import end_in_order
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import unknown_name
 from trpo_jax.figures.curves import comparison
@@ -189,4 +190,4 @@ def number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_in_order(lambda: main)

@@ -84,6 +84,18 @@ def decided_by_first(decide: Callable[[], Any]) -> Any:
     return said["value"]
 
 
+def any_of(here: bool) -> bool:
+    """Says, in all processes, whether something is so in one of them.
+
+    Raises:
+        PeerFailure: if another process is gone.
+    """
+    if jax.process_count() == 1:
+        return here
+    with peer_failures_named():
+        return bool(multihost_utils.process_allgather(np.bool_(here)).any())
+
+
 def to_devices(tree: Any, sharding: Sharding) -> Any:
     """Returns arrays on the host, the same ones in every process, as global arrays."""
 

@@ -158,7 +158,10 @@ def test_the_label_is_the_algorithm_and_one_seed_is_enough(tmp_path, capsys):
     assert report["overall"]["tasks"] == ["Acrobot-v1"]
     assert report["overall"]["aggregates"]["mean"]["npg"]["ci95"] is None
     assert report["tasks"]["Acrobot-v1"]["labels"]["npg"]["iqm_ci95"] is None
-    assert "| npg | 2 | -95.0 | range -100.0 to -90.0 |" in (tmp_path / "new/statistics.md").read_text()
+    assert (
+        "| npg | 2 | -95.0 | range -100.0 to -90.0 |"
+        in (tmp_path / "new/statistics.md").read_text()
+    )
 
 
 def test_without_a_task_in_common_there_are_curves_only(tmp_path, capsys):

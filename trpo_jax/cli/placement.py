@@ -122,21 +122,28 @@ def join_processes(words: Sequence[str]) -> None:
         ) from error
 
 
-def exit_with(main: Callable[[], int]) -> NoReturn:
+def exit_with(main: Callable[[], int], received: Sequence[int] = ()) -> NoReturn:
     """Runs a script and exits.
 
     One of several processes that fails does not wait for the others, which JAX would do. The first,
     whose end is that of all others, leaves time for what they have to say.
+
+    Args:
+        main: the script; returns its exit code.
+        received: the signals that Ctrl-C stood for, while it ran.
     """
     try:
         code = main()
     except SystemExit as stop:
         code = stop.code
     except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
         code = 130
     except Exception:
         traceback.print_exc()
         code = 1
+    if code == 130 and received:
+        code = 128 + received[0]
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

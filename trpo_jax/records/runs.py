@@ -14,7 +14,8 @@ DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
 EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
 # Of a description: what may differ when a run goes on.
-FREE = ("command", "device", "placement", "started")
+BROKEN_SEEDS = "broken_seeds"
+FREE = ("command", "device", "placement", "started", "stop_at_return", BROKEN_SEEDS)
 
 
 class StoredRun(NamedTuple):

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.algorithms.base import Actor, Algorithm, State, update_keys
+from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, State, update_keys
 from trpo_jax.algorithms.on_policy import RANDOM_STEPS
 from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.envs.episodes import Transition, stagger
+from trpo_jax.errors import NotFinite
 from trpo_jax.host_rollout import (
     Choose,
     action_keys,
@@ -32,7 +33,7 @@ from trpo_jax.host_rollout import (
 )
 from trpo_jax.normalization import update_statistics
 from trpo_jax.rollout import random_actions
-from trpo_jax.running.program import Program, as_metrics, check, cpu_options
+from trpo_jax.running.program import Health, Program, as_metrics, check, cpu_options
 
 NO_UPDATE = 2**31 - 1  # keys of updates are those of smaller numbers
 
@@ -58,12 +59,18 @@ class HostPrograms(NamedTuple):
         fit: `(state.critic, fit_input, metrics, health) -> (state.critic, (metrics, health))`; no
             rollout waits for it.
         num_steps: steps of each environment in one update.
+        broken: `(metrics, health)` of an update that did not come about.
     """
 
     choose: Choose
     improve: Callable[..., Any]
     fit: Callable[..., Any]
     num_steps: int
+    broken: tuple[Metrics, Health]
+
+
+class Stopping(Exception):
+    """Nothing further is wanted of a program."""
 
 
 def host_program(
@@ -90,30 +97,47 @@ def host_program(
         with ThreadPoolExecutor(threads) as executor:
             start_seed = partial(start, algorithm, warm_up=num_done == 0)
             states = list(executor.map(start_seed, pools, states))
+        stopping, broken_by = threading.Event(), {}
+        stack.callback(stopping.set)  # before a pool is closed
         close = stack.pop_all().close
 
-    def advance(state: HostState, count: int) -> tuple[HostState, Any]:
-        stopping = threading.Event()
+    def choose(*args):
+        if stopping.is_set():
+            raise Stopping
+        return programs.choose(*args)
 
-        def advance_or_stop(pool, state):
+    stoppable = programs._replace(choose=choose)
+
+    def advance(
+        state: HostState, count: int, alive: Sequence[bool] | np.ndarray | None = None
+    ) -> tuple[HostState, Any]:
+        def advance_one(index):
+            seed, broke = state.seeds[index], partial(broken_by.setdefault, index)
             try:
-                return advance_seed(env, programs, pool, state, count, stopping)
+                if alive is None or alive[index]:
+                    return advance_seed(env, stoppable, pools[index], seed, count, broke)
+            except Stopping:
+                pass
             except BaseException:
                 stopping.set()  # or the other seeds would go on to the end of the chunk
                 raise
+            return seed, [programs.broken] * count
 
         with ThreadPoolExecutor(threads) as executor:
-            try:
-                results = list(executor.map(advance_or_stop, pools, state.seeds))
-            except BaseException:
-                stopping.set()
-                raise
+            results = list(executor.map(advance_one, range(len(seeds))))
         states, outputs = zip(*results, strict=True)
         of_seeds = [jax.tree.map(lambda *xs: np.stack(xs), *updates) for updates in outputs]
         return stack_states(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
 
     return Program(
-        env.name, stack_states(states), advance, tuple(seeds), updates_per_chunk, seconds, close
+        env.name,
+        stack_states(states),
+        advance,
+        tuple(seeds),
+        updates_per_chunk,
+        seconds,
+        close,
+        broken_by,
     )
 
 
@@ -150,7 +174,7 @@ def advance_seed(
     pool: Pool,
     state: State,
     count: int,
-    stopping: threading.Event,
+    broke: Callable[[str], Any],
 ) -> tuple[State, list[Any]]:
     """Runs `count` updates of one seed, or as many as its numbers are finite.
 
@@ -160,44 +184,45 @@ def advance_seed(
         pool: copies of the environment.
         state: of the seed.
         count: number of updates.
-        stopping: set where no further update is wanted.
+        broke: told what the environment said whose numbers are not finite.
 
     Returns:
         The state after the last update whose numbers are finite, and `(metrics, health)` of each
-        update; where numbers were not finite, those repeat to the end.
+        update; after one whose numbers are not, `programs.broken` to the end.
     """
 
     def collect(state):
         rollout = state.rollout
-        episodes, acting, trajectory = host_rollout(
-            env,
-            pool,
-            programs.choose,
-            state.actor,
-            next_key(state),
-            rollout.episodes,
-            rollout.acting,
-            programs.num_steps,
-        )
-        return state._replace(
-            rollout=rollout._replace(episodes=episodes, acting=acting)
-        ), trajectory
+        try:
+            episodes, acting, trajectory = host_rollout(
+                env,
+                pool,
+                programs.choose,
+                state.actor,
+                next_key(state),
+                rollout.episodes,
+                rollout.acting,
+                programs.num_steps,
+            )
+        except NotFinite as error:
+            broke(str(error))
+            return None
+        return rollout._replace(episodes=episodes, acting=acting), trajectory
 
-    collected, trajectory = collect(state)
-    outputs = []
-    while True:
+    batch, outputs = collect(state), []
+    while batch is not None:
+        rollout, trajectory = batch
+        collected = state._replace(rollout=rollout)
         improved, *to_fit, health = programs.improve(collected, trajectory)
         critic, output = programs.fit(collected.critic, *to_fit, health)  # runs on meanwhile
-        more = len(outputs) + 1 < count and not stopping.is_set()
-        if more and health.finite:  # no environment is to see a broken policy
-            collected, trajectory = collect(improved)
+        more = len(outputs) + 1 < count
+        # No environment is to see a broken policy.
+        batch = collect(improved) if more and health.finite else None
         outputs.append(output)
         if not output[1].finite:
-            return state, outputs + [output] * (count - len(outputs))
+            break
         state = improved._replace(critic=critic)
-        if not more:
-            return state, outputs
-        collected = collected._replace(critic=critic)
+    return state, outputs + [programs.broken] * (count - len(outputs))
 
 
 @jax.jit
@@ -224,6 +249,7 @@ def compile_host_programs(algorithm: Algorithm, state: State) -> HostPrograms:
         return critic, (metrics | fit_metrics, health._replace(finite=finite.all()))
 
     improved, *to_fit = jax.eval_shape(improve, state, trajectory)
+    _, (metrics, _) = jax.eval_shape(fit, improved.critic, *to_fit)
     choose, num_steps = make_choose(algorithm.env, algorithm.act), algorithm.num_steps
     rollout, keys = state.rollout, action_keys(next_key(state), num_steps)
     choose(state.actor, keys, 0, rollout.episodes, rollout.acting)  # its first call compiles it
@@ -232,6 +258,10 @@ def compile_host_programs(algorithm: Algorithm, state: State) -> HostPrograms:
         improve.lower(state, trajectory).compile(cpu_options()),
         fit.lower(improved.critic, *to_fit).compile(cpu_options()),
         num_steps,
+        (
+            {name: np.float32(np.nan) for name in metrics},
+            Health(finite=np.False_, broken_step=np.int32(-1)),
+        ),
     )
 
 

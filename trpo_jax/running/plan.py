@@ -1,5 +1,6 @@
 """The settings of a run, chosen, checked and described before anything is compiled."""
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,12 +35,13 @@ from trpo_jax.running.description import (
     provenance,
     splits_runs,
 )
-from trpo_jax.running.loop import choose_chunk
+from trpo_jax.running.loop import USUAL, Pace
 
 DEFAULT_ENV = "CartPole-v1"
 INTERRUPT = "interrupt"  # Ctrl-C, as what stopped a run or a sweep
 OWN = "own"  # name of an algorithm that comes without a module
 MOST_SEEDS = 2**32
+STOP_EVERY = 10  # updates between two looks at the return that a run may stop at
 
 
 class Task(NamedTuple):
@@ -84,6 +86,7 @@ class RunPlan(NamedTuple):
         log: further logs, of `trpo_jax.records.logs.SERVICES`.
         description: what `config.json` says.
         placement: which devices it is on; the default one if None.
+        stop_at_return: that ends the run when every seed has reached it; None for none.
     """
 
     env: Environment
@@ -101,6 +104,7 @@ class RunPlan(NamedTuple):
     log: tuple[str, ...]
     description: dict[str, Any]
     placement: Placement | None
+    stop_at_return: float | None = None
 
     @property
     def title(self) -> str:
@@ -108,10 +112,11 @@ class RunPlan(NamedTuple):
         return f"{self.name.upper()} on {self.env.name}"
 
     @property
-    def updates_per_chunk(self) -> int:
-        """Updates between two looks of the host."""
-        intervals = [every for every in (self.eval_every, self.checkpoint_every) if every]
-        return choose_chunk(self.num_updates, *intervals)
+    def pace(self) -> Pace:
+        """How long it runs between two looks of the host."""
+        stop_every = 0 if self.stop_at_return is None else STOP_EVERY
+        intervals = self.eval_every, self.checkpoint_every or 0, stop_every
+        return USUAL._replace(intervals=intervals)
 
 
 def choose_task(
@@ -220,12 +225,16 @@ def plan_run(
     resume: bool = False,
     log: Sequence[str] = (),
     placement: Placement | None = None,
+    stop_at_return: float | None = None,
 ) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
 
     Raises:
         ConfigurationError: if a setting cannot work.
     """
+    folder = None if out is None else Path(out)
+    begun = decided_by_first(lambda: _begun(folder)) if resume and folder is not None else None
+    tuned_for = begun or total_steps  # a run that goes on for longer keeps its schedules
     if isinstance(algorithm, Algorithm):
         own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
         if config is not None or agent is not None or not own_env:
@@ -234,15 +243,17 @@ def plan_run(
                 "agent away, or give the module of the algorithm in its place."
             )
         env, own_config = algorithm.env, algorithm.config
-        tuned = defaults("trpo", env.name, total_steps)
+        tuned = defaults("trpo", env.name, tuned_for)
         task = Task(env, env.name, None, OWN, own_config, tuned, named=False)
         made = algorithm
     else:
-        task = choose_task(env, config, algorithm, total_steps, env_processes)
+        task = choose_task(env, config, algorithm, tuned_for, env_processes)
         own = {} if agent is None else {"agent": agent}
         made = task.module.make(task.env, task.config, **own)
         task = task._replace(named=task.named and agent is None)
     tuned = task.tuned
+    if begun and task.module is not None and total_steps is not None:
+        task = task._replace(tuned=defaults(task.module, task.env_name, total_steps))
     chosen = {
         "seeds": choose_seeds(tuned.num_seeds if seeds is None else seeds),
         "total_steps": tuned.total_steps if total_steps is None else total_steps,
@@ -251,6 +262,7 @@ def plan_run(
         ),
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
+        "stop_at_return": stop_at_return,
         "env_processes": tuned.env_processes if env_processes is None else env_processes,
     }
     require_at_least(
@@ -270,7 +282,8 @@ def plan_run(
         if service not in SERVICES:
             raise unknown_name("log", service, SERVICES)
         require_service(service)
-    folder = None if out is None else Path(out)
+    if stop_at_return is not None and not math.isfinite(stop_at_return):
+        raise ConfigurationError(f"stop_at_return = {stop_at_return} must be a finite number.")
     if folder is None and (log or resume or checkpoint_every):
         raise ConfigurationError(
             "log, resume and checkpoint_every need a folder: give out as well."
@@ -290,7 +303,7 @@ def plan_run(
             "placement": describe_placement(placement, split),
         }
     )
-    resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
+    resumed = begun is not None
     if resumed:
         _refuse_to_resume(folder, description)
     return RunPlan(
@@ -309,7 +322,14 @@ def plan_run(
         tuple(log),
         description,
         placement,
+        stop_at_return,
     )
+
+
+def _begun(folder: Path) -> int | None:
+    """Returns the steps that the run in a folder was to have; None if there is no run."""
+    there = (folder / DESCRIPTION).is_file()
+    return read_description(folder)["total_steps"] if there else None
 
 
 def _command(
@@ -327,20 +347,26 @@ def _command(
     given |= {"log": ",".join(log), "out": folder}
     usual = {"seed": 0, **task.tuned._asdict(), "eval_every": 0, "checkpoint_every": None}
     usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
+    usual |= {"stop_at_return": None}
     del given["seeds"]
     return command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
 
 
 def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
-    """Raises a ConfigurationError if a run is finished, or was started with other settings."""
-    if (folder / SUMMARY).is_file():
+    """Raises a ConfigurationError if a run is finished, or was started with other settings.
+
+    It may go on to more steps than it was started with, also if it is finished.
+    """
+    found, asked = read_description(folder), description["total_steps"]
+    if (folder / SUMMARY).is_file() and asked <= found["total_steps"]:
         num_updates = read_metrics(folder / METRICS)["update"].shape[1]
         raise ConfigurationError(
             f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
-            f"{SUMMARY} says what came of them."
+            f"{SUMMARY} says what came of them. It goes on to more than its "
+            f"{found['total_steps']:,} steps: give a larger total_steps with resume."
         )
-    found = read_description(folder)
-    different = differing_settings(description, found)
+    longer = {"total_steps": max(asked, found["total_steps"])}
+    different = differing_settings(description, found | longer)
     if different:
         command = found["command"]
         anew = f"use its own command: {shlex.join(command)}" if command else "choose another folder"

@@ -1,5 +1,6 @@
 """What a run looks like in a terminal, in a notebook, and where neither is."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
+FIRST_LINE = 2.0  # seconds until the line that shows that a long run lives
 # Metrics beside the bar.
 SHOWN = {"episodic_return": ("return", return_text), "kl": ("KL", "{:.2g}".format)}
 
@@ -48,6 +50,21 @@ def progress_bar(console: Console, unit: str) -> Progress:
     return Progress(*columns, console=console, disable=console.quiet or not has_bar(console))
 
 
+def at_doubling_times() -> Callable[[], bool]:
+    """Returns a function that is true once after 2 seconds, 4, 8, and so on."""
+    started, due = time.perf_counter(), FIRST_LINE
+
+    def lives() -> bool:
+        nonlocal due
+        passed = time.perf_counter() - started
+        if passed < due:
+            return False
+        due = 2 * passed
+        return True
+
+    return lives
+
+
 def with_progress(
     chunks: Iterable[Chunk],
     console: Console,
@@ -64,7 +81,7 @@ def with_progress(
         num_updates: updates in the whole run.
         steps_per_update: environment steps of one seed in one update.
     """
-    printed = 0
+    printed, lives = 0, at_doubling_times()
     latest: dict[str, str] = {}
     with progress_bar(console, "updates") as progress:
         task = progress.add_task("", total=num_updates)
@@ -80,7 +97,7 @@ def with_progress(
             status = "  ".join([*latest.values(), f"{speed:,.0f} steps/s"])
             progress.update(task, completed=update, description=status)
             due = update * PLAIN_LINES // num_updates
-            if not has_bar(console) and due > printed:
+            if not has_bar(console) and (lives() or due > printed):
                 left = chunk.seconds / update * (num_updates - update)
                 console.print(f"update {update:,}/{num_updates:,}  {status}  {left:.0f} s left")
                 printed = due
@@ -94,7 +111,7 @@ def sweep_progress(
     """Gives the function that shows the chunks of a block of runs as they are passed on.
 
     It is `(chunks, runs in the block) -> chunks`. A live bar shows each chunk; where there can be
-    none, a line shows each block.
+    none, a line shows each block, and some show that a long block lives.
 
     Args:
         console: where to; a quiet one shows nothing.
@@ -102,7 +119,7 @@ def sweep_progress(
         num_updates: updates of a run.
         steps_per_update: environment steps of one run in one update.
     """
-    done = 0
+    done, lives = 0, at_doubling_times()
     with progress_bar(console, "runs") as progress:
         task = progress.add_task("", total=num_runs)
 
@@ -116,6 +133,8 @@ def sweep_progress(
                 completed = done + share * num_block_runs
                 progress.update(task, completed=completed, description=status)
                 seconds = chunk.seconds
+                if not has_bar(console) and chunk.last_update < num_updates and lives():
+                    console.print(f"run {completed:,.1f}/{num_runs:,}  {status}")
                 yield chunk
             done += num_block_runs
             if not has_bar(console):

@@ -26,7 +26,7 @@ from trpo_jax.running.description import (
     provenance,
 )
 from trpo_jax.running.evaluation import make_evaluation
-from trpo_jax.running.loop import choose_chunk
+from trpo_jax.running.loop import most_updates
 from trpo_jax.running.plan import (
     DEFAULT_ENV,
     INTERRUPT,
@@ -43,7 +43,6 @@ from trpo_jax.running.sweep_program import compile_sweep, run_block, score_block
 
 MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
 SCORES = ("evaluation", "training")
-CHUNKS = 10  # of a block at the least, as often as the progress is shown
 DPI = 150
 DESCRIPTION, RESULTS, RANKING = "sweep.json", "results.csv", "settings.csv"
 
@@ -383,7 +382,7 @@ def run_compilation(
             lambda values: module.make(plan.task.env, config.replace(**values)),
             fields,
             len(pending),
-            choose_chunk(num_updates, num_chunks=CHUNKS),
+            most_updates(len(pending)),
             plan.batch,
             plan.placement,
         )

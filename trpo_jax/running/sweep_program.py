@@ -17,7 +17,7 @@ import psutil
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.devices import Placement
 from trpo_jax.processes import decided_by_first
-from trpo_jax.running.loop import Chunk, advance_chunks
+from trpo_jax.running.loop import USUAL, Chunk, Pace, advance_chunks
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 
 MEMORY_SHARE = 0.5  # of what is free, that a block may take
@@ -125,7 +125,11 @@ def _container_limit(folder: Path) -> Iterator[int]:
 
 
 def run_block(
-    program: SweepProgram, seeds: Sequence[int], values: Values, num_updates: int
+    program: SweepProgram,
+    seeds: Sequence[int],
+    values: Values,
+    num_updates: int,
+    pace: Pace = USUAL,
 ) -> Iterator[Chunk]:
     """Runs at most `block_size` runs to their end, yielding after each chunk.
 
@@ -136,6 +140,7 @@ def run_block(
         seeds: of each run, `[R]`.
         values: of each run, `[R]`.
         num_updates: updates in a run.
+        pace: how long chunks are.
     """
     missing = program.block_size - len(seeds)
     fill = lambda x: np.concatenate([x, np.repeat(x[-1:], missing)])
@@ -144,12 +149,12 @@ def run_block(
     block = Program(
         "",  # names failures of one run, which do not stop a sweep
         program.runs.init(as_seeds(filled_seeds), columns),
-        lambda state, count: program.runs.advance(state, columns, count),
+        lambda state, count, alive: program.runs.advance(state, columns, count, alive),
         tuple(filled_seeds),
         program.updates_per_chunk,
         program.runs.seconds,
     )
-    return advance_chunks(block, num_updates)
+    return advance_chunks(block, num_updates, pace=pace)
 
 
 def score_block(chunks: Iterator[Chunk], num_updates: int) -> tuple[Scores, Actor]:

@@ -1,5 +1,6 @@
 """A whole training run by one call: progress, metrics, policies, evaluation, picture, files."""
 
+import shutil
 import sys
 import time
 import traceback
@@ -25,30 +26,36 @@ from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.records.policies import make_act, save_policy
 from trpo_jax.records.runs import (
+    BROKEN_SEEDS,
     CHECKPOINTS,
     DESCRIPTION,
     METRICS,
     POLICY,
     SUMMARY,
     differing_settings,
+    read_description,
     read_metrics,
 )
 from trpo_jax.running.description import splits_runs
-from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
+from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import (
+    AgreedStop,
+    Broken,
     Chunk,
     NonFiniteError,
+    broken_text,
     compile_program,
+    most_updates,
     resume_program,
     run_chunks,
 )
-from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, RunPlan, plan_run
+from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, STOP_EVERY, RunPlan, plan_run
 from trpo_jax.running.program import Program
 from trpo_jax.running.progress import progress_console, with_progress
 from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
-CALLBACK = "callback"  # what a run may be stopped by in order, beside INTERRUPT
+CALLBACK, RETURN = "callback", "return"  # what a run may be stopped by in order, beside INTERRUPT
 
 
 class Evaluation(NamedTuple):
@@ -75,9 +82,11 @@ class Run(NamedTuple):
         seeds: the seeds.
         metrics: columns of `metrics.csv`, each `[num_seeds, U]`: `seed`, `update`, `env_steps` (of
             one seed) and `seconds` (of training), then every metric of the algorithm, NaN in
-            `episodic_return` and `episode_length` where no episode ended. What a resumed run did
+            `episodic_return` and `episode_length` where no episode ended, and in all of them once
+            a seed has stopped. What a resumed run did
             before comes from the file, which has seven digits. Empty before the first update.
-        evaluation: of the final policies; None if the run was stopped.
+        evaluation: of the final policies, NaN for seeds that stopped, which its summary is without;
+            None if the run was interrupted, or stopped by the callback.
         evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
         actor: what acting needs, leading axis `[num_seeds]`, on the host.
         num_updates: updates done.
@@ -85,10 +94,11 @@ class Run(NamedTuple):
         compile_seconds: time spent compiling.
         costs: seconds of evaluations during training and of checkpoints, by name.
         folder: where its files are, if it has files.
-        stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", or the name of an
-            exception; None if it did not.
+        stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", "return" (all seeds
+            reached `stop_at_return`), or the name of an exception; None if it did not.
         title: algorithm and environment in words.
         name: of the algorithm.
+        broken: the seeds that stopped since their numbers were not finite: at which update, why.
     """
 
     env: Environment
@@ -107,6 +117,7 @@ class Run(NamedTuple):
     stopped_by: str | None
     title: str
     name: str
+    broken: dict[int, Broken]
 
     def policy(self, seed: int | None = None) -> Callable[..., Any]:
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
@@ -118,7 +129,7 @@ class Run(NamedTuple):
             ConfigurationError: if the run has no such seed.
         """
         if seed is None:
-            best = 0 if self.evaluation is None else int(np.argmax(self.evaluation.per_seed))
+            best = 0 if self.evaluation is None else int(np.nanargmax(self.evaluation.per_seed))
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
@@ -148,6 +159,7 @@ class Run(NamedTuple):
         if self.evaluation is not None:
             parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
+        parts += [f"without seed {seed}" for seed in self.broken]
         return f"<{', '.join(parts)}>"
 
 
@@ -170,6 +182,7 @@ def train(
     progress: bool = True,
     callback: Callable[[Chunk], Any] | None = None,
     placement: Placement | None = None,
+    stop_at_return: float | None = None,
 ) -> Run:
     """Trains an algorithm on an environment, all seeds side by side, and returns the run.
 
@@ -200,24 +213,30 @@ def train(
         eval_every: evaluate during training too, before the first and after every n-th update; the
             policies with the best mean return are kept as a checkpoint. 0 for never.
         checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
-            more than 3 % of the time if None. Without `out` there are none.
+            more than 3 % of the time if None. Unless it is 0, there is one of the end too, also of
+            a run that stops early. Without `out` there are none.
         keep_checkpoints: how many of the latest checkpoints are kept beside the best one.
         out: folder for the files of the run, new or empty; no file is written if None.
         resume: whether to go on with the unfinished run in `out`, if there is one, as if it had
-            never stopped.
+            never stopped. With a larger `total_steps` it becomes longer, also if it is finished;
+            schedules stay as they were.
         log: further logs in `out`: "tensorboard", "wandb".
         progress: whether to show progress.
-        callback: called with each `Chunk` of updates; the run stops, in order, where it returns
-            something true.
+        callback: called with each `Chunk` of updates, about once a second; the run stops, in
+            order, where it returns something true.
         placement: which devices the run is on, from `trpo_jax.devices`; the default one if None.
+        stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
+            this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
+            is looked at after every tenth update.
 
     Returns:
-        The run. Ctrl-C and the callback end it early, with what was done until then.
+        The run. Ctrl-C and the callback end it early, with what was done until then. A seed whose
+        numbers stop being finite stops alone, and is in `broken`.
 
     Raises:
         ConfigurationError: if a setting cannot work, before anything is compiled.
-        NonFiniteError: if the numbers of a run stop being finite. This and all below have what was
-            done until then in their attribute `run`, if there was anything.
+        NonFiniteError: if the numbers of all seeds stop being finite. This and all below have what
+            was done until then in their attribute `run`, if there was anything.
         EnvironmentFailure: if the environment fails.
         StorageFailure: if a file cannot be written.
         PeerFailure: if another process of the run is gone.
@@ -239,6 +258,7 @@ def train(
         resume=resume,
         log=log,
         placement=placement,
+        stop_at_return=stop_at_return,
     )
     console = progress_console(progress and is_first())
     saved = open_folder(plan)
@@ -274,6 +294,7 @@ def open_folder(plan: RunPlan) -> Saved | None:
         nonlocal found
         if plan.resumed:
             found = find_checkpoint(plan)
+            lengthen(plan, found)
             return found and found.num_updates
         create_run_folder(plan.folder)
         write_json(plan.folder / DESCRIPTION, plan.description)
@@ -289,6 +310,30 @@ def open_folder(plan: RunPlan) -> Saved | None:
         return found
     with closing(Checkpoints(plan.folder / CHECKPOINTS)) as checkpoints:
         return checkpoints.read(number)
+
+
+def lengthen(plan: RunPlan, saved: Saved | None) -> None:
+    """Writes down that a run goes on to more steps, if it does; what came of fewer stays beside.
+
+    Raises:
+        ConfigurationError: if a finished run has no checkpoint to go on from.
+    """
+    begun, steps = read_description(plan.folder), plan.description["total_steps"]
+    if steps <= begun["total_steps"]:
+        return
+    summary, policy = plan.folder / SUMMARY, plan.folder / POLICY
+    if summary.is_file():
+        if saved is None:
+            raise ConfigurationError(
+                f"The run in {plan.folder} is finished and has no checkpoint to go on from. Start "
+                "the longer run in another folder."
+            )
+        beside = lambda path: path.with_stem(f"{path.stem}-{begun['total_steps']}")
+        if policy.is_file():
+            shutil.copyfile(policy, beside(policy))
+        summary.rename(beside(summary))
+    changed = {name: plan.description[name] for name in ("total_steps", "command")}
+    write_json(plan.folder / DESCRIPTION, begun | changed)
 
 
 def find_checkpoint(plan: RunPlan) -> Saved | None:
@@ -308,7 +353,8 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
             if isinstance(found, StorageFailure):
                 print(f"warning: {found} It was renamed; the one before is tried.", file=sys.stderr)
                 continue
-            different = differing_settings(plan.description, found.description)
+            longer = {"total_steps": plan.description["total_steps"]}
+            different = differing_settings(plan.description, found.description | longer)
             if different:
                 raise ConfigurationError(
                     f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
@@ -350,7 +396,7 @@ def compile_plan(plan: RunPlan, saved: Saved | None) -> Program:
     """Returns the program of a run, in the state of a checkpoint if there is one."""
     num_done = saved.num_updates if saved else 0
     program = compile_program(
-        plan.algorithm, plan.seeds, plan.updates_per_chunk, num_done, plan.placement
+        plan.algorithm, plan.seeds, most_updates(len(plan.seeds)), num_done, plan.placement
     )
     if saved is None:
         return program
@@ -396,28 +442,34 @@ def run_program(
             reason,
             plan.title,
             plan.name,
+            recorder.broken,
         )
         try:
-            stopped = learn(plan, program, recorder, console, callback)
+            try:
+                reason = learn(plan, program, recorder, console, callback)
+                recorder.save_state()
+            except KeyboardInterrupt as interrupt:
+                reason = INTERRUPT
+                if jax.process_count() == 1 or isinstance(interrupt, AgreedStop):
+                    recorder.save_state()
             stack.close()
-            run = unfinished(CALLBACK if stopped else None)
+            run = unfinished(reason)
             write_policy(plan, run)
-            if stopped:
+            if reason in (INTERRUPT, CALLBACK):
                 return run
-            with console.status("Evaluating"):
-                returns = evaluation(run.actor, plan.seeds)
-            require_finite_returns(plan.env, plan.seeds, returns)
-        except KeyboardInterrupt:
-            run = unfinished(INTERRUPT)
-            write_policy(plan, run)
-            return run
+            try:
+                with console.status("Evaluating"):
+                    returns = recorder.evaluate()
+            except KeyboardInterrupt:
+                return run._replace(stopped_by=INTERRUPT)
         except Exception as error:
             error.run = unfinished(type(error).__name__)
             if not isinstance(error, OSError):  # after which nothing more can be written
                 write_policy(plan, error.run)
             raise
     scores = returns.mean(axis=1)
-    run = run._replace(evaluation=Evaluation(returns, scores, summarize(scores)))
+    summary = summarize(scores[~np.isnan(scores)])
+    run = run._replace(evaluation=Evaluation(returns, scores, summary))
     write_summary(plan, run, time.perf_counter() - started)
     return run
 
@@ -428,26 +480,43 @@ def learn(
     recorder: Recorder,
     console: Console,
     callback: Callable[[Chunk], Any] | None = None,
-) -> bool:
-    """Runs a program to its end into a recorder; returns whether the callback stopped it."""
+) -> str | None:
+    """Runs a program to its end into a recorder; returns what stopped it before, if anything."""
     recorder.start()
-    chunks = run_chunks(program, plan.num_updates, recorder.num_updates, recorder.seconds)
+    chunks = run_chunks(
+        program,
+        plan.num_updates,
+        recorder.num_updates,
+        recorder.seconds,
+        plan.pace,
+        recorder.broken,
+    )
     per_update = plan.algorithm.steps_per_update
     with closing(
         with_progress(chunks, console, len(plan.seeds), plan.num_updates, per_update)
     ) as displayed:
         for chunk in displayed:
+            new = {seed: x for seed, x in chunk.broken.items() if seed not in recorder.broken}
+            if new:
+                console.print(f"warning: {broken_text(new)}", soft_wrap=True)
             recorder.take(chunk)
             if callback is not None and callback(chunk):
-                return True
-    return False
+                return CALLBACK
+            last, threshold = chunk.last_update, plan.stop_at_return
+            if threshold is None or last == plan.num_updates or last % STOP_EVERY:
+                continue
+            if recorder.reached(threshold):
+                return RETURN
+    return None
 
 
 def write_policy(plan: RunPlan, run: Run) -> None:
     """Writes the policies of a run, and its picture where there is something to draw."""
     if plan.folder is None or not is_first():
         return
-    scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
+    scores = None
+    if run.evaluation is not None:  # a seed that has stopped is never the best
+        scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf).tolist()
     save_policy(plan.folder / POLICY, run.algorithm, run.actor, run.seeds, scores)
     if "episodic_return" in run.metrics:
         run.plot().savefig(plan.folder / "learning_curve.png", dpi=150)
@@ -458,7 +527,8 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
     write_policy(plan, run)
     if plan.folder is None or not is_first():
         return
-    total_steps = plan.num_updates * plan.algorithm.steps_per_update
+    total_steps = run.num_updates * plan.algorithm.steps_per_update
+    per_seed = run.evaluation.per_seed
     write_json(
         plan.folder / SUMMARY,
         {
@@ -471,9 +541,11 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
             "training_seconds": run.seconds,
             **{f"{name}_seconds": seconds for name, seconds in run.costs.items()},
             "wall_seconds": wall_seconds,
+            "stopped_by": run.stopped_by,
+            BROKEN_SEEDS: {str(seed): x._asdict() for seed, x in run.broken.items()},
             "evaluation": {
                 "episodes_per_seed": plan.evaluation_episodes,
-                "per_seed": run.evaluation.per_seed.tolist(),
+                "per_seed": [None if np.isnan(x) else x for x in per_seed.tolist()],
                 **run.evaluation.summary._asdict(),
             },
         },
