@@ -66,7 +66,7 @@ def sweep_cost(steps: int, repeats: int, console: Console) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(repeats):
             out = ["--quiet", "--out", f"{folder}/sweep-{turn}"]
-            sweeps.append(seconds_of(["sweep.py", "--seeds", str(SEEDS), *GRID, *total, *out]))
+            sweeps.append(seconds_of(["sweep.py", "--num-seeds", str(SEEDS), *GRID, *total, *out]))
             programs.append(bare_seconds(plan, runs) * SETTINGS)
             console.print(f"Sweep {sweeps[-1]:.1f} s, its runs alone {programs[-1]:.1f} s")
         for number in range(PROCESSES):

@@ -111,7 +111,7 @@ def test_over_all_tasks(report):
 
 def test_the_tables(plotted, runs):
     text = (plotted / "statistics.md").read_text()
-    assert f"trpo-jax plot base={runs}/base" in text
+    assert f" plot base={runs}/base" in text
     assert re.search(
         r"\| base \| 3 \| 300.0 \| \S+ to \S+ \| 300.0 \| 100.0 \| 60.0 \| 150.0 \| 300.0 \|", text
     )

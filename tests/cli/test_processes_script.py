@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import jax
 import numpy as np
@@ -82,7 +83,8 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     assert not (out / "summary.json").exists()
 
     plan = plan_of(["--resume", str(out)])  # by one process
-    saved = open_folder(plan)
+    with ExitStack() as stack:
+        saved = open_folder(plan, stack)
     assert plan.placement is None
     assert saved.description["placement"] == "2 x cpu in 2 processes, by environments"
     assert saved.arrays["rollout/episodes/length"].shape == (2, 4)
@@ -114,7 +116,7 @@ def test_without_the_first_process_the_other_ends_too(tmp_path):
 
 @pytest.mark.heavy
 def test_a_sweep_in_two_processes_is_that_of_one(tmp_path):
-    words = [*SMALL, *UPDATES, "--seeds", "3", "--grid", "max_kl=0.003,0.03", "--batch", "4"]
+    words = [*SMALL, *UPDATES, "--num-seeds", "3", "--grid", "max_kl=0.003,0.03", "--batch", "4"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert sweep.main([*words, "--quiet", "--out", str(one)]) == 0
     started = two_processes.start(["sweep.py", *words, "--out", str(two)], tmp_path)

@@ -91,9 +91,7 @@ def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
 
     algorithm = trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
     chunks = []
-    with pytest.raises(
-        NonFiniteError, match=r"Seed 4 stopped: .* counter .* step 4 of update 5\."
-    ):
+    with pytest.raises(NonFiniteError, match=r"Seed 4 stopped: .* counter .* step 4 of update 5\."):
         chunks.extend(run_chunks(compile_program(algorithm, (3, 4), 3), 12))
     assert [chunk.metrics["kl"].shape[1] for chunk in chunks] == [3, 1]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(chunks[-1].actor))
@@ -102,19 +100,32 @@ def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_the_last_observation_of_a_terminated_episode_has_to_be_finite_as_well():
-    """Nothing is learnt from it, so that no number of the update would show it."""
+def breaking(number, ends):
+    """Returns a counter that shows a number in its 11th step, with which it terminates or not."""
     env = counter()
 
     def step(key, count, action):
         count, result = env.step(key, count, action)
-        ends = count == 11
-        observation = jnp.where(ends, jnp.nan, result.observation)
-        return count, result._replace(observation=observation, terminated=ends)
+        breaks = count == 11
+        observation = jnp.where(breaks, number, result.observation)
+        return count, result._replace(observation=observation, terminated=breaks & ends)
 
-    algorithm = trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
-    with pytest.raises(NonFiniteError, match=r"environment counter .* step 3 of update 2\."):
-        run(algorithm, (3, 4), 3, 3)
+    return trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("number", "match"), [(jnp.nan, "component 0 is nan"), (-1e20, r"component 0 is -1e\+20")]
+)
+def test_an_observation_that_is_not_sound_is_named(number, match):
+    with pytest.raises(NonFiniteError, match=rf"counter .*{match}, in step 3 of update 2\."):
+        run(breaking(number, ends=False), (3, 4), 3, 3)
+
+
+def test_an_episode_that_ends_with_such_an_observation_is_left_out():
+    (chunk,) = run(breaking(jnp.nan, ends=True), (3,), 3, 3)
+    assert chunk.health.finite.all()
+    np.testing.assert_array_equal(chunk.metrics["broken_episodes"][0], [0, 2, 2])
+    np.testing.assert_array_equal(chunk.metrics["num_episodes"][0], 0)
 
 
 def test_chunks_end_where_intervals_do_and_have_room():
@@ -138,7 +149,8 @@ def stub(advance, seeds=(0, 1), room=1000):
 
 
 def outputs(finite, broken_step=-1):
-    health = Health(finite, np.full(finite.shape, broken_step))
+    steps, zeros = np.full(finite.shape, broken_step), np.zeros(finite.shape, int)
+    health = Health(finite, steps, zeros, zeros.astype(float))
     return {"kl": np.ones(finite.shape, np.float32)}, health
 
 
@@ -153,7 +165,7 @@ def test_a_chunk_takes_a_certain_time_whatever_the_length_of_the_run():
     assert all(10 <= count <= 60 for count in counts[1:]), counts
 
 
-def breaking(at):
+def breaking_at(*at):
     """Returns what lets seed s break at update `at[s]`, and notes who was alive."""
     done, seen = 0, []
 
@@ -168,7 +180,7 @@ def breaking(at):
 
 
 def test_a_seed_that_breaks_stops_alone_and_for_good():
-    advance, seen = breaking([99, 3])
+    advance, seen = breaking_at(99, 3)
     chunks = list(run_chunks(stub(advance, room=2), 6))
     kl = np.concatenate([chunk.metrics["kl"] for chunk in chunks], axis=1)
     np.testing.assert_array_equal(kl, [[1] * 6, [1, 1, *[np.nan] * 4]])
@@ -178,7 +190,7 @@ def test_a_seed_that_breaks_stops_alone_and_for_good():
 
 
 def test_a_run_that_goes_on_remembers_which_seeds_have_stopped():
-    advance, seen = breaking([99, 99])
+    advance, seen = breaking_at(99, 99)
     before = {0: Broken(2, "it broke")}
     (chunk,) = run_chunks(stub(advance), 6, num_done=4, broken=before)
     assert seen == [[False, True]]
@@ -187,7 +199,7 @@ def test_a_run_that_goes_on_remembers_which_seeds_have_stopped():
 
 
 def test_a_run_without_a_seed_left_ends_and_names_them_all():
-    advance, _ = breaking([3, 6])
+    advance, _ = breaking_at(3, 6)
     chunks = []
     with pytest.raises(NonFiniteError) as caught:
         chunks.extend(run_chunks(stub(advance, room=4), 12))

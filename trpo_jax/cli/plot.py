@@ -6,7 +6,6 @@ given as LABEL=FOLDER (several folders may have one). Runs may be unfinished, or
 
 import datetime
 import re
-import shlex
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -28,14 +27,14 @@ from trpo_jax.analysis.comparisons import (
 from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
 from trpo_jax.analysis.returns import WINDOW, return_text
 from trpo_jax.analysis.statistics import INTERVAL
-from trpo_jax.cli.command_line import Parser, command_name, user_errors
+from trpo_jax.cli.command_line import Parser, call_of, command_name, user_errors
 from trpo_jax.cli.display import print_files, spread_text
 from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, report_lines
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, Figure, comparison, file_of
 from trpo_jax.figures.scores import aggregates, improvements, performance_profiles
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
-from trpo_jax.records.runs import StoredRun, find_runs, read_run
+from trpo_jax.records.runs import NoUpdateError, StoredRun, find_runs, read_run
 
 THRESHOLDS_FILE = Path(analysis.__file__).with_name("thresholds.toml")
 NORMALIZATION_FILE = Path(analysis.__file__).with_name("normalization.toml")
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     words = list(sys.argv[1:] if argv is None else argv)
-    with user_errors():
+    with user_errors(StorageFailure):
         args = build_parser().parse_args(words)
         if args.smooth < 1:
             raise ConfigurationError(f"--smooth {args.smooth} must be at least 1.")
@@ -63,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, groups in join_runs(labelled, args.smooth).items()
         }
         create_run_folder(args.out)
-    overall = over_tasks(tasks, labels, baseline)
-    remarks = notes(tasks, overall, args.score, args.smooth)
-    report = describe(tasks, overall, baseline, remarks)
-    report = {"command": f"{command_name('plot')} {shlex.join(words)}"} | report
-    write_json(args.out / "statistics.json", report)
-    (args.out / "statistics.md").write_text("\n".join(report_lines(report)) + "\n")
-    for name, figure in draw(tasks, overall, labels, baseline).items():
-        for kind in args.formats:
-            write_whole(args.out / f"{name}.{kind}", file_of(figure, kind, DPI))
+        overall = over_tasks(tasks, labels, baseline)
+        remarks = notes(tasks, overall, args.score, args.smooth)
+        report = describe(tasks, overall, baseline, remarks)
+        report = {"command": call_of("plot", words)} | report
+        write_json(args.out / "statistics.json", report)
+        write_whole(args.out / "statistics.md", "\n".join(report_lines(report)) + "\n")
+        for name, figure in draw(tasks, overall, labels, baseline).items():
+            for kind in args.formats:
+                write_whole(args.out / f"{name}.{kind}", file_of(figure, kind, DPI))
     print_results(console, report, args.out)
     return 0
 
@@ -102,6 +101,8 @@ def build_parser() -> Parser:
 def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:
     """Returns all runs in FOLDER and LABEL=FOLDER, each once, with their labels.
 
+    Runs without an update are left out, with a warning.
+
     Raises:
         ConfigurationError: if there is none, one cannot be read, or one was given two labels.
     """
@@ -114,16 +115,19 @@ def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:
             if label and chosen.setdefault(folder.resolve(), label) != label:
                 other = chosen[folder.resolve()]
                 raise ConfigurationError(f"{folder} is given two labels, {other} and {label}.")
-    runs = [(path, read_run(folder)) for path, folder in found.items()]
-    for _, run in runs:
-        missing = [name for name in DESCRIBED if name not in run.description]
-        missing += [name for name in MEASURED if name not in run.metrics]
-        if missing:
-            raise ConfigurationError(
-                f"The run in {run.folder} cannot be used, since it does not say its "
-                f"{', '.join(missing)}, as a run of trpo_jax does."
-            )
-    return [(chosen.get(path, run.description["algorithm"]), run) for path, run in runs]
+    runs: list[tuple[str, StoredRun]] = []
+    for path, folder in found.items():
+        try:
+            run = read_run(folder, DESCRIBED, MEASURED)
+        except NoUpdateError as error:
+            if len(found) == 1:
+                raise
+            print(f"warning: {error} It is left out.", file=sys.stderr)
+            continue
+        runs.append((chosen.get(path, run.description["algorithm"]), run))
+    if not runs:
+        raise ConfigurationError("None of these runs has finished an update yet.")
+    return runs
 
 
 def split_label(word: str) -> tuple[str, str]:

@@ -5,21 +5,20 @@ in `trpo_jax/running/defaults.toml`.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from trpo_jax.cli.command_line import cache_compilations, command_name, user_errors
-from trpo_jax.cli.display import print_evaluation, print_files
+from trpo_jax.cli.command_line import cache_compilations, call_of, user_errors
+from trpo_jax.cli.display import print_evaluation, print_files, print_missing_episodes
 from trpo_jax.cli.placement import IF_LOST, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
 from trpo_jax.processes import is_first
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
 from trpo_jax.running.loop import NonFiniteError, broken_text
-from trpo_jax.running.train import FAILURES, RETURN, Run, train
+from trpo_jax.running.train import FAILURES, RETURN, PolicyFailure, Run, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_evaluation(
         console, run.seeds, evaluation.per_seed, evaluation.summary, args.evaluation_episodes
     )
+    print_missing_episodes(console, run.metrics)
     if run.stopped_by == RETURN:
         per_update = run.algorithm.steps_per_update
         console.print(
@@ -70,12 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report_failure(error: Exception, folder: Path | None, args: argparse.Namespace | None) -> int:
     """Says why a run failed and what is left of it; returns the exit code."""
     run = getattr(error, "run", None)
-    kept = "What was written before stays."
-    if run is not None:
-        no_policies = isinstance(error, OSError)
+    there = folder is not None and (folder / DESCRIPTION).is_file()
+    kept = f"{folder} keeps what was written." if there else "Nothing that was written is left."
+    if run is not None and there:
+        no_policies = isinstance(error, PolicyFailure)
         kept = kept_of(run, args, None if no_policies else "each seed's last good policy")
     print(f"error: {str(error).rstrip('.')}. {kept}", file=sys.stderr)
-    if folder is not None and (folder / DESCRIPTION).is_file():
+    if there:
         if not isinstance(error, NonFiniteError):  # which would come again
             print(resumption(folder, args), file=sys.stderr)
         print_files(Console(quiet=args.quiet or not is_first(), highlight=False), folder)
@@ -96,7 +97,7 @@ def resumption(folder: Path, args: argparse.Namespace, after: str | None = None)
         numbers = [int(name) for name in names if name.isdigit()]
         after = f"after update {max(numbers)}" if numbers else "from its start"
     words = ["--resume", str(folder), *placement_words(args)]
-    return f"{command_name('train')} {shlex.join(words)} goes on {after}."
+    return f"{call_of('train', words)} goes on {after}."
 
 
 def print_costs(console: Console, run: Run) -> None:

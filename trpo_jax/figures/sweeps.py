@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 from trpo_jax.figures.curves import Figure, line_look, style
 
@@ -143,9 +144,10 @@ def _heat_map(
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)
     if table.size <= MOST_NUMBERS:
-        middle = np.nanmean([np.nanmin(table), np.nanmax(table)])
+        known = table[~np.isnan(table)]
+        middle = (known.min() + known.max()) / 2 if len(known) else 0.0
         for (i, j), value in np.ndenumerate(table):
-            text = "broke" if np.isnan(value) else f"{value:.4g}"
+            text = "none" if np.isnan(value) else return_text(value)
             color = "black" if np.isnan(value) or value > middle else "white"
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
     figure.colorbar(image, label="return, IQM over seeds")

@@ -17,7 +17,9 @@ import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
+from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.devices import Placement
+from trpo_jax.envs.base import LARGEST
 from trpo_jax.processes import any_of, decided_by_first, peer_failures_named, to_host
 from trpo_jax.running.host_program import HostState, host_program
 from trpo_jax.running.program import Health, Program, device_program
@@ -127,7 +129,7 @@ def resume_program(program: Program, state: State) -> Program:
     """
     if isinstance(state, HostState):
         seeds = [
-            saved._replace(rollout=fresh.rollout)
+            saved._replace(rollout=begun_anew(fresh.rollout, saved.num_updates))
             for saved, fresh in zip(state.seeds, program.state.seeds, strict=True)
         ]
         return program._replace(state=HostState(state.actor, tuple(seeds)))
@@ -279,9 +281,15 @@ def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
         update, step = chunk.first_update + first, int(chunk.health.broken_step[index, first])
         reason = f"update {update:,} gave numbers that are not finite"
         if step >= 0:
+            value = chunk.health.broken_value[index, first]
+            component = chunk.health.broken_component[index, first]
+            reward = f"a reward of {value:g}"
+            observation = f"an observation whose component {component} is {value:g}"
             reason = (
-                f"environment {program.env_name} returned numbers that are not finite, in step "
-                f"{step + 1:,} of update {update:,}"
+                f"environment {program.env_name} returned "
+                f"{reward if component < 0 else observation}, in step {step + 1:,} of update "
+                f"{update:,}. Numbers that are not finite, or from {LARGEST:g} on, cannot be "
+                "learnt from"
             )
         elif index in program.broken_by:
             said = program.broken_by[index].rstrip(".")

@@ -3,7 +3,8 @@
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,6 +14,14 @@ import numpy as np
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.algorithms.schedules import (
+    Schedule,
+    curve_of,
+    require_real,
+    require_schedules,
+    scheduled,
+    started,
+)
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
@@ -20,11 +29,10 @@ from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
 from trpo_jax.records.runs import (
     DESCRIPTION,
-    METRICS,
     SUMMARY,
     differing_settings,
     read_description,
-    read_metrics,
+    read_run,
 )
 from trpo_jax.running.defaults import Defaults, defaults
 from trpo_jax.running.description import (
@@ -55,6 +63,7 @@ class Task(NamedTuple):
         config: of the algorithm.
         tuned: settings where nothing else is said.
         named: whether environment and algorithm are names that the scripts know.
+        options: that the environment was made with.
     """
 
     env: Environment
@@ -64,6 +73,7 @@ class Task(NamedTuple):
     config: Any
     tuned: Defaults
     named: bool
+    options: envs.Options = envs.Options()
 
 
 class RunPlan(NamedTuple):
@@ -124,12 +134,13 @@ def choose_task(
     config: Any,
     algorithm: str | ModuleType | None,
     total_steps: int | None,
-    env_processes: bool | None = None,
+    options: envs.Options,
 ) -> Task:
     """Returns the task of a run or a sweep; see `trpo_jax.train` for the arguments.
 
     Raises:
-        ConfigurationError: if a name is unknown, or config and algorithm do not belong together.
+        ConfigurationError: if a name is unknown, config and algorithm do not belong together, or
+            the environment cannot be made.
     """
     module = _module_of(algorithm, config)
     name = algorithms.name_of(module)
@@ -143,10 +154,23 @@ def choose_task(
             f"takes a Config of {module.__name__}. Leave algorithm away, or give it its own config."
         )
     by_name = isinstance(algorithm, str) or name in algorithms.ALGORITHMS
-    named = isinstance(env, str) and by_name
+    named = isinstance(env, str) and by_name and options.named
+    if options.processes is None:
+        options = options._replace(processes=tuned.env_processes)
     if isinstance(env, str):
-        env = envs.make(env, tuned.env_processes if env_processes is None else env_processes)
-    return Task(env, env_name, module, name, config, tuned, named)
+        env = envs.make(env, **options._asdict())
+    else:
+        refuse_options(env, options)
+    return Task(env, env_name, module, name, config, tuned, named, options)
+
+
+def refuse_options(env: Environment, options: envs.Options) -> None:
+    """Raises a ConfigurationError if options are to change an environment that is made already."""
+    if options.args or options.wrappers:
+        raise ConfigurationError(
+            f"env_args and wrappers belong to an environment that is made by its name, and "
+            f"{env.name} is made already. Give them to trpo_jax.make_env, or give the name."
+        )
 
 
 def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]:
@@ -154,8 +178,10 @@ def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]
     usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
     changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
     names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
+    names["env_processes"] = (task.options.processes, task.tuned.env_processes)
     names = {name: x for name, (x, default) in names.items() if x != default}
-    return ["trpo-jax", command, *flags_of(names | settings | changed)]
+    flags = [*flags_of(names | settings | changed), *task.options.flags()]
+    return ["trpo-jax", command, *flags]
 
 
 def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
@@ -218,6 +244,8 @@ def plan_run(
     total_steps: int | None = None,
     evaluation_episodes: int | None = None,
     env_processes: bool | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[envs.Wrapper] = (),
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -225,6 +253,7 @@ def plan_run(
     resume: bool = False,
     log: Sequence[str] = (),
     placement: Placement | None = None,
+    schedules: Mapping[str, str | Schedule] | None = None,
     stop_at_return: float | None = None,
 ) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
@@ -235,6 +264,7 @@ def plan_run(
     folder = None if out is None else Path(out)
     begun = decided_by_first(lambda: _begun(folder)) if resume and folder is not None else None
     tuned_for = begun or total_steps  # a run that goes on for longer keeps its schedules
+    options = envs.Options(env_args or {}, wrappers, env_processes)
     if isinstance(algorithm, Algorithm):
         own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
         if config is not None or agent is not None or not own_env:
@@ -243,14 +273,17 @@ def plan_run(
                 "agent away, or give the module of the algorithm in its place."
             )
         env, own_config = algorithm.env, algorithm.config
+        refuse_options(env, options)
         tuned = defaults("trpo", env.name, tuned_for)
-        task = Task(env, env.name, None, OWN, own_config, tuned, named=False)
+        options = options._replace(processes=bool(env_processes))
+        task = Task(env, env.name, None, OWN, own_config, tuned, False, options)
         made = algorithm
     else:
-        task = choose_task(env, config, algorithm, tuned_for, env_processes)
+        task = choose_task(env, config, algorithm, tuned_for, options)
         own = {} if agent is None else {"agent": agent}
-        made = task.module.make(task.env, task.config, **own)
         task = task._replace(named=task.named and agent is None)
+        make = partial(task.module.make, task.env, **own)
+        made = make(task.config)
     tuned = task.tuned
     if begun and task.module is not None and total_steps is not None:
         task = task._replace(tuned=defaults(task.module, task.env_name, total_steps))
@@ -263,7 +296,7 @@ def plan_run(
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
         "stop_at_return": stop_at_return,
-        "env_processes": tuned.env_processes if env_processes is None else env_processes,
+        "env_processes": task.options.processes,
     }
     require_at_least(
         evaluation_episodes=(chosen["evaluation_episodes"], 1),
@@ -272,6 +305,20 @@ def plan_run(
         checkpoint_every=(checkpoint_every, 0),
     )
     num_updates = chosen["total_steps"] // made.steps_per_update
+    curves, described = {}, {}
+    if schedules:
+        if task.module is None:
+            raise ConfigurationError(
+                "An Algorithm is made already, with numbers that stay as they are. Give its module "
+                "and its config for schedules."
+            )
+        for name, schedule in schedules.items():
+            require_real(task.config, name)
+            curves[name], described[name] = curve_of(schedule, begun or chosen["total_steps"])
+        named = task.named and all(isinstance(x, str) for x in schedules.values())
+        task = task._replace(config=started(task.config, curves), named=named)
+        require_schedules(task.config, curves, max(num_updates, 1), made.steps_per_update)
+        made = scheduled(make, task.config, curves)
     if num_updates < 1:
         raise ConfigurationError(
             f"total_steps = {chosen['total_steps']:,} is less than one batch, which takes "
@@ -292,13 +339,15 @@ def plan_run(
     split = "" if placement is None else "seeds" if splits_runs(placement) else "environments"
     description = as_json(
         {
-            "command": _command(task, chosen, keep_checkpoints, log, folder),
+            "command": _command(task, chosen, keep_checkpoints, log, folder, described),
             "env": task.env_name,
             "algorithm": task.name,
             "seed": seed_list[0],
             "num_seeds": len(seed_list),
             **chosen,
+            **task.options.described(),
             "config": config_to_dict(task.config),
+            **({"schedules": described} if described else {}),
             **provenance(task.env_name),
             "placement": describe_placement(placement, split),
         }
@@ -329,7 +378,7 @@ def plan_run(
 def _begun(folder: Path) -> int | None:
     """Returns the steps that the run in a folder was to have; None if there is no run."""
     there = (folder / DESCRIPTION).is_file()
-    return read_description(folder)["total_steps"] if there else None
+    return read_description(folder, "total_steps")["total_steps"] if there else None
 
 
 def _command(
@@ -338,6 +387,7 @@ def _command(
     keep_checkpoints: int,
     log: Sequence[str],
     folder: Path | None,
+    schedules: Mapping[str, str],
 ) -> list[str] | None:
     """Returns the command line of the script that does the same run, or None if there is none."""
     first, count = chosen["seeds"][0], len(chosen["seeds"])
@@ -349,7 +399,8 @@ def _command(
     usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
     usual |= {"stop_at_return": None}
     del given["seeds"]
-    return command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+    command = command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+    return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
 
 
 def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
@@ -357,16 +408,16 @@ def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
 
     It may go on to more steps than it was started with, also if it is finished.
     """
-    found, asked = read_description(folder), description["total_steps"]
-    if (folder / SUMMARY).is_file() and asked <= found["total_steps"]:
-        num_updates = read_metrics(folder / METRICS)["update"].shape[1]
+    found = read_description(folder, "command", "config", "versions", "total_steps")
+    asked, begun = description["total_steps"], found["total_steps"]
+    if (folder / SUMMARY).is_file() and asked <= begun:
+        num_updates = read_run(folder).metrics["update"].shape[1]
         raise ConfigurationError(
             f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
-            f"{SUMMARY} says what came of them. It goes on to more than its "
-            f"{found['total_steps']:,} steps: give a larger total_steps with resume."
+            f"{SUMMARY} says what came of them. To go on to more than its {begun:,} steps, give a "
+            "larger total_steps."
         )
-    longer = {"total_steps": max(asked, found["total_steps"])}
-    different = differing_settings(description, found | longer)
+    different = differing_settings(description, found | {"total_steps": max(asked, begun)})
     if different:
         command = found["command"]
         anew = f"use its own command: {shlex.join(command)}" if command else "choose another folder"

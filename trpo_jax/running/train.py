@@ -2,10 +2,11 @@
 
 import shutil
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -16,19 +17,28 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.algorithms.schedules import Schedule
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure, PeerFailure, StorageFailure
+from trpo_jax.envs.options import Wrapper
+from trpo_jax.errors import (
+    ConfigurationError,
+    EnvironmentFailure,
+    FileGone,
+    PeerFailure,
+    StorageFailure,
+)
 from trpo_jax.processes import decided_by_first, is_first, to_host
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
-from trpo_jax.records.files import create_run_folder, write_json
+from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
 from trpo_jax.records.policies import make_act, save_policy
 from trpo_jax.records.runs import (
     BROKEN_SEEDS,
     CHECKPOINTS,
     DESCRIPTION,
+    EVALUATIONS,
     METRICS,
     POLICY,
     SUMMARY,
@@ -56,6 +66,10 @@ from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
 CALLBACK, RETURN = "callback", "return"  # what a run may be stopped by in order, beside INTERRUPT
+
+
+class PolicyFailure(StorageFailure):
+    """Policies that the folder of their run could not take; the message says where they are."""
 
 
 class Evaluation(NamedTuple):
@@ -173,6 +187,8 @@ def train(
     total_steps: int | None = None,
     evaluation_episodes: int | None = None,
     env_processes: bool | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -182,6 +198,7 @@ def train(
     progress: bool = True,
     callback: Callable[[Chunk], Any] | None = None,
     placement: Placement | None = None,
+    schedules: Mapping[str, str | Schedule] | None = None,
     stop_at_return: float | None = None,
 ) -> Run:
     """Trains an algorithm on an environment, all seeds side by side, and returns the run.
@@ -210,6 +227,9 @@ def train(
         total_steps: environment steps of each seed, rounded down to whole updates.
         evaluation_episodes: episodes of each seed that its final policy is judged by.
         env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        env_args: keyword arguments of the environment, which is then given by its name.
+        wrappers: functions of the environment, or their names as "module:name", applied in order;
+            see `trpo_jax.make_env`.
         eval_every: evaluate during training too, before the first and after every n-th update; the
             policies with the best mean return are kept as a checkpoint. 0 for never.
         checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
@@ -225,6 +245,9 @@ def train(
         callback: called with each `Chunk` of updates, about once a second; the run stops, in
             order, where it returns something true.
         placement: which devices the run is on, from `trpo_jax.devices`; the default one if None.
+        schedules: real-valued hyperparameters that change, by name: a text such as
+            "linear:0.02:0.005", or a function of the environment steps that a seed has done, such
+            as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
         stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
             this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
             is looked at after every tenth update.
@@ -251,6 +274,8 @@ def train(
         total_steps=total_steps,
         evaluation_episodes=evaluation_episodes,
         env_processes=env_processes,
+        env_args=env_args,
+        wrappers=wrappers,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
@@ -258,28 +283,32 @@ def train(
         resume=resume,
         log=log,
         placement=placement,
+        schedules=schedules,
         stop_at_return=stop_at_return,
     )
     console = progress_console(progress and is_first())
-    saved = open_folder(plan)
-    say_plan(plan, saved, console)
-    try:
-        with console.status("Compiling"):
-            program = compile_plan(plan, saved)
-        console.print(
-            f"Compiled for {plan.description['placement']} in {program.compile_seconds:.1f} s"
-        )
-        with closing(program):
-            return run_program(plan, program, saved, console, callback, started)
-    except EnvironmentFailure as error:
-        if plan.folder is not None and error.__cause__ is not None:  # for its author
-            lines = traceback.format_exception(error.__cause__)
-            (plan.folder / "error.txt").write_text("".join(lines))
-        raise
+    with ExitStack() as stack:
+        saved = open_folder(plan, stack)
+        say_plan(plan, saved, console)
+        try:
+            with console.status("Compiling"):
+                program = compile_plan(plan, saved)
+            console.print(
+                f"Compiled for {plan.description['placement']} in {program.compile_seconds:.1f} s"
+            )
+            with closing(program):
+                return run_program(plan, program, saved, console, callback, started)
+        except EnvironmentFailure as error:
+            if plan.folder is not None and error.__cause__ is not None:  # for its author
+                lines = traceback.format_exception(error.__cause__)
+                write_whole(plan.folder / "error.txt", "".join(lines))
+            raise
 
 
-def open_folder(plan: RunPlan) -> Saved | None:
+def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
     """Creates the folder of a new run, or returns the checkpoint that a resumed one goes on from.
+
+    The folder is locked until the stack closes.
 
     Raises:
         ConfigurationError: if the folder cannot be used.
@@ -292,6 +321,7 @@ def open_folder(plan: RunPlan) -> Saved | None:
 
     def decide():
         nonlocal found
+        stack.enter_context(locked(plan.folder))
         if plan.resumed:
             found = find_checkpoint(plan)
             lengthen(plan, found)
@@ -308,7 +338,7 @@ def open_folder(plan: RunPlan) -> Saved | None:
         )
     if number is None or found is not None:
         return found
-    with closing(Checkpoints(plan.folder / CHECKPOINTS)) as checkpoints:
+    with closing(Checkpoints(plan.folder / CHECKPOINTS, read_only=True)) as checkpoints:
         return checkpoints.read(number)
 
 
@@ -342,12 +372,13 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
     Raises:
         ConfigurationError: if it is from a run with other settings.
     """
+    ends = {METRICS: last_update(plan, METRICS)}
+    if plan.eval_every:
+        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every - 1
+    short = min(ends, key=ends.get)
     folder = plan.folder / CHECKPOINTS
     if not folder.is_dir():
         return None
-    path = plan.folder / METRICS
-    metrics = read_metrics(path) if path.is_file() else {}
-    num_updates = metrics["update"].shape[1] if metrics else 0
     with closing(Checkpoints(folder)) as checkpoints:
         for found in checkpoints.newest_first():
             if isinstance(found, StorageFailure):
@@ -360,14 +391,25 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
                     f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
                     f"{different}. Take it out of that folder to go on with an earlier one."
                 )
-            if num_updates >= found.num_updates:
+            if ends[short] >= found.num_updates:
                 return found
             print(
-                f"warning: {path} lacks rows of updates up to {found.num_updates}, which the "
-                f"latest checkpoint is of; the one before is tried.",
+                f"warning: {plan.folder / short} lacks rows of updates up to "
+                f"{found.num_updates}, which the latest checkpoint is of; the one before is tried.",
                 file=sys.stderr,
             )
     return None
+
+
+def last_update(plan: RunPlan, name: str) -> int:
+    """Returns the last update that a CSV file of a run has rows of; -1 if it has none.
+
+    Raises:
+        ConfigurationError: if the file is damaged.
+    """
+    path = plan.folder / name
+    columns = read_metrics(path, plan.seeds) if path.is_file() else {}
+    return int(columns["update"][0, -1]) if columns else -1
 
 
 def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
@@ -464,8 +506,8 @@ def run_program(
                 return run._replace(stopped_by=INTERRUPT)
         except Exception as error:
             error.run = unfinished(type(error).__name__)
-            if not isinstance(error, OSError):  # after which nothing more can be written
-                write_policy(plan, error.run)
+            if not isinstance(error, PolicyFailure):
+                write_policy(plan, error.run, error)
             raise
     scores = returns.mean(axis=1)
     summary = summarize(scores[~np.isnan(scores)])
@@ -510,16 +552,40 @@ def learn(
     return None
 
 
-def write_policy(plan: RunPlan, run: Run) -> None:
-    """Writes the policies of a run, and its picture where there is something to draw."""
+def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> None:
+    """Writes the policies of a run, and its picture where there is something to draw.
+
+    Raises:
+        PolicyFailure: if the folder cannot take the policies, on a full disk or where it was
+            removed. It tells what else went wrong, and where the policies are.
+        StorageFailure: if the picture cannot be written, and nothing went wrong before.
+    """
     if plan.folder is None or not is_first():
         return
     scores = None
     if run.evaluation is not None:  # a seed that has stopped is never the best
         scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf).tolist()
-    save_policy(plan.folder / POLICY, run.algorithm, run.actor, run.seeds, scores)
+    save = lambda path: save_policy(path, run.algorithm, run.actor, run.seeds, scores)
+    try:
+        if isinstance(cause, FileGone):  # and the folder may be that of another run by now
+            raise cause
+        save(plan.folder / POLICY)
+    except OSError as error:
+        said = str(error) if cause in (None, error) else f"{str(cause).rstrip('.')}. {error}"
+        try:
+            path = Path(tempfile.mkdtemp(prefix="trpo_jax-"), POLICY)
+            save(path)
+            failure = PolicyFailure(f"{said}. The policies are in {path}")
+        except OSError as other:
+            failure = PolicyFailure(f"{said}. The policies are lost: {other}")
+        failure.run = run
+        raise failure from error
     if "episodic_return" in run.metrics:
-        run.plot().savefig(plan.folder / "learning_curve.png", dpi=150)
+        from trpo_jax.figures.curves import file_of
+
+        picture = file_of(run.plot(), "png", 150)
+        with nullcontext() if cause is None else suppress(StorageFailure):  # of the same disk
+            write_whole(plan.folder / "learning_curve.png", picture)
 
 
 def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
