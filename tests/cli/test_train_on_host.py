@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
     closed = host_tasks.Counter.closed
     assert run(folder, "gym/host_tasks:Counter-v0") == 0
     # One to read the spaces of, and for each seed those of training and of evaluation.
-    assert host_tasks.Counter.closed == closed + 1 + 3 * (2 + 4)
+    assert host_tasks.Counter.closed == closed + 1 + 3 * (2 + 2)
     return folder
 
 

@@ -31,6 +31,7 @@ TAGS = {
     "kl": "losses/approx_kl",
     "evaluation_return": "eval/episodic_return",
     "evaluation_seconds": "eval/seconds",
+    "evaluation_episodes_cut": "eval/episodes_cut",
 }
 SERVICES = ("tensorboard", "wandb")
 

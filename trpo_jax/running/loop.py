@@ -16,12 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trpo_jax.algorithms.base import Actor, Algorithm, State
+from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, State, learnt_of
 from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import LARGEST
-from trpo_jax.processes import any_of, decided_by_first, peer_failures_named, to_host
-from trpo_jax.running.host_program import HostState, host_program
+from trpo_jax.processes import (
+    any_of,
+    decided_by_first,
+    peer_failures_named,
+    to_devices,
+    to_host,
+)
+from trpo_jax.running.host_program import HostState, host_program, stack_states
 from trpo_jax.running.program import Health, Program, device_program
 
 OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
@@ -67,7 +73,7 @@ class Chunk(NamedTuple):
             `episode_length` where no episode ended. An algorithm may have none of these. All are
             NaN of seeds that have stopped.
         health: of these updates, on the host.
-        state: after its last update; used up by the next chunk. None if no update can follow.
+        state: after its last update; used up by the next chunk.
         actor: what acting needs after its last update, leading axis `[num_seeds]`, on the host.
         seconds: training time until its end, compilation excluded.
         broken: the seeds that have stopped so far, since their numbers are not finite.
@@ -77,7 +83,7 @@ class Chunk(NamedTuple):
     last_update: int
     metrics: dict[str, np.ndarray]
     health: Health
-    state: State | None
+    state: State
     actor: Actor
     seconds: float
     broken: Mapping[int, Broken] = MappingProxyType({})
@@ -134,6 +140,38 @@ def resume_program(program: Program, state: State) -> Program:
         ]
         return program._replace(state=HostState(state.actor, tuple(seeds)))
     return program._replace(state=state)
+
+
+def start_from(program: Program, learnt: Learnt) -> Program:
+    """Returns a fresh program whose seeds start from what others have learnt.
+
+    Args:
+        program: from `compile_program`.
+        learnt: for each seed, leading axis `[num_seeds]`.
+    """
+    own = {name: x for name, x in learnt._asdict().items() if x is not None}
+    state = program.state
+    if isinstance(state, HostState):
+        seeds = [
+            seed._replace(**jax.tree.map(lambda x, i=index: x[i], own))
+            for index, seed in enumerate(state.seeds)
+        ]
+        return program._replace(state=stack_states(seeds))
+    place = lambda x, old: to_devices(x, old.sharding)
+    placed = {name: jax.tree.map(place, x, getattr(state, name)) for name, x in own.items()}
+    return program._replace(state=state._replace(**placed))
+
+
+def learnt_by(state: State) -> Learnt:
+    """Returns what all seeds have learnt, leading axis `[num_seeds]`, on the host.
+
+    Raises:
+        PeerFailure: if another process of the run is gone.
+    """
+    if not isinstance(state, HostState):
+        return to_host(learnt_of(state))
+    seeds = [jax.device_get(learnt_of(seed)) for seed in state.seeds]
+    return jax.tree.map(lambda *xs: np.stack(xs), *seeds)
 
 
 def most_updates(num_runs: int) -> int:
@@ -269,7 +307,7 @@ def run_chunks(
         if num_good > 0:
             good = {name: x[:, :num_good] for name, x in chunk.metrics.items()}
             last_update = chunk.first_update + num_good - 1
-            yield chunk._replace(last_update=last_update, metrics=good, state=None)
+            yield chunk._replace(last_update=last_update, metrics=good)
         raise NonFiniteError(broken_text(broken))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from trpo_jax import algorithms, envs
@@ -27,6 +28,7 @@ from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
+from trpo_jax.records.policies import describe_policy, learnt_from
 from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
@@ -96,6 +98,8 @@ class RunPlan(NamedTuple):
         log: further logs, of `trpo_jax.records.logs.SERVICES`.
         description: what `config.json` says.
         placement: which devices it is on; the default one if None.
+        evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
+        init_from: the run whose policies, critics and statistics it starts from, if any.
         stop_at_return: that ends the run when every seed has reached it; None for none.
     """
 
@@ -114,12 +118,20 @@ class RunPlan(NamedTuple):
     log: tuple[str, ...]
     description: dict[str, Any]
     placement: Placement | None
-    stop_at_return: float | None = None
+    evaluation_steps: int | None
+    init_from: Path | None
+    stop_at_return: float | None
 
     @property
     def title(self) -> str:
         """The algorithm and the environment, as headings say it."""
         return f"{self.name.upper()} on {self.env.name}"
+
+    @property
+    def num_envs(self) -> int:
+        """Environments of each seed."""
+        state = jax.eval_shape(self.algorithm.init, jax.random.key(0))
+        return state.rollout.episodes.length.shape[0]
 
     @property
     def pace(self) -> Pace:
@@ -254,6 +266,8 @@ def plan_run(
     log: Sequence[str] = (),
     placement: Placement | None = None,
     schedules: Mapping[str, str | Schedule] | None = None,
+    evaluation_steps: int | None = None,
+    init_from: str | Path | None = None,
     stop_at_return: float | None = None,
 ) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
@@ -297,12 +311,15 @@ def plan_run(
         "checkpoint_every": checkpoint_every,
         "stop_at_return": stop_at_return,
         "env_processes": task.options.processes,
+        "evaluation_steps": evaluation_steps,
+        "init_from": None if init_from is None else str(init_from),
     }
     require_at_least(
         evaluation_episodes=(chosen["evaluation_episodes"], 1),
         keep_checkpoints=(keep_checkpoints, 1),
         eval_every=(eval_every, 0),
         checkpoint_every=(checkpoint_every, 0),
+        evaluation_steps=(evaluation_steps, 1),
     )
     num_updates = chosen["total_steps"] // made.steps_per_update
     curves, described = {}, {}
@@ -350,11 +367,14 @@ def plan_run(
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),
             "placement": describe_placement(placement, split),
+            "policy": describe_policy(made),
         }
     )
     resumed = begun is not None
     if resumed:
         _refuse_to_resume(folder, description)
+    elif init_from is not None:
+        learnt_from(init_from, made, chosen["seeds"])
     return RunPlan(
         task.env,
         made,
@@ -371,6 +391,8 @@ def plan_run(
         tuple(log),
         description,
         placement,
+        evaluation_steps,
+        None if init_from is None else Path(init_from),
         stop_at_return,
     )
 
@@ -397,7 +419,7 @@ def _command(
     given |= {"log": ",".join(log), "out": folder}
     usual = {"seed": 0, **task.tuned._asdict(), "eval_every": 0, "checkpoint_every": None}
     usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
-    usual |= {"stop_at_return": None}
+    usual |= {"evaluation_steps": None, "init_from": None, "stop_at_return": None}
     del given["seeds"]
     command = command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
     return command + [f"--schedule={name}={text}" for name, text in schedules.items()]

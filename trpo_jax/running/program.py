@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from trpo_jax.algorithms.base import Algorithm, Metrics, State
+from trpo_jax.algorithms.base import Algorithm, Metrics, State, learnt_of
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import sound
 from trpo_jax.envs.episodes import Transition
@@ -48,8 +48,9 @@ class Program(NamedTuple):
         state: states of all seeds; its field `actor` has the leading axis `[num_seeds]`.
         advance: `(state, count, alive=None) -> (state, (metrics, health))` runs `count` updates, at
             most `updates_per_chunk`; metrics and health have the leading axes `[num_seeds, count]`
-            or more, of which the first `count` hold. It uses its state up. The actor of each seed
-            stays at its last finite value; that of a seed that is not `alive` [num_seeds] stays.
+            or more, of which the first `count` hold. It uses its state up. What a seed has learnt
+            stays as it is at its first update that is not finite, and if it is not `alive`
+            [num_seeds].
         seeds: the seeds.
         updates_per_chunk: updates that one call of `advance` has room for.
         compile_seconds: time spent compiling.
@@ -149,10 +150,12 @@ def compile_runs(
             metrics = as_metrics(metrics)
             health = check(learnt, metrics, trajectory)
             health = health._replace(finite=finite & health.finite)
-            actor = jax.tree.map(
-                lambda new, old: jnp.where(health.finite, new, old), learnt.actor, state.actor
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(health.finite, new, old),
+                *(learnt_of(x)._asdict() for x in (learnt, state)),
             )
-            return learnt._replace(actor=actor), (metrics, health)
+            kept = {name: x for name, x in kept.items() if x is not None}
+            return learnt._replace(**kept), (metrics, health)
 
         def update_and_store(index, carry):
             state, finite, rows = carry

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo_jax.algorithms.base import Actor
+from trpo_jax.algorithms.base import Learnt
 from trpo_jax.analysis.returns import running_return
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import decided_by_first, is_first
@@ -24,8 +24,8 @@ from trpo_jax.records.runs import (
     read_description,
     read_metrics,
 )
-from trpo_jax.running.evaluation import require_finite_returns
-from trpo_jax.running.loop import Broken, Chunk, finish
+from trpo_jax.running.evaluation import Played, require_finite_returns
+from trpo_jax.running.loop import Broken, Chunk, finish, learnt_by
 from trpo_jax.running.plan import RunPlan
 
 BEFORE_THE_FIRST = -1  # number of the update before all rows, also those of update 0
@@ -101,7 +101,7 @@ class Recorder:
     """Takes a run chunk by chunk: keeps its numbers, writes its logs, evaluates, checkpoints.
 
     Attributes:
-        actor: the latest one of all seeds.
+        learnt: what all seeds have learnt.
         num_updates: updates done.
         seconds: training time of these.
         metrics: of each update.
@@ -112,9 +112,9 @@ class Recorder:
     def __init__(
         self,
         plan: RunPlan,
-        evaluation: Callable[..., np.ndarray],
+        evaluation: Callable[..., Played],
         saved: Saved | None,
-        actor: Actor,
+        learnt: Learnt,
         stack: ExitStack,
     ):
         """Opens the files of a run until a stack closes.
@@ -123,10 +123,10 @@ class Recorder:
             plan: the run.
             evaluation: from `make_evaluation`.
             saved: the checkpoint that it goes on from, if any.
-            actor: that it starts with.
+            learnt: what it starts with.
             stack: what closes the files.
         """
-        self.actor = actor
+        self.learnt = learnt
         self.num_updates, self.seconds = (saved.num_updates, saved.seconds) if saved else (0, 0.0)
         found = saved.description.get(BROKEN_SEEDS, {}) if saved else {}
         self.broken = {int(seed): Broken(*x) for seed, x in found.items()}
@@ -175,13 +175,14 @@ class Recorder:
         if interrupt is not None:
             raise interrupt
         score = self._evaluate()
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and self._alive().any():
             self.checkpoints.offer(chunk, score)
 
     def _keep(self, chunk: Chunk) -> None:
         per_update = self._plan.algorithm.steps_per_update
         self.metrics.add(chunk_columns(chunk, self._plan.seeds, per_update, self.seconds))
-        self.actor, self.num_updates, self.seconds = chunk.actor, chunk.last_update, chunk.seconds
+        self.learnt = learnt_by(chunk.state)._replace(actor=chunk.actor)
+        self.num_updates, self.seconds = chunk.last_update, chunk.seconds
         self.broken, self._latest = dict(chunk.broken), chunk
 
     def save_state(self) -> None:
@@ -191,7 +192,7 @@ class Recorder:
             StorageFailure: if it cannot be written.
         """
         chunk = self._latest
-        if self.checkpoints is None or chunk is None:
+        if self.checkpoints is None or chunk is None or not self._alive().any():
             return
         arrays = (x for x in jax.tree.leaves(chunk.state) if isinstance(x, jax.Array))
         if not any(x.is_deleted() for x in arrays):  # as it is after a second Ctrl-C in a chunk
@@ -218,21 +219,30 @@ class Recorder:
     def _alive(self) -> np.ndarray:
         return np.array([seed not in self.broken for seed in self._plan.seeds])
 
-    def evaluate(self, number: int = 0) -> np.ndarray:
-        """Returns what `make_evaluation` says, `[num_seeds, E]`; NaN for seeds that have stopped.
+    def evaluate(self, number: int = 0, tell: Callable[[str], None] | None = None) -> Played:
+        """Returns what the policies' episodes came to; seeds that have stopped return NaN.
+
+        Args:
+            number: of the evaluation; see `make_evaluation`.
+            tell: takes words about its progress.
 
         Raises:
             EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
         """
         plan, alive = self._plan, self._alive()
-        seeds, actor = np.array(plan.seeds), self.actor
+        seeds, actor = np.array(plan.seeds), self.learnt.actor
         if plan.env.open is not None:  # where each seed costs
             seeds, actor = seeds[alive], jax.tree.map(lambda x: x[alive], actor)
-        played = self._evaluation(actor, seeds.tolist(), number)
-        returns = np.full((len(alive), *played.shape[1:]), np.nan, played.dtype)
-        returns[alive] = played if len(played) < len(alive) else played[alive]
-        require_finite_returns(plan.env, np.array(plan.seeds)[alive].tolist(), returns[alive])
-        return returns
+        played = self._evaluation(actor, seeds.tolist(), number, tell)
+        if len(seeds) == len(alive):
+            played = Played(*(x[alive] for x in played))
+        living = [seed for seed in plan.seeds if seed not in self.broken]
+        require_finite_returns(plan.env, living, played.returns)
+        whole = Played(*(np.zeros((len(alive), x.shape[1]), x.dtype) for x in played))
+        for all_seeds, x in zip(whole, played, strict=True):
+            all_seeds[alive] = x
+        whole.returns[~alive] = np.nan
+        return whole
 
     def _evaluate(self) -> float:
         """Returns the mean return over all seeds if they are due, and else `NOT_EVALUATED`."""
@@ -241,11 +251,15 @@ class Recorder:
         if not due or not self._alive().any():
             return NOT_EVALUATED
         started = time.perf_counter()
-        returns = self.evaluate(self.num_updates)
+        returns, cut = self.evaluate(self.num_updates)
         cost = time.perf_counter() - started
         self._evaluation_costs.append(cost)
         scores = returns.mean(axis=1, keepdims=True)
-        numbers = {"evaluation_return": scores, "evaluation_seconds": np.full_like(scores, cost)}
+        numbers = {
+            "evaluation_return": scores,
+            "evaluation_seconds": np.full_like(scores, cost),
+            "evaluation_episodes_cut": cut.sum(axis=1, keepdims=True),
+        }
         per_update, seconds = plan.algorithm.steps_per_update, np.array([self.seconds])
         self.evaluations.add(columns_of(plan.seeds, self.num_updates, per_update, seconds, numbers))
         return float(scores[self._alive()].mean())
@@ -315,7 +329,7 @@ class RunCheckpoints:
         Raises:
             StorageFailure: if it cannot be written; those before stay.
         """
-        if self.latest == chunk.last_update or self._every == 0 or chunk.state is None:
+        if self.latest == chunk.last_update or self._every == 0:
             return
         started = time.perf_counter()
         _, interrupt = finish(partial(self._write, chunk, evaluation_return))

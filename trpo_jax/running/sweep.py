@@ -465,7 +465,7 @@ def run_compilation(
             scores, actor = score_block(show(chunks, len(block)), num_updates)
             copies = len(scores.broken_update) - len(seeds)  # which fill up a block on the device
             filled = [*seeds, *[seeds[-1]] * copies]
-            returns = evaluation(actor, filled).mean(axis=1)
+            returns = evaluation(actor, filled).returns.mean(axis=1)
             measured = {"evaluation_return": returns, **scores._asdict()}
             for place, (index, seed) in enumerate(block):
                 row = {name: float(x[place]) for name, x in measured.items()}

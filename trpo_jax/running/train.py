@@ -12,11 +12,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
 from trpo_jax.algorithms.schedules import Schedule
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
@@ -30,10 +29,11 @@ from trpo_jax.errors import (
     PeerFailure,
     StorageFailure,
 )
-from trpo_jax.processes import decided_by_first, is_first, to_host
+from trpo_jax.processes import decided_by_first, is_first
+from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
-from trpo_jax.records.policies import make_act, save_policy
+from trpo_jax.records.policies import learnt_from, save_policy
 from trpo_jax.records.runs import (
     BROKEN_SEEDS,
     CHECKPOINTS,
@@ -47,7 +47,7 @@ from trpo_jax.records.runs import (
     read_metrics,
 )
 from trpo_jax.running.description import splits_runs
-from trpo_jax.running.evaluation import make_evaluation
+from trpo_jax.running.evaluation import cut_note, evaluation_bound, make_evaluation
 from trpo_jax.running.loop import (
     AgreedStop,
     Broken,
@@ -55,13 +55,15 @@ from trpo_jax.running.loop import (
     NonFiniteError,
     broken_text,
     compile_program,
+    learnt_by,
     most_updates,
     resume_program,
     run_chunks,
+    start_from,
 )
 from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, STOP_EVERY, RunPlan, plan_run
 from trpo_jax.running.program import Program
-from trpo_jax.running.progress import progress_console, with_progress
+from trpo_jax.running.progress import evaluation_progress, progress_console, with_progress
 from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
@@ -77,11 +79,13 @@ class Evaluation(NamedTuple):
 
     Attributes:
         returns: of each episode, `[num_seeds, E]`.
+        cut: whether it was cut by the bound on its steps, `[num_seeds, E]`.
         per_seed: mean return of each seed, `[num_seeds]`.
         summary: statistics over seeds.
     """
 
     returns: np.ndarray
+    cut: np.ndarray
     per_seed: np.ndarray
     summary: ScoreSummary
 
@@ -102,7 +106,7 @@ class Run(NamedTuple):
         evaluation: of the final policies, NaN for seeds that stopped, which its summary is without;
             None if the run was interrupted, or stopped by the callback.
         evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
-        actor: what acting needs, leading axis `[num_seeds]`, on the host.
+        learnt: what the seeds have learnt, leading axis `[num_seeds]`, on the host.
         num_updates: updates done.
         seconds: training time, without compilation and all else.
         compile_seconds: time spent compiling.
@@ -122,7 +126,7 @@ class Run(NamedTuple):
     metrics: Columns
     evaluation: Evaluation | None
     evaluations: Columns
-    actor: Actor
+    learnt: Learnt
     num_updates: int
     seconds: float
     compile_seconds: float
@@ -133,7 +137,12 @@ class Run(NamedTuple):
     name: str
     broken: dict[int, Broken]
 
-    def policy(self, seed: int | None = None) -> Callable[..., Any]:
+    @property
+    def actor(self) -> Actor:
+        """What acting needs, leading axis `[num_seeds]`, on the host."""
+        return self.learnt.actor
+
+    def policy(self, seed: int | None = None) -> ActingPolicy:
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
 
         Args:
@@ -147,9 +156,16 @@ class Run(NamedTuple):
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
-        actor = jax.tree.map(lambda x: jnp.asarray(x[self.seeds.index(seed)]), self.actor)
-        env = self.env
-        return make_act(self.algorithm.policy, actor, env.name, env.observation, env.action)
+        env, algorithm = self.env, self.algorithm
+        return make_act(
+            algorithm.policy,
+            jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor),
+            env.name,
+            env.observation,
+            env.action,
+            algorithm.agent and algorithm.agent.policy.settings,
+            getattr(self.config, "normalize_observations", False),
+        )
 
     def plot(self) -> Any:
         """Returns a matplotlib figure of the return of training episodes.
@@ -199,6 +215,8 @@ def train(
     callback: Callable[[Chunk], Any] | None = None,
     placement: Placement | None = None,
     schedules: Mapping[str, str | Schedule] | None = None,
+    evaluation_steps: int | None = None,
+    init_from: str | Path | None = None,
     stop_at_return: float | None = None,
 ) -> Run:
     """Trains an algorithm on an environment, all seeds side by side, and returns the run.
@@ -248,6 +266,11 @@ def train(
         schedules: real-valued hyperparameters that change, by name: a text such as
             "linear:0.02:0.005", or a function of the environment steps that a seed has done, such
             as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
+        evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
+            if None, or without one 100,000 on the device and 1,000 on the host.
+        init_from: folder of a finished run, or its `policy.msgpack`, to start from: its policies,
+            critics and statistics. A seed starts from the same seed, or from the best one where
+            there is no such seed.
         stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
             this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
             is looked at after every tenth update.
@@ -284,6 +307,8 @@ def train(
         log=log,
         placement=placement,
         schedules=schedules,
+        evaluation_steps=evaluation_steps,
+        init_from=init_from,
         stop_at_return=stop_at_return,
     )
     console = progress_console(progress and is_first())
@@ -440,9 +465,11 @@ def compile_plan(plan: RunPlan, saved: Saved | None) -> Program:
     program = compile_program(
         plan.algorithm, plan.seeds, most_updates(len(plan.seeds)), num_done, plan.placement
     )
-    if saved is None:
+    if saved is None and plan.init_from is None:
         return program
     try:
+        if saved is None:
+            return start_from(program, learnt_from(plan.init_from, plan.algorithm, plan.seeds))
         return resume_program(program, to_state(program.state, saved.arrays))
     except BaseException:
         program.close()
@@ -464,9 +491,11 @@ def run_program(
         plan.algorithm.policy,
         plan.evaluation_episodes,
         placement=plan.placement if whole_runs else None,
+        max_steps=plan.evaluation_steps,
+        num_envs=plan.num_envs,
     )
     with ExitStack() as stack:
-        recorder = Recorder(plan, evaluation, saved, to_host(program.state.actor), stack)
+        recorder = Recorder(plan, evaluation, saved, learnt_by(program.state), stack)
         unfinished = lambda reason: Run(
             plan.env,
             plan.algorithm,
@@ -475,7 +504,7 @@ def run_program(
             recorder.metrics.columns(),
             None,
             recorder.evaluations.columns(),
-            recorder.actor,
+            recorder.learnt,
             recorder.num_updates,
             recorder.seconds,
             program.compile_seconds,
@@ -499,19 +528,25 @@ def run_program(
             write_policy(plan, run)
             if reason in (INTERRUPT, CALLBACK):
                 return run
+            program.close()  # or twice as many environments would be open
             try:
-                with console.status("Evaluating"):
-                    returns = recorder.evaluate()
+                with evaluation_progress(console, "Evaluating") as tell:
+                    played = recorder.evaluate(tell=tell)
             except KeyboardInterrupt:
                 return run._replace(stopped_by=INTERRUPT)
         except Exception as error:
             error.run = unfinished(type(error).__name__)
+            if isinstance(error, EnvironmentFailure) and jax.process_count() == 1:
+                recorder.save_state()
             if not isinstance(error, PolicyFailure):
                 write_policy(plan, error.run, error)
             raise
-    scores = returns.mean(axis=1)
+    scores = played.returns.mean(axis=1)
     summary = summarize(scores[~np.isnan(scores)])
-    run = run._replace(evaluation=Evaluation(returns, scores, summary))
+    run = run._replace(evaluation=Evaluation(*played, scores, summary))
+    note = cut_note(played.cut, evaluation_bound(plan.env, plan.evaluation_steps))
+    if note:
+        console.print(note, soft_wrap=True)
     write_summary(plan, run, time.perf_counter() - started)
     return run
 
@@ -565,7 +600,7 @@ def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> Non
     scores = None
     if run.evaluation is not None:  # a seed that has stopped is never the best
         scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf).tolist()
-    save = lambda path: save_policy(path, run.algorithm, run.actor, run.seeds, scores)
+    save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores)
     try:
         if isinstance(cause, FileGone):  # and the folder may be that of another run by now
             raise cause
@@ -611,6 +646,8 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
             BROKEN_SEEDS: {str(seed): x._asdict() for seed, x in run.broken.items()},
             "evaluation": {
                 "episodes_per_seed": plan.evaluation_episodes,
+                "steps_at_most": evaluation_bound(plan.env, plan.evaluation_steps),
+                "episodes_cut": int(run.evaluation.cut.sum()),
                 "per_seed": [None if np.isnan(x) else x for x in per_seed.tolist()],
                 **run.evaluation.summary._asdict(),
             },
