@@ -346,5 +346,5 @@ def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
         raise ConfigurationError(
             f"The run in {folder} has {different}. It can only go on as it was: leave other "
             "settings away, and install those versions (python3 -m uv run --with jax==... for "
-            f"instance). To start anew, {anew}"
+            f"instance). Only the last part of a version may differ. To start anew, {anew}"
         )
