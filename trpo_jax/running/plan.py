@@ -31,6 +31,7 @@ from trpo_jax.running.description import (
     describe_placement,
     flags_of,
     provenance,
+    refuse_other_processes,
     splits_runs,
 )
 from trpo_jax.running.loop import choose_chunk
@@ -289,6 +290,7 @@ def plan_run(
             "placement": describe_placement(placement, split),
         }
     )
+    refuse_other_processes(description, log=log, keep=keep_checkpoints, resume=resume)
     resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
     if resumed:
         _refuse_to_resume(folder, description)
