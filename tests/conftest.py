@@ -42,3 +42,10 @@ def x64():
     """Runs a test in float64, where an oracle and its test agree to many digits."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def called_by_module(monkeypatch):
+    """Makes commands that are printed begin with `python -m trpo_jax`."""
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    monkeypatch.setattr("sys.argv", ["somewhere/__main__.py"])

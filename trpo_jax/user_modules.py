@@ -3,12 +3,13 @@
 import importlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.errors import ConfigurationError, unknown_name
 
 PACKAGE = Path(__file__).parent
 
@@ -37,6 +38,45 @@ def load(name: str) -> ModuleType | None:
             raise
 
 
+def find(kind: str, name: str) -> tuple[Callable[..., Any], str]:
+    """Returns the function or class that is called `module:name`, and the file of the module.
+
+    Args:
+        kind: word for it in messages, such as "wrapper".
+        name: its name, with the module before the colon.
+
+    Raises:
+        ConfigurationError: if there is none of that name, or the module raises an error.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise ConfigurationError(
+            f"The {kind} {name!r} has no module before it. Write my_module:{name} for a {name} in "
+            "my_module.py in the current folder."
+        )
+    module = load(module_name)
+    if module is None:
+        here = Path.cwd()
+        known = (path.stem for path in here.glob("*.py"))
+        raise ConfigurationError(
+            f"{unknown_name('module', module_name, known)} The {kind} {name!r} is looked for in "
+            f"the current folder, {here}, and among the installed modules."
+        )
+    function, file = getattr(module, function_name, None), str(module.__file__)
+    if not callable(function):
+        public = getattr(module, "__all__", ())
+        functions = [
+            name
+            for name, value in vars(module).items()
+            if callable(value)
+            and (name in public or getattr(value, "__module__", None) == module.__name__)
+        ]
+        raise ConfigurationError(
+            f"{unknown_name('function', function_name, functions)} It is looked for in {file}."
+        )
+    return function, file
+
+
 @contextmanager
 def errors_located(what: str, file: str) -> Iterator[None]:
     """Turns an error in a user's code into a `ConfigurationError` that says where it was raised.
@@ -50,7 +90,7 @@ def errors_located(what: str, file: str) -> Iterator[None]:
     except ConfigurationError:  # already written for the user
         raise
     except (Exception, SystemExit) as error:
-        message = error.msg if isinstance(error, SyntaxError) else error
+        message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
         raise ConfigurationError(
             f"{what}. {_place(error) or file}: {type(error).__name__}: {message}"
         ) from error

@@ -24,6 +24,8 @@ from trpo_jax.running.description import provenance
 from trpo_jax.running.loop import advance_chunks
 from trpo_jax.running.plan import RunPlan
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
+from trpo_jax.running.recorder import Recorder
+from trpo_jax.running.train import learn
 
 SCRIPTS = Path(__file__).parent.parent
 SEEDS, SETTINGS, PROCESSES = 16, 16, 8
@@ -66,7 +68,7 @@ def sweep_cost(steps: int, repeats: int, console: Console) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(repeats):
             out = ["--quiet", "--out", f"{folder}/sweep-{turn}"]
-            sweeps.append(seconds_of(["sweep.py", "--seeds", str(SEEDS), *GRID, *total, *out]))
+            sweeps.append(seconds_of(["sweep.py", "--num-seeds", str(SEEDS), *GRID, *total, *out]))
             programs.append(bare_seconds(plan, runs) * SETTINGS)
             console.print(f"Sweep {sweeps[-1]:.1f} s, its runs alone {programs[-1]:.1f} s")
         for number in range(PROCESSES):

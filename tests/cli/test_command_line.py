@@ -15,6 +15,8 @@ from trpo_jax.cli import command_line
 from trpo_jax.cli.command_line import (
     Parser,
     add_config_flags,
+    add_name_flags,
+    call_of,
     config_from,
     step_count,
 )
@@ -30,6 +32,7 @@ ATARI = ("BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceI
 OTHER_SUITES += [f"envpool/{game}-v5" for game in ATARI]
 CONTINUOUS_ONLY = {"qprop"}
 RESTARTING = {"trpo_vine"}
+BY_PYTHON = {"UV_RUN_RECURSION_DEPTH": "1", "UV_INTERNAL__PARENT_INTERPRETER": "python"}
 TABLES = tomllib.loads(DEFAULTS_FILE.read_text())
 
 
@@ -70,6 +73,48 @@ def test_the_defaults_make_every_algorithm(environment):
         config = parse(name, defaults_for(name, environment))
         algorithm = algorithms.get(name).make(env, config)
         assert algorithm.steps_per_update <= defaults_for(name, environment)["total_steps"]
+
+
+@pytest.mark.parametrize(
+    ("uv", "argv", "call"),
+    [
+        ({}, "experiments/sweep.py", "python experiments/train.py --seed 1"),
+        ({"UV_RUN_RECURSION_DEPTH": "1"}, "experiments/plot.py", "uv run experiments/train.py"),
+        (BY_PYTHON, "bin/trpo-jax", "python3 -m uv run trpo-jax train"),
+        ({}, "bin/trpo-jax", "trpo-jax train --seed 1"),
+        ({}, "trpo_jax/__main__.py", "python -m trpo_jax train --seed 1"),
+    ],
+)
+def test_a_printed_command_begins_as_the_user_called_this_one(uv, argv, call, monkeypatch):
+    for name in ("UV_RUN_RECURSION_DEPTH", "UV_INTERNAL__PARENT_INTERPRETER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in uv.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", [argv])
+    assert call_of("train", ["--seed", "1"]).startswith(call)
+
+
+@pytest.mark.parametrize("value", ["-1e-05", "-1", "-.5", "-2.E3"])
+def test_a_negative_number_is_no_flag(value):
+    config = parse("trpo", defaults_for("trpo", "CartPole-v1"), "--log-std-init", value)
+    assert config.log_std_init == float(value)
+
+
+@pytest.mark.parametrize("words", [["8", "16"], ["8x16"]])
+def test_sizes_are_written_with_spaces_or_an_x(words):
+    config = parse("trpo", defaults_for("trpo", "CartPole-v1"), "--hidden-sizes", *words)
+    assert config.hidden_sizes == (8, 16)
+
+
+def test_list_envs_prints_one_name_a_line(capsys):
+    parser = Parser()
+    add_name_flags(parser)
+    with pytest.raises(SystemExit) as exit:
+        parser.parse_args(["--list-envs"])
+    assert exit.value.code == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert {"CartPole-v1", "gym/CartPole-v1", "brax/ant", "jumanji/Snake-v1"} <= set(printed)
+    assert all(" " not in line for line in printed)
 
 
 def parse(name, defaults, *flags):

@@ -168,10 +168,10 @@ def test_settings(text, flags):
 
 def test_only_rows_that_may_be_the_best_are_marked():
     best = {"iqm": 9.0, "iqm_ci95": (8.0, 10.0)}
-    assert compare.score_cell(best, best) == "**9**"
-    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": (6.0, 8.5)}, best) == "7 ≈"
-    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": (6.0, 7.5)}, best) == "7"
-    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": None}, best) == "7"
+    assert compare.score_cell(best, best) == "**9.00**"
+    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": (6.0, 8.5)}, best) == "7.00 ≈"
+    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": (6.0, 7.5)}, best) == "7.00"
+    assert compare.score_cell({"iqm": 7.0, "iqm_ci95": None}, best) == "7.00"
 
 
 def test_a_median_needs_every_seed():

@@ -119,7 +119,7 @@ def test_without_the_first_process_the_other_ends_too(tmp_path):
 
 @pytest.mark.heavy
 def test_a_sweep_in_two_processes_is_that_of_one(tmp_path):
-    words = [*SMALL, *UPDATES, "--seeds", "3", "--grid", "max_kl=0.003,0.03", "--batch", "4"]
+    words = [*SMALL, *UPDATES, "--num-seeds", "3", "--grid", "max_kl=0.003,0.03", "--batch", "4"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert sweep.main([*words, "--quiet", "--out", str(one)]) == 0
     started = two_processes.start(["sweep.py", *words, "--out", str(two)], tmp_path)

@@ -32,7 +32,7 @@ def test_a_range_has_a_scale():
         ("max_kl", r"not of the form NAME=VALUE"),
         ("max_kl=small", r"'small' is not a number"),
         ("num_envs=2.5", r"'2.5' is not an integer"),
-        ("hidden_sizes=64,wide", r"'wide' is not integers with an x between"),
+        ("hidden_sizes=64,wide", r"'wide' is not integers with spaces between"),
         ("damped_scaling=yes", r"'yes' is not true or false"),
     ],
 )

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 SMALL = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "2"]
-FLAGS = ["--env", "Pendulum-v1", "--seeds", "3", "--total-steps", "256", *SMALL]
+FLAGS = ["--env", "Pendulum-v1", "--num-seeds", "3", "--total-steps", "256", *SMALL]
 FLAGS += ["--evaluation-episodes", "2", "--grid", "max_kl=0.003,0.03"]
 FLAGS += ["--grid", "critic_minibatches=2,4", "--batch", "4"]
 
@@ -104,7 +104,7 @@ def test_an_interrupted_sweep_goes_on(finished, tmp_path, monkeypatch, capsys):
 
 def test_another_sweep_in_the_same_folder_is_refused(finished, capsys):
     before = (finished / "results.csv").read_bytes()
-    words = [*FLAGS, "--seeds", "4", "--gamma", "0.5", "--out", str(finished)]
+    words = [*FLAGS, "--num-seeds", "4", "--gamma", "0.5", "--out", str(finished)]
     error = refusal(sweep.main, words, capsys)
     assert "gamma = 0.955, not 0.5" in error
     assert "seeds = [0, 1, 2], not [0, 1, 2, 3]" in error
@@ -113,7 +113,7 @@ def test_another_sweep_in_the_same_folder_is_refused(finished, capsys):
 
 def test_runs_that_break_are_last_and_do_not_stop_the_others(tmp_path, capsys):
     out = tmp_path / "broken"
-    argv = [*SMALL, "--seeds", "2", "--total-steps", "512", "--grid", "critic_lr=1e38,1e-3"]
+    argv = [*SMALL, "--num-seeds", "2", "--total-steps", "512", "--grid", "critic_lr=1e38,1e-3"]
     assert sweep.main([*argv, "--evaluation-episodes", "2", "--out", str(out)]) == 0
     first, last = read(out / "settings.csv")
     assert (first["critic_lr"], last["critic_lr"]) == ("0.001", "1e+38")
@@ -124,15 +124,15 @@ def test_runs_that_break_are_last_and_do_not_stop_the_others(tmp_path, capsys):
     assert int(broken["broken_update"]) >= 1
     assert float(healthy["evaluation_return"]) > 8
     printed = capsys.readouterr().out
-    assert "2 of 2 broke" in printed
+    assert "2 of 2 without" in printed
     assert "range " in printed  # of the two seeds of the other setting
     assert first["iqm_low"] == first["mean_high"] == ""
 
 
-def test_the_command_for_the_best_trains_it_on_other_seeds(finished, capsys):
+def test_the_command_for_the_best_trains_it_on_other_seeds(finished, capsys, called_by_module):
     assert sweep.main([*FLAGS, "--out", str(finished)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (words,) = (shlex.split(line)[2:] for line in lines if "trpo-jax train" in line)
+    (words,) = (shlex.split(line)[4:] for line in lines if "-m trpo_jax train" in line)
     plan, best = plan_of(words), read(finished / "settings.csv")[0]
     assert plan.seeds == (3, 4, 5)
     assert plan.config.max_kl == float(best["max_kl"])
@@ -165,7 +165,7 @@ def test_ranking_goes_by_the_middle_half_then_the_mean():
         (["--grid", "critic_minibatches=7"], "does not divide the batch"),
         (["--random", "4", "--range", "num_envs=1:4"], "list its values in grid"),
         (["--grid", "num_steps=32,256"], "is less than two batches of 512 steps"),
-        (["--grid", "max_kl=0.1", "--env", "gym/CartPole-v1"], "runs on the host"),
+        (["--grid", "max_kl=0.1", "--env-arg", "gravty=1"], "Did you mean gravity"),
         (["--grid", "max_kl=0.1", "--batch", "0"], "batch = 0 must be at least 1"),
         (["--grid", "max_kl=0.1", "--seed", "-1"], "seed = -1"),
     ],

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from trpo_jax.figures.curves import Curve, comparison, learning_curve
+from trpo_jax import algorithms
+from trpo_jax.figures.curves import ALGORITHMS, Curve, comparison, learning_curve
 
 NAN = np.nan
 
@@ -36,10 +37,28 @@ def test_the_band_of_two_seeds_is_their_range():
         assert (ends.min(), ends.max()) == (low, high)
 
 
-def test_a_return_stands_until_the_next_episode_ends():
-    returns = np.array([[NAN, 1.0, NAN, 3.0], [NAN, 3.0, 5.0, NAN]])
-    figure = learning_curve(np.arange(4), returns, "")
-    np.testing.assert_allclose(lines(figure)["interquartile mean"].get_ydata(), [2, 3, 4])
+def test_a_return_stands_for_one_more_update_in_a_short_run_and_then_a_gap_begins():
+    returns = np.array([[NAN, 1, NAN, 3, 3, 3, 3], [NAN, 3, 5, NAN, NAN, NAN, 7]])
+    figure = learning_curve(np.arange(7), returns, "")
+    drawn = lines(figure)["interquartile mean"].get_ydata()
+    np.testing.assert_allclose(drawn, [NAN, 2, 3, 4, NAN, NAN, 5])
+    np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), [NAN, 3, 5, 5, NAN, NAN, 7])
+
+
+def test_a_figure_without_an_episode_says_so():
+    figure = learning_curve(np.arange(3), np.full((2, 3), NAN), "")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no training episode ended"]
+    assert not learning_curve(np.arange(3), np.ones((2, 3)), "").axes[0].texts
+
+
+def test_an_algorithm_has_the_same_colour_in_every_figure():
+    assert set(algorithms.ALGORITHMS) == set(ALGORITHMS)
+    curve = Curve(np.arange(1, 4), np.ones((3, 3)))
+    alone = comparison({"A": {"ppo": curve}}, ["ppo"]).axes[0].lines[0]
+    beside = comparison({"A": {"mine": curve, "ppo": curve}}, ["mine", "ppo"]).axes[0].lines
+    assert alone.get_color() == beside[1].get_color() != beside[0].get_color()
+    single = learning_curve(np.arange(3), np.ones((1, 3)), "", "ppo")
+    assert lines(single)["one seed"].get_color() == alone.get_color()
 
 
 @pytest.mark.parametrize("returns", [np.zeros((3, 0)), np.full((2, 4), NAN), np.full((1, 4), NAN)])
@@ -52,7 +71,7 @@ def test_a_seed_without_an_episode_does_not_hide_the_others():
     returns = np.array([[1.0, 2.0, 3.0], [NAN, NAN, NAN]])
     figure = learning_curve(np.arange(3), returns, "")
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [1, 2, 3])
-    assert len(lines(figure)["interquartile mean"].get_xdata()) == 0
+    assert np.isnan(lines(figure)["interquartile mean"].get_ydata()).all()
 
 
 def test_one_seed_has_no_band():

@@ -22,7 +22,7 @@ def intervals(axes):
 def test_a_profile_is_a_line_with_a_band_where_there_is_one():
     falling = 1 - LEVELS
     with_band = Estimate(falling, (falling - 0.1, falling + 0.1))
-    figure = performance_profiles(LEVELS, {"a": with_band, "b": Estimate(falling / 2, None)})
+    figure = performance_profiles(LEVELS, {"trpo": with_band, "npg": Estimate(falling / 2, None)})
     (axes,) = figure.axes
     first, second = axes.lines
     np.testing.assert_array_equal(first.get_ydata(), falling)
@@ -30,7 +30,7 @@ def test_a_profile_is_a_line_with_a_band_where_there_is_one():
     assert (first.get_color(), second.get_color()) == COLORS[:2]
     assert len(axes.collections) == 1
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in legend.get_texts()] == ["trpo", "npg"]
 
 
 def test_aggregates_have_a_panel_each_and_a_row_a_label():
@@ -47,12 +47,12 @@ def test_aggregates_have_a_panel_each_and_a_row_a_label():
 
 
 def test_improvements_keep_the_colours_of_their_labels():
-    figure = improvements("a", {"b": UNSURE, "c": SURE}, ["a", "b", "c"])
+    figure = improvements("trpo", {"npg": UNSURE, "vpg": SURE}, ["trpo", "npg", "vpg"])
     (axes,) = figure.axes
     assert points(axes) == {0: 0.4, 1: 0.7}
     colors = [line.get_color() for line in axes.lines if line.get_marker() == "o"]
     assert tuple(colors) == COLORS[1:3]
-    assert "than a" in axes.get_xlabel()
+    assert "than trpo" in axes.get_xlabel()
 
 
 @pytest.mark.parametrize("num_labels", [1, 14])

@@ -1,5 +1,7 @@
 import numpy as np
+import pytest
 
+from trpo_jax.figures.curves import file_of
 from trpo_jax.figures.sweeps import sweep_figure
 
 RNG = np.random.default_rng(0)
@@ -40,7 +42,7 @@ def test_two_fields_of_a_grid_are_a_heat_map_of_the_middle_half():
     (image,) = axes.images
     np.testing.assert_array_equal(image.get_array().filled(-1), [[1, 3], [2, -1]])
     assert [text.get_text() for text in axes.get_yticklabels()] == ["8", "64x64"]
-    assert [text.get_text() for text in axes.texts] == ["1", "3", "2", "broke"]
+    assert [text.get_text() for text in axes.texts] == ["1.00", "3.00", "2.00", "none"]
     assert "IQM" in bar.get_ylabel()
 
 
@@ -54,3 +56,11 @@ def test_anything_else_is_a_panel_for_each_field():
     best = used[0].lines[1]
     assert best.get_label() == "the best"
     np.testing.assert_allclose(best.get_xdata(), settings["a"][scores.mean(axis=1).argmax()])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("score", [np.nan, 1.0])
+@pytest.mark.parametrize("settings", [{"a": [1.0]}, {"a": [1.0], "b": [2.0]}, {"a": [1.0] * 2}])
+def test_scores_that_are_missing_or_all_the_same_are_drawn(settings, score):
+    scores = np.full((len(settings["a"]), 3), score)
+    assert file_of(sweep_figure(settings, scores, ""), "png", 50)

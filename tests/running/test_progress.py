@@ -23,7 +23,7 @@ def shown(terminal, **kwargs):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_shows_return_kl_speed_and_time_left(terminal):
     text = shown(terminal)
-    for part in ("10/10", "return 30.0", "KL 0.0123", "1,000 steps/s", "left"):
+    for part in ("10/10", "return 30.0", "KL 0.012", "1,000 steps/s", "left"):
         assert part in text
     assert ("\x1b" in text) == terminal
 

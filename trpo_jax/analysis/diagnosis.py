@@ -81,6 +81,16 @@ TOO_SHORT = Check(
 )
 CHECKS = (
     Check(
+        "no signal",
+        ("reward_signal",),
+        0,
+        lambda run, looked_at: run.metrics["reward_signal"][:, -1],
+        (1, 1),
+        "all rewards were the same, and no episode terminated that could have brought another",
+        "nothing can be learnt, and the policy stays: look at the rewards of the environment, "
+        "explore more, or train until the first other reward comes",
+    ),
+    Check(
         "steps always rejected",
         ("step_rejected",),
         0,

@@ -1,8 +1,25 @@
-"""Curves of finished runs: running returns, and when they passed a mark."""
+"""Returns of runs: as text, as running means, and when they passed a mark."""
 
 import numpy as np
 
 WINDOW = 20  # episodes in a running return
+
+
+def return_text(value: float | np.floating | None) -> str:
+    """Returns a return as text with three significant digits or more, and a dash for none.
+
+    Example:
+        >>> [return_text(x) for x in (12345.6, 500.0, -16.24, 0.01234, 0.0, None)]
+        ['12,346', '500.0', '-16.2', '0.0123', '0.0', '-']
+    """
+    if value is None or np.isnan(value):
+        return "-"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size >= 10 or size == 0:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 1 else f"{value:.3g}"
 
 
 def running_return(

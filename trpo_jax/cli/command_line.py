@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+import os
+import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import dropwhile
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from platformdirs import user_cache_dir
 
-from trpo_jax import algorithms
+from trpo_jax import algorithms, envs
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.running.plan import choose_seeds, require_at_least
 
@@ -21,7 +24,11 @@ MAX_STEPS = 10**15  # whole numbers that a float holds exactly, and some centuri
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one paragraph."""
+    """An argument parser whose errors are one paragraph, and that takes -1e-05 as a number."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.I)
 
     def error(self, message: str) -> NoReturn:
         """Prints what was wrong and where to look, and exits with 2."""
@@ -43,9 +50,46 @@ def command_name(name: str) -> str:
     return f"trpo-jax {name}"
 
 
+def call_of(name: str, words: Sequence[str]) -> str:
+    """Returns the text by which this user calls a command in this terminal.
+
+    It begins as the call of this process began: with uv, with Python or with neither.
+
+    Args:
+        name: of the command, such as "train".
+        words: its arguments.
+    """
+    launcher, script = [], Path(sys.argv[0])
+    if "UV_RUN_RECURSION_DEPTH" in os.environ:  # `uv run` sets both variables
+        by_python = "UV_INTERNAL__PARENT_INTERPRETER" in os.environ
+        launcher = ["python3", "-m", "uv", "run"] if by_python else ["uv", "run"]
+    if script.absolute().parent.name == "experiments":
+        call = [*(launcher or ["python"]), str(script.with_name(f"{name}.py"))]
+    elif script.name == "__main__.py":
+        call = [*launcher, "python", "-m", "trpo_jax", name]
+    else:
+        call = [*launcher, "trpo-jax", name]
+    return shlex.join([*call, *words])
+
+
 def flags_in(command: Sequence[str]) -> list[str]:
     """Returns the flags of a stored command, which begins with the command's name."""
     return list(dropwhile(lambda word: not word.startswith("-"), command))
+
+
+class ListEnvironments(argparse.Action):
+    """The flag that prints the names of all environments, one a line, and exits."""
+
+    def __call__(self, *args: Any) -> NoReturn:
+        """Prints the names; suites that are not installed are named on the error output."""
+        with redirect_stdout(sys.stderr):  # where suites say which of their parts are missing
+            found = envs.names()
+        for names in found.values():
+            print(*names or (), sep="\n", end="\n" if names else "")
+        missing = ", ".join(suite for suite, names in found.items() if names is None)
+        if missing:
+            print(f"Suites that are not installed: {missing}. Each is an extra.", file=sys.stderr)
+        raise SystemExit(0)
 
 
 class Follows(NamedTuple):
@@ -67,13 +111,15 @@ def user_errors(*failures: type[Exception]) -> Iterator[None]:
         raise SystemExit(2 if isinstance(error, ConfigurationError) else 1) from None
 
 
-def add_name_flags(parser: argparse.ArgumentParser) -> None:
+def add_name_flags(parser: argparse._ActionsContainer) -> None:
     """Adds the flags that name an environment and an algorithm."""
     help_text = (
         "the name of an environment, or my_module:make_env for a function of your own that returns "
         "one (default: CartPole-v1)"
     )
     parser.add_argument("--env", default="CartPole-v1", metavar="NAME", help=help_text)
+    help_text = "print the names of all environments, one a line, and exit"
+    parser.add_argument("--list-envs", action=ListEnvironments, nargs=0, help=help_text)
     known = ", ".join(algorithms.ALGORITHMS)
     help_text = f"one of {known}, or a module of your own (default: trpo)"
     parser.add_argument("--algorithm", default="trpo", metavar="NAME", help=help_text)
@@ -84,9 +130,18 @@ def add_config_flags(
 ) -> None:
     """Adds one flag for each field of an algorithm's config, with its help and its default.
 
-    The default of a number may be the name of another flag, whose value is then taken.
+    Flags stand in groups: a class that the config inherits from is one, and its docstring says what
+    the group is. The default of a number may be the name of another flag, whose value is then
+    taken.
     """
-    group = parser.add_argument_group(f"hyperparameters of {algorithms.name_of(module)}")
+    groups = {}
+    for owner in reversed(module.Config.__mro__):
+        if dataclasses.is_dataclass(owner):
+            about = re.split(r"[.;]", owner.__doc__ or "")[0]
+            title = f"hyperparameters: {about[:1].lower()}{about[1:]}"
+            own = f"hyperparameters of {algorithms.name_of(module)} alone"
+            group = parser.add_argument_group(own if owner is module.Config else title)
+            groups |= {name: group for name in owner.__annotations__ if name not in groups}
     for field in dataclasses.fields(module.Config):
         default = defaults.get(field.name, field.default)
         kind = field.metadata["kind"]
@@ -98,10 +153,12 @@ def add_config_flags(
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif kind is tuple:
-            options |= {"type": int, "nargs": "+", "metavar": "N"}
+            options |= {"type": sizes, "nargs": "+", "metavar": "N", "default": [tuple(default)]}
+        elif "choices" in field.metadata:
+            options["choices"] = field.metadata["choices"]
         else:
             options |= {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
-        group.add_argument("--" + field.name.replace("_", "-"), **options)
+        groups[field.name].add_argument("--" + field.name.replace("_", "-"), **options)
 
 
 def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
@@ -111,7 +168,7 @@ def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
         value = getattr(args, field.name)
         if isinstance(value, Follows):
             value = getattr(args, value.flag)
-        values[field.name] = tuple(value) if isinstance(value, list) else value
+        values[field.name] = sum(value, ()) if isinstance(value, list) else value
     return module.Config(**values)
 
 
@@ -134,6 +191,16 @@ def cache_compilations() -> None:
         jax.config.update("jax_compilation_cache_dir", user_cache_dir("trpo_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Returns the integers in a text such as "64" or "64x32"."""
+    try:
+        return tuple(map(int, text.split("x")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of integers, such as 64 32 or 64x32"
+        ) from None
 
 
 def step_count(text: str) -> int:

@@ -20,11 +20,12 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax import algorithms, analysis, envs
-from trpo_jax.analysis.returns import WINDOW, first_reached, running_return
+from trpo_jax.analysis.returns import WINDOW, first_reached, return_text, running_return
 from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
 from trpo_jax.cli.command_line import (
     Parser,
     cache_compilations,
+    call_of,
     command_name,
     step_count,
     user_errors,
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache_compilations()
             with locked(folder):
                 failed = execute(pairs, console)
-                report = compare(pairs, f"{command_name('compare')} {shlex.join(words)}")
+                report = compare(pairs, call_of("compare", words))
                 write_files(report, pairs, folder)
     except KeyboardInterrupt:
         goes_on = f"--out {folder} goes on from there." if folder else "Nothing was written."
@@ -262,7 +263,7 @@ def execute(pairs: Sequence[Pair], console: Console) -> bool:
         score = summarize(np.array(summary["evaluation"]["per_seed"])).iqm
         seconds = summary.get("wall_seconds", np.nan)
         earlier = "  (finished earlier)" if before else ""
-        console.print(f"{name} IQM {score:10.2f} {seconds:9.1f} s{earlier}")
+        console.print(f"{name} IQM {return_text(score):>10} {seconds:9.1f} s{earlier}")
     return failed
 
 
@@ -374,7 +375,7 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
             cells = ["-"] * (len(columns) - 1)
         else:
             cells = [f"{row['total_steps']:,}", str(len(row["per_seed"])), score_cell(row, best)]
-            cells += [spread_text(row["iqm_ci95"], row["per_seed"], "{:.4g}".format)]
+            cells += [spread_text(row["iqm_ci95"], row["per_seed"], return_text)]
             cells += [f"{row['seconds']:.1f}"]
         if "missing" not in row and threshold is not None:
             cells += [threshold_cell(row["env_steps_to_threshold"], ",.0f")]
@@ -388,7 +389,7 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
 
 def score_cell(row: dict[str, Any], best: dict[str, Any]) -> str:
     """Returns the interquartile mean of a row, marked if none is better or if that is not clear."""
-    text = f"{row['iqm']:.4g}"
+    text = return_text(row["iqm"])
     if row["iqm"] == best["iqm"]:
         return f"**{text}**"
     if row["iqm_ci95"] and best["iqm_ci95"] and row["iqm_ci95"][1] >= best["iqm_ci95"][0]:

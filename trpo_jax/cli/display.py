@@ -1,12 +1,13 @@
 """What is printed of a run that has ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import INTERVAL, RANGE, ScoreSummary
 
 TABLE_ROWS = 16  # seeds listed one by one at the most
@@ -20,18 +21,34 @@ def print_evaluation(
     table.add_column("seed")
     table.add_column("mean return", justify="right")
     for seed, score in list(zip(seeds, scores, strict=True))[:TABLE_ROWS]:
-        table.add_row(str(seed), f"{score:.1f}")
+        table.add_row(str(seed), return_text(score))
     if len(scores) > TABLE_ROWS:
         table.add_row("...", f"{len(scores) - TABLE_ROWS} more in summary.json")
     if len(scores) > 1:
         low, high = summary.ci95 or (scores.min(), scores.max())
         table.add_section()
-        table.add_row("mean", f"{summary.mean:.1f}")
+        table.add_row("mean", return_text(summary.mean))
         name = f"{INTERVAL} of the mean" if summary.ci95 else RANGE
-        table.add_row(name, f"{low:.1f} to {high:.1f}")
-        table.add_row("interquartile mean", f"{summary.iqm:.1f}")
-        table.add_row("standard deviation", f"{summary.std:.1f}")
+        table.add_row(name, f"{return_text(low)} to {return_text(high)}")
+        table.add_row("interquartile mean", return_text(summary.iqm))
+        table.add_row("standard deviation", return_text(summary.std))
     console.print(table)
+
+
+def print_missing_episodes(console: Console, metrics: Mapping[str, np.ndarray]) -> None:
+    """Prints which seeds trained without seeing an episode end, if there are any."""
+    if "num_episodes" not in metrics:
+        return
+    without = np.nansum(metrics["num_episodes"], axis=1) == 0
+    if without.any():
+        names = ", ".join(str(int(seed)) for seed in metrics["seed"][without, 0])
+        which = "No training episode" if without.all() else f"No training episode of seed {names}"
+        steps = int(metrics["env_steps"][0, -1])
+        console.print(
+            f"{which} ended within {steps:,} environment steps, so there is no return of training. "
+            "Raise --total-steps to see one.",
+            soft_wrap=True,
+        )
 
 
 def spread_text(

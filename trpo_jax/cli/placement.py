@@ -15,6 +15,7 @@ import jax
 
 from trpo_jax import envs
 from trpo_jax.cli.command_line import Parser
+from trpo_jax.cli.environment_flags import options_from
 from trpo_jax.cli.streams import outlive_readers
 from trpo_jax.devices import (
     Placement,
@@ -22,6 +23,7 @@ from trpo_jax.devices import (
     split_environments,
     split_runs,
 )
+from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import is_first, join, leave
 from trpo_jax.running.plan import require_on_device
@@ -32,8 +34,10 @@ IF_LOST = "If the first process is lost, JAX aborts the others with a stack trac
 FIRST_LEAVES_AFTER = 2.0  # seconds
 
 
-def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> None:
-    """Adds the flags that say where a script runs, with a default number of devices."""
+def add_process_flags(
+    parser: argparse.ArgumentParser, devices: str = ALL
+) -> argparse._ArgumentGroup:
+    """Returns a group of new flags: where a script runs, with a default number of devices."""
     group = parser.add_argument_group("where it runs")
     help_text = f"devices that it is split over, or all of them (default: {devices})"
     group.add_argument("--devices", default=devices, type=device_count, metavar="N", help=help_text)
@@ -48,6 +52,7 @@ def add_process_flags(parser: argparse.ArgumentParser, devices: str = ALL) -> No
     group.add_argument("--process-id", type=int, metavar="K", help=help_text)
     help_text = "elsewhere: how many processes there are"
     group.add_argument("--num-processes", type=int, metavar="N", help=help_text)
+    return group
 
 
 def device_count(text: str) -> int | None:
@@ -159,12 +164,23 @@ def devices_of(args: argparse.Namespace) -> list[jax.Device]:
     """
     devices = choose_devices(None if args.distributed else args.devices)
     if len(devices) > 1 or args.distributed:
-        require_on_device(envs.make(args.env), "Several devices run")
+        require_on_device(make_env(args), "Several devices run")
     return devices
 
 
+def make_env(args: argparse.Namespace) -> Environment:
+    """Returns the environment that the flags ask for."""
+    return envs.make(args.env, **options_from(args)._asdict())
+
+
 def place_runs(args: argparse.Namespace) -> Placement | None:
-    """Returns the placement of whole runs that the flags ask for, None for one device."""
+    """Returns the placement of whole runs that the flags ask for, None for one device.
+
+    Without a number of devices, it is all of them, or one where the environment is on the host.
+    """
+    any_number = args.devices is None and not args.distributed
+    if any_number and len(choose_devices(None)) > 1 and make_env(args).open is not None:
+        return None
     devices = devices_of(args)
     return split_runs(devices) if len(devices) > 1 else None
 
@@ -182,7 +198,7 @@ def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placemen
         require_even_shares("num_seeds", args.num_seeds, len(devices))
         return split_runs(devices)
     require_even_shares("num_envs", config.num_envs, len(devices))
-    return split_environments(devices, module.make(envs.make(args.env), config))
+    return split_environments(devices, module.make(make_env(args), config))
 
 
 def require_even_shares(name: str, number: int, num_devices: int) -> None:

@@ -6,7 +6,6 @@ given as LABEL=FOLDER (several folders may have one). Runs may be unfinished, or
 
 import datetime
 import re
-import shlex
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -26,11 +25,11 @@ from trpo_jax.analysis.comparisons import (
     training_scores,
 )
 from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
-from trpo_jax.analysis.returns import WINDOW
+from trpo_jax.analysis.returns import WINDOW, return_text
 from trpo_jax.analysis.statistics import INTERVAL
-from trpo_jax.cli.command_line import Parser, command_name, user_errors
+from trpo_jax.cli.command_line import Parser, call_of, command_name, user_errors
 from trpo_jax.cli.display import print_files, spread_text
-from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, number, report_lines
+from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, report_lines
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, Figure, comparison, file_of
 from trpo_jax.figures.scores import aggregates, improvements, performance_profiles
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         overall = over_tasks(tasks, labels, baseline)
         remarks = notes(tasks, overall, args.score, args.smooth)
         report = describe(tasks, overall, baseline, remarks)
-        report = {"command": f"{command_name('plot')} {shlex.join(words)}"} | report
+        report = {"command": call_of("plot", words)} | report
         write_json(args.out / "statistics.json", report)
         write_whole(args.out / "statistics.md", "\n".join(report_lines(report)) + "\n")
         for name, figure in draw(tasks, overall, labels, baseline).items():
@@ -164,8 +163,8 @@ def compare_on(name: str, groups: dict[str, Group], score: str, window: int) -> 
     if reference is None:
         low, high = return_range(groups, scores, env_steps)
         said.append(
-            f"{name}, not in {NORMALIZATION_FILE.name}: scores of 0 and 1 are the "
-            f"lowest and the highest return in these runs, {number(low)} and {number(high)}."
+            f"{name}, not in {NORMALIZATION_FILE.name}: scores of 0 and 1 are the lowest and the "
+            f"highest return in these runs, {return_text(low)} and {return_text(high)}."
         )
     else:
         low, high = float(reference["low"]), float(reference["high"])
@@ -174,7 +173,7 @@ def compare_on(name: str, groups: dict[str, Group], score: str, window: int) -> 
         threshold = low + NEAR * (high - low)
         said.append(
             f"{name}, not in {THRESHOLDS_FILE.name}: the return to reach is "
-            f"{number(threshold)}, a normalised score of {NEAR:g}."
+            f"{return_text(threshold)}, a normalised score of {NEAR:g}."
         )
     return Task(groups, env_steps, scores, low, high, float(threshold), tuple(said))
 
@@ -227,8 +226,8 @@ def print_results(console: Console, report: dict[str, Any], folder: Path) -> Non
     for name, task in report["tasks"].items():
         table.add_section()
         for place, (label, row) in enumerate(task["labels"].items()):
-            spread = spread_text(row["iqm_ci95"], row["scores"], number)
-            cells = str(len(row["seeds"])), number(row["iqm"]), spread
+            spread = spread_text(row["iqm_ci95"], row["scores"], return_text)
+            cells = str(len(row["seeds"])), return_text(row["iqm"]), spread
             table.add_row("" if place else name, label, *cells)
     if report["overall"] and len(report["overall"]["tasks"]) > 1:
         table.add_section()

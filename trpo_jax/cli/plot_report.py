@@ -7,6 +7,7 @@ import numpy as np
 
 from trpo_jax.analysis.comparisons import Overall, Task, normalized_scores
 from trpo_jax.analysis.groups import Group, median_steps, returns_at, steps_to
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import (
     INTERVAL,
     INTERVALS,
@@ -46,7 +47,9 @@ def notes(
             f"Fewer than {LEAST_SEEDS} seeds have a {RANGE} and no interval, and what is said over "
             f"tasks with them has neither: {', '.join(few)}."
         )
-    ends = [f"{x} {number(task.low)} and {number(task.high)}" for x, task in tasks.items()]
+    ends = [
+        f"{x} {return_text(task.low)} and {return_text(task.high)}" for x, task in tasks.items()
+    ]
     yield f"Normalised scores of 0 and 1 are, on {', on '.join(ends)}."
     if overall is None:
         yield "No task has runs of all labels, so nothing is said over all tasks."
@@ -188,7 +191,7 @@ def overall_lines(overall: dict[str, Any], baseline: str) -> Iterator[str]:
 
 def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
     """Yields the tables of one task."""
-    threshold = number(task["threshold"])
+    threshold = return_text(task["threshold"])
     yield from ("", f"## {name}", "")
     yield (
         f"Running returns are within the first {task['env_steps']:,} environment steps of a seed."
@@ -198,10 +201,10 @@ def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
     columns += [f"IQM at {percent} %" for percent in PERCENTS]
     yield from table_head([*columns, f"steps to {threshold}", "seeds that did"])
     for label, row in task["labels"].items():
-        cells = [label, str(len(row["seeds"])), number(row["iqm"])]
-        cells += [spread_text(row["iqm_ci95"], row["scores"], number)]
-        cells += [number(row["mean"]), number(row["std"])]
-        cells += [number(iqm) for iqm in row["running_return_iqm"].values()]
+        cells = [label, str(len(row["seeds"])), return_text(row["iqm"])]
+        cells += [spread_text(row["iqm_ci95"], row["scores"], return_text)]
+        cells += [return_text(row["mean"]), return_text(row["std"])]
+        cells += [return_text(iqm) for iqm in row["running_return_iqm"].values()]
         steps = row["median_steps_to_threshold"]
         there = sum(x is not None for x in row["steps_to_threshold"])
         cells += ["-" if steps is None else f"{steps:,.0f}", f"{there} of {len(row['seeds'])}"]
@@ -217,13 +220,6 @@ def table_head(columns: Sequence[str]) -> Iterator[str]:
 def table_row(cells: Sequence[str]) -> str:
     """Returns a row of a table."""
     return "| " + " | ".join(cells) + " |"
-
-
-def number(value: float | None) -> str:
-    """Returns a return as text, a dash for none."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def fraction(value: float) -> str:

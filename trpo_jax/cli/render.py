@@ -15,8 +15,8 @@ for variable, value in HEADLESS.items():
 
 from rich.console import Console
 
-from trpo_jax import envs
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
+from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents
 from trpo_jax.records.policies import load_policy
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(EnvironmentFailure, StorageFailure):
         args = build_parser().parse_args(argv)
-        env = envs.make(args.env or read_description(args.folder, "env")["env"])
+        env = make_stored(read_description(args.folder, "env"), args, processes=False)
         act = load_policy(args.folder / "policy.msgpack", args.seed, env)
         if min(args.steps, args.every, args.fps, args.width) <= 0:
             raise ConfigurationError("--steps, --every, --fps and --width must be more than 0.")
@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help=help_text)
     help_text = "another environment with the same observations and actions"
     add("--env", metavar="NAME", help=help_text)
+    add_environment_flags(parser)
     add("--episode", type=int, default=0, metavar="N", help="decides the episode (default: 0)")
     help_text = "steps at the most (default: 1000)"
     add("--steps", type=int, default=1000, metavar="N", help=help_text)

@@ -19,6 +19,11 @@ from trpo_jax.cli.command_line import (
     seed_range,
     step_count,
 )
+from trpo_jax.cli.environment_flags import (
+    add_environment_flags,
+    add_processes_flag,
+    options_from,
+)
 from trpo_jax.cli.placement import (
     ENVIRONMENTS,
     SEEDS,
@@ -34,7 +39,7 @@ from trpo_jax.running.defaults import defaults_for
 from trpo_jax.running.plan import RunPlan, plan_run
 
 RUN_FLAGS = ("total_steps", "evaluation_episodes", "env_processes", "eval_every")
-RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log")
+RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log", "evaluation_steps", "init_from")
 
 
 def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -59,6 +64,9 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name)
     folder = args.resume or args.out or usual
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
+    options = options_from(args)
+    settings |= {"env_args": options.args, "wrappers": options.wrappers}
+    settings["schedules"] = dict(args.schedule)
     settings |= {
         "env": args.env,
         "algorithm": args.algorithm,
@@ -103,12 +111,14 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     defaults = defaults_for(first.algorithm, first.env)
     parser = Parser(
         prog=command_name("train"),
+        usage="%(prog)s [FLAG ...]",
         description="Trains an algorithm on an environment, several seeds in one program, and "
         "writes what happened. Without a flag: TRPO on CartPole-v1.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add_name_flags(parser)
+    group = parser.add_argument_group("what is trained")
+    add_name_flags(group)
+    add = group.add_argument
     add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")
     total_steps, num_seeds = defaults["total_steps"], defaults["num_seeds"]
     help_text = f"number of seeds, trained side by side (default: {num_seeds})"
@@ -117,13 +127,9 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         f"environment steps of each seed, rounded down to whole updates (default: {total_steps:,})"
     )
     add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
-    processes = defaults["env_processes"]
-    help_text = (
-        "run each environment of gym/ in a process of its own: faster where a step takes a "
-        f"millisecond or more (default: {processes})"
-    )
-    action = argparse.BooleanOptionalAction
-    add("--env-processes", default=processes, action=action, help=help_text)
+    add_processes_flag(group, defaults["env_processes"])
+    add_environment_flags(group)
+    add = parser.add_argument_group("evaluation").add_argument
     episodes = defaults["evaluation_episodes"]
     help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
     add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
@@ -132,6 +138,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         "every N-th update; the best ones are kept as a checkpoint (default: 0, only in the end)"
     )
     add("--eval-every", default=0, type=int, metavar="N", help=help_text)
+    add = parser.add_argument_group("checkpoints and files").add_argument
     help_text = (
         "save the whole state after every N-th update; 0 never (default: as often as costs no "
         "more than 3 %% of the time)"
@@ -139,6 +146,16 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--checkpoint-every", type=int, metavar="N", help=help_text)
     help_text = "checkpoints kept beside the best, the latest ones (default: 3)"
     add("--keep-checkpoints", default=3, type=int, metavar="N", help=help_text)
+    help_text = (
+        "steps of an evaluation episode at the most (default: the time limit of the environment, "
+        "or without one 100,000 on the device and 1,000 on the host)"
+    )
+    add("--evaluation-steps", type=int, metavar="N", help=help_text)
+    help_text = (
+        "start from what the finished run in FOLDER has learnt: its policies, critics and "
+        "statistics, each seed from the same seed, or from the best one if there is no such seed"
+    )
+    add("--init-from", type=Path, metavar="FOLDER", help=help_text)
     help_text = (
         "go on with the run in FOLDER after its latest checkpoint, with its own settings, as if "
         "it had never stopped"
@@ -149,14 +166,30 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     add("--quiet", action="store_true", help="print errors only")
-    add_process_flags(parser, devices="1")
+    where = add_process_flags(parser, devices="1")
     help_text = (
         "what is split over several devices: seeds, each of which is whole on its device, or the "
         "environments of every seed, for runs that one device is too small for (default: seeds)"
     )
-    parser.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
+    where.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
     add_config_flags(parser, module, defaults)
+    group = parser.add_argument_group("schedules of hyperparameters")
+    help_text = (
+        "let a real-valued hyperparameter change: max_kl=linear:0.02:0.005, also exponential, "
+        "cosine, and piecewise:0.02:50000:0.01; over the whole run, or over the steps of each seed "
+        "that a third number says; the flag may be given several times"
+    )
+    kind = {"action": "append", "default": [], "type": schedule}
+    group.add_argument("--schedule", **kind, metavar="NAME=KIND:START:END", help=help_text)
     return parser
+
+
+def schedule(text: str) -> tuple[str, str]:
+    """Returns the name of a hyperparameter and its schedule in NAME=SCHEDULE."""
+    name, equals, described = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=SCHEDULE")
+    return name.strip().replace("-", "_"), described
 
 
 def services(text: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ itself. The same command with the same --out goes on where an interrupted sweep 
 
 import argparse
 import datetime
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from trpo_jax.cli.command_line import (
     add_config_flags,
     add_name_flags,
     cache_compilations,
+    call_of,
     command_name,
     config_from,
     first_pass,
@@ -28,6 +28,11 @@ from trpo_jax.cli.command_line import (
     seed_range,
     step_count,
     user_errors,
+)
+from trpo_jax.cli.environment_flags import (
+    add_environment_flags,
+    add_processes_flag,
+    options_from,
 )
 from trpo_jax.cli.placement import (
     IF_LOST,
@@ -37,7 +42,7 @@ from trpo_jax.cli.placement import (
 )
 from trpo_jax.cli.sweep_flags import parse_grid, parse_range, refuse_repeats
 from trpo_jax.cli.sweep_report import print_ranking
-from trpo_jax.errors import PeerFailure, StorageFailure
+from trpo_jax.errors import EnvironmentFailure, PeerFailure, StorageFailure
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.running.defaults import defaults_for
 from trpo_jax.running.sweep import SCORES, Sweep, sweep
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{IF_LOST} {kept_of(folder)}", file=sys.stderr)
             cache_compilations()
             found = sweep(**settings, progress=not args.quiet)
-    except (PeerFailure, StorageFailure) as error:
+    except (EnvironmentFailure, PeerFailure, StorageFailure) as error:
         print(f"error: {error}. {kept_of(folder)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the first block
@@ -89,11 +94,15 @@ def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any
     refuse_repeats([*args.grid, *args.range])
     names = ("env", "algorithm", "random", "total_steps", "evaluation_episodes", "score", "batch")
     settings = {name: getattr(args, name) for name in names}
+    options = options_from(args)
     settings |= {
+        "env_processes": options.processes,
+        "env_args": options.args,
+        "wrappers": options.wrappers,
         "config": config_from(args, module),
         "grid": dict(parse_grid(module, text) for text in args.grid),
         "ranges": dict(map(parse_range, args.range)),
-        "seeds": seed_range(args.seed, args.seeds),
+        "seeds": seed_range(args.seed, args.num_seeds),
         "out": Path(decided_by_first(lambda: str(args.out))),  # the processes have several clocks
         "placement": place_runs(args),
     }
@@ -103,15 +112,24 @@ def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     """Returns the parser whose defaults are those of the chosen algorithm and environment."""
     defaults = defaults_for(first.algorithm, first.env)
-    parser = Parser(prog=command_name("sweep"), description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add_name_flags(parser)
+    parser = Parser(
+        prog=command_name("sweep"),
+        usage="%(prog)s [FLAG ...]",
+        description=__doc__,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("what is trained")
+    add_name_flags(group)
+    add = group.add_argument
     help_text = "seeds of each setting (default: 4)"
-    add("--seeds", type=int, default=4, metavar="N", help=help_text)
+    add("--num-seeds", type=int, default=4, metavar="N", help=help_text)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    add_processes_flag(group, defaults["env_processes"])
+    add_environment_flags(group)
+    add = parser.add_argument_group("what is swept").add_argument
     repeated = {"action": "append", "default": []}
     help_text = (
-        "values of a hyperparameter, such as max_kl=0.003,0.01 or hidden_sizes=64x64,256x256; "
+        "values of a hyperparameter, such as max_kl=0.003,0.01 or 'hidden_sizes=64 64,256 256'; "
         "several --grid give every combination"
     )
     add("--grid", **repeated, metavar="NAME=VALUES", help=help_text)
@@ -125,6 +143,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         "log1m (of 1 - value, for discounts)"
     )
     add("--range", **repeated, metavar="NAME=LOW:HIGH[:SCALE]", help=help_text)
+    add = parser.add_argument_group("each run, and its score").add_argument
     total_steps = defaults["total_steps"]
     help_text = f"environment steps of each run (default: {total_steps:,})"
     add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
@@ -135,9 +154,10 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         "training episodes in the second half (default: evaluation)"
     )
     add("--score", choices=SCORES, default="evaluation", help=help_text)
+    add = parser.add_argument_group("the sweep and its files").add_argument
     help_text = (
-        "runs side by side at the most (default: 16 on a CPU, elsewhere as many as half of the "
-        "free memory holds)"
+        "runs side by side at the most (default: the seeds of one setting where the environment "
+        "runs on the host; else 16 on a CPU, else as many as half of the free memory holds)"
     )
     add("--batch", type=int, metavar="N", help=help_text)
     time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -154,9 +174,10 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
 def report(found: Sweep, console: Console) -> None:
     """Prints the ranking of a sweep, how its best setting is checked, and its files."""
     print_ranking(console, found.ranking, f"{found.title}, by {found.score} return")
-    console.print(
-        f"The best of {len(found.ranking)} looks better than it is. Seeds of its own judge it:\n"
-        f"  {command_name('train')} {shlex.join(flags_in(found.check))}"
-    )
+    if found.ranking[0].summary is not None and found.check is not None:
+        console.print(
+            f"The best of {len(found.ranking)} settings looks better than it is. Train it with "
+            f"fresh seeds to judge it:\n  {call_of('train', flags_in(found.check))}"
+        )
     names = ", ".join(sorted(x.name for x in found.folder.iterdir()))
     console.print(f"Files in {found.folder}: {names}")

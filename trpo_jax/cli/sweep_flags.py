@@ -24,7 +24,7 @@ def parse_grid(module: ModuleType, text: str) -> tuple[str, list[Any]]:
 
 
 def parse_value(name: str, kind: type, text: str) -> Any:
-    """Returns a value of a field; the parts of a tuple have an x between them.
+    """Returns a value of a field; the parts of a tuple have a space or an x between them.
 
     Raises:
         ConfigurationError: if it is none.
@@ -32,10 +32,10 @@ def parse_value(name: str, kind: type, text: str) -> Any:
     try:
         if kind is bool:
             return BOOLEANS[text]
-        return tuple(map(int, text.split("x"))) if kind is tuple else kind(text)
+        return tuple(map(int, text.replace("x", " ").split())) if kind is tuple else kind(text)
     except (ValueError, KeyError):
         forms = {float: "a number", int: "an integer", bool: "true or false"}
-        form = forms.get(kind, "integers with an x between them, such as 64x64")
+        form = forms.get(kind, 'integers with spaces between them, such as "64 64"')
         raise ConfigurationError(f"--grid {name}: {text!r} is not {form}.") from None
 
 

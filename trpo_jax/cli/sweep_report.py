@@ -7,35 +7,46 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import INTERVAL
 from trpo_jax.cli.display import spread_text
 from trpo_jax.records.files import cell
 from trpo_jax.running.sweep import Ranked
 
 SHOWN = 16  # settings in the terminal at the most
+MOST_COLUMNS = 2  # fields that have columns of their own in 80 characters
 
 
 def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> None:
-    """Prints the best settings, and how many are left out."""
+    """Prints the best settings, and how many are left out, in as many columns as a terminal has."""
     fields = list(ranking[0].setting)
     table = Table(title=title)
-    for name in fields:
-        table.add_column(name, justify="right")
+    for name in fields if len(fields) <= MOST_COLUMNS else ["setting"]:
+        table.add_column(name, justify="right" if len(fields) <= MOST_COLUMNS else "left")
     for name in ("IQM", INTERVAL, "mean", "worst seed"):
         table.add_column(name, justify="right", no_wrap=True)
     for _, setting, scores, summary in ranking[:SHOWN]:
         values = [readable(setting[name]) for name in fields]
+        if len(fields) > MOST_COLUMNS:
+            values = [", ".join(f"{x} {value}" for x, value in zip(fields, values, strict=True))]
         if summary is None:
-            broken = int(np.isnan(scores).sum())
-            table.add_row(*values, f"{broken} of {len(scores)} broke", "", "", "")
+            missing = int(np.isnan(scores).sum())
+            table.add_row(*values, "-", f"{missing} of {len(scores)} without", "-", "-")
             continue
-        spread = spread_text(summary.iqm_ci95, scores, "{:.1f}".format)
-        numbers = [f"{x:.1f}" for x in (summary.iqm, summary.mean, scores.min())]
-        table.add_row(*values, numbers[0], spread, *numbers[1:])
+        spread = spread_text(summary.iqm_ci95, scores, return_text)
+        mean, worst = return_text(summary.mean), return_text(scores.min())
+        table.add_row(*values, return_text(summary.iqm), spread, mean, worst)
+    console.print(table, soft_wrap=False)
     if len(ranking) > SHOWN:
-        table.add_section()
-        table.add_row("...", *[""] * (len(fields) - 1), f"{len(ranking) - SHOWN} more", "", "", "")
-    console.print(table)
+        console.print(f"{len(ranking) - SHOWN} more settings are in settings.csv.")
+    unscored = sum(summary is None for *_, summary in ranking)
+    if unscored:
+        console.print(
+            f"{unscored} of {len(ranking)} settings have seeds without a score: their numbers were "
+            "not finite, or no episode ended. results.csv says which."
+        )
+    elif len({x.summary.iqm for x in ranking}) == 1 < len(ranking):
+        console.print("All settings have the same score, so the order says nothing.")
 
 
 def readable(value: Any) -> str:

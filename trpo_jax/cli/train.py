@@ -5,15 +5,14 @@ in `trpo_jax/running/defaults.toml`.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from trpo_jax.cli.command_line import cache_compilations, command_name, user_errors
-from trpo_jax.cli.display import print_evaluation, print_files
+from trpo_jax.cli.command_line import cache_compilations, call_of, user_errors
+from trpo_jax.cli.display import print_evaluation, print_files, print_missing_episodes
 from trpo_jax.cli.placement import IF_LOST, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
 from trpo_jax.processes import is_first
@@ -53,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_evaluation(
         console, run.seeds, evaluation.per_seed, evaluation.summary, args.evaluation_episodes
     )
+    print_missing_episodes(console, run.metrics)
     print_costs(console, run)
     print_files(console, folder)
     return 0
@@ -88,7 +88,7 @@ def resumption(folder: Path, args: argparse.Namespace, after: str | None = None)
         numbers = [int(name) for name in names if name.isdigit()]
         after = f"after update {max(numbers)}" if numbers else "from its start"
     words = ["--resume", str(folder), *placement_words(args)]
-    return f"{command_name('train')} {shlex.join(words)} goes on {after}."
+    return f"{call_of('train', words)} goes on {after}."
 
 
 def print_costs(console: Console, run: Run) -> None:

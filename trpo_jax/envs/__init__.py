@@ -1,11 +1,20 @@
 """Environments by name."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, no_type_check
+from typing import TYPE_CHECKING, Any, no_type_check
 
 from trpo_jax import user_modules
+from trpo_jax.envs.options import (
+    Options,  # noqa: F401
+    Wrapper,
+    load_wrappers,
+    parameters_of,
+    require_known_args,
+    wrap,
+)
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:  # imports jax, which names do not need
@@ -49,31 +58,68 @@ def folder_of(name: str) -> str:
     return name.replace(":", "-")
 
 
+def names() -> dict[str, list[str] | None]:
+    """Returns the full names of all environments, by suite; None for one that is not installed."""
+    found: dict[str, list[str] | None] = {}
+    for suite in SUITES:
+        prefix = "" if suite == "gymnax" else f"{suite}/"
+        try:
+            own_names = import_module(f"trpo_jax.envs.{_MODULES.get(suite, suite)}").names()
+        except (ImportError, AttributeError):  # or in a version that lacks what the adapter needs
+            found[suite] = None
+        else:
+            found[suite] = sorted(f"{prefix}{name}" for name in own_names)
+    return found
+
+
 @no_type_check  # the annotation is not there at run time
-def make(name: str, processes: bool = False) -> "Environment":
+def make(
+    name: str,
+    args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+    processes: bool | None = False,
+) -> "Environment":
     """Returns the environment of that name.
+
+        make("gym/FrozenLake-v1", {"is_slippery": False})
+        make("CartPole-v1", {"gravity": 20.0}, wrappers=[my_wrapper])
+        make("gym/CarRacing-v3", wrappers=["gymnasium.wrappers:GrayscaleObservation"])
 
     Args:
         name: the suite and the suite's own name, such as "gym/Hopper-v5"; without a suite one of
-            gymnax, such as "CartPole-v1"; or a module and a function of it that takes no argument
-            and returns an `Environment`, such as "my_module:make_env" for a function in
-            `my_module.py` in the current folder.
+            gymnax, such as "CartPole-v1"; or a module and a function of it that returns an
+            `Environment`, such as "my_module:make_env" for a function in `my_module.py` in the
+            current folder.
+        args: keyword arguments of the environment's own, by name.
+        wrappers: functions, or their names as "module:name", applied in order. Each makes an
+            `Environment` of an `Environment`; in gym/, an environment of Gymnasium of one of
+            Gymnasium.
         processes: whether each copy runs in a process of its own, for those of Gymnasium only.
 
     Raises:
-        ConfigurationError: if there is none of that name, its suite is not installed or too old,
-            its spaces are not supported, or the user's own function fails.
+        ConfigurationError: if there is none of that name, it has no such arguments, its suite is
+            not installed or too old, its spaces are not supported, or the user's own function or
+            wrapper fails.
     """
+    from trpo_jax.envs.base import Environment
+
     suite, own_name = suite_of(name)
-    if processes and suite != "gym":
+    args, wrappers = dict(args or {}), load_wrappers(wrappers)
+    if suite == "gym":
+        return _import_suite(suite, name).make(own_name, args, wrappers, bool(processes))
+    if processes:
         raise ConfigurationError(
             f"Only environments of gym/ can run in processes of their own, not {name!r}. Leave "
             "--env-processes out."
         )
-    if not suite:
-        return _make_own(name)
-    module = _import_suite(suite, name)
-    return module.make(own_name, **({"processes": True} if processes else {}))
+    if suite:
+        module = _import_suite(suite, name)
+        what = f"Environment {name!r} cannot be made with {args}"
+        with user_modules.errors_located(what, module.__file__) if args else nullcontext():
+            env = module.make(own_name, **args)
+    else:
+        env = _make_own(name, args)
+    return wrap(name, env, wrappers, Environment)._replace(name=env.name)
 
 
 def _import_suite(suite: str, name: str) -> ModuleType:
@@ -92,7 +138,7 @@ def _import_suite(suite: str, name: str) -> ModuleType:
 
 
 @no_type_check
-def _make_own(name: str) -> "Environment":
+def _make_own(name: str, args: dict[str, Any]) -> "Environment":
     from trpo_jax.envs.base import Environment
 
     module_name, _, function_name = name.partition(":")
@@ -100,30 +146,13 @@ def _make_own(name: str) -> "Environment":
         raise ConfigurationError(
             f"Unknown environment {name!r}. Did you mean {module_name}/{function_name}?"
         )
-    module = user_modules.load(module_name)
-    if module is None:
-        here = Path.cwd()
-        known = (path.stem for path in here.glob("*.py"))
-        raise ConfigurationError(
-            f"{unknown_name('module', module_name, known)} Environment {name!r} is looked for in "
-            f"the current folder, {here}, and among the installed modules."
-        )
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        functions = [
-            name
-            for name, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
-        raise ConfigurationError(
-            f"{unknown_name('function', function_name, functions)} It is looked for in "
-            f"{module.__file__}."
-        )
-    with user_modules.errors_located(f"Environment {name!r} cannot be made", module.__file__):
-        env = function()
+    function, file = user_modules.find("environment", name)
+    require_known_args(name, args, parameters_of(function))
+    with user_modules.errors_located(f"Environment {name!r} cannot be made", file):
+        env = function(**args)
     if not isinstance(env, Environment):
         raise ConfigurationError(
-            f"Environment {name!r} cannot be made: {function_name} in {module.__file__} returned "
+            f"Environment {name!r} cannot be made: {function_name} in {file} returned "
             f"{type(env).__name__}, not trpo_jax.Environment."
         )
     return env._replace(name=name)

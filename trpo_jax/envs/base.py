@@ -13,20 +13,42 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, Shaped
+
+NO_BOUND = 1e18  # a bound as large means that there is none; 32 bits cannot square it
+LARGEST = 1e15  # observations and rewards of which 32 bits can sum the squares are smaller
 
 
 class ArraySpec(NamedTuple):
-    """Shape and dtype of one observation."""
+    """What a network is shown of one observation.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype, of 32 bits at the most.
+        layout: what the environment itself shows, as plain data; see `trpo_jax.envs.observations`.
+            None if that is this array.
+        origin: what is subtracted from the flattened observation, in the precision of the
+            environment, before it is cast to `dtype`; None for nothing.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    layout: dict[str, Any] | None = None
+    origin: np.ndarray | None = None
 
 
 class Discrete(NamedTuple):
-    """One integer action in {0, ..., num_actions - 1}."""
+    """One integer action, which policies see as one of {0, ..., num_actions - 1}.
+
+    Attributes:
+        num_actions: how many there are.
+        start: the environment's own number of the first.
+        dtype: of the environment's own number.
+    """
 
     num_actions: int
+    start: int = 0
+    dtype: np.dtype = np.dtype(np.int32)
 
     @property
     def size(self) -> int:
@@ -35,9 +57,17 @@ class Discrete(NamedTuple):
 
 
 class MultiDiscrete(NamedTuple):
-    """A vector of integer actions, component k in {0, ..., num_actions[k] - 1}."""
+    """A vector of integer actions, component k of which has num_actions[k] values.
+
+    Attributes:
+        num_actions: how many there are, of each component.
+        start: the environment's own number of the first, of each component; () for zeros.
+        dtype: of the environment's own numbers.
+    """
 
     num_actions: tuple[int, ...]
+    start: tuple[int, ...] = ()
+    dtype: np.dtype = np.dtype(np.int32)
 
     @property
     def size(self) -> int:
@@ -49,7 +79,8 @@ class Box(NamedTuple):
     """A real array within bounds; policies see it as a vector of `size` components.
 
     Attributes:
-        low: lower bounds, in the action's shape; -inf for none.
+        low: lower bounds, in the shape and the dtype of the environment's own actions; -inf, or
+            anything from -`NO_BOUND` down, for none.
         high: upper bounds, likewise.
     """
 
@@ -60,6 +91,30 @@ class Box(NamedTuple):
     def size(self) -> int:
         """Number of components."""
         return math.prod(self.low.shape)
+
+    @property
+    def scaling(self) -> "BoxScaling":
+        """How a policy's action becomes the environment's."""
+        low = np.where(self.low > -NO_BOUND, self.low, -np.inf).astype(np.float32)
+        high = np.where(self.high < NO_BOUND, self.high, np.inf).astype(np.float32)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        finite_low, finite_high = np.where(bounded, low, 0), np.where(bounded, high, 0)
+        offset = np.where(bounded, 0.5 * (finite_low + finite_high), np.clip(0, low, high))
+        scale = np.where(bounded, 0.5 * (finite_high - finite_low), 1)
+        return BoxScaling(offset.astype(np.float32), scale.astype(np.float32), low, high)
+
+
+class BoxScaling(NamedTuple):
+    """The environment is given `clip(offset + scale * action, low, high)`, all of them float32.
+
+    Between two bounds, actions from -1 to 1 span the component. Elsewhere the scale is 1, and an
+    action of 0 means 0, or the bound that is next to it.
+    """
+
+    offset: np.ndarray
+    scale: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 class StepResult(NamedTuple):
@@ -83,17 +138,21 @@ class Pool(NamedTuple):
 
     Attributes:
         reset: `mask [B] -> observations [k, ...]` of the k environments in the mask, which start
-            new episodes.
-        step: `actions [B, ...] -> StepResult` with leading axis `[B]`; a finished environment must
-            be reset before the next one.
+            new episodes. Observations are flat, in the environment's own precision; see
+            `trpo_jax.envs.observations.centre`.
+        step: `actions [B, ...] -> StepResult` with leading axis `[B]`, for actions from
+            `to_environment_action`; a finished environment must be reset before the next one.
         close: ends it, and its processes if it has any; more than once does no harm.
         render: `() -> frames [B, H, W, 3]` of bytes, if it was opened for that.
+        kill: ends its processes at once, if it has any, while another thread waits for them. All
+            other functions are called in one thread, which is that it was opened in.
     """
 
     reset: Callable[[np.ndarray], np.ndarray]
     step: Callable[[np.ndarray], StepResult]
     close: Callable[[], None]
     render: Callable[[], np.ndarray] | None = None
+    kill: Callable[[], None] = lambda: None
 
 
 class Environment(NamedTuple):
@@ -156,20 +215,47 @@ def to_environment_action(
 ) -> Num[Array, "..."]:
     """Returns what the environment is given when the policy chose `action`.
 
-    Discrete actions pass through. A policy over a bounded `Box` works in units in which every
-    component spans [-1, 1], so that one initial standard deviation suits every task: it is clipped
-    to that range and mapped onto the bounds. The log-probability is that of the unclipped action:
-    the clipping belongs to the environment. Components without two finite bounds pass through.
+    Discrete actions become the environment's own numbers. A policy over a bounded `Box` works in
+    units in which every component spans [-1, 1], so that one initial standard deviation suits every
+    task: it is clipped to that range and mapped onto the bounds. A component with one bound is
+    clipped there. The log-probability is that of the unclipped action: the clipping belongs to the
+    environment.
 
     Args:
         spec: the environment's actions.
         action: one action (no batch axes), for a `Box` a vector of `spec.size` components.
     """
     if not isinstance(spec, Box):
-        return action
-    bounded = np.isfinite(spec.low) & np.isfinite(spec.high)
-    low, high = np.where(bounded, spec.low, -1.0), np.where(bounded, spec.high, 1.0)
-    action = action.reshape(spec.low.shape)
-    scaled = low + (jnp.clip(action, -1.0, 1.0) + 1.0) * (0.5 * (high - low))
-    scaled = jnp.clip(scaled, low, high)  # rounding may have left the bounds
-    return jnp.where(bounded, scaled, action).astype(jnp.float32)
+        return action + np.array(spec.start, np.int32) if np.any(spec.start) else action
+    offset, scale, low, high = spec.scaling
+    action = action.reshape(spec.low.shape).astype(jnp.float32)
+    return jnp.clip(offset + scale * action, low, high)
+
+
+def to_space_action(
+    spec: Discrete | MultiDiscrete | Box, actions: Num[Array | np.ndarray, "..."]
+) -> np.ndarray:
+    """Returns actions from `to_environment_action` in the dtype of the environment's own space.
+
+    Args:
+        spec: the environment's actions.
+        actions: one or several, `[*B, ...]`.
+    """
+    if not isinstance(spec, Box):
+        return np.asarray(actions, spec.dtype)
+    # 32 bits may have rounded the bounds outwards.
+    return np.clip(np.asarray(actions, spec.low.dtype), spec.low, spec.high)
+
+
+def sound(
+    x: Shaped[Array | np.ndarray, "..."], numpy: Any = jnp
+) -> Bool[Array | np.ndarray, "..."]:
+    """Returns which numbers of an environment are finite, and of a size that can be learnt from.
+
+    Args:
+        x: the numbers.
+        numpy: `numpy` for arrays on the host.
+    """
+    if not numpy.issubdtype(x.dtype, numpy.floating):
+        return numpy.ones(x.shape, bool)
+    return numpy.abs(x) < numpy.asarray(LARGEST, x.dtype)  # NaN is not

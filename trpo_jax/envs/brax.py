@@ -1,32 +1,44 @@
 """Adapter for the environments of Brax 0.14 (https://github.com/google/brax)."""
 
+from typing import Any
+
 import numpy as np
 from brax import envs
 from brax.io import image
 
 from trpo_jax.envs.base import Box, Environment
 from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import require_known_environment, unknown_name
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 EPISODE_LENGTH = 1000  # of Brax's own training
 
 
-def make(name: str) -> Environment:
-    """Returns an environment of Brax, which truncates after 1,000 steps as Brax's training does.
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(envs._envs)
+
+
+def make(name: str, episode_length: int = EPISODE_LENGTH, **args: Any) -> Environment:
+    """Returns an environment of Brax.
 
     Args:
         name: a registered name, such as "ant"; with the physics after a slash if not the `spring`
             one, such as "ant/generalized".
+        episode_length: steps after which an episode is truncated, as many as in Brax's training.
+        **args: arguments of its class.
 
     Raises:
         ConfigurationError: if there is no such environment or physics.
     """
     task, _, backend = name.partition("/")
-    require_known_environment("brax", task, envs._envs)
+    require_known_environment("brax", task, names())
     if (backend or "spring") not in BACKENDS:
         raise unknown_name("physics of Brax", backend, BACKENDS)
-    env = envs.get_environment(task, backend=backend or "spring")
+    known = parameters_of(envs._envs[task])
+    require_known_args(f"brax/{name}", args, known and (known | {"episode_length"}) - {"sys"})
+    env = envs.get_environment(task, **{"backend": backend or "spring"} | args)
 
     def reset(key):
         state = env.reset(key)
@@ -45,5 +57,5 @@ def make(name: str) -> Environment:
     ones = np.ones(env.action_size, np.float32)
     action = Box(-ones, ones)
     return make_environment(
-        f"brax/{name}", reset, step, action, EPISODE_LENGTH, expensive_reset=True, render=render
+        f"brax/{name}", reset, step, action, episode_length, expensive_reset=True, render=render
     )

@@ -1,10 +1,14 @@
 """Adapter for Craftax 1.x (https://github.com/MichaelTMatthews/Craftax)."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import replace_fields, require_known_args
 from trpo_jax.errors import require_known_environment
 
 GAMES, VIEWS = ("Craftax", "Craftax-Classic"), ("Symbolic", "Pixels")
@@ -12,8 +16,15 @@ NAMES = tuple(f"{game}-{view}-v1" for game in GAMES for view in VIEWS)
 NEVER = np.iinfo(np.int32).max
 
 
-def make(name: str) -> Environment:
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(NAMES)
+
+
+def make(name: str, **args: Any) -> Environment:
     """Returns a game of Craftax, such as "Craftax-Classic-Symbolic-v1".
+
+    The arguments are fields of its parameters.
 
     Craftax marks its time limit like a death; here its own never comes, and an episode is truncated
     after as many steps.
@@ -21,10 +32,13 @@ def make(name: str) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown.
     """
-    full_name = require_known_environment("craftax", name, NAMES)
+    full_name = require_known_environment("craftax", name, names())
     env = make_craftax_env_from_name(name, auto_reset=False)
-    time_limit = int(env.default_params.max_timesteps)
-    params = env.default_params.replace(max_timesteps=NEVER)
+    params = env.default_params
+    require_known_args(full_name, args, [x.name for x in dataclasses.fields(params)])
+    params = replace_fields(full_name, params, args)
+    time_limit = int(params.max_timesteps)
+    params = params.replace(max_timesteps=NEVER)
 
     def reset(key):
         observation, state = env.reset(key, params)

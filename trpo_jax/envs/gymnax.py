@@ -1,5 +1,6 @@
 """Adapter for gymnax 1.x (https://github.com/RobertTLange/gymnax)."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from trpo_jax.envs.base import Box, Discrete, Environment
 from trpo_jax.envs.deferred import deferred
 from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import parameters_of, replace_fields, require_known_args
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 with deferred("seaborn", "matplotlib.pyplot"):  # most of gymnax's import, and only for drawing
@@ -17,8 +19,13 @@ with deferred("seaborn", "matplotlib.pyplot"):  # most of gymnax's import, and o
     from gymnax.visualize import Visualizer
 
 
-def make(name: str) -> Environment:
-    """Returns a gymnax environment with its default parameters.
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(gymnax.registered_envs)
+
+
+def make(name: str, **args: Any) -> Environment:
+    """Returns a gymnax environment.
 
     gymnax's `step` resets by itself and cannot be told not to, so its parts `step_env` and
     `is_truncated` are called instead (the one `step` that gymnax overrides, DeepSea's, differs in
@@ -27,15 +34,22 @@ def make(name: str) -> Environment:
 
     Args:
         name: a registered name, such as "CartPole-v1"; `gymnax.register` adds to them.
+        **args: fields of its parameters, and arguments of its class.
 
     Raises:
         ConfigurationError: if the name is unknown, the environment needs a download, or its spaces
             are not supported.
     """
-    if name not in gymnax.registered_envs:
-        raise unknown_name("environment", name, gymnax.registered_envs)
+    if name not in names():
+        raise unknown_name("environment", name, names())
     try:
         env, params = gymnax.make(name)
+        if args:
+            fields = {field.name for field in dataclasses.fields(params)}
+            own = parameters_of(type(env)) or set()
+            require_known_args(name, args, fields | own)
+            env, params = gymnax.make(name, **{x: args[x] for x in args.keys() - fields})
+            params = replace_fields(name, params, {x: args[x] for x in args.keys() & fields})
     except OSError as error:
         raise ConfigurationError(
             f"Environment {name!r} downloads data when it is made, and that failed: {error}."
@@ -43,11 +57,8 @@ def make(name: str) -> Environment:
 
     action = _action_spec(name, env.action_space(params))
     observation_space = env.observation_space(params)
-    show = (
-        _one_hot(observation_space.n)
-        if isinstance(observation_space, spaces.Discrete)
-        else lambda x: x
-    )
+    is_integer = isinstance(observation_space, spaces.Discrete)
+    show = _one_hot(observation_space.n) if is_integer else lambda x: x
 
     def reset(key):
         observation, state = env.reset_env(key, params)
@@ -73,7 +84,9 @@ def make(name: str) -> Environment:
         return frames
 
     time_limit = int(params.max_steps_in_episode)
-    return make_environment(name, reset, step, action, time_limit, render=render)
+    made = make_environment(name, reset, step, action, time_limit, render=render)
+    layout = {"kind": "discrete", "n": int(observation_space.n), "start": 0} if is_integer else None
+    return made._replace(observation=made.observation._replace(layout=layout))
 
 
 def _one_hot(num_values: int):

@@ -1,6 +1,6 @@
 """Adapter for Jumanji 1.x (https://github.com/instadeepai/jumanji)."""
 
-import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,19 @@ from jumanji import specs
 
 from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete
 from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 NEVER = np.iinfo(np.int32).max
 
 
-def make(name: str) -> Environment:
-    """Returns an environment of Jumanji, such as "Snake-v1".
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(jumanji.registered_environments())
+
+
+def make(name: str, **args: Any) -> Environment:
+    """Returns an environment of Jumanji, such as "Snake-v1", whose class takes the arguments.
 
     Several arrays are flattened and joined; one alone keeps its shape. The mask of legal actions is
     not shown: it is part of the state, as its second item. Jumanji ends an episode at the time
@@ -27,17 +33,20 @@ def make(name: str) -> Environment:
         ConfigurationError: if the name is unknown, it needs a download, or its spaces are not
             supported.
     """
-    full_name = require_known_environment("jumanji", name, jumanji.registered_environments())
+    full_name = require_known_environment("jumanji", name, names())
     try:
         env = jumanji.make(name)
+        known = parameters_of(type(env))
+        require_known_args(full_name, args, known)
+        env = jumanji.make(name, **args)
     except OSError as error:
         raise ConfigurationError(
             f"Environment {full_name!r} downloads data when it is made, and that failed: {error}."
         ) from error
     time_limit = None
-    if "time_limit" in inspect.signature(type(env).__init__).parameters:
+    if known is not None and "time_limit" in known:
         time_limit = int(env.time_limit)
-        env = jumanji.make(name, time_limit=NEVER)
+        env = jumanji.make(name, **args | {"time_limit": NEVER})
 
     def split(timestep):
         fields = timestep.observation._asdict()

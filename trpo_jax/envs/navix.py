@@ -1,20 +1,32 @@
 """Adapter for Navix 4.x (https://github.com/epignatelli/navix), which needs Python 3.12."""
 
+import dataclasses
+from typing import Any
+
 import navix
 
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import require_known_args
 from trpo_jax.errors import require_known_environment
 
 
-def make(name: str) -> Environment:
-    """Returns an environment of Navix, such as "Navix-Empty-5x5-v0".
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(navix.registry())
+
+
+def make(name: str, **args: Any) -> Environment:
+    """Returns an environment of Navix, such as "Navix-Empty-5x5-v0"; arguments are its fields.
 
     Raises:
         ConfigurationError: if the name is unknown.
     """
-    full_name = require_known_environment("navix", name, navix.registry())
+    full_name = require_known_environment("navix", name, names())
     env = navix.make(name, disable_autoreset=True)
+    if args:
+        require_known_args(full_name, args, [x.name for x in dataclasses.fields(env)])
+        env = navix.make(name, **{"disable_autoreset": True} | args)
 
     def reset(key):
         timestep = env.reset(key)

@@ -1,15 +1,24 @@
 """Adapter for the single-player games of pgx 2.x (https://github.com/sotetsuk/pgx)."""
 
+from typing import Any
+
 import pgx
 
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
-def make(name: str) -> Environment:
+def names() -> list[str]:
+    """Returns the names of games for one player, those that `make` knows."""
+    return [name for name in pgx.available_envs() if name == "2048" or "minatar" in name]
+
+
+def make(name: str, **args: Any) -> Environment:
     """Returns a game of pgx, such as "2048" or "minatar-breakout"; they have no time limit.
 
+    Its class takes the arguments, such as `sticky_action_prob` of the games of MinAtar.
     An illegal move loses the game; which are legal is in its state, as `legal_action_mask`.
 
     Raises:
@@ -17,6 +26,9 @@ def make(name: str) -> Environment:
     """
     full_name = require_known_environment("pgx", name, pgx.available_envs())
     env = pgx.make(name)
+    if args:
+        require_known_args(full_name, args, parameters_of(type(env)))
+        env = type(env)(**args)
     if env.num_players > 1:
         raise ConfigurationError(
             f"Environment {full_name!r} is played by {env.num_players}, and algorithms here play "

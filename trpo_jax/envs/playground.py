@@ -1,6 +1,8 @@
 """Adapter for MuJoCo Playground 0.2 (https://github.com/google-deepmind/mujoco_playground)."""
 
 import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,11 +10,19 @@ from mujoco_playground import registry
 
 from trpo_jax.envs.base import Box, Environment
 from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
-def make(name: str) -> Environment:
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return list(registry.ALL_ENVS)
+
+
+def make(name: str, **args: Any) -> Environment:
     """Returns an environment of MuJoCo Playground, such as "CheetahRun".
+
+    The arguments are entries of its config, with dots in the names of inner ones.
 
     Its physics is MJX, in JAX where there is no GPU, else Playground's default. Of an environment
     with observations for actor and critic apart, both see the actor's.
@@ -20,8 +30,9 @@ def make(name: str) -> Environment:
     Raises:
         ConfigurationError: if the name is unknown, or its robot must be downloaded and cannot be.
     """
-    full_name = require_known_environment("playground", name, registry.ALL_ENVS)
-    overrides = {} if jax.default_backend() == "gpu" else {"impl": "jax"}
+    full_name = require_known_environment("playground", name, names())
+    require_known_args(full_name, args, list(_entries(registry.get_default_config(name))))
+    overrides = ({} if jax.default_backend() == "gpu" else {"impl": "jax"}) | args
     try:
         env = registry.load(name, config_overrides=overrides)
     except (OSError, subprocess.SubprocessError) as error:
@@ -55,3 +66,11 @@ def make(name: str) -> Environment:
         expensive_reset=True,
         render=render,
     )
+
+
+def _entries(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from _entries(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"

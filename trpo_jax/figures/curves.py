@@ -16,10 +16,14 @@ from PIL import Image
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 
 # Okabe and Ito's colours, told apart with any kind of colour vision. Every second line is dashed,
-# so that a line below another one shows; seven colours and two styles repeat after fourteen.
+# so that a line below another one shows; seven colours and two styles repeat after fourteen. An
+# algorithm has the same look in every figure: that of its place here. Other labels follow.
+ALGORITHMS = ("trpo", "npg", "vpg", "ppo", "ua_trpo", "qprop", "trpo_vine")
+ALGORITHMS += ("trpo_held_out", "trpo_ensemble")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", (0, (3, 1.5)))
 COMPARISON_POINTS = 200  # of each line, as many as a panel can show
+LONGEST_STAND = 0.02  # share of a run that the return of an episode stands for, if none follows
 
 
 class Figure(matplotlib.figure.Figure):
@@ -41,34 +45,46 @@ class Curve(NamedTuple):
     returns: np.ndarray
 
 
-def learning_curve(env_steps: np.ndarray, returns: np.ndarray, title: str) -> Figure:
+def learning_curve(
+    env_steps: np.ndarray, returns: np.ndarray, title: str, algorithm: str = ""
+) -> Figure:
     """Returns a figure of training return against environment steps.
 
-    Every seed is a thin line; the interquartile mean over seeds is bold, with its 95 %
-    interval, or the range of fewer than 3 seeds. Where no episode ended, a seed's last return
-    stands; the bold line starts where every seed has one.
+    Every seed is a thin line. The interquartile mean over seeds is bold, with its 95 % interval, or
+    the range of fewer than 3 seeds; it is drawn where every seed has a return. A return stands for
+    a fiftieth of the run at the most. Where no episode ended for longer, the line has a gap.
 
     Args:
         env_steps: `[U]`.
         returns: `[num_seeds, U]`, NaN where no episode ended.
         title: shown above.
+        algorithm: its name, which decides the colour.
     """
     num_seeds = len(returns)
-    returns = _fill_forward(returns)
+    none_ended = np.isnan(returns).all()
+    returns = _fill_forward(returns, most=max(1, int(LONGEST_STAND * returns.shape[1])))
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")  # no pyplot: no window, no backend
     axes = figure.subplots()
+    dots = {"marker": "." if returns.shape[1] == 1 else ""}  # a line needs two points
     if num_seeds > 1:
-        axes.plot(env_steps, returns.T, color="0.6", linewidth=0.7, alpha=0.7)
+        axes.plot(env_steps, returns.T, color="0.6", linewidth=0.7, alpha=0.7, **dots)
         axes.plot([], [], color="0.6", linewidth=0.7, label=f"each of {num_seeds} seeds")
+    if none_ended:
+        centre = {"transform": axes.transAxes, "ha": "center", "va": "center", "color": "0.4"}
+        axes.text(0.5, 0.5, "no training episode ended", **centre)
+        axes.set_yticks([])
+        axes.set_xlim(0, max(env_steps, default=1))
     label = "interquartile mean" if num_seeds > 1 else "one seed"
-    _plot_iqm(axes, env_steps, returns, color="tab:blue", linewidth=2, label=label)
+    color = line_look((), algorithm)["color"]
+    _plot_iqm(axes, env_steps, returns, color=color, linewidth=2, label=label, **dots)
     axes.set_title(title)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return of training episodes")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     style(axes)
-    axes.legend(frameon=False, loc="best")
+    if not none_ended:
+        axes.legend(frameon=False, loc="best")
     return figure
 
 
@@ -81,7 +97,7 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
 
     Args:
         curves: by environment, then by label.
-        labels: all labels; a label's place decides its look, in every panel.
+        labels: all labels, in the order of the legend.
     """
     columns = 2 if len(curves) in (2, 4) else min(3, len(curves))
     rows = -(-len(curves) // columns)
@@ -113,8 +129,13 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
 
 
 def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
-    """Returns how the line of a label looks, which its place among all labels decides."""
-    place = labels.index(label)
+    """Returns how the line of a label looks.
+
+    An algorithm looks the same in every figure. The looks of other labels are left over by the
+    algorithms; the place of a label among all other labels decides which one it has.
+    """
+    others = [name for name in labels if name not in ALGORITHMS]
+    place = [*ALGORITHMS, *others, label].index(label)
     color, style = COLORS[place % len(COLORS)], LINE_STYLES[place % len(LINE_STYLES)]
     return {"color": color, "linestyle": style, "linewidth": 1.6, "label": label}
 
@@ -163,11 +184,13 @@ def _plot_iqm(
 ) -> PolyCollection | None:
     """Draws the interquartile mean over seeds where all are known, and returns its band if any."""
     known = ~np.isnan(returns).any(axis=0)
-    env_steps, returns = env_steps[known], returns[:, known]
-    axes.plot(env_steps, interquartile_mean(returns), **look)
+    line = np.full(len(env_steps), np.nan)
+    line[known] = interquartile_mean(returns[:, known])
+    axes.plot(env_steps, line, **look)
     if len(returns) == 1 or not known.any():
         return None
-    name, low, high = iqm_spread(returns)
+    low, high = np.full((2, len(env_steps)), np.nan)
+    name, low[known], high[known] = iqm_spread(returns[:, known])
     alike = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
     return axes.fill_between(env_steps, low, high, label=name, **alike)
 
@@ -177,6 +200,8 @@ def _spread(length: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(length - 1, 0, min(length, most)).round().astype(int))
 
 
-def _fill_forward(returns: np.ndarray) -> np.ndarray:
-    indices = np.where(np.isnan(returns), 0, np.arange(returns.shape[1]))
-    return np.take_along_axis(returns, np.maximum.accumulate(indices, axis=1), axis=1)
+def _fill_forward(returns: np.ndarray, most: int) -> np.ndarray:
+    """Returns the returns with each one repeated over at most so many NaN that follow it."""
+    places = np.arange(returns.shape[1])
+    last = np.maximum.accumulate(np.where(np.isnan(returns), 0, places), axis=1)
+    return np.where(places - last <= most, np.take_along_axis(returns, last, axis=1), np.nan)

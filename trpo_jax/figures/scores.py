@@ -59,7 +59,7 @@ def improvements(baseline: str, estimates: dict[str, Estimate], labels: Sequence
     Args:
         baseline: label that the others are compared with.
         estimates: by label, the baseline not among them.
-        labels: all labels; a label's place decides its look.
+        labels: all labels, which decide how each looks.
     """
     figure = Figure(figsize=(5, _height(estimates)), layout="constrained")
     axes = figure.subplots()

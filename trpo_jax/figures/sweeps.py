@@ -7,15 +7,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
-from trpo_jax.figures.curves import COLORS, Figure, style
+from trpo_jax.figures.curves import Figure, line_look, style
 
 RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
 MOST_TICKS = 8  # values of an axis that are labelled one by one
 MOST_NUMBERS = 100  # cells of a heat map that have their number written into them
 
 
-def sweep_figure(settings: Mapping[str, Sequence[Any]], scores: np.ndarray, title: str) -> Figure:
+def sweep_figure(
+    settings: Mapping[str, Sequence[Any]], scores: np.ndarray, title: str, algorithm: str = ""
+) -> Figure:
     """Returns the scores of a sweep over what was swept.
 
     One field gives the interquartile mean over seeds as a line with its 95 % interval, or the range
@@ -26,7 +29,9 @@ def sweep_figure(settings: Mapping[str, Sequence[Any]], scores: np.ndarray, titl
         settings: values by the name of their field, each `[num_settings]`.
         scores: `[num_settings, num_seeds]`, NaN where a run broke.
         title: shown above.
+        algorithm: its name, which decides the colour.
     """
+    color = line_look((), algorithm)["color"]
     names = list(settings)
     values = {name: _distinct(settings[name]) for name in names}
     if len(names) == 2 and len(scores) == np.prod([len(x) for x in values.values()]):
@@ -38,7 +43,7 @@ def sweep_figure(settings: Mapping[str, Sequence[Any]], scores: np.ndarray, titl
         figure = Figure(figsize=(width, 4 if single else 2.6 * rows + 0.5), layout="constrained")
         all_axes = figure.subplots(rows, min(3, len(names)), squeeze=False, sharey=True).ravel()
         for axes, name in zip(all_axes, names, strict=False):
-            (_line if single else _scatter)(axes, name, settings[name], scores)
+            (_line if single else _scatter)(axes, name, settings[name], scores, color)
         for axes in all_axes[len(names) :]:
             axes.set_axis_off()
         for axes in all_axes[::3]:
@@ -92,7 +97,7 @@ def _place(axes: Axes, name: str, values: Sequence[Any], labelled: bool) -> np.n
     return numbers
 
 
-def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -> None:
+def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray, color: str) -> None:
     x = _place(axes, name, values, labelled=True)
     order = np.argsort(x)
     x, scores = x[order], scores[order]
@@ -103,19 +108,19 @@ def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -> N
     if scores.shape[1] > 1:
         whole = np.isfinite(scores).all(axis=1)
         x, scores = x[whole], scores[whole]
-        axes.plot(x, interquartile_mean(scores, axis=1), "o-", color=COLORS[0], label="IQM")
+        axes.plot(x, interquartile_mean(scores, axis=1), "o-", color=color, label="IQM")
         name, low, high = iqm_spread(scores.T)
-        axes.fill_between(x, low, high, color=COLORS[0], alpha=0.2, linewidth=0, label=name)
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0, label=name)
     style(axes)
 
 
-def _scatter(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray) -> None:
+def _scatter(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray, color: str) -> None:
     x = _place(axes, name, values, labelled=len(_distinct(values)) < len(values))  # of a grid
     iqm = interquartile_mean(scores, axis=1)
-    axes.plot(x, iqm, "o", color=COLORS[0], markersize=4, alpha=0.7, label="each setting")
+    axes.plot(x, iqm, "o", color=color, markersize=4, alpha=0.7, label="each setting")
     if np.isfinite(iqm).any():
         best = int(np.nanargmax(iqm))
-        ring = {"color": COLORS[1], "markersize": 8, "fillstyle": "none", "linestyle": "none"}
+        ring = {"color": "black", "markersize": 8, "fillstyle": "none", "linestyle": "none"}
         axes.plot(x[best], iqm[best], marker="o", **ring, label="the best")
     style(axes)
 
@@ -139,9 +144,10 @@ def _heat_map(
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)
     if table.size <= MOST_NUMBERS:
-        middle = np.nanmean([np.nanmin(table), np.nanmax(table)])
+        known = table[~np.isnan(table)]
+        middle = (known.min() + known.max()) / 2 if len(known) else 0.0
         for (i, j), value in np.ndenumerate(table):
-            text = "broke" if np.isnan(value) else f"{value:.4g}"
+            text = "none" if np.isnan(value) else return_text(value)
             color = "black" if np.isnan(value) or value > middle else "white"
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
     figure.colorbar(image, label="return, IQM over seeds")

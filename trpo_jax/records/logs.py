@@ -31,6 +31,7 @@ TAGS = {
     "kl": "losses/approx_kl",
     "evaluation_return": "eval/episodic_return",
     "evaluation_seconds": "eval/seconds",
+    "evaluation_episodes_cut": "eval/episodes_cut",
 }
 SERVICES = ("tensorboard", "wandb")
 
@@ -141,20 +142,42 @@ def require_service(name: str) -> None:
             )
 
 
-def tensorboard_log(folder: Path, seeds: Sequence[int], steps_done: int | None = None) -> Log:
+def hyperparameters(description: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Returns the hyperparameters of a seed, with the names that openrlbenchmark asks for."""
+    task = {"env_id": description["env"], "exp_name": description["algorithm"], "seed": seed}
+    return {**description["config"], "total_timesteps": description["total_steps"], **task}
+
+
+def tensorboard_log(
+    folder: Path,
+    seeds: Sequence[int],
+    description: Mapping[str, Any],
+    steps_done: int | None = None,
+) -> Log:
     """Returns the log for TensorBoard: one run `seed_<n>` for each seed, by environment steps.
+
+    The hyperparameters of a new run are in its tab HPARAMS, beside the return.
 
     Args:
         folder: where they go.
         seeds: the seeds.
+        description: what `config.json` says.
         steps_done: environment steps after which a resumed run goes on, None for a new one;
             TensorBoard then forgets what it was shown of later ones.
     """
     from tensorboardX import SummaryWriter
+    from tensorboardX.summary import hparams
 
     purge = None if steps_done is None else steps_done + 1
     names = {seed: str(folder / f"seed_{seed}") for seed in seeds}
     writers = {seed: SummaryWriter(name, purge_step=purge) for seed, name in names.items()}
+    for seed, writer in writers.items() if steps_done is None else ():
+        numbers = {
+            name: x if isinstance(x, bool | int | float) else str(x)
+            for name, x in hyperparameters(description, seed).items()
+        }
+        for summary in hparams(numbers, {TAGS["episodic_return"]: 0.0}):
+            writer.file_writer.add_summary(summary)
 
     def write(rows: Sequence[Row]) -> None:
         for row in rows:
@@ -174,7 +197,6 @@ def wandb_log(folder: Path, seeds: Sequence[int], description: Mapping[str, Any]
     """Returns the log for Weights & Biases: one run for each seed, all in one group.
 
     Project, entity and mode are W&B's own settings (`WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE`).
-    The run's config has `env_id`, `exp_name` and `seed`, which openrlbenchmark asks for.
 
     Args:
         folder: the run's folder, under which W&B keeps its files.
@@ -184,8 +206,6 @@ def wandb_log(folder: Path, seeds: Sequence[int], description: Mapping[str, Any]
     import wandb
 
     _hush_wandb()
-    task = {"env_id": description["env"], "exp_name": description["algorithm"]}
-    config = {**description["config"], "total_timesteps": description["total_steps"], **task}
     group = f"{description['env']}__{description['algorithm']}__{description['started']}"
     identity = "".join(x if x.isalnum() else "-" for x in group)
     options = {"project": os.environ.get("WANDB_PROJECT", "trpo_jax"), "group": group}
@@ -195,7 +215,7 @@ def wandb_log(folder: Path, seeds: Sequence[int], description: Mapping[str, Any]
             **options,
             id=f"{identity}-{seed}",
             name=f"{description['env']}__{description['algorithm']}__{seed}",
-            config={**config, "seed": seed},
+            config=hyperparameters(description, seed),
         )
         for seed in seeds
     }

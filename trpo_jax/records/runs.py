@@ -16,7 +16,7 @@ DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
 EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
 # Of a description: what may differ when a run goes on.
-FREE = ("command", "device", "placement", "started")
+FREE = ("command", "device", "placement", "policy", "started")
 # Of what kind the values in the JSON files of a run or a sweep are, where they are there.
 KINDS = {
     **dict.fromkeys(("env", "algorithm", "placement", "started"), str),

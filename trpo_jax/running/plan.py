@@ -2,21 +2,32 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.algorithms.schedules import (
+    Schedule,
+    curve_of,
+    require_real,
+    require_schedules,
+    scheduled,
+    started,
+)
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
+from trpo_jax.records.policies import describe_policy, learnt_from
 from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
@@ -53,6 +64,7 @@ class Task(NamedTuple):
         config: of the algorithm.
         tuned: settings where nothing else is said.
         named: whether environment and algorithm are names that the scripts know.
+        options: that the environment was made with.
     """
 
     env: Environment
@@ -62,6 +74,7 @@ class Task(NamedTuple):
     config: Any
     tuned: Defaults
     named: bool
+    options: envs.Options = envs.Options()
 
 
 class RunPlan(NamedTuple):
@@ -84,6 +97,8 @@ class RunPlan(NamedTuple):
         log: further logs, of `trpo_jax.records.logs.SERVICES`.
         description: what `config.json` says.
         placement: which devices it is on; the default one if None.
+        evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
+        init_from: the run whose policies, critics and statistics it starts from, if any.
     """
 
     env: Environment
@@ -101,11 +116,19 @@ class RunPlan(NamedTuple):
     log: tuple[str, ...]
     description: dict[str, Any]
     placement: Placement | None
+    evaluation_steps: int | None
+    init_from: Path | None
 
     @property
     def title(self) -> str:
         """The algorithm and the environment, as headings say it."""
         return f"{self.name.upper()} on {self.env.name}"
+
+    @property
+    def num_envs(self) -> int:
+        """Environments of each seed."""
+        state = jax.eval_shape(self.algorithm.init, jax.random.key(0))
+        return state.rollout.episodes.length.shape[0]
 
     @property
     def updates_per_chunk(self) -> int:
@@ -119,12 +142,13 @@ def choose_task(
     config: Any,
     algorithm: str | ModuleType | None,
     total_steps: int | None,
-    env_processes: bool | None = None,
+    options: envs.Options,
 ) -> Task:
     """Returns the task of a run or a sweep; see `trpo_jax.train` for the arguments.
 
     Raises:
-        ConfigurationError: if a name is unknown, or config and algorithm do not belong together.
+        ConfigurationError: if a name is unknown, config and algorithm do not belong together, or
+            the environment cannot be made.
     """
     module = _module_of(algorithm, config)
     name = algorithms.name_of(module)
@@ -138,10 +162,23 @@ def choose_task(
             f"takes a Config of {module.__name__}. Leave algorithm away, or give it its own config."
         )
     by_name = isinstance(algorithm, str) or name in algorithms.ALGORITHMS
-    named = isinstance(env, str) and by_name
+    named = isinstance(env, str) and by_name and options.named
+    if options.processes is None:
+        options = options._replace(processes=tuned.env_processes)
     if isinstance(env, str):
-        env = envs.make(env, tuned.env_processes if env_processes is None else env_processes)
-    return Task(env, env_name, module, name, config, tuned, named)
+        env = envs.make(env, **options._asdict())
+    else:
+        refuse_options(env, options)
+    return Task(env, env_name, module, name, config, tuned, named, options)
+
+
+def refuse_options(env: Environment, options: envs.Options) -> None:
+    """Raises a ConfigurationError if options are to change an environment that is made already."""
+    if options.args or options.wrappers:
+        raise ConfigurationError(
+            f"env_args and wrappers belong to an environment that is made by its name, and "
+            f"{env.name} is made already. Give them to trpo_jax.make_env, or give the name."
+        )
 
 
 def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]:
@@ -149,8 +186,10 @@ def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]
     usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
     changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
     names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
+    names["env_processes"] = (task.options.processes, task.tuned.env_processes)
     names = {name: x for name, (x, default) in names.items() if x != default}
-    return ["trpo-jax", command, *flags_of(names | settings | changed)]
+    flags = [*flags_of(names | settings | changed), *task.options.flags()]
+    return ["trpo-jax", command, *flags]
 
 
 def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
@@ -213,6 +252,8 @@ def plan_run(
     total_steps: int | None = None,
     evaluation_episodes: int | None = None,
     env_processes: bool | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[envs.Wrapper] = (),
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -220,12 +261,16 @@ def plan_run(
     resume: bool = False,
     log: Sequence[str] = (),
     placement: Placement | None = None,
+    schedules: Mapping[str, str | Schedule] | None = None,
+    evaluation_steps: int | None = None,
+    init_from: str | Path | None = None,
 ) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
 
     Raises:
         ConfigurationError: if a setting cannot work.
     """
+    options = envs.Options(env_args or {}, wrappers, env_processes)
     if isinstance(algorithm, Algorithm):
         own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
         if config is not None or agent is not None or not own_env:
@@ -234,14 +279,17 @@ def plan_run(
                 "agent away, or give the module of the algorithm in its place."
             )
         env, own_config = algorithm.env, algorithm.config
+        refuse_options(env, options)
         tuned = defaults("trpo", env.name, total_steps)
-        task = Task(env, env.name, None, OWN, own_config, tuned, named=False)
+        options = options._replace(processes=bool(env_processes))
+        task = Task(env, env.name, None, OWN, own_config, tuned, False, options)
         made = algorithm
     else:
-        task = choose_task(env, config, algorithm, total_steps, env_processes)
+        task = choose_task(env, config, algorithm, total_steps, options)
         own = {} if agent is None else {"agent": agent}
-        made = task.module.make(task.env, task.config, **own)
         task = task._replace(named=task.named and agent is None)
+        make = partial(task.module.make, task.env, **own)
+        made = make(task.config)
     tuned = task.tuned
     chosen = {
         "seeds": choose_seeds(tuned.num_seeds if seeds is None else seeds),
@@ -251,15 +299,32 @@ def plan_run(
         ),
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
-        "env_processes": tuned.env_processes if env_processes is None else env_processes,
+        "env_processes": task.options.processes,
+        "evaluation_steps": evaluation_steps,
+        "init_from": None if init_from is None else str(init_from),
     }
     require_at_least(
         evaluation_episodes=(chosen["evaluation_episodes"], 1),
         keep_checkpoints=(keep_checkpoints, 1),
         eval_every=(eval_every, 0),
         checkpoint_every=(checkpoint_every, 0),
+        evaluation_steps=(evaluation_steps, 1),
     )
     num_updates = chosen["total_steps"] // made.steps_per_update
+    curves, described = {}, {}
+    if schedules:
+        if task.module is None:
+            raise ConfigurationError(
+                "An Algorithm is made already, with numbers that stay as they are. Give its module "
+                "and its config for schedules."
+            )
+        for name, schedule in schedules.items():
+            require_real(task.config, name)
+            curves[name], described[name] = curve_of(schedule, chosen["total_steps"])
+        named = task.named and all(isinstance(x, str) for x in schedules.values())
+        task = task._replace(config=started(task.config, curves), named=named)
+        require_schedules(task.config, curves, max(num_updates, 1), made.steps_per_update)
+        made = scheduled(make, task.config, curves)
     if num_updates < 1:
         raise ConfigurationError(
             f"total_steps = {chosen['total_steps']:,} is less than one batch, which takes "
@@ -279,21 +344,26 @@ def plan_run(
     split = "" if placement is None else "seeds" if splits_runs(placement) else "environments"
     description = as_json(
         {
-            "command": _command(task, chosen, keep_checkpoints, log, folder),
+            "command": _command(task, chosen, keep_checkpoints, log, folder, described),
             "env": task.env_name,
             "algorithm": task.name,
             "seed": seed_list[0],
             "num_seeds": len(seed_list),
             **chosen,
+            **task.options.described(),
             "config": config_to_dict(task.config),
+            **({"schedules": described} if described else {}),
             **provenance(task.env_name),
             "placement": describe_placement(placement, split),
+            "policy": describe_policy(made),
         }
     )
     refuse_other_processes(description, log=log, keep=keep_checkpoints, resume=resume)
     resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
     if resumed:
         _refuse_to_resume(folder, description)
+    elif init_from is not None:
+        learnt_from(init_from, made, chosen["seeds"])
     return RunPlan(
         task.env,
         made,
@@ -310,6 +380,8 @@ def plan_run(
         tuple(log),
         description,
         placement,
+        evaluation_steps,
+        None if init_from is None else Path(init_from),
     )
 
 
@@ -319,6 +391,7 @@ def _command(
     keep_checkpoints: int,
     log: Sequence[str],
     folder: Path | None,
+    schedules: Mapping[str, str],
 ) -> list[str] | None:
     """Returns the command line of the script that does the same run, or None if there is none."""
     first, count = chosen["seeds"][0], len(chosen["seeds"])
@@ -328,8 +401,10 @@ def _command(
     given |= {"log": ",".join(log), "out": folder}
     usual = {"seed": 0, **task.tuned._asdict(), "eval_every": 0, "checkpoint_every": None}
     usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
+    usual |= {"evaluation_steps": None, "init_from": None}
     del given["seeds"]
-    return command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+    command = command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+    return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
 
 
 def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What a run looks like in a terminal, in a notebook, and where neither is."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -8,10 +9,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
-SHOWN = {"episodic_return": "return {:.1f}", "kl": "KL {:.4f}"}  # metrics beside the bar
+LINE_SECONDS = 10.0  # from one line about a long evaluation to the next
+# Metrics beside the bar.
+SHOWN = {"episodic_return": ("return", return_text), "kl": ("KL", "{:.2g}".format)}
 
 
 def progress_console(visible: bool) -> Console:
@@ -68,12 +72,12 @@ def with_progress(
         task = progress.add_task("", total=num_updates)
         for chunk in chunks:
             update = chunk.last_update
-            for name, form in SHOWN.items():
+            for name, (word, text) in SHOWN.items():
                 values = chunk.metrics.get(name, np.nan)
                 if not np.isnan(values).all():
-                    latest[name] = form.format(np.nanmean(values))
+                    latest[name] = f"{word} {text(np.nanmean(values))}"
                 elif name in chunk.metrics:
-                    latest.setdefault(name, f"{form.split()[0]} none yet")
+                    latest.setdefault(name, f"{word} none yet")
             speed = update * steps_per_update * num_seeds / chunk.seconds
             status = "  ".join([*latest.values(), f"{speed:,.0f} steps/s"])
             progress.update(task, completed=update, description=status)
@@ -83,6 +87,25 @@ def with_progress(
                 console.print(f"update {update:,}/{num_updates:,}  {status}  {left:.0f} s left")
                 printed = due
             yield chunk
+
+
+@contextmanager
+def evaluation_progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
+    """Gives the function that shows words about a running evaluation.
+
+    A status line shows the latest ones; where there can be none, a line every ten seconds.
+    """
+    printed = time.monotonic()
+    with console.status(title) as status:
+
+        def tell(words: str) -> None:
+            nonlocal printed
+            status.update(f"{title}: {words}")
+            if not has_bar(console) and time.monotonic() - printed > LINE_SECONDS:
+                console.print(f"{title}: {words}")
+                printed = time.monotonic()
+
+        yield tell
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from trpo_jax import envs
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
@@ -46,7 +48,12 @@ from trpo_jax.running.plan import (
 )
 from trpo_jax.running.progress import progress_console, sweep_progress
 from trpo_jax.running.sweep_plan import Compilation, Setting, compilations, plan_settings
-from trpo_jax.running.sweep_program import compile_sweep, run_block, score_block
+from trpo_jax.running.sweep_program import (
+    compile_host_sweep,
+    compile_sweep,
+    run_block,
+    score_block,
+)
 
 MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
 SCORES = ("evaluation", "training")
@@ -78,6 +85,7 @@ class Sweep(NamedTuple):
 
     Attributes:
         title: algorithm and environment in words.
+        name: of the algorithm.
         config: what every setting changes.
         settings: the values of what was swept, by name.
         seeds: of every setting.
@@ -95,6 +103,7 @@ class Sweep(NamedTuple):
     """
 
     title: str
+    name: str
     config: Any
     settings: list[Setting]
     seeds: tuple[int, ...]
@@ -120,6 +129,7 @@ class Sweep(NamedTuple):
             {name: [x.setting[name] for x in done] for name in done[0].setting},
             np.stack([x.scores for x in done]),
             self.title,
+            self.name,
         )
 
     def __repr__(self) -> str:
@@ -128,7 +138,7 @@ class Sweep(NamedTuple):
         parts += [f"{len(self.seeds)} seeds"]
         if self.ranking and self.ranking[0].summary is not None:
             values = ", ".join(f"{name} = {x}" for name, x in self.ranking[0].setting.items())
-            parts.append(f"best {values} with {self.ranking[0].summary.iqm:.1f}")
+            parts.append(f"best {values} with {return_text(self.ranking[0].summary.iqm)}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
         return f"<{', '.join(parts)}>"
 
@@ -175,11 +185,15 @@ def sweep(
     out: str | Path | None = None,
     progress: bool = True,
     placement: Placement | None = None,
+    env_processes: bool | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[envs.Wrapper] = (),
 ) -> Sweep:
     """Runs many settings and seeds of an algorithm, and returns what came of them.
 
     Real-valued hyperparameters differ inside one compiled program, as seeds do; each value of
-    another kind is compiled for itself.
+    another kind is compiled for itself. Environments on the host are stepped for as many runs side
+    by side as `batch` says.
 
         found = trpo_jax.sweep("CartPole-v1", grid={"max_kl": [0.003, 0.01, 0.03]})
         found.ranking[0].setting
@@ -187,7 +201,7 @@ def sweep(
         trpo_jax.sweep(ranges={"max_kl": (1e-3, 1e-1, "log")}, random=64, out="runs/sweep")
 
     Args:
-        env: name of an environment of the accelerator, or one of one's own.
+        env: name of an environment, or one of one's own.
         config: what every setting changes; the tuned one if None.
         algorithm: its name or its module; as `trpo_jax.train` chooses it if None.
         grid: values by the name of the hyperparameter; every combination is a setting.
@@ -199,25 +213,31 @@ def sweep(
         evaluation_episodes: that the final policy of each run is judged by.
         score: what settings are ranked by: "evaluation", the return of the final policy, or
             "training", that of the episodes of the second half.
-        batch: runs side by side at the most; 16 on a CPU, elsewhere what half of the free memory
-            holds, if None.
+        batch: runs side by side at the most. If None: the seeds of one setting where the
+            environment runs on the host, else 16 on a CPU, else what half of the free memory holds.
         out: folder for files, written after every block of runs; the same sweep in it goes on. No
             file is written if None.
         progress: whether to show progress.
         placement: which devices the runs are split over; the default one if None.
+        env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        env_args: keyword arguments of the environment, which is then given by its name.
+        wrappers: functions of the environment, or their names; see `trpo_jax.make_env`.
 
     Returns:
         The sweep. Ctrl-C ends it early, with the runs that are done.
 
     Raises:
         ConfigurationError: if a setting cannot work, or the folder holds something else.
+        EnvironmentFailure: if an environment on the host fails; results of before are kept.
         PeerFailure: if another process of the sweep is gone.
     """
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)
     require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
-    task = choose_task(env, config, algorithm, total_steps)
-    require_on_device(task.env, "A sweep is")
+    options = envs.Options(env_args or {}, wrappers, env_processes)
+    task = choose_task(env, config, algorithm, total_steps, options)
+    if placement is not None:
+        require_on_device(task.env, "Several devices run")
     spaces = defaults_for(task.name, task.env_name, SPACES_FILE)
     plan = SweepPlan(
         task,
@@ -261,6 +281,7 @@ def run_sweep(plan: SweepPlan, score: str, console: Console, stack: ExitStack) -
     ranking = rank(plan.settings, plan.seeds, results, f"{score}_return")
     found = Sweep(
         f"{plan.task.name.upper()} on {plan.task.env.name}",
+        plan.task.name,
         plan.task.config,
         plan.settings,
         plan.seeds,
@@ -298,9 +319,9 @@ def describe(
 ) -> dict[str, Any]:
     """Returns what `sweep.json` says: all that is needed to run the sweep again."""
     task, seeds = plan.task, plan.seeds
-    given = {"random": num_random, "seed": seeds[0], "seeds": len(seeds), "batch": plan.batch}
+    given = {"random": num_random, "seed": seeds[0], "num_seeds": len(seeds), "batch": plan.batch}
     given |= {"evaluation_episodes": plan.evaluation_episodes, "score": score, "out": plan.folder}
-    usual = {"random": None, "seed": 0, "seeds": 4, "batch": None}
+    usual = {"random": None, "seed": 0, "num_seeds": 4, "batch": None}
     usual |= {"evaluation_episodes": 16, "score": "evaluation", "out": None}
     given = {name: x for name, x in given.items() if x != usual[name]}
     command = command_of(task, "sweep", total_steps=plan.total_steps, **given)
@@ -317,6 +338,7 @@ def describe(
             "seeds": seeds,
             "total_steps": plan.total_steps,
             "evaluation_episodes": plan.evaluation_episodes,
+            **task.options.described(),
             "config": config_to_dict(task.config),
             "settings": plan.settings,
             "placement": describe_placement(plan.placement),
@@ -412,22 +434,22 @@ def run_compilation(
     fields = [name for name in plan.settings[0] if name not in compilation.static]
     algorithm = module.make(plan.task.env, config)
     num_updates = plan.total_steps // algorithm.steps_per_update
+    make = lambda values: module.make(plan.task.env, config.replace(**values))
+    chunk = choose_chunk(num_updates, num_chunks=CHUNKS)
     with console.status("Compiling"):
-        program = compile_sweep(
-            lambda values: module.make(plan.task.env, config.replace(**values)),
-            fields,
-            len(pending),
-            choose_chunk(num_updates, num_chunks=CHUNKS),
-            plan.batch,
-            plan.placement,
-        )
+        if plan.task.env.open is None:
+            program = compile_sweep(make, fields, len(pending), chunk, plan.batch, plan.placement)
+        else:  # side by side as in a run: the seeds of one setting
+            program = compile_host_sweep(make, fields, plan.batch or len(plan.seeds), chunk)
     values = ", ".join(f"{name} = {value}" for name, value in compilation.static.items())
     size = program.block_size
-    on_each = "" if plan.placement is None else " on each device"
+    takes = "at a time"
+    if program.num_bytes is not None:
+        on_each = "" if plan.placement is None else " on each device"
+        takes = f"side by side take {program.num_bytes / 1e6:,.0f} MB{on_each}"
     console.print(
         f"Compiled for {values or 'all of them'}, on {describe_placement(plan.placement)}, in "
-        f"{program.runs.seconds:.1f} s; {size} runs side by side take "
-        f"{program.runs.num_bytes / 1e6:,.0f} MB{on_each}",
+        f"{program.seconds:.1f} s; {size} runs {takes}",
         soft_wrap=True,
     )
     evaluation = make_evaluation(
@@ -444,8 +466,9 @@ def run_compilation(
             }
             chunks = run_block(program, seeds, columns, num_updates)
             scores, actor = score_block(show(chunks, len(block)), num_updates)
-            filled = [*seeds, *[seeds[-1]] * (size - len(seeds))]  # the same shapes: no compilation
-            returns = evaluation(actor, filled).mean(axis=1)
+            copies = len(scores.broken_update) - len(seeds)  # which fill up a block on the device
+            filled = [*seeds, *[seeds[-1]] * copies]
+            returns = evaluation(actor, filled).returns.mean(axis=1)
             measured = {"evaluation_return": returns, **scores._asdict()}
             for place, (index, seed) in enumerate(block):
                 row = {name: float(x[place]) for name, x in measured.items()}

@@ -4,21 +4,23 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
+from trpo_jax.algorithms.schedules import Schedule
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
+from trpo_jax.envs.options import Wrapper
 from trpo_jax.errors import (
     ConfigurationError,
     EnvironmentFailure,
@@ -26,10 +28,11 @@ from trpo_jax.errors import (
     PeerFailure,
     StorageFailure,
 )
-from trpo_jax.processes import decided_by_first, is_first, to_host
+from trpo_jax.processes import decided_by_first, is_first
+from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
-from trpo_jax.records.policies import make_act, save_policy
+from trpo_jax.records.policies import learnt_from, save_policy
 from trpo_jax.records.runs import (
     CHECKPOINTS,
     DESCRIPTION,
@@ -42,17 +45,24 @@ from trpo_jax.records.runs import (
     read_metrics,
 )
 from trpo_jax.running.description import splits_runs
-from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
+from trpo_jax.running.evaluation import (
+    cut_note,
+    evaluation_bound,
+    make_evaluation,
+    require_finite_returns,
+)
 from trpo_jax.running.loop import (
     Chunk,
     NonFiniteError,
     compile_program,
+    learnt_by,
     resume_program,
     run_chunks,
+    start_from,
 )
 from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, RunPlan, plan_run
 from trpo_jax.running.program import Program
-from trpo_jax.running.progress import progress_console, with_progress
+from trpo_jax.running.progress import evaluation_progress, progress_console, with_progress
 from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
@@ -68,11 +78,13 @@ class Evaluation(NamedTuple):
 
     Attributes:
         returns: of each episode, `[num_seeds, E]`.
+        cut: whether it was cut by the bound on its steps, `[num_seeds, E]`.
         per_seed: mean return of each seed, `[num_seeds]`.
         summary: statistics over seeds.
     """
 
     returns: np.ndarray
+    cut: np.ndarray
     per_seed: np.ndarray
     summary: ScoreSummary
 
@@ -91,7 +103,7 @@ class Run(NamedTuple):
             before comes from the file, which has seven digits. Empty before the first update.
         evaluation: of the final policies; None if the run was stopped.
         evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
-        actor: what acting needs, leading axis `[num_seeds]`, on the host.
+        learnt: what the seeds have learnt, leading axis `[num_seeds]`, on the host.
         num_updates: updates done.
         seconds: training time, without compilation and all else.
         compile_seconds: time spent compiling.
@@ -100,6 +112,7 @@ class Run(NamedTuple):
         stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", or the name of an
             exception; None if it did not.
         title: algorithm and environment in words.
+        name: of the algorithm.
     """
 
     env: Environment
@@ -109,7 +122,7 @@ class Run(NamedTuple):
     metrics: Columns
     evaluation: Evaluation | None
     evaluations: Columns
-    actor: Actor
+    learnt: Learnt
     num_updates: int
     seconds: float
     compile_seconds: float
@@ -117,8 +130,14 @@ class Run(NamedTuple):
     folder: Path | None
     stopped_by: str | None
     title: str
+    name: str
 
-    def policy(self, seed: int | None = None) -> Callable[..., Any]:
+    @property
+    def actor(self) -> Actor:
+        """What acting needs, leading axis `[num_seeds]`, on the host."""
+        return self.learnt.actor
+
+    def policy(self, seed: int | None = None) -> ActingPolicy:
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
 
         Args:
@@ -132,9 +151,16 @@ class Run(NamedTuple):
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
-        actor = jax.tree.map(lambda x: jnp.asarray(x[self.seeds.index(seed)]), self.actor)
-        env = self.env
-        return make_act(self.algorithm.policy, actor, env.name, env.observation, env.action)
+        env, algorithm = self.env, self.algorithm
+        return make_act(
+            algorithm.policy,
+            jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor),
+            env.name,
+            env.observation,
+            env.action,
+            algorithm.agent and algorithm.agent.policy.settings,
+            getattr(self.config, "normalize_observations", False),
+        )
 
     def plot(self) -> Any:
         """Returns a matplotlib figure of the return of training episodes.
@@ -148,14 +174,15 @@ class Run(NamedTuple):
             found = ", ".join(self.metrics) or "none, for there was no update"
             raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
         env_steps = self.metrics["env_steps"][0]
-        return learning_curve(env_steps, self.metrics["episodic_return"], self.title)
+        returns = self.metrics["episodic_return"]
+        return learning_curve(env_steps, returns, self.title, self.name)
 
     def __repr__(self) -> str:
         """Returns the run in one line."""
         parts = [f"Run of {self.title}", f"{len(self.seeds)} seeds", f"{self.num_updates} updates"]
         parts.append(f"{self.seconds:.1f} s")
         if self.evaluation is not None:
-            parts.append(f"mean return {self.evaluation.summary.mean:.1f}")
+            parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
         return f"<{', '.join(parts)}>"
 
@@ -170,6 +197,8 @@ def train(
     total_steps: int | None = None,
     evaluation_episodes: int | None = None,
     env_processes: bool | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -179,6 +208,9 @@ def train(
     progress: bool = True,
     callback: Callable[[Chunk], Any] | None = None,
     placement: Placement | None = None,
+    schedules: Mapping[str, str | Schedule] | None = None,
+    evaluation_steps: int | None = None,
+    init_from: str | Path | None = None,
 ) -> Run:
     """Trains an algorithm on an environment, all seeds side by side, and returns the run.
 
@@ -206,6 +238,9 @@ def train(
         total_steps: environment steps of each seed, rounded down to whole updates.
         evaluation_episodes: episodes of each seed that its final policy is judged by.
         env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        env_args: keyword arguments of the environment, which is then given by its name.
+        wrappers: functions of the environment, or their names as "module:name", applied in order;
+            see `trpo_jax.make_env`.
         eval_every: evaluate during training too, before the first and after every n-th update; the
             policies with the best mean return are kept as a checkpoint. 0 for never.
         checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
@@ -219,6 +254,14 @@ def train(
         callback: called with each `Chunk` of updates; the run stops, in order, where it returns
             something true.
         placement: which devices the run is on, from `trpo_jax.devices`; the default one if None.
+        schedules: real-valued hyperparameters that change, by name: a text such as
+            "linear:0.02:0.005", or a function of the environment steps that a seed has done, such
+            as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
+        evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
+            if None, or without one 100,000 on the device and 1,000 on the host.
+        init_from: folder of a finished run, or its `policy.msgpack`, to start from: its policies,
+            critics and statistics. A seed starts from the same seed, or from the best one where
+            there is no such seed.
 
     Returns:
         The run. Ctrl-C and the callback end it early, with what was done until then.
@@ -241,6 +284,8 @@ def train(
         total_steps=total_steps,
         evaluation_episodes=evaluation_episodes,
         env_processes=env_processes,
+        env_args=env_args,
+        wrappers=wrappers,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
@@ -248,6 +293,9 @@ def train(
         resume=resume,
         log=log,
         placement=placement,
+        schedules=schedules,
+        evaluation_steps=evaluation_steps,
+        init_from=init_from,
     )
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
@@ -384,9 +432,11 @@ def compile_plan(plan: RunPlan, saved: Saved | None) -> Program:
     program = compile_program(
         plan.algorithm, plan.seeds, plan.updates_per_chunk, num_done, plan.placement
     )
-    if saved is None:
+    if saved is None and plan.init_from is None:
         return program
     try:
+        if saved is None:
+            return start_from(program, learnt_from(plan.init_from, plan.algorithm, plan.seeds))
         return resume_program(program, to_state(program.state, saved.arrays))
     except BaseException:
         program.close()
@@ -408,9 +458,11 @@ def run_program(
         plan.algorithm.policy,
         plan.evaluation_episodes,
         placement=plan.placement if whole_runs else None,
+        max_steps=plan.evaluation_steps,
+        num_envs=plan.num_envs,
     )
     with ExitStack() as stack:
-        recorder = Recorder(plan, evaluation, saved, to_host(program.state.actor), stack)
+        recorder = Recorder(plan, evaluation, saved, learnt_by(program.state), stack)
         unfinished = lambda reason: Run(
             plan.env,
             plan.algorithm,
@@ -419,7 +471,7 @@ def run_program(
             recorder.metrics.columns(),
             None,
             recorder.evaluations.columns(),
-            recorder.actor,
+            recorder.learnt,
             recorder.num_updates,
             recorder.seconds,
             program.compile_seconds,
@@ -427,6 +479,7 @@ def run_program(
             plan.folder,
             reason,
             plan.title,
+            plan.name,
         )
         try:
             stopped = learn(plan, program, recorder, console, callback)
@@ -435,9 +488,10 @@ def run_program(
             write_policy(plan, run)
             if stopped:
                 return run
-            with console.status("Evaluating"):
-                returns = evaluation(run.actor, plan.seeds)
-            require_finite_returns(plan.env, plan.seeds, returns)
+            program.close()  # or twice as many environments would be open
+            with evaluation_progress(console, "Evaluating") as tell:
+                played = evaluation(run.actor, plan.seeds, tell=tell)
+            require_finite_returns(plan.env, plan.seeds, played.returns)
         except KeyboardInterrupt:
             run = unfinished(INTERRUPT)
             write_policy(plan, run)
@@ -447,8 +501,11 @@ def run_program(
             if not isinstance(error, PolicyFailure):
                 write_policy(plan, error.run, error)
             raise
-    scores = returns.mean(axis=1)
-    run = run._replace(evaluation=Evaluation(returns, scores, summarize(scores)))
+    scores = played.returns.mean(axis=1)
+    run = run._replace(evaluation=Evaluation(*played, scores, summarize(scores)))
+    note = cut_note(played.cut, evaluation_bound(plan.env, plan.evaluation_steps))
+    if note:
+        console.print(note, soft_wrap=True)
     write_summary(plan, run, time.perf_counter() - started)
     return run
 
@@ -485,7 +542,7 @@ def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> Non
     if plan.folder is None or not is_first():
         return
     scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
-    save = lambda path: save_policy(path, run.algorithm, run.actor, run.seeds, scores)
+    save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores)
     try:
         if isinstance(cause, FileGone):  # and the folder may be that of another run by now
             raise cause
@@ -528,6 +585,8 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
             "wall_seconds": wall_seconds,
             "evaluation": {
                 "episodes_per_seed": plan.evaluation_episodes,
+                "steps_at_most": evaluation_bound(plan.env, plan.evaluation_steps),
+                "episodes_cut": int(run.evaluation.cut.sum()),
                 "per_seed": run.evaluation.per_seed.tolist(),
                 **run.evaluation.summary._asdict(),
             },

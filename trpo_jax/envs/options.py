@@ -1,0 +1,198 @@
+"""Options that environments are made with: keyword arguments, wrappers, and where copies run.
+
+A command line and `config.json` hold them as text: a value is a Python literal or else a string,
+and a wrapper is `module:name`.
+"""
+
+import ast
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from trpo_jax import user_modules
+from trpo_jax.errors import ConfigurationError, unknown_name
+
+Wrapper = str | Callable[[Any], Any]
+
+
+class Options(NamedTuple):
+    """Keyword arguments of `trpo_jax.envs.make`, which are one thing wherever they are passed on.
+
+    Attributes:
+        args: keyword arguments of the environment's own.
+        wrappers: functions of an environment, or their names as `module:name`, applied in order.
+        processes: whether each copy runs in a process of its own; None where defaults decide.
+    """
+
+    args: Mapping[str, Any] = MappingProxyType({})
+    wrappers: Sequence[Wrapper] = ()
+    processes: bool | None = None
+
+    @property
+    def named(self) -> bool:
+        """Whether a command line can say all of them."""
+        texts = (*map(text_of, self.args.values()), *map(name_of, self.wrappers))
+        return all(text is not None for text in texts)
+
+    def described(self) -> dict[str, Any]:
+        """Returns what `config.json` says of arguments and wrappers, if there are any.
+
+        A None stands for what has no name.
+        """
+        found: dict[str, Any] = {}
+        if self.args:
+            found["env_args"] = {name: text_of(value) for name, value in self.args.items()}
+        if self.wrappers:
+            found["wrappers"] = [name_of(wrapper) for wrapper in self.wrappers]
+        return found
+
+    def flags(self) -> list[str]:
+        """Returns the flags that say the arguments and the wrappers."""
+        found = [f"--env-arg={name}={text_of(value)}" for name, value in self.args.items()]
+        return [*found, *(f"--wrapper={name_of(wrapper)}" for wrapper in self.wrappers)]
+
+
+def stored_options(description: Mapping[str, Any]) -> Options:
+    """Returns the options that a `config.json` names.
+
+    Raises:
+        ConfigurationError: if it came from Python, with a value or a wrapper that has no name.
+    """
+    texts, wrappers = description.get("env_args", {}), description.get("wrappers", [])
+    unnamed = [name for name, text in texts.items() if text is None]
+    unnamed += ["wrappers"] if None in wrappers else []
+    if unnamed:
+        raise ConfigurationError(
+            f"The environment {description['env']!r} of this run was made in Python, with "
+            f"something in {', '.join(unnamed)} that no file can name. Name another environment, "
+            "or go on in Python."
+        )
+    args = {name: parse_value(text) for name, text in texts.items()}
+    return Options(args, tuple(wrappers), description.get("env_processes", False))
+
+
+def parse_value(text: str) -> Any:
+    """Returns the value of a Python literal, and any other text as it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def text_of(value: Any) -> str | None:
+    """Returns the text that `parse_value` reads as a value; None if there is none."""
+    plain = isinstance(value, str) and parse_value(value) is value
+    text = value if plain else repr(value)
+    found = parse_value(text)
+    return text if type(found) is type(value) and repr(found) == repr(value) else None
+
+
+def name_of(wrapper: Wrapper) -> str | None:
+    """Returns the `module:name` of a wrapper; None if it has none."""
+    if isinstance(wrapper, str):
+        return wrapper
+    module, name = getattr(wrapper, "__module__", None), getattr(wrapper, "__qualname__", "")
+    found = getattr(sys.modules.get(module), name, None)
+    return f"{module}:{name}" if found is wrapper and module != "__main__" else None
+
+
+def load_wrappers(wrappers: Any) -> list[Callable[[Any], Any]]:
+    """Returns wrappers as functions.
+
+    Raises:
+        ConfigurationError: if one is neither a function nor the name of one.
+    """
+    if isinstance(wrappers, str) or not isinstance(wrappers, Iterable):
+        raise ConfigurationError(
+            f"wrappers = {wrappers!r} must be a list of functions, or of names such as "
+            "my_module:MyWrapper."
+        )
+    found = [user_modules.find("wrapper", x)[0] if isinstance(x, str) else x for x in wrappers]
+    for wrapper in found:
+        if not callable(wrapper):
+            raise ConfigurationError(
+                f"The wrapper {wrapper!r} must be a function of an environment, or its name, such "
+                "as my_module:MyWrapper."
+            )
+    return found
+
+
+def wrap(name: str, env: Any, wrappers: Iterable[Callable[[Any], Any]], kind: type) -> Any:
+    """Returns an environment in its wrappers, the last one outside.
+
+    Args:
+        name: of the environment, for messages.
+        env: the environment.
+        wrappers: functions of it, from `load_wrappers`.
+        kind: class of the environment, which each wrapper has to return.
+
+    Raises:
+        ConfigurationError: if a wrapper fails or returns something else.
+    """
+    for wrapper in wrappers:
+        called = name_of(wrapper) or repr(wrapper)
+        what = (
+            f"The wrapper {called} cannot be put around {name!r}. It is given the environment and "
+            "nothing else; where it needs more, write a function that gives it"
+        )
+        with user_modules.errors_located(what, called):
+            env = wrapper(env)
+        if not isinstance(env, kind):
+            raise ConfigurationError(
+                f"The wrapper {called} must return the environment that it makes of {name!r}, a "
+                f"{kind.__module__}.{kind.__name__}. It returned {type(env).__name__}."
+            )
+    return env
+
+
+def require_known_args(name: str, args: Iterable[str], known: Iterable[str] | None) -> None:
+    """Raises a ConfigurationError for the first argument that an environment does not have.
+
+    Args:
+        name: of the environment.
+        args: names of arguments.
+        known: those that it has; None if it takes any.
+    """
+    for arg in args:
+        if known is not None and arg not in set(known):
+            raise unknown_name(f"argument of {name}", arg, known)
+
+
+def parameters_of(maker: Callable[..., Any]) -> set[str] | None:
+    """Returns names of the keyword arguments of a function or a class; None if it takes any.
+
+    Where a class passes others on, those of its base classes are among them.
+    """
+    is_class = isinstance(maker, type)
+    makers = [x.__init__ for x in maker.__mro__ if "__init__" in vars(x)] if is_class else [maker]
+    names: set[str] = set()
+    for function in makers:
+        parameters = inspect.signature(function).parameters.values()
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        names |= {x.name for x in parameters if x.kind in by_name}
+        if not any(x.kind == inspect.Parameter.VAR_KEYWORD for x in parameters):
+            return names - {"self"}
+    return None
+
+
+def replace_fields(name: str, params: Any, values: Mapping[str, Any]) -> Any:
+    """Returns a dataclass of numbers with other values in some of its fields.
+
+    Raises:
+        ConfigurationError: if a value is of another kind than the field's own.
+    """
+    changed = {}
+    for field, value in values.items():
+        usual = getattr(params, field)
+        kind = next((x for x in (bool, int, float) if isinstance(usual, x)), type(value))
+        whole = kind is float and type(value) is int
+        if not (whole or type(value) is kind):
+            raise ConfigurationError(
+                f"{field} = {value!r} of {name} must be of the kind {kind.__name__}, as {usual!r} "
+                "is, its usual value."
+            )
+        changed[field] = kind(value)
+    return dataclasses.replace(params, **changed)
