@@ -1,7 +1,6 @@
 """The flags of train.py, and the run that they ask for."""
 
 import argparse
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from trpo_jax.cli.command_line import (
     flags_in,
     seed_range,
     step_count,
+    time_name,
 )
 from trpo_jax.cli.environment_flags import (
     add_environment_flags,
@@ -60,8 +60,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
             "in its own: leave --out away."
         )
     config = config_from(args, module)
-    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-    usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name)
+    usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name())
     folder = args.resume or args.out or usual
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
     options = options_from(args)
