@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from trpo_jax.devices import (
 )
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.processes import is_first, join
+from trpo_jax.processes import is_first, join, leave
 from trpo_jax.running.plan import require_on_device
 
 SEEDS, ENVIRONMENTS = "seeds", "environments"
@@ -154,6 +155,8 @@ def exit_with(main: Callable[[], int], received: Sequence[int] = ()) -> NoReturn
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        with suppress(RuntimeError):  # of a first process that is gone
+            leave(code if isinstance(code, int) else 1)
         if is_first():
             time.sleep(FIRST_LEAVES_AFTER)
         os._exit(code)

@@ -1,7 +1,6 @@
 """The flags of train.py, and the run that they ask for."""
 
 import argparse
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from trpo_jax.cli.command_line import (
     flags_in,
     seed_range,
     step_count,
+    time_name,
 )
 from trpo_jax.cli.environment_flags import (
     add_environment_flags,
@@ -66,8 +66,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         followed = [name for name, x in vars(args).items() if isinstance(x, Follows)]
         vars(args).update({name: begun[name] for name in followed if name in begun})
     config = config_from(args, module)
-    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-    usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name)
+    usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name())
     folder = args.resume or args.out or usual
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
     options = options_from(args)

@@ -43,6 +43,7 @@ from trpo_jax.running.description import (
     describe_placement,
     flags_of,
     provenance,
+    refuse_other_processes,
     splits_runs,
 )
 from trpo_jax.running.loop import USUAL, Pace
@@ -370,6 +371,7 @@ def plan_run(
             "policy": describe_policy(made),
         }
     )
+    refuse_other_processes(description, log=log, keep=keep_checkpoints, resume=resume)
     resumed = begun is not None
     if resumed:
         _refuse_to_resume(folder, description)
@@ -446,5 +448,5 @@ def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
         raise ConfigurationError(
             f"The run in {folder} has {different}. It can only go on as it was: leave other "
             "settings away, and install those versions (python3 -m uv run --with jax==... for "
-            f"instance). To start anew, {anew}"
+            f"instance). Only the last part of a version may differ. To start anew, {anew}"
         )

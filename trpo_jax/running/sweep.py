@@ -32,6 +32,7 @@ from trpo_jax.running.description import (
     config_to_dict,
     describe_placement,
     provenance,
+    refuse_other_processes,
 )
 from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import most_updates
@@ -251,6 +252,7 @@ def sweep(
     require_two_batches(plan)
     description = describe(plan, score, grid or {}, ranges or {}, random)
     plan = plan._replace(description=description)
+    refuse_other_processes(description, score=score, batch=batch)
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
         return run_sweep(plan, score, console, stack)

@@ -42,6 +42,7 @@ from trpo_jax.records.runs import (
     METRICS,
     POLICY,
     SUMMARY,
+    differing_patches,
     differing_settings,
     read_description,
     read_metrics,
@@ -453,6 +454,13 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
         console.print(
             "Environments on the host cannot be stored: their episodes begin anew, and the numbers "
             "are not those of a run that never stopped"
+        )
+    patches = differing_patches(plan.description, saved.description)
+    if patches and is_first():
+        print(
+            f"warning: The run goes on with {patches}. Numbers may differ in rounding from those "
+            "of a run that never stopped, and what environments do in detail.",
+            file=sys.stderr,
         )
     before = saved.description["placement"]
     if before != plan.description["placement"]:
