@@ -14,7 +14,7 @@ DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
 EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
 # Of a description: what may differ when a run goes on.
-FREE = ("command", "device", "placement", "started")
+FREE = ("command", "device", "placement", "started", "env_timeout", "origin")
 
 
 class StoredRun(NamedTuple):

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +33,7 @@ from trpo_jax.normalization import update_statistics
 from trpo_jax.rollout import random_actions
 from trpo_jax.running.program import Program, as_metrics, check, cpu_options
 
+TELL_EVERY = 10.0  # seconds between words about environments that start
 NO_UPDATE = 2**31 - 1  # keys of updates are those of smaller numbers
 
 
@@ -66,7 +67,11 @@ class HostPrograms(NamedTuple):
 
 
 def host_program(
-    algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int, num_done: int = 0
+    algorithm: Algorithm,
+    seeds: Sequence[int],
+    updates_per_chunk: int,
+    num_done: int = 0,
+    tell: Callable[[str], None] | None = None,
 ) -> Program:
     """Returns the program for an environment that runs on the host; see `compile_program`.
 
@@ -83,7 +88,12 @@ def host_program(
     threads = [OwnThread() for _ in range(min(len(seeds), os.cpu_count() or 1))]
     pools: dict[int, Pool] = {}
 
-    def in_threads(stopping: threading.Event, function: Callable[..., Any], *args: Any) -> list:
+    def in_threads(
+        stopping: threading.Event,
+        function: Callable[..., Any],
+        *args: Any,
+        tell: Callable[[str], None] | None = None,
+    ) -> list[Any]:
         def call(*args):
             try:
                 return None if stopping.is_set() else function(*args)
@@ -95,9 +105,17 @@ def host_program(
             threads[index % len(threads)].submit(call, index, *seed_args)
             for index, seed_args in enumerate(zip(*args, strict=True))
         ]
+        began, pending = time.monotonic(), futures
         try:
-            for future in as_completed(futures):
-                future.result()
+            while pending:
+                done, pending = wait(pending, TELL_EVERY if tell else None, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                if tell and pending:
+                    tell(
+                        f"Starting {num_envs} environments a seed: {len(futures) - len(pending)} "
+                        f"of {len(futures)} seeds after {time.monotonic() - began:.0f} s"
+                    )
         except BaseException:
             stopping.set()
             wait(futures)
@@ -117,7 +135,7 @@ def host_program(
             thread.end()
 
     try:
-        states = in_threads(threading.Event(), open_and_start, seeds, states)
+        states = in_threads(threading.Event(), open_and_start, seeds, states, tell=tell)
     except BaseException:
         close()
         raise

@@ -5,7 +5,7 @@ Everything that is not mathematics (progress, files, Ctrl-C) happens on the host
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,6 +54,7 @@ def compile_program(
     updates_per_chunk: int,
     num_done: int = 0,
     placement: Placement | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Program:
     """Compiles `updates_per_chunk` updates of all seeds as one program, and initialises them.
 
@@ -66,6 +67,7 @@ def compile_program(
         updates_per_chunk: updates in one call.
         num_done: updates that were done before; `resume_program` then gives it their state.
         placement: which devices it is on, where the environment is; the default one if None.
+        tell: called with words about environments on the host that take long to start.
 
     Returns:
         A program, to be closed in the end.
@@ -75,7 +77,7 @@ def compile_program(
     """
     if algorithm.env.open is None:
         return device_program(algorithm, seeds, updates_per_chunk, placement)
-    return host_program(algorithm, seeds, updates_per_chunk, num_done)
+    return host_program(algorithm, seeds, updates_per_chunk, num_done, tell)
 
 
 def resume_program(program: Program, state: State) -> Program:
