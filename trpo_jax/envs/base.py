@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, Shaped
 
 from trpo_jax.errors import ConfigurationError
 
@@ -251,7 +251,9 @@ def to_space_action(
     return np.clip(np.asarray(actions, spec.low.dtype), spec.low, spec.high)
 
 
-def sound(x: Num[Array | np.ndarray, "..."], numpy: Any = jnp) -> Bool[Array | np.ndarray, "..."]:
+def sound(
+    x: Shaped[Array | np.ndarray, "..."], numpy: Any = jnp
+) -> Bool[Array | np.ndarray, "..."]:
     """Returns which numbers of an environment are finite, and of a size that can be learnt from.
 
     Args:
