@@ -292,8 +292,8 @@ def require_usable(env: Environment) -> None:
         elif not (low <= high).all():
             index = tuple(np.argwhere(~(low <= high))[0].tolist())
             wrong = (
-                f"actions of whose component {', '.join(map(str, index))} the lower bound, "
-                f"{low[index]:g}, is not below the upper one, {high[index]:g}"
+                f"actions whose component {', '.join(map(str, index))} has a lower bound of "
+                f"{low[index]:g} and an upper one of {high[index]:g}"
             )
     if wrong:
         raise ConfigurationError(

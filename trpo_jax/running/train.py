@@ -414,7 +414,7 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"each of seeds {ends}"
     console.print(f"{plan.title}: {total:,} steps in {plan.num_updates:,} updates, {of_seeds}")
     if wide := wide_bounds(plan.env):
-        console.print(f"warning: {wide}")
+        console.print(f"warning: {wide}", soft_wrap=True)
     if not plan.resumed:
         return
     if saved is None:
