@@ -12,7 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from trpo_jax.cli.command_line import cache_compilations, call_of, user_errors
-from trpo_jax.cli.display import print_evaluation, print_files, print_missing_episodes
+from trpo_jax.cli.display import (
+    print_broken_episodes,
+    print_evaluation,
+    print_files,
+    print_missing_episodes,
+)
 from trpo_jax.cli.placement import IF_LOST, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
 from trpo_jax.processes import is_first
@@ -60,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"each seed has reached a return of {args.stop_at_return:g}",
             soft_wrap=True,
         )
+    print_broken_episodes(console, run.metrics)
     print_costs(console, run)
     print_files(console, folder)
     if run.broken:

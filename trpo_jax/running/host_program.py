@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from trpo_jax.normalization import update_statistics
 from trpo_jax.rollout import random_actions
 from trpo_jax.running.program import Health, Program, as_metrics, check, cpu_options
 
+TELL_EVERY = 10.0  # seconds between words about environments that start
 NO_UPDATE = 2**31 - 1  # keys of updates are those of smaller numbers
 
 
@@ -90,7 +91,11 @@ class HostRuns(NamedTuple):
 
 
 def host_program(
-    algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int, num_done: int = 0
+    algorithm: Algorithm,
+    seeds: Sequence[int],
+    updates_per_chunk: int,
+    num_done: int = 0,
+    tell: Callable[[str], None] | None = None,
 ) -> Program:
     """Returns the program for an environment that runs on the host; see `compile_program`.
 
@@ -98,7 +103,7 @@ def host_program(
         EnvironmentFailure: if the environment cannot be started.
     """
     runs = compile_host_runs(lambda _: algorithm, ())
-    return start_host_runs(runs, seeds, [()] * len(seeds), updates_per_chunk, num_done)
+    return start_host_runs(runs, seeds, [()] * len(seeds), updates_per_chunk, num_done, tell)
 
 
 def start_host_runs(
@@ -107,6 +112,7 @@ def start_host_runs(
     values: Sequence[Any],
     updates_per_chunk: int,
     num_done: int = 0,
+    tell: Callable[[str], None] | None = None,
 ) -> Program:
     """Returns the program of some runs side by side, whose environments are started.
 
@@ -116,6 +122,7 @@ def start_host_runs(
         values: of each run.
         updates_per_chunk: updates in one call.
         num_done: updates that were done before.
+        tell: called with words where environments take long to start.
 
     Raises:
         EnvironmentFailure: if the environment cannot be started.
@@ -131,7 +138,9 @@ def start_host_runs(
     broken_by: dict[int, str] = {}
     stopping = threading.Event()
 
-    def in_threads(function: Callable[..., Any], *args: Any) -> list:
+    def in_threads(
+        function: Callable[..., Any], *args: Any, tell: Callable[[str], None] | None = None
+    ) -> list[Any]:
         def call(*args):
             try:
                 return None if stopping.is_set() else function(*args)
@@ -145,9 +154,17 @@ def start_host_runs(
             threads[index % len(threads)].submit(call, index, *seed_args)
             for index, seed_args in enumerate(zip(*args, strict=True))
         ]
+        began, pending = time.monotonic(), futures
         try:
-            for future in as_completed(futures):
-                future.result()
+            while pending:
+                done, pending = wait(pending, TELL_EVERY if tell else None, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                if tell and pending:
+                    tell(
+                        f"Starting {num_envs} environments a seed: {len(futures) - len(pending)} "
+                        f"of {len(futures)} seeds after {time.monotonic() - began:.0f} s"
+                    )
         except BaseException:
             stopping.set()
             wait(futures)
@@ -168,7 +185,7 @@ def start_host_runs(
             thread.end()
 
     try:
-        states = in_threads(open_and_start, seeds, states)
+        states = in_threads(open_and_start, seeds, states, tell=tell)
     except BaseException:
         close()
         raise

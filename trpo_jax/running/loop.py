@@ -103,6 +103,7 @@ def compile_program(
     updates_per_chunk: int,
     num_done: int = 0,
     placement: Placement | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Program:
     """Compiles up to `updates_per_chunk` updates of all seeds as one program; initialises them.
 
@@ -115,6 +116,7 @@ def compile_program(
         updates_per_chunk: updates that one call has room for.
         num_done: updates that were done before; `resume_program` then gives it their state.
         placement: which devices it is on, where the environment is; the default one if None.
+        tell: called with words about environments on the host that take long to start.
 
     Returns:
         A program, to be closed in the end.
@@ -124,7 +126,7 @@ def compile_program(
     """
     if algorithm.env.open is None:
         return device_program(algorithm, seeds, updates_per_chunk, placement)
-    return host_program(algorithm, seeds, updates_per_chunk, num_done)
+    return host_program(algorithm, seeds, updates_per_chunk, num_done, tell)
 
 
 def resume_program(program: Program, state: State) -> Program:

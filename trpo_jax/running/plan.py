@@ -25,6 +25,7 @@ from trpo_jax.algorithms.schedules import (
 )
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
+from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
@@ -173,17 +174,22 @@ def choose_task(
     if isinstance(env, str):
         env = envs.make(env, **options._asdict())
     else:
-        refuse_options(env, options)
+        env = with_options(env, options)
     return Task(env, env_name, module, name, config, tuned, named, options)
 
 
-def refuse_options(env: Environment, options: envs.Options) -> None:
-    """Raises a ConfigurationError if options are to change an environment that is made already."""
+def with_options(env: Environment, options: envs.Options) -> Environment:
+    """Returns an environment that is made already, with the timeout of some options.
+
+    Raises:
+        ConfigurationError: if other options are to change it.
+    """
     if options.args or options.wrappers:
         raise ConfigurationError(
             f"env_args and wrappers belong to an environment that is made by its name, and "
             f"{env.name} is made already. Give them to trpo_jax.make_env, or give the name."
         )
+    return env if options.timeout is None else with_timeout(env, options.timeout)
 
 
 def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]:
@@ -259,6 +265,7 @@ def plan_run(
     env_processes: bool | None = None,
     env_args: Mapping[str, Any] | None = None,
     wrappers: Sequence[envs.Wrapper] = (),
+    env_timeout: float | None = None,
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -279,7 +286,7 @@ def plan_run(
     folder = None if out is None else Path(out)
     begun = decided_by_first(lambda: _begun(folder)) if resume and folder is not None else None
     tuned_for = begun or total_steps  # a run that goes on for longer keeps its schedules
-    options = envs.Options(env_args or {}, wrappers, env_processes)
+    options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout)
     if isinstance(algorithm, Algorithm):
         own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
         if config is not None or agent is not None or not own_env:
@@ -288,11 +295,11 @@ def plan_run(
                 "agent away, or give the module of the algorithm in its place."
             )
         env, own_config = algorithm.env, algorithm.config
-        refuse_options(env, options)
+        env = with_options(env, options)
         tuned = defaults("trpo", env.name, tuned_for)
         options = options._replace(processes=bool(env_processes))
         task = Task(env, env.name, None, OWN, own_config, tuned, False, options)
-        made = algorithm
+        made = algorithm._replace(env=env)
     else:
         task = choose_task(env, config, algorithm, tuned_for, options)
         own = {} if agent is None else {"agent": agent}
@@ -364,6 +371,7 @@ def plan_run(
             "num_seeds": len(seed_list),
             **chosen,
             **task.options.described(),
+            **origin_of(made.env),
             "config": config_to_dict(task.config),
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),
@@ -374,11 +382,13 @@ def plan_run(
     refuse_other_processes(description, log=log, keep=keep_checkpoints, resume=resume)
     resumed = begun is not None
     if resumed:
-        _refuse_to_resume(folder, description)
+        found = _refuse_to_resume(folder, description)
+        made = made._replace(env=with_origin(made.env, found))
+        description |= origin_of(made.env)
     elif init_from is not None:
         learnt_from(init_from, made, chosen["seeds"])
     return RunPlan(
-        task.env,
+        made.env,
         made,
         task.name,
         task.config,
@@ -427,10 +437,31 @@ def _command(
     return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
 
 
-def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
-    """Raises a ConfigurationError if a run is finished, or was started with other settings.
+def origin_of(env: Environment) -> dict[str, Any]:
+    """Returns what `config.json` says of the origin of observations, if there is one."""
+    origin = env.observation.origin
+    return {} if origin is None else {"origin": origin.tolist()}
+
+
+def with_origin(env: Environment, description: dict[str, Any]) -> Environment:
+    """Returns an environment whose observations have the origin of a stored run.
+
+    That of an environment which shows the time, for instance, is another whenever it is made.
+    """
+    origin = env.observation.origin
+    if origin is None or "origin" not in description:
+        return env
+    origin = np.array(description["origin"], origin.dtype)
+    return env._replace(observation=env.observation._replace(origin=origin))
+
+
+def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
+    """Returns the description of the run that is to go on.
 
     It may go on to more steps than it was started with, also if it is finished.
+
+    Raises:
+        ConfigurationError: if the run has no more to do, or was started with other settings.
     """
     found = read_description(folder, "command", "config", "versions", "total_steps")
     asked, begun = description["total_steps"], found["total_steps"]
@@ -450,3 +481,4 @@ def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
             "settings away, and install those versions (python3 -m uv run --with jax==... for "
             f"instance). Only the last part of a version may differ. To start anew, {anew}"
         )
+    return found

@@ -20,7 +20,7 @@ from trpo_jax.algorithms.schedules import Schedule
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, wide_bounds
 from trpo_jax.envs.options import Wrapper
 from trpo_jax.errors import (
     ConfigurationError,
@@ -64,7 +64,12 @@ from trpo_jax.running.loop import (
 )
 from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, STOP_EVERY, RunPlan, plan_run
 from trpo_jax.running.program import Program
-from trpo_jax.running.progress import evaluation_progress, progress_console, with_progress
+from trpo_jax.running.progress import (
+    evaluation_progress,
+    has_bar,
+    progress_console,
+    with_progress,
+)
 from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
@@ -206,6 +211,7 @@ def train(
     env_processes: bool | None = None,
     env_args: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
+    env_timeout: float | None = None,
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -249,6 +255,8 @@ def train(
         env_args: keyword arguments of the environment, which is then given by its name.
         wrappers: functions of the environment, or their names as "module:name", applied in order;
             see `trpo_jax.make_env`.
+        env_timeout: seconds that a reset or a step of the copies of an environment on the host may
+            take; the run fails where it takes longer. None for never.
         eval_every: evaluate during training too, before the first and after every n-th update; the
             policies with the best mean return are kept as a checkpoint. 0 for never.
         checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
@@ -300,6 +308,7 @@ def train(
         env_processes=env_processes,
         env_args=env_args,
         wrappers=wrappers,
+        env_timeout=env_timeout,
         eval_every=eval_every,
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
@@ -317,8 +326,10 @@ def train(
         saved = open_folder(plan, stack)
         say_plan(plan, saved, console)
         try:
-            with console.status("Compiling"):
-                program = compile_plan(plan, saved)
+            host = " and starting environments" if plan.env.open else ""
+            with console.status(f"Compiling{host}") as status:
+                tell = status.update if has_bar(console) else console.print
+                program = compile_plan(plan, saved, tell)
             console.print(
                 f"Compiled for {plan.description['placement']} in {program.compile_seconds:.1f} s"
             )
@@ -444,6 +455,8 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
     ends = f"{seeds[0]} to {seeds[-1]}" if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{seeds}"
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"each of seeds {ends}"
     console.print(f"{plan.title}: {total:,} steps in {plan.num_updates:,} updates, {of_seeds}")
+    if wide := wide_bounds(plan.env):
+        console.print(f"warning: {wide}", soft_wrap=True)
     if not plan.resumed:
         return
     if saved is None:
@@ -467,11 +480,11 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
         console.print(f"It ran on {before} before: numbers may differ in rounding")
 
 
-def compile_plan(plan: RunPlan, saved: Saved | None) -> Program:
+def compile_plan(plan: RunPlan, saved: Saved | None, tell: Callable[[str], None]) -> Program:
     """Returns the program of a run, in the state of a checkpoint if there is one."""
     num_done = saved.num_updates if saved else 0
     program = compile_program(
-        plan.algorithm, plan.seeds, most_updates(len(plan.seeds)), num_done, plan.placement
+        plan.algorithm, plan.seeds, most_updates(len(plan.seeds)), num_done, plan.placement, tell
     )
     if saved is None and plan.init_from is None:
         return program
