@@ -26,9 +26,9 @@ from trpo_jax.cli.compare import (
     refuse_other_settings,
 )
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.errors import unknown_name
-from trpo_jax.figures.curves import comparison
-from trpo_jax.records.files import write_json
+from trpo_jax.errors import StorageFailure, unknown_name
+from trpo_jax.figures.curves import comparison, file_of
+from trpo_jax.records.files import locked, write_json, write_whole
 from trpo_jax.records.runs import read_description
 
 LABEL = "interquartile mean over seeds"
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     folder = None
     try:
-        with user_errors():
+        with user_errors(StorageFailure):
             args = build_parser().parse_args(argv)
             benchmarks = tomllib.loads(BENCHMARKS_FILE.read_text())
             if args.benchmark not in benchmarks:
@@ -57,17 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             reported = [run for task, run in runs.items() if task in chosen or run.is_finished()]
             refuse_other_settings(reported)
             cache_compilations()
-            failed = execute([runs[task] for task in chosen], console)
-        report = describe(benchmark, runs)
-        extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
-        script = "experiments/reproduce.py"
-        report["command"] = f"python3 -m uv run{extras} {script} --benchmark {args.benchmark}"
-        write_json(folder / f"{args.benchmark}.json", report)
-        table = folder / f"{args.benchmark}.md"
-        table.write_text("\n".join(table_lines(report)) + "\n")
-        curves = {task: {LABEL: read_curve(runs[task])} for task in report["rows"]}
-        if curves:
-            comparison(curves, [LABEL]).savefig(folder / f"{args.benchmark}.png", dpi=110)
+            with locked(folder):
+                failed = execute([runs[task] for task in chosen], console)
+                table = write_files(benchmark, runs, folder, args.benchmark)
     except KeyboardInterrupt:
         goes_on = "The same command goes on from there." if folder else "Nothing was written."
         print(f"Interrupted. {goes_on}", file=sys.stderr)
@@ -94,6 +86,21 @@ def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
     argv = ["--env", settings["env"], *benchmark["flags"], *settings.get("flags", [])]
     argv += ["--out", str(folder)]
     return Pair(task, settings["env"], folder, tuple(argv), None)
+
+
+def write_files(benchmark: dict[str, Any], runs: dict[str, Pair], folder: Path, name: str) -> Path:
+    """Writes table and curves into the folder of a benchmark; returns the file of the table."""
+    report = describe(benchmark, runs)
+    extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
+    script = "experiments/reproduce.py"
+    report["command"] = f"python3 -m uv run{extras} {script} --benchmark {name}"
+    write_json(folder / f"{name}.json", report)
+    table = folder / f"{name}.md"
+    write_whole(table, "\n".join(table_lines(report)) + "\n")
+    curves = {task: {LABEL: read_curve(runs[task])} for task in report["rows"]}
+    if curves:
+        write_whole(folder / f"{name}.png", file_of(comparison(curves, [LABEL]), "png", 110))
+    return table
 
 
 def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:

@@ -37,8 +37,9 @@ class Counter(gymnasium.Env):
         if self.all_steps == self.broken_step:
             if self.how == "raise":
                 raise RuntimeError("the floor gave way")
-            if self.how == "exit" and multiprocessing.current_process().name.endswith("-1"):
-                os._exit(1)  # only this one of the processes; the others answer
+            number = multiprocessing.current_process().name.rpartition("-")[-1]
+            if self.how == "exit" and int(number) % 3 == 1:
+                os._exit(1)  # only this one of three processes; the others answer
             if self.how == "nan-observation":
                 self.episode = np.nan
             if self.how in ("nan", "inf"):

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 LISTED = 80  # names in a message
+RAISED = (Exception, SystemExit, GeneratorExit)  # by an environment; Ctrl-C is the user's
 
 
 class ConfigurationError(ValueError):
@@ -41,12 +42,34 @@ class EnvironmentFailure(RuntimeError):
     """An environment that raised, died or returned what is no number; its cause is attached."""
 
 
+def environment_failure(name: str, error: BaseException, where: str = "") -> EnvironmentFailure:
+    """Returns the failure of the environment of that name, for whatever it raised."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, Unpromised):
+        return EnvironmentFailure(f"Environment {name} returned {reason}{where}.")
+    if isinstance(error, SystemExit):
+        reason = f"it called sys.exit({error.code!r})"
+    elif isinstance(error, EOFError | ConnectionError):  # what is left of a pipe to it
+        reason = f"one of its processes died, or a connection of its own ({reason})"
+    else:
+        reason = f"{type(error).__name__}: {reason}".rstrip(": ")
+    return EnvironmentFailure(f"Environment {name} failed: {reason}{where}.")
+
+
 class NotFinite(EnvironmentFailure):
     """An environment whose numbers are not finite, or absurdly large."""
 
 
+class Unpromised(ValueError):
+    """What an environment returned, in words, and what its space promises in its place."""
+
+
 class StorageFailure(OSError):
     """Something that could not be written or read back, on a full disk for instance."""
+
+
+class FileGone(StorageFailure):
+    """A file of a run that was moved or removed while the run wrote to it."""
 
 
 class PeerFailure(RuntimeError):

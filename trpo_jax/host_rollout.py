@@ -14,9 +14,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, Num, PRNGKeyArray
 
-from trpo_jax.envs.base import Environment, Pool, StepResult, to_environment_action
-from trpo_jax.envs.episodes import Episode, Transition
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.envs.base import LARGEST, Environment, Pool, sound, to_environment_action
+from trpo_jax.envs.episodes import Episode, Transition, judge
+from trpo_jax.envs.observations import centre
+from trpo_jax.errors import (
+    RAISED,
+    ConfigurationError,
+    EnvironmentFailure,
+    NotFinite,
+    environment_failure,
+)
 
 Choose = Callable[..., tuple[Num[Array, "B ..."], Num[Array, "B ..."], Any, Any]]
 
@@ -62,14 +69,11 @@ def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> np.ndarray:
     """Returns the first observations of the k environments in a mask, `[k, ...]`.
 
     Raises:
-        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+        EnvironmentFailure: if the environment fails; NotFinite if its numbers are not sound.
     """
     with failures_named(env):
-        observations = pool.reset(mask)
-    if not np.isfinite(observations).all():
-        raise EnvironmentFailure(
-            f"Environment {env.name} returned an observation that is not finite, from a reset."
-        )
+        observations = centre(env.observation, pool.reset(mask))
+    require_sound(env, {"an observation": observations}, mask, "from a reset")
     return observations
 
 
@@ -105,7 +109,7 @@ def host_rollout(
         The episodes and the acting state to go on with, and a trajectory `[T, B]`.
 
     Raises:
-        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+        EnvironmentFailure: if the environment fails; NotFinite if its numbers are not sound.
     """
     keys = action_keys(key, num_steps)
     episodes = jax.tree.map(np.asarray, episodes)
@@ -130,29 +134,17 @@ def advance_host_episodes(
         actions: as the environment takes them.
 
     Raises:
-        EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+        EnvironmentFailure: if the environment fails; NotFinite if its numbers are not sound.
     """
     with failures_named(env):
         result = pool.step(np.asarray(actions))
-    length, total_reward = episodes.length + 1, episodes.total_reward + result.reward
-    require_finite(env, result, length)
-    truncated = result.truncated
-    if env.time_limit is not None:  # a pool's own counts from its resets
-        truncated = truncated | (length >= env.time_limit)
-    transition = Transition(
-        observation=episodes.observation,
-        action=actions,
-        reward=result.reward,
-        terminated=result.terminated,
-        truncated=truncated,
-        next_observation=result.observation,
-        first=episodes.first,
-        length=length,
-        total_reward=total_reward,
-        whole=episodes.whole,
-    )
-    done = transition.done
-    observation = result.observation
+        shown = centre(env.observation, result.observation)
+    result = result._replace(observation=shown)
+    transition = judge(env, episodes, actions, result, np)
+    done, going_on = transition.done, ~transition.broken
+    numbers = {"a reward": result.reward, "an observation": shown}
+    require_sound(env, numbers, going_on, "in step {:,} of an episode", transition.length)
+    observation = shown
     if done.any():
         observation = observation.copy()
         observation[done] = reset_pool(env, pool, done)
@@ -160,8 +152,8 @@ def advance_host_episodes(
         state=(),
         observation=observation,
         first=done,
-        length=np.where(done, 0, length),
-        total_reward=np.where(done, np.float32(0), total_reward),
+        length=np.where(done, 0, transition.length),
+        total_reward=np.where(done, np.float32(0), transition.total_reward),
         whole=episodes.whole | done,
     ), transition
 
@@ -171,29 +163,43 @@ def failures_named(env: Environment) -> Iterator[None]:
     """Turns whatever an environment raises into an `EnvironmentFailure` that names it."""
     try:
         yield
-    except ConfigurationError:
+    except (ConfigurationError, EnvironmentFailure):
         raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        if isinstance(error, (EOFError, ConnectionError)):  # what is left of a pipe to it
-            reason = f"one of its processes died, or a connection of its own ({reason})"
-        raise EnvironmentFailure(f"Environment {env.name} failed: {reason}.") from error
+    except RAISED as error:
+        raise environment_failure(env.name, error) from error
 
 
-def require_finite(env: Environment, result: StepResult, length: np.ndarray) -> None:
-    """Raises an EnvironmentFailure if a step's numbers are not finite.
+def require_sound(
+    env: Environment,
+    numbers: dict[str, np.ndarray],
+    mask: np.ndarray,
+    when: str,
+    length: np.ndarray | None = None,
+) -> None:
+    """Raises a NotFinite error if numbers of an environment are not finite, or absurdly large.
 
     Args:
         env: the environment.
-        result: leading axis `[B]`.
+        numbers: by what they are, leading axis `[B]`, or `[k]` of the k copies in the mask.
+        mask: which copies are meant, `[B]`.
+        when: they came, with the length in it.
         length: number of the step in each episode, `[B]`.
     """
-    for what, values in (("a reward", result.reward), ("an observation", result.observation)):
-        if np.isfinite(values).all():
+    for what, values in numbers.items():
+        if sound(values, np).all():
             continue
-        bad = ~np.isfinite(values.reshape(len(length), -1)).all(axis=1)
-        index = int(bad.argmax())
-        raise EnvironmentFailure(
-            f"Environment {env.name} returned {what} that is not finite, in step "
-            f"{length[index]:,} of an episode (environment {index} of {len(length)})."
+        copies = np.flatnonzero(mask)
+        rows = values if len(values) == len(copies) else values[mask]
+        bad = np.argwhere(~sound(rows, np))
+        if not len(bad):
+            continue
+        row, *component = bad[0].tolist()
+        copy, value = copies[row], rows[tuple(bad[0])]
+        of = f", in its component {', '.join(map(str, component))}" if component else ""
+        kind = "absurdly large" if np.isfinite(value) else "not finite"
+        when = when.format(None if length is None else length[copy])
+        raise NotFinite(
+            f"Environment {env.name} returned {what} that is {kind}: {value:g}{of}, {when} (copy "
+            f"{copy + 1} of {len(mask)}). Numbers from {LARGEST:g} on cannot be learnt from in 32 "
+            "bits: a wrapper of the environment can replace, clip or scale them."
         )

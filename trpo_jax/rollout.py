@@ -115,8 +115,9 @@ def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:
     Episodes that were not seen from their start (see `stagger`) do not count.
 
     Returns:
-        `episodic_return` (undiscounted), `episode_length` and `num_episodes`, float32 scalars; the
-        first two are 0 where `num_episodes` is 0.
+        `episodic_return` (undiscounted), `episode_length`, `num_episodes` and `broken_episodes`,
+        float32 scalars; the first two are 0 where `num_episodes` is 0. Broken episodes count in
+        none but the last.
     """
     done = trajectory.done & trajectory.whole
     count = jnp.sum(done)
@@ -128,4 +129,5 @@ def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:
         "episodic_return": mean(trajectory.total_reward),
         "episode_length": mean(trajectory.length),
         "num_episodes": count.astype(jnp.float32),
+        "broken_episodes": jnp.sum(trajectory.broken).astype(jnp.float32),
     }

@@ -2,6 +2,7 @@
 
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import probes
 import pytest
 
 from trpo_jax import algorithms
+from trpo_jax.envs.base import Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.line_search import backtracking
 from trpo_jax.running.loop import compile_program, run_chunks
@@ -24,9 +26,9 @@ OWN = {
 NAMES = list(algorithms.ALGORITHMS)
 
 
-def make(name, **settings):
+def make(name, env=None, **settings):
     module = algorithms.get(name)
-    env = probes.action_from_observation(continuous=True)
+    env = env or probes.action_from_observation(continuous=True)
     return module.make(env, module.Config(**(SMALL | OWN.get(name, {}) | settings)))
 
 
@@ -64,6 +66,29 @@ def test_no_key_is_used_twice_and_no_number_is_nan(name):
         state = jax.jit(algorithm.init)(jax.random.key(0))
         _, metrics = jax.jit(algorithm.update)(state)
     assert all(np.isfinite(x) for x in metrics.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rewards_that_say_nothing_move_nothing(name):
+    """The critic is wrong at the start, and its errors alone differ between the actions."""
+    box = Box(-np.ones(1, np.float32), np.ones(1, np.float32))
+    counter = lambda reward: probes.counter(time_limit=3, reward=reward)._replace(action=box)
+
+    @jax.jit
+    def run(rewards):
+        update = lambda reward, state: make(name, env=counter(reward)).update(state)
+        states = [make(name, env=counter(0.0)).init(jax.random.key(0))]
+        metrics = []
+        for reward in rewards:
+            state, metric = update(reward, states[-1])
+            states.append(state)
+            metrics.append(metric["reward_signal"])
+        return [state.actor.policy_params for state in states], metrics
+
+    for constant in (0.0, -1.5):
+        (start, *params), metrics = run(jnp.array([constant, constant]))
+        assert [bool(x) for x in metrics] == [False, False]
+        chex.assert_trees_all_equal(start, *params)
 
 
 @pytest.mark.usefixtures("x64")

@@ -66,7 +66,7 @@ def test_a_long_run_is_a_small_file(tmp_path):
         (["absent"], r"There is no folder absent"),
         (["empty"], r"empty holds no run: a run's folder has a config.json"),
         (["."], r"\. holds 2 runs, and a page is about one\. .*: a, b\."),
-        (["a", "--out", "a/metrics.csv"], r"pages cannot be written: .*metrics.csv"),
+        (["a", "--out", "a/metrics.csv"], r"folder a/metrics.csv cannot be made: .*--out"),
         ([], r"arguments are required: DIR"),
     ],
 )

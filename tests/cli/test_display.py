@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli.display import print_evaluation, spread_text
+from trpo_jax.cli.display import print_evaluation, print_missing_episodes, spread_text
 
 
 def test_many_seeds_are_summed_up():
@@ -35,3 +35,20 @@ def test_an_interval_or_a_range_as_text():
     assert spread_text(None, [3.0, 1.0], "{:g}".format) == "range 1 to 3"
     assert spread_text(None, [3.0, 1.0], "{:g}".format, ", ") == "range 1, 3"
     assert spread_text(None, [3.0], "{:g}".format) == "one seed"
+
+
+@pytest.mark.parametrize(
+    ("ended", "told"),
+    [
+        ([[0, 0], [0, 0]], "No training episode ended within 200"),
+        ([[0, 1], [0, 0]], "No training episode of seed 5"),
+        ([[0, 1], [2, 0]], ""),
+    ],
+)
+def test_a_run_without_an_episode_says_so(ended, told):
+    console = Console(file=io.StringIO(), width=80)
+    seeds, steps = np.array([[4, 4], [5, 5]]), np.array([[100, 200]] * 2)
+    metrics = {"seed": seeds, "env_steps": steps, "num_episodes": np.array(ended)}
+    print_missing_episodes(console, metrics)
+    assert console.file.getvalue().startswith(told)
+    assert bool(console.file.getvalue()) == bool(told)

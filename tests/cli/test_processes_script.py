@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import jax
 import numpy as np
@@ -82,7 +83,8 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     assert not (out / "summary.json").exists()
 
     plan = plan_of(["--resume", str(out)])  # by one process
-    saved = open_folder(plan)
+    with ExitStack() as stack:
+        saved = open_folder(plan, stack)
     assert plan.placement is None
     assert saved.description["placement"] == "2 x cpu in 2 processes, by environments"
     assert saved.arrays["rollout/episodes/length"].shape == (2, 4)

@@ -79,12 +79,24 @@ def damage(folder, how):
             largest.unlink()
         case "about":
             (folder / "about" / "metadata").write_text("{")
+        case "of an earlier update":  # readable, and wrong
+            shutil.rmtree(folder)
+            shutil.copytree(folder.parent / "1", folder)
+        case "metrics":
+            (folder / "metrics" / "metrics").write_text('{"evaluation_return": ')
+        case "score":  # readable, and wrong
+            (folder / "metrics" / "metrics").write_text('{"evaluation_return": 9.0}')
+        case "metadata":
+            (folder / "_CHECKPOINT_METADATA").write_text("[]")
         case "of another":  # readable, and wrong
             shutil.rmtree(folder / "state")
             shutil.copytree(folder.parent / "1" / "state", folder / "state")
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "gone", "about", "of another"])
+HOW = ["cut", "flipped", "gone", "about", "of another", "of an earlier update", "metrics"]
+
+
+@pytest.mark.parametrize("how", [*HOW, "score", "metadata"])
 def test_a_damaged_one_is_moved_aside_and_the_one_before_is_taken(checkpoints, tmp_path, how):
     checkpoints.save(1, STATE | {"weights": -STATE["weights"]}, 0.0, {})
     checkpoints.save(2, STATE, 0.0, {})
@@ -99,6 +111,22 @@ def test_a_damaged_one_is_moved_aside_and_the_one_before_is_taken(checkpoints, t
     again.save(2, STATE, 0.0, {})
     assert again.numbers() == [1, 2]
     again.close()
+
+
+def test_reading_leaves_the_folder_as_it_is(checkpoints, tmp_path):
+    checkpoints.save(1, STATE, 0.0, {})
+    checkpoints.save(2, STATE, 0.0, {})
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # its run is writing it
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "metrics")
+    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").unlink()  # and is removing this one
+    before = sorted(tmp_path.rglob("*"))
+    reader = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert reader.read(2).num_updates == 2
+    reader.close()
+    (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text("")
+    with pytest.raises(ConfigurationError, match=r"checkpoints/2 is damaged\. Move it"):
+        Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_one_of_another_version_is_refused_and_stays(checkpoints, tmp_path):

@@ -1,11 +1,16 @@
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
-from trpo_jax.errors import ConfigurationError
-from trpo_jax.records.files import create_run_folder, write_csv, write_json
+from trpo_jax.errors import ConfigurationError, StorageFailure
+from trpo_jax.records.files import LOCK, create_run_folder, locked, write_csv, write_json
 
 
 def test_run_folders_are_new_or_empty(tmp_path):
@@ -34,9 +39,60 @@ def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypa
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageFailure, match=r"a\.json cannot be written: disk full"):
         write_json(path, {"x": 2})
     assert json.loads(path.read_text()) == {"x": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_has_one_writer_and_keeps_nothing_of_the_lock(tmp_path):
+    folder = tmp_path / "new"
+    with locked(folder):
+        assert create_run_folder(folder) == folder
+        message = rf"process {os.getpid()} on \S+\) writes to .*new at this moment"
+        with pytest.raises(ConfigurationError, match=message), locked(folder):
+            pass
+        (folder / "mine").touch()
+    assert os.listdir(folder) == ["mine"]
+    with locked(folder):  # again
+        pass
+
+
+def test_a_folder_of_which_nothing_came_is_removed(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path / "new"):
+        raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    code = "import os, sys; from pathlib import Path; from trpo_jax.records.files import locked\n"
+    code += f"with locked(Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert os.listdir(tmp_path) == [LOCK]
+    with locked(tmp_path):
+        create_run_folder(tmp_path)
+
+
+def test_a_lock_leaves_alone_what_has_taken_its_place(tmp_path):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    with locked(folder):
+        folder.rename(moved)
+        folder.mkdir()
+        (folder / LOCK).write_text("of another")
+    assert (folder / LOCK).read_text() == "of another"
+
+
+def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
+    def acquire(self):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with locked(tmp_path):
+        pass
+    said = f"cannot be locked ([Errno {errno.ENOLCK}] No locks available). See"
+    assert said in capsys.readouterr().err
+    with pytest.raises(ConfigurationError, match="cannot be used"), locked(Path("/dev/null/x")):
+        pass
 
 
 def test_cells_of_a_table(tmp_path):

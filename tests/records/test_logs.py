@@ -100,27 +100,51 @@ def test_tags_are_those_of_cleanrl():
 
 
 def events(folder):
-    """Returns `{(tag, step): value}` of the event files in a folder."""
+    """Yields the events in the event files of a folder."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    found = {}
     for path in sorted(folder.glob("events*")):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])  # then 4 bytes of checksum, and 4 at the end
-            event = event_pb2.Event.FromString(data[12 : 12 + length])
-            found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+            yield event_pb2.Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
-    return found
+
+
+def summaries(folder):
+    """Returns all values in the event files of a folder."""
+    return [value for event in events(folder) for value in event.summary.value]
+
+
+def scalars(folder):
+    """Returns `{(tag, step): value}` of the event files in a folder."""
+    return {(v.tag, x.step): v.simple_value for x in events(folder) for v in x.summary.value}
 
 
 def test_tensorboard_has_a_series_for_each_seed(tmp_path):
-    log = tensorboard_log(tmp_path, (4, 5))
+    log = tensorboard_log(tmp_path, (4, 5), DESCRIPTION)
     log.write(rows(1, 0.0, 2.0, [[1.5, NAN], [3.0, 4.0]]))
-    found = events(tmp_path / "seed_5")  # without closing: what was written is on disk
+    found = scalars(tmp_path / "seed_5")  # without closing: what was written is on disk
     log.close()
     assert found["charts/episodic_return", 200] == 4.0
-    assert ("charts/episodic_return", 200) not in events(tmp_path / "seed_4")
+    assert ("charts/episodic_return", 200) not in scalars(tmp_path / "seed_4")
     np.testing.assert_allclose(found["losses/approx_kl", 100], 0.01)
+
+
+def test_tensorboard_knows_the_hyperparameters(tmp_path):
+    plugin = pytest.importorskip("tensorboardX.proto.plugin_hparams_pb2")
+    tensorboard_log(tmp_path, (4, 5), DESCRIPTION).close()
+    tensorboard_log(tmp_path / "resumed", (4, 5), DESCRIPTION, steps_done=200).close()
+    assert not summaries(tmp_path / "resumed/seed_5")
+    (start,) = [
+        plugin.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for value in summaries(tmp_path / "seed_5")
+        if value.tag == "_hparams_/session_start_info"
+    ]
+    found = start.session_start_info.hparams
+    assert found["max_kl"].number_value == 0.01
+    assert found["seed"].number_value == 5
+    assert found["hidden_sizes"].string_value == "[64, 64]"
+    assert found["env_id"].string_value == "CartPole-v1"
 
 
 class FakeRun(SimpleNamespace):
@@ -153,7 +177,7 @@ DESCRIPTION = {
     "env": "CartPole-v1",
     "algorithm": "trpo",
     "total_steps": 400,
-    "config": {"max_kl": 0.01},
+    "config": {"max_kl": 0.01, "hidden_sizes": [64, 64]},
     "started": "2026-01-01T00:00:00+00:00",
 }
 
@@ -169,6 +193,7 @@ def test_wandb_has_a_run_for_each_seed(fake_wandb, tmp_path):
         "seed": 4,
         "total_timesteps": 400,
         "max_kl": 0.01,
+        "hidden_sizes": [64, 64],
     }
     assert first.options["group"] == second.options["group"]
     assert first.options["id"] != second.options["id"]

@@ -88,19 +88,34 @@ def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_the_last_observation_of_a_terminated_episode_has_to_be_finite_as_well():
-    """Nothing is learnt from it, so that no number of the update would show it."""
+def breaking(number, ends):
+    """Returns a counter that shows a number in its 11th step, with which it terminates or not."""
     env = counter()
 
     def step(key, count, action):
         count, result = env.step(key, count, action)
-        ends = count == 11
-        observation = jnp.where(ends, jnp.nan, result.observation)
-        return count, result._replace(observation=observation, terminated=ends)
+        breaks = count == 11
+        observation = jnp.where(breaks, number, result.observation)
+        return count, result._replace(observation=observation, terminated=breaks & ends)
 
-    algorithm = trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
-    with pytest.raises(NonFiniteError, match=r"counter .* step 3 of update 2 of seed 3"):
-        run(algorithm, (3, 4), 3, 3)
+    return trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("number", "match"), [(jnp.nan, "component 0 is nan"), (-1e20, r"component 0 is -1e\+20")]
+)
+def test_an_observation_that_is_not_sound_is_named(number, match):
+    with pytest.raises(
+        NonFiniteError, match=rf"counter .*{match}, in step 3 of update 2 of seed 3"
+    ):
+        run(breaking(number, ends=False), (3, 4), 3, 3)
+
+
+def test_an_episode_that_ends_with_such_an_observation_is_left_out():
+    (chunk,) = run(breaking(jnp.nan, ends=True), (3,), 3, 3)
+    assert chunk.health.finite.all()
+    np.testing.assert_array_equal(chunk.metrics["broken_episodes"][0], [0, 2, 2])
+    np.testing.assert_array_equal(chunk.metrics["num_episodes"][0], 0)
 
 
 @pytest.mark.parametrize(

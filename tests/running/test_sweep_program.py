@@ -108,7 +108,7 @@ def test_scores_are_of_the_second_half_and_say_what_broke():
         part = slice(first - 1, first + 1)
         metrics = {"episodic_return": returns[:, part], "num_episodes": counts[:, part]}
         metrics |= {"kl": np.full((2, 2), 0.25), "step_rejected": np.eye(2)}
-        health = Health(finite[:, part], np.full((2, 2), -1))
+        health = Health(finite[:, part], *[np.full((2, 2), -1)] * 3)
         return Chunk(first, first + 1, metrics, health, None, Actor(first, None), 0.0)
 
     scores, actor = score_block(iter([chunk(1), chunk(3)]), 4)

@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import shutil
+import tempfile
+from pathlib import Path
 from types import ModuleType
 
 import host_tasks  # noqa: F401  registers its environments
@@ -15,14 +18,14 @@ from probes import counter
 from trpo_jax import envs
 from trpo_jax.algorithms import ppo, trpo
 from trpo_jax.cli import train as script
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import cell
 from trpo_jax.records.policies import load_policy
 from trpo_jax.records.runs import read_metrics
 from trpo_jax.running.defaults import defaults
 from trpo_jax.running.loop import NonFiniteError
 from trpo_jax.running.plan import plan_run
-from trpo_jax.running.train import train
+from trpo_jax.running.train import PolicyFailure, train
 
 pytestmark = [
     pytest.mark.xdist_group("train"),  # one worker, so that the run is shared
@@ -161,6 +164,64 @@ def test_numbers_that_are_not_finite_are_an_error_that_has_the_run():
     assert run.stopped_by == "NonFiniteError"
     assert run.metrics["kl"].shape[1] == run.num_updates if run.num_updates else not run.metrics
     assert run.policy()(np.zeros(4, np.float32)) in (0, 1)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Where policies go that their own folder cannot take."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("rival", [False, True])
+def test_a_folder_that_is_moved_ends_the_run_and_loses_no_policy(tmp_path, elsewhere, rival):
+    folder = tmp_path / "run"
+
+    def callback(chunk):
+        if chunk.last_update == 2:
+            folder.rename(tmp_path / "moved")
+            if rival:
+                folder.mkdir()
+                (folder / "metrics.csv").write_text("of another")
+
+    with pytest.raises(StorageFailure, match=r"metrics\.csv is gone .* --resume goes on") as caught:
+        again(folder, callback=callback)
+    assert caught.value.run.num_updates == 2
+    assert not folder.exists() or [path.name for path in folder.iterdir()] == ["metrics.csv"]
+    (path,) = elsewhere.glob("*/policy.msgpack")
+    assert str(caught.value).endswith(f"The policies are in {path}")
+    assert load_policy(path)(np.zeros(4, np.float32)) in (0, 1)
+    assert again(tmp_path / "moved").evaluation is not None
+
+
+def test_a_full_disk_loses_no_policy(tmp_path, elsewhere, monkeypatch):
+    def full(path, content):
+        if path.is_relative_to(tmp_path / "run") and "config" not in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", full)
+    message = r"run/policy\.msgpack cannot be written: No space left on device\. The policies are"
+    with pytest.raises(PolicyFailure, match=message) as caught:
+        train("CartPole-v1", CONFIG, **RUN, out=tmp_path / "run")
+    assert caught.value.run.num_updates == 6
+    assert len(list(elsewhere.glob("*/policy.msgpack"))) == 1
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_folder_in_use_is_refused_and_its_run_goes_on(tmp_path):
+    refused = []
+
+    def callback(chunk):
+        with pytest.raises(ConfigurationError, match=r"writes to .*run at this moment") as caught:
+            again(tmp_path / "run", seeds=2)
+        refused.append(caught.value)
+
+    assert again(tmp_path / "run", callback=callback).stopped_by is None
+    assert len(refused) == 6
 
 
 def test_an_environment_on_the_host(tmp_path):

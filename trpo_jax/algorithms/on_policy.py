@@ -31,6 +31,40 @@ from trpo_jax.normalization import (
 from trpo_jax.rollout import episode_metrics, random_actions, rollout, start_episodes
 
 RANDOM_STEPS = 128  # of each environment, at the most, that the first statistics are of
+LEAST_SCALE = 0.01  # of the largest discounted sum: scaled sums are at most 100
+
+
+class RewardRange(NamedTuple):
+    """All that decides whether rewards have said anything yet; scalars, over a run so far.
+
+    Attributes:
+        low: the smallest reward.
+        high: the largest.
+        terminated: whether an episode terminated.
+    """
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    terminated: Bool[Array, ""]
+
+    def widened(self, trajectory: Transition) -> "RewardRange":
+        """Returns the range that takes in a trajectory."""
+        return RewardRange(
+            jnp.minimum(self.low, jnp.min(trajectory.reward)),
+            jnp.maximum(self.high, jnp.max(trajectory.reward)),
+            self.terminated | jnp.any(trajectory.terminated),
+        )
+
+    @property
+    def signal(self) -> Bool[Array, ""]:
+        """Whether one action can have been better than another, as far as rewards say.
+
+        Where all rewards are the same, to rounding, all actions are alike, unless a reward other
+        than 0 can be lost or escaped by termination. Advantages then are the critic's errors.
+        """
+        largest = jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
+        differ = self.high - self.low > 10 * jnp.finfo(jnp.float32).eps * largest
+        return differ | (self.terminated & (largest > 0))
 
 
 class TrainState(NamedTuple):
@@ -40,6 +74,7 @@ class TrainState(NamedTuple):
         actor: parameters of the policy, and the statistics it sees observations through.
         critic: state of the critic.
         reward_statistics: statistics of the discounted reward sums.
+        reward_range: what rewards have said so far.
         rollout: what goes on from one rollout to the next.
         step_state: what the policy's step keeps from update to update: moments of an optimiser, a
             replay buffer.
@@ -50,6 +85,7 @@ class TrainState(NamedTuple):
     actor: Actor
     critic: Any
     reward_statistics: RunningStatistics
+    reward_range: RewardRange
     rollout: RolloutState
     step_state: Any
     key: PRNGKeyArray
@@ -64,8 +100,9 @@ class Batch(NamedTuple):
         first: whether s_t is the first of an episode.
         actions: a_t.
         context: what the actions depended on besides the observations.
-        advantages: A_t, not standardised.
+        advantages: A_t, not standardised; 0 where rewards have said nothing yet.
         values: V(s_t) of the critic as it was.
+        targets: what the critic is fitted to: the estimate of A_t, and V(s_t).
     """
 
     observations: Float[Array, "T B ..."]
@@ -74,11 +111,7 @@ class Batch(NamedTuple):
     context: Context
     advantages: Float[Array, "T B"]
     values: Float[Array, "T B"]
-
-    @property
-    def targets(self) -> Float[Array, "T B"]:
-        """What the critic is fitted to: A_t + V(s_t)."""
-        return self.advantages + self.values
+    targets: Float[Array, "T B"]
 
 
 class StepInput(NamedTuple):
@@ -91,6 +124,7 @@ class StepInput(NamedTuple):
         trajectory: as the environment gave it, `[T, B]`.
         batch: the same as networks see it, with advantages, `[T, B]`.
         reward_scale: what rewards were divided by.
+        signal: whether rewards have said anything yet; see `RewardRange`.
         num_updates: updates done so far.
     """
 
@@ -100,6 +134,7 @@ class StepInput(NamedTuple):
     trajectory: Transition
     batch: Batch
     reward_scale: Float[Array, ""]
+    signal: Bool[Array, ""]
     num_updates: Int[Array, ""]
 
 
@@ -145,6 +180,9 @@ def make(
             actor=Actor(policy_params, statistics),
             critic=agent.critic.init(keys[1]),
             reward_statistics=init_statistics(()),
+            reward_range=RewardRange(
+                jnp.float32(jnp.inf), jnp.float32(-jnp.inf), jnp.zeros((), bool)
+            ),
             rollout=RolloutState(
                 episodes=stagger(env, start_episodes(env, keys[2], config.num_envs)),
                 acting=agent.init_acting(keys[4], config.num_envs),
@@ -175,6 +213,7 @@ def make(
             **episode_metrics(trajectory),
             **policy_metrics,
             "explained_variance": explained_variance(batch.values, batch.targets),
+            "reward_signal": step_input.signal,
         }
         acting = state.rollout.acting
         noise_state = agent.exploration.prepare(keys.noise, acting.noise_state)
@@ -231,8 +270,9 @@ def estimate(
 ) -> tuple[TrainState, StepInput]:
     """Returns what the policy's step may look at, advantages among it.
 
-    The state comes back with the statistics of rewards updated, which scale the rewards.
+    The state comes back with what it keeps of rewards updated.
     """
+    reward_scale = jnp.ones((), jnp.float32)
     if config.scale_rewards:
         reward_sums, sums = discounted_returns(
             trajectory.reward, trajectory.done, state.rollout.reward_sums, config.gamma
@@ -241,7 +281,11 @@ def estimate(
             reward_statistics=update_statistics(state.reward_statistics, sums),
             rollout=state.rollout._replace(reward_sums=reward_sums),
         )
-    reward_scale = scale_of_rewards(config, state.reward_statistics)
+        # Sums that hardly vary, or hardly ever, would make rewards as large as one likes.
+        least = LEAST_SCALE * jnp.max(jnp.abs(sums))
+        reward_scale = jnp.maximum(standard_deviation(state.reward_statistics), least)
+    state = state._replace(reward_range=state.reward_range.widened(trajectory))
+    signal = state.reward_range.signal
     observations, next_observations = (
         observe(state.actor.observation_statistics, x, config.normalize_observations)
         for x in (trajectory.observation, trajectory.next_observation)
@@ -257,7 +301,13 @@ def estimate(
         config.gae_lambda,
     )
     batch = Batch(
-        observations, trajectory.first, trajectory.action, trajectory.context, advantages, values
+        observations,
+        trajectory.first,
+        trajectory.action,
+        trajectory.context,
+        jnp.where(signal, advantages, 0.0),
+        values,
+        advantages + values,
     )
     return state, StepInput(
         state.actor,
@@ -266,10 +316,6 @@ def estimate(
         trajectory,
         batch,
         reward_scale,
+        signal,
         state.num_updates,
     )
-
-
-def scale_of_rewards(config: OnPolicy, statistics: RunningStatistics) -> Float[Array, ""]:
-    """Returns what rewards are divided by."""
-    return standard_deviation(statistics) if config.scale_rewards else jnp.ones((), jnp.float32)

@@ -145,11 +145,11 @@ def make(
 
     def init_step_state(key, policy_params):
         row = Experience(
-            observation=jax.ShapeDtypeStruct(*env.observation),
+            observation=jax.ShapeDtypeStruct(*env.observation[:2]),
             action=jax.ShapeDtypeStruct((env.action.size,), jnp.float32),
             reward=jax.ShapeDtypeStruct((), jnp.float32),
             terminated=jax.ShapeDtypeStruct((), bool),
-            next_observation=jax.ShapeDtypeStruct(*env.observation),
+            next_observation=jax.ShapeDtypeStruct(*env.observation[:2]),
         )
         params = q_network.init(key)
         return QState(init_replay(row, config.replay_size), init_critic(params), params)
@@ -167,6 +167,7 @@ def make(
             batch.actions,
         )
         eta = control_weights(batch.advantages, control.advantages)
+        eta = jnp.where(step_input.signal, eta, 0.0)  # Q knows nothing either
         surrogate = controlled_surrogate(
             batch.actions,
             batch.advantages,

@@ -148,7 +148,8 @@ def make_branches(
             if not config.branch_bootstrap:
                 return jnp.zeros(())
             values = agent.critic.values(step_input.critic_params, seen(observation)[None, None])
-            return step_input.reward_scale * values[0, 0]
+            # Before a reward has said anything, it is noise that would be followed.
+            return jnp.where(step_input.signal, step_input.reward_scale * values[0, 0], 0.0)
 
         def branch(key, episode, action):
             return branch_return(

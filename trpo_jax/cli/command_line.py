@@ -99,13 +99,16 @@ class Follows(NamedTuple):
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns a `ConfigurationError` into its message and exit code 2, without a stack trace."""
+def user_errors(*failures: type[Exception]) -> Iterator[None]:
+    """Turns errors into their message, without a stack trace.
+
+    The exit code is 2 for a `ConfigurationError`, and 1 for the failures.
+    """
     try:
         yield
-    except ConfigurationError as error:
+    except (ConfigurationError, *failures) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, ConfigurationError) else 1) from None
 
 
 def add_name_flags(parser: argparse._ActionsContainer) -> None:

@@ -33,9 +33,9 @@ from trpo_jax.cli.command_line import (
 )
 from trpo_jax.cli.display import spread_text
 from trpo_jax.cli.run_flags import parse_run, plan_of
-from trpo_jax.errors import ConfigurationError, unknown_name
-from trpo_jax.figures.curves import Curve, comparison
-from trpo_jax.records.files import write_json
+from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
+from trpo_jax.figures.curves import Curve, comparison, file_of
+from trpo_jax.records.files import locked, write_json, write_whole
 from trpo_jax.records.runs import (
     DESCRIPTION,
     METRICS,
@@ -90,15 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     folder = None
     try:
-        with user_errors():
+        with user_errors(StorageFailure):
             args = build_parser().parse_args(words)
             pairs = plan(args)
             refuse_other_settings(pairs)
             folder = args.out
             cache_compilations()
-            failed = execute(pairs, console)
-        report = compare(pairs, call_of("compare", words))
-        write_files(report, pairs, folder)
+            with locked(folder):
+                failed = execute(pairs, console)
+                report = compare(pairs, call_of("compare", words))
+                write_files(report, pairs, folder)
     except KeyboardInterrupt:
         goes_on = f"--out {folder} goes on from there." if folder else "Nothing was written."
         print(f"Interrupted. {goes_on}", file=sys.stderr)
@@ -324,14 +325,14 @@ def smooth(metrics: dict[str, np.ndarray]) -> np.ndarray:
 def write_files(report: dict[str, Any], pairs: Sequence[Pair], folder: Path) -> None:
     """Writes the comparison into its folder, over that of an earlier call."""
     write_json(folder / "comparison.json", report)
-    (folder / "comparison.md").write_text("\n".join(table_lines(report)) + "\n")
+    write_whole(folder / "comparison.md", "\n".join(table_lines(report)) + "\n")
     curves: dict[str, dict[str, Curve]] = {}
     for pair in pairs:
         panel = curves.setdefault(pair.env, {})
         if not pair.unsuitable and pair.is_finished():
             panel[pair.label] = read_curve(pair)
     labels = list(dict.fromkeys(pair.label for pair in pairs))
-    comparison(curves, labels).savefig(folder / "comparison.png", dpi=130)
+    write_whole(folder / "comparison.png", file_of(comparison(curves, labels), "png", 130))
 
 
 def table_lines(report: dict[str, Any]) -> Iterator[str]:

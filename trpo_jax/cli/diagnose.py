@@ -11,10 +11,10 @@ from rich.console import Console
 
 from trpo_jax.analysis.diagnosis import RunWarning, describe, find_warnings
 from trpo_jax.cli.command_line import Parser, command_name, user_errors
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.figures.curves import Figure, file_of
 from trpo_jax.figures.diagnosis import diagnosis, headline
-from trpo_jax.records.files import write_whole
+from trpo_jax.records.files import make_parents, write_whole
 from trpo_jax.records.runs import StoredRun, find_runs, read_run
 
 DPI = 130
@@ -23,7 +23,7 @@ DPI = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, soft_wrap=True)
-    with user_errors():
+    with user_errors(StorageFailure):
         args = build_parser().parse_args(argv)
         run = read_run(the_run_in(args.folder))
         found = find_warnings(run)
@@ -66,17 +66,13 @@ def write_pages(page: Figure, folder: Path) -> list[Path]:
     """Writes a page as PDF and as PNG, and returns the files.
 
     Raises:
-        ConfigurationError: if they cannot be written.
+        ConfigurationError: if the folder cannot be made.
+        StorageFailure: if they cannot be written.
     """
     paths = [folder / "diagnosis.pdf", folder / "diagnosis.png"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            write_whole(path, file_of(page, path.suffix[1:], DPI))
-    except OSError as error:
-        raise ConfigurationError(
-            f"The pages cannot be written: {error}. Choose another folder with --out."
-        ) from error
+    make_parents(paths[0])
+    for path in paths:
+        write_whole(path, file_of(page, path.suffix[1:], DPI))
     return paths
 
 

@@ -1,6 +1,6 @@
 """What is printed of a run that has ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,22 @@ def print_evaluation(
         table.add_row("interquartile mean", return_text(summary.iqm))
         table.add_row("standard deviation", return_text(summary.std))
     console.print(table)
+
+
+def print_missing_episodes(console: Console, metrics: Mapping[str, np.ndarray]) -> None:
+    """Prints which seeds trained without seeing an episode end, if there are any."""
+    if "num_episodes" not in metrics:
+        return
+    without = np.nansum(metrics["num_episodes"], axis=1) == 0
+    if without.any():
+        names = ", ".join(str(int(seed)) for seed in metrics["seed"][without, 0])
+        which = "No training episode" if without.all() else f"No training episode of seed {names}"
+        steps = int(metrics["env_steps"][0, -1])
+        console.print(
+            f"{which} ended within {steps:,} environment steps, so there is no return of training. "
+            "Raise --total-steps to see one.",
+            soft_wrap=True,
+        )
 
 
 def spread_text(

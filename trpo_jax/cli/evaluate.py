@@ -4,7 +4,6 @@ Each seed's policy plays once with its mode (deterministic) and once with action
 (stochastic).
 """
 
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,7 +23,7 @@ from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.checkpoints import Checkpoints, to_state
-from trpo_jax.records.files import write_json
+from trpo_jax.records.files import make_parents, write_json
 from trpo_jax.records.policies import read_policies
 from trpo_jax.records.runs import CHECKPOINTS, POLICY, read_description
 from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
@@ -36,7 +35,8 @@ OWN_EPISODES = 2**30  # numbers of evaluations during training are below
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
-    with user_errors():
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors(EnvironmentFailure, StorageFailure):
         args = build_parser().parse_args(argv)
         out = args.out or args.folder / "evaluation.json"
         if out.exists():
@@ -49,30 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         description = read_description(args.folder)
         env = make_stored(description, args)
         policy, actor, seeds, what = read_actors(args.folder, args.checkpoint, env, description)
+        make_parents(out)
         cache_compilations()
-    console = Console(highlight=False, soft_wrap=True)
-    returns = {}
-    try:
+        returns = {}
         for mode in MODES:
             stochastic = mode == "stochastic"
             evaluation = make_evaluation(env, policy, args.episodes, stochastic=stochastic)
             with console.status(f"{mode.capitalize()} policy, {args.episodes} episodes a seed"):
                 returns[mode] = evaluation(actor, seeds, args.number + OWN_EPISODES)
             require_finite_returns(env, seeds, returns[mode])
-    except EnvironmentFailure as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report = {
-        "env": env.name,
-        "policies": what,
-        "episodes_per_seed": args.episodes,
-        "number": args.number,
-        "seeds": list(seeds),
-        **{mode: describe(values) for mode, values in returns.items()},
-    }
-    print_report(console, report, f"{description['algorithm'].upper()} on {env.name}, {what}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, report)
+        report = {
+            "env": env.name,
+            "policies": what,
+            "episodes_per_seed": args.episodes,
+            "number": args.number,
+            "seeds": list(seeds),
+            **{mode: describe(values) for mode, values in returns.items()},
+        }
+        print_report(console, report, f"{description['algorithm'].upper()} on {env.name}, {what}")
+        write_json(out, report)
     console.print(f"Every return is in {out}")
     return 0
 
@@ -144,7 +139,7 @@ def read_checkpoint(
     """
     if not folder.is_dir():
         raise ConfigurationError(f"There are no checkpoints in {folder}.")
-    with closing(Checkpoints(folder)) as checkpoints:
+    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
         known = {str(number): number for number in checkpoints.numbers()}
         if known:
             known["latest"] = max(known.values())

@@ -30,7 +30,7 @@ from trpo_jax.analysis.statistics import INTERVAL
 from trpo_jax.cli.command_line import Parser, call_of, command_name, user_errors
 from trpo_jax.cli.display import print_files, spread_text
 from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, report_lines
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, Figure, comparison, file_of
 from trpo_jax.figures.scores import aggregates, improvements, performance_profiles
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     words = list(sys.argv[1:] if argv is None else argv)
-    with user_errors():
+    with user_errors(StorageFailure):
         args = build_parser().parse_args(words)
         if args.smooth < 1:
             raise ConfigurationError(f"--smooth {args.smooth} must be at least 1.")
@@ -62,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, groups in join_runs(labelled, args.smooth).items()
         }
         create_run_folder(args.out)
-    overall = over_tasks(tasks, labels, baseline)
-    remarks = notes(tasks, overall, args.score, args.smooth)
-    report = describe(tasks, overall, baseline, remarks)
-    report = {"command": call_of("plot", words)} | report
-    write_json(args.out / "statistics.json", report)
-    (args.out / "statistics.md").write_text("\n".join(report_lines(report)) + "\n")
-    for name, figure in draw(tasks, overall, labels, baseline).items():
-        for kind in args.formats:
-            write_whole(args.out / f"{name}.{kind}", file_of(figure, kind, DPI))
+        overall = over_tasks(tasks, labels, baseline)
+        remarks = notes(tasks, overall, args.score, args.smooth)
+        report = describe(tasks, overall, baseline, remarks)
+        report = {"command": call_of("plot", words)} | report
+        write_json(args.out / "statistics.json", report)
+        write_whole(args.out / "statistics.md", "\n".join(report_lines(report)) + "\n")
+        for name, figure in draw(tasks, overall, labels, baseline).items():
+            for kind in args.formats:
+                write_whole(args.out / f"{name}.{kind}", file_of(figure, kind, DPI))
     print_results(console, report, args.out)
     return 0
 

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
+from trpo_jax.records.files import make_parents
 from trpo_jax.records.policies import load_policy
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.animation import MAX_FPS, play, write_gif
@@ -26,7 +27,7 @@ from trpo_jax.running.animation import MAX_FPS, play, write_gif
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, soft_wrap=True)
-    with user_errors():
+    with user_errors(EnvironmentFailure, StorageFailure):
         args = build_parser().parse_args(argv)
         env = make_stored(read_description(args.folder), args, processes=False)
         act = load_policy(args.folder / "policy.msgpack", args.seed, env)
@@ -41,14 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigurationError(f"--out {out} must be a .gif.")
         if out.exists():
             raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
+        make_parents(out)
         cache_compilations()
-        try:
-            frames, total_reward = play(env, act, args.episode, args.steps, args.every)
-        except EnvironmentFailure as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_gif(out, frames, width=args.width, fps=args.fps)
+        frames, total_reward = play(env, act, args.episode, args.steps, args.every)
+        write_gif(out, frames, width=args.width, fps=args.fps)
     size = out.stat().st_size / 1000
     console.print(f"Return {total_reward:.1f} in {len(frames)} frames: {out} ({size:,.0f} kB)")
     return 0

@@ -12,13 +12,13 @@ from pathlib import Path
 from rich.console import Console
 
 from trpo_jax.cli.command_line import cache_compilations, call_of, user_errors
-from trpo_jax.cli.display import print_evaluation, print_files
+from trpo_jax.cli.display import print_evaluation, print_files, print_missing_episodes
 from trpo_jax.cli.placement import IF_LOST, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
 from trpo_jax.processes import is_first
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
 from trpo_jax.running.loop import NonFiniteError
-from trpo_jax.running.train import FAILURES, Run, train
+from trpo_jax.running.train import FAILURES, PolicyFailure, Run, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_evaluation(
         console, run.seeds, evaluation.per_seed, evaluation.summary, args.evaluation_episodes
     )
+    print_missing_episodes(console, run.metrics)
     print_costs(console, run)
     print_files(console, folder)
     return 0
@@ -60,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report_failure(error: Exception, folder: Path | None, args: argparse.Namespace | None) -> int:
     """Says why a run failed and what is left of it; returns the exit code."""
     run = getattr(error, "run", None)
-    kept = "What was written before stays."
-    if run is not None:
-        no_policies = isinstance(error, OSError)
+    there = folder is not None and (folder / DESCRIPTION).is_file()
+    kept = f"{folder} keeps what was written." if there else "Nothing that was written is left."
+    if run is not None and there:
+        no_policies = isinstance(error, PolicyFailure)
         kept = kept_of(run, args, None if no_policies else "each seed's last good policy")
     print(f"error: {str(error).rstrip('.')}. {kept}", file=sys.stderr)
-    if folder is not None and (folder / DESCRIPTION).is_file():
+    if there:
         if not isinstance(error, NonFiniteError):  # which would come again
             print(resumption(folder, args), file=sys.stderr)
         print_files(Console(quiet=args.quiet or not is_first(), highlight=False), folder)

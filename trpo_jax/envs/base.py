@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
 
-NO_BOUND = 1e18  # what is as large means that there is none; 32 bits cannot square it
+NO_BOUND = 1e18  # a bound as large means that there is none; 32 bits cannot square it
+LARGEST = 1e15  # observations and rewards of which 32 bits can sum the squares are smaller
 
 
 class ArraySpec(NamedTuple):
@@ -137,17 +138,21 @@ class Pool(NamedTuple):
 
     Attributes:
         reset: `mask [B] -> observations [k, ...]` of the k environments in the mask, which start
-            new episodes.
-        step: `actions [B, ...] -> StepResult` with leading axis `[B]`; a finished environment must
-            be reset before the next one.
+            new episodes. Observations are flat, in the environment's own precision; see
+            `trpo_jax.envs.observations.centre`.
+        step: `actions [B, ...] -> StepResult` with leading axis `[B]`, for actions from
+            `to_environment_action`; a finished environment must be reset before the next one.
         close: ends it, and its processes if it has any; more than once does no harm.
         render: `() -> frames [B, H, W, 3]` of bytes, if it was opened for that.
+        kill: ends its processes at once, if it has any, while another thread waits for them. All
+            other functions are called in one thread, which is that it was opened in.
     """
 
     reset: Callable[[np.ndarray], np.ndarray]
     step: Callable[[np.ndarray], StepResult]
     close: Callable[[], None]
     render: Callable[[], np.ndarray] | None = None
+    kill: Callable[[], None] = lambda: None
 
 
 class Environment(NamedTuple):
@@ -240,3 +245,15 @@ def to_space_action(
         return np.asarray(actions, spec.dtype)
     # 32 bits may have rounded the bounds outwards.
     return np.clip(np.asarray(actions, spec.low.dtype), spec.low, spec.high)
+
+
+def sound(x: Num[Array | np.ndarray, "..."], numpy: Any = jnp) -> Bool[Array | np.ndarray, "..."]:
+    """Returns which numbers of an environment are finite, and of a size that can be learnt from.
+
+    Args:
+        x: the numbers.
+        numpy: `numpy` for arrays on the host.
+    """
+    if not numpy.issubdtype(x.dtype, numpy.floating):
+        return numpy.ones(x.shape, bool)
+    return numpy.abs(x) < numpy.asarray(LARGEST, x.dtype)  # NaN is not

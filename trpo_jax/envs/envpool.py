@@ -6,8 +6,19 @@ import envpool
 import numpy as np
 from envpool.registration import registry
 
-from trpo_jax.envs.base import ArraySpec, Environment, Pool, host_environment
-from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec, vector_pool
+from trpo_jax.envs.base import (
+    Environment,
+    Pool,
+    StepResult,
+    host_environment,
+    to_space_action,
+)
+from trpo_jax.envs.gymnasium import (
+    action_spec,
+    environment_seeds,
+    layout_of,
+)
+from trpo_jax.envs.observations import flatten, spec_of
 from trpo_jax.envs.options import require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
@@ -44,12 +55,11 @@ def make(name: str, **args: Any) -> Environment:
             f"Environment {full_name!r} is played by {spec.config.max_num_players}, and algorithms "
             "here play alone. Choose a task with one player."
         )
-    observation, show = observation_spec(full_name, spec.gymnasium_observation_space)
-    if len(observation.shape) == 3 and observation.shape[0] < min(observation.shape[1:]):
-        channels, height, width = observation.shape
-        observation = ArraySpec((height, width, channels), observation.dtype)
-        show = lambda frames: np.moveaxis(frames, 1, -1)
-    action_space = spec.gymnasium_action_space
+    layout = layout_of(full_name, spec.gymnasium_observation_space)
+    shape = layout.get("shape", ())
+    if len(shape) == 3 and shape[0] < min(shape[1:]):
+        layout["channels_first"] = True
+    action = action_spec(full_name, spec.gymnasium_action_space)
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
         env_seeds = environment_seeds(seeds, num_envs)
@@ -62,12 +72,15 @@ def make(name: str, **args: Any) -> Environment:
         envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **args, **options)
 
         def reset(mask: np.ndarray) -> np.ndarray:
-            return show(envs.reset(options={"reset_mask": mask})[0])
+            return flatten(layout, envs.reset(options={"reset_mask": mask})[0])
 
-        return vector_pool(envs, action_space, show, reset)
+        def step(actions: np.ndarray) -> StepResult:
+            observations, *rest, _ = envs.step(to_space_action(action, actions))
+            return StepResult(flatten(layout, observations), *rest)
 
-    action = action_spec(full_name, action_space)
+        return Pool(reset, step, envs.close, lambda: np.stack(envs.render()))
+
     time_limit = int(spec.config.max_episode_steps)
     return host_environment(
-        full_name, observation, action, None if time_limit == NEVER else time_limit, open
+        full_name, spec_of(layout), action, None if time_limit == NEVER else time_limit, open
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray
 
-from trpo_jax.envs.base import Environment, to_environment_action
+from trpo_jax.envs.base import Environment, StepResult, sound, to_environment_action
 
 
 class Episode(NamedTuple):
@@ -46,8 +46,10 @@ class Transition(NamedTuple):
         first: whether s_t is the first observation of the episode.
         length: steps of the episode up to and with this one.
         total_reward: its rewards up to and with this one; the episode's return where it ended.
-        whole: whether the episode was seen from its start; without it, length and return say
-            nothing about the task.
+        whole: whether the episode was seen from its start to a sound end; without it, length and
+            return say nothing about the task.
+        broken: whether the episode ended with numbers that are not finite, or absurdly large.
+            They are left out: the reward is 0, s'_t is s_t, and the step counts as cut short.
         context: what the action depended on besides the observation, or `()`.
     """
 
@@ -61,6 +63,7 @@ class Transition(NamedTuple):
     length: Int[Array, "*B"]
     total_reward: Float[Array, "*B"]
     whole: Bool[Array, "*B"]
+    broken: Bool[Array, "*B"]
     context: Any = ()
 
     @property
@@ -126,28 +129,52 @@ def step_episode(
 ) -> tuple[Episode, Transition]:
     """Steps one environment, also over the end of its episode; see `advance_episode`."""
     state, result = env.step(key, episode.state, to_environment_action(env.action, action))
-    length = episode.length + 1
-    total_reward = episode.total_reward + result.reward
-    truncated = result.truncated
-    if env.time_limit is not None:
-        truncated |= length >= env.time_limit
-    transition = Transition(
-        observation=episode.observation,
-        action=action,
-        reward=result.reward,
-        terminated=result.terminated,
-        truncated=truncated,
-        next_observation=result.observation,
-        first=episode.first,
-        length=length,
-        total_reward=total_reward,
-        whole=episode.whole,
-    )
+    transition = judge(env, episode, action, result)
     return Episode(
         state=state,
         observation=result.observation,
         first=jnp.zeros((), bool),
-        length=length,
-        total_reward=total_reward,
+        length=transition.length,
+        total_reward=transition.total_reward,
         whole=episode.whole,
     ), transition
+
+
+def judge(
+    env: Environment,
+    episode: Episode,
+    action: Num[Array | np.ndarray, "..."],
+    result: StepResult,
+    numpy: Any = jnp,
+) -> Transition:
+    """Returns the transition that a step was, with the end of a broken episode left out.
+
+    Args:
+        env: the environment.
+        episode: before the step; on the host all of a pool, leading axis `[B]`.
+        action: as the policy chose it.
+        result: of the step.
+        numpy: `numpy` on the host.
+    """
+    length = episode.length + 1
+    truncated = result.truncated
+    if env.time_limit is not None:  # a pool's own counts from its resets
+        truncated = truncated | (length >= env.time_limit)
+    axes = tuple(range(numpy.ndim(length), result.observation.ndim))
+    good = sound(result.observation, numpy).all(axis=axes) & sound(result.reward, numpy)
+    broken = ~good & (result.terminated | truncated)
+    reward = numpy.where(broken, 0, result.reward).astype(numpy.float32)
+    seen = numpy.expand_dims(broken, axes)
+    return Transition(
+        observation=episode.observation,
+        action=action,
+        reward=reward,
+        terminated=result.terminated & ~broken,
+        truncated=truncated | broken,
+        next_observation=numpy.where(seen, episode.observation, result.observation),
+        first=episode.first,
+        length=length,
+        total_reward=episode.total_reward + reward,
+        whole=episode.whole & ~broken,
+        broken=broken,
+    )

@@ -1,9 +1,8 @@
 """Adapter for Gymnasium 1.x (https://gymnasium.farama.org) and all that is registered with it."""
 
-import multiprocessing
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -11,26 +10,27 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import load_env_creator
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space, iterate
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.vector.utils import CloudpickleWrapper
 
 from trpo_jax import user_modules
 from trpo_jax.envs.base import (
-    ArraySpec,
     Box,
     Discrete,
     Environment,
     MultiDiscrete,
     Pool,
-    StepResult,
     host_environment,
 )
+from trpo_jax.envs.observations import Layout, flatten, spec_of
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
+from trpo_jax.envs.pools import open_pool
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 OF_EVERY = {"max_episode_steps", "disable_env_checker"}  # arguments of `gymnasium.make` itself
 PLUGIN = "highway_env"  # registers its environments only once it is imported
+CHANNELS = (1, 3, 4)  # of images that have them first
+LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63  # what is larger stands for something else
 
 
 def names() -> list[str]:
@@ -67,7 +67,7 @@ def make(
         )
     try:
         env = gymnasium.make(name, **args)
-    except Exception as error:  # whatever its constructor raises
+    except (Exception, SystemExit) as error:  # whatever its constructor raises
         if isinstance(error, TypeError):
             _check_args(full_name, name, args)
         reason = f"{type(error).__name__}: {error}"
@@ -78,44 +78,50 @@ def make(
                 " Put it into the current folder, install it, or name its folder in PYTHONPATH."
             )
         raise ConfigurationError(f"Environment {full_name!r} cannot be made: {reason}") from error
-    time_limit = env.spec.max_episode_steps
+    spec, time_limit = env.spec, env.spec.max_episode_steps
     env = wrap(full_name, env, wrappers, gymnasium.Env)
     time_limit = env.spec.max_episode_steps if env.spec else time_limit
-    space, action_space = env.observation_space, env.action_space
-    observation, flatten = observation_spec(full_name, space)
+    layout = layout_of(full_name, env.observation_space)
+    observation = spec_of(layout)
+    if observation.dtype == np.float32:
+        observation = observation._replace(origin=_origin(env, layout))
+    action = action_spec(full_name, env.action_space)
     env.close()
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
-        # Without Gymnasium's own resets, which cost a step or hide the last observation. A fork of
-        # this process could inherit a lock that XLA's threads hold.
-        options = {"context": "forkserver"} if processes else {}
-        if processes:  # each worker imports the main script, which imports these: once for all
-            multiprocessing.set_forkserver_preload(["flax.linen", "optax", "gymnasium"])
-        envs = gymnasium.make_vec(
-            name,
-            num_envs=num_envs,
-            vectorization_mode="async" if processes else "sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED, **options},
-            wrappers=[*wrappers, _leave_interrupts_to_the_parent],
-            **(args | {"render_mode": "rgb_array"} if render else args),
+        options = {"render_mode": "rgb_array"} if render else {}
+        return open_pool(
+            full_name,
+            CloudpickleWrapper(partial(_make_copy, spec, wrappers, **options)),
+            layout,
+            action,
+            environment_seeds(seeds, num_envs),
+            processes,
         )
-        first_seeds = iter([environment_seeds(seeds, num_envs)])
 
-        def reset(mask: np.ndarray) -> np.ndarray:
-            observations, _ = envs.reset(seed=next(first_seeds, None), options={"reset_mask": mask})
-            return flatten(observations)[mask]
-
-        return vector_pool(envs, action_space, flatten, reset)
-
-    action = action_spec(full_name, action_space)
     return host_environment(full_name, observation, action, time_limit, open)
 
 
-def _leave_interrupts_to_the_parent(env: gymnasium.Env) -> gymnasium.Env:
-    # Ctrl-C reaches every process of a terminal, and the parent ends its workers in order.
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return env
+def _make_copy(spec: EnvSpec, wrappers: Sequence[Callable[..., Any]], **options) -> gymnasium.Env:
+    # The pool checks what an environment returns, in every step.
+    env = gymnasium.make(spec, disable_env_checker=True, **options)
+    return wrap(spec.id, env, wrappers, gymnasium.Env)
+
+
+def _origin(env: gymnasium.Env, layout: Layout) -> np.ndarray | None:
+    """Returns the large numbers that an environment shows first, 0 for others; None for none.
+
+    A large offset would hide a signal on top of it as soon as it is cast to 32 bits.
+    """
+    try:
+        flat = flatten(layout, env.reset(seed=0)[0])
+    except Exception:  # which the first reset of the run reports
+        return None
+    if flat.dtype.itemsize < 8:
+        return None
+    size = np.abs(flat.astype(np.float64))
+    origin = np.where((size >= LEAST_ORIGIN) & (size < LARGEST_ORIGIN), flat, 0).astype(flat.dtype)
+    return origin if origin.any() else None
 
 
 def _check_registered(name: str) -> None:
@@ -142,82 +148,45 @@ def environment_seeds(seeds: int | tuple[int, ...], num_envs: int) -> list[int]:
     return (np.random.SeedSequence(seeds).generate_state(num_envs) >> 1).tolist()
 
 
-def vector_pool(
-    envs: VectorEnv,
-    action_space: gymnasium.Space,
-    show: Callable[..., np.ndarray],
-    reset: Callable[[np.ndarray], np.ndarray],
-) -> Pool:
-    """Returns the pool of a vector environment.
+def layout_of(name: str, space: gymnasium.Space, part: str = "") -> Layout:
+    """Returns the layout of a space of observations; see `trpo_jax.envs.observations`.
 
     Args:
-        envs: the vector environment, which does not reset by itself.
-        action_space: of one environment.
-        show: what it calls a batch of observations to the array that networks see.
-        reset: `Pool.reset`.
-    """
-
-    def step(actions: np.ndarray) -> StepResult:
-        actions = np.asarray(actions, action_space.dtype) + getattr(action_space, "start", 0)
-        if isinstance(action_space, spaces.Box):  # whose bounds 32 bits may round outwards
-            actions = np.clip(actions, action_space.low, action_space.high)
-        observations, rewards, terminated, truncated, _ = envs.step(actions)
-        return StepResult(
-            show(observations), np.asarray(rewards, np.float32), terminated, truncated
-        )
-
-    def close() -> None:
-        try:
-            envs.close(timeout=1)  # or it waits for ever for the answer of a process that is gone
-        except Exception:  # of an environment that is broken already, which has been reported
-            for process in getattr(envs, "processes", ()):
-                process.kill()
-            envs.closed = True
-
-    return Pool(reset, step, close, lambda: np.stack(envs.render()))
-
-
-def observation_spec(
-    name: str, space: gymnasium.Space
-) -> tuple[ArraySpec, Callable[..., np.ndarray]]:
-    """Returns the spec of what a network is shown, and the function that makes it of a batch.
-
-    A Box is shown as it is, other spaces flattened into one; 64-bit numbers as 32-bit ones.
+        name: of the environment, for messages.
+        space: the space.
+        part: which part of the observations it is.
 
     Raises:
-        ConfigurationError: if the space cannot be flattened.
+        ConfigurationError: if it cannot be shown to a network.
     """
-    flat = space if isinstance(space, spaces.Box) else spaces.flatten_space(space)
-    if not isinstance(flat, spaces.Box):
-        raise ConfigurationError(
-            f"Environment {name!r} has observations of type {type(space).__name__}, which cannot "
-            "be shown to a network here. Supported: Box, and what Gymnasium can flatten into one "
-            "(Discrete, MultiDiscrete, MultiBinary, and a Dict or Tuple of these)."
-        )
-    narrow = {np.dtype("float64"): np.dtype("float32"), np.dtype("int64"): np.dtype("int32")}
-    spec = ArraySpec(flat.shape, narrow.get(flat.dtype, flat.dtype))
-
-    def show(observations):
-        flattened = observations if flat is space else _flatten(space, observations)
-        return np.asarray(flattened, spec.dtype)
-
-    return spec, show
-
-
-def _flatten(space: gymnasium.Space, batch: Any) -> np.ndarray:
-    """Does what Gymnasium's `flatten` does, for a whole batch where that is simple."""
     match space:
-        case spaces.Box() | spaces.MultiBinary():
-            return batch.reshape(len(batch), -1)
+        case spaces.Box() if space.dtype.kind in "biuf":
+            layout = {"kind": "box", "shape": list(space.shape), "dtype": space.dtype.name}
+            first = len(space.shape) == 3 and space.shape[0] in CHANNELS
+            if first and min(space.shape[1:]) > max(CHANNELS) and not part:
+                layout["channels_first"] = True
+            return layout
+        case spaces.Discrete():
+            return {"kind": "discrete", "n": int(space.n), "start": int(space.start)}
+        case spaces.MultiDiscrete():
+            sizes, starts = space.nvec.ravel().tolist(), space.start.ravel().tolist()
+            shape = list(space.shape)
+            return {"kind": "multi_discrete", "shape": shape, "n": sizes, "start": starts}
+        case spaces.MultiBinary():
+            return {"kind": "multi_binary", "shape": list(space.shape)}
         case spaces.Dict():
-            # By name, so that what one suite has trained finds its numbers in another.
-            parts = [_flatten(part, batch[name]) for name, part in sorted(space.items())]
-            return np.concatenate(parts, axis=1)
+            parts = {x: layout_of(name, y, f"{part}/{x}") for x, y in space.items()}
+            return {"kind": "dict", "parts": parts}
         case spaces.Tuple():
-            parts = [_flatten(*pair) for pair in zip(space, batch, strict=True)]
-            return np.concatenate(parts, axis=1)
-    rows = iterate(batch_space(space), batch)
-    return np.stack([spaces.flatten(space, row) for row in rows])
+            parts = [layout_of(name, y, f"{part}/{i}") for i, y in enumerate(space)]
+            return {"kind": "tuple", "parts": parts}
+    where = f", in their part {part.strip('/')!r}" if part else ""
+    raise ConfigurationError(
+        f"Environment {name!r} has observations of type {type(space).__name__}{where}, which "
+        "cannot be shown to a network here. Supported: Box of real numbers, Discrete, "
+        "MultiDiscrete, MultiBinary, and a Dict or Tuple of these. A wrapper of Gymnasium, such as "
+        "FilterObservation or TransformObservation, leaves that part out or turns it into numbers."
+    )
 
 
 def action_spec(name: str, space: gymnasium.Space) -> Discrete | MultiDiscrete | Box:
@@ -228,13 +197,14 @@ def action_spec(name: str, space: gymnasium.Space) -> Discrete | MultiDiscrete |
     """
     match space:
         case spaces.Discrete():
-            return Discrete(int(space.n))
+            return Discrete(int(space.n), int(space.start), space.dtype)
         case spaces.MultiDiscrete() if space.nvec.ndim == 1:
-            return MultiDiscrete(tuple(map(int, space.nvec)))
+            starts = tuple(map(int, space.start)) if space.start.any() else ()
+            return MultiDiscrete(tuple(map(int, space.nvec)), starts, space.dtype)
         case spaces.MultiBinary() if len(space.shape) == 1:
-            return MultiDiscrete((2,) * space.shape[0])
-        case spaces.Box() if np.issubdtype(space.dtype, np.floating):
-            return Box(space.low.astype(np.float32), space.high.astype(np.float32))
+            return MultiDiscrete((2,) * space.shape[0], (), space.dtype)
+        case spaces.Box() if space.dtype.kind == "f":
+            return Box(space.low, space.high)
     raise ConfigurationError(
         f"Environment {name!r} has actions of type {type(space).__name__}, which no policy here "
         "can produce. Supported: Discrete, MultiDiscrete and MultiBinary of one axis, and Box of "

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from trpo_jax.envs.base import ArraySpec
+from trpo_jax.errors import Unpromised
 
 Layout = dict[str, Any]
 
@@ -39,7 +40,7 @@ def flatten(layout: Layout, observation: Any) -> np.ndarray:
         observation: one, or several: each array in it then has the same axes before its own.
 
     Raises:
-        ValueError: if it is not what the layout says.
+        Unpromised: if it is not what the layout says.
     """
     if layout["kind"] != "box":
         return _vector(layout, observation, "")
@@ -101,8 +102,8 @@ def _vector(layout: Layout, observation: Any, name: str) -> np.ndarray:
     return x.reshape(*x.shape[: x.ndim - len(shape)], math.prod(shape))
 
 
-def _one_hot(indices: np.ndarray, n: int) -> np.ndarray:
-    return (indices[..., None] == np.arange(n)).astype(np.int32)
+def _one_hot(indices: Any, n: int) -> np.ndarray:
+    return (np.expand_dims(indices, -1) == np.arange(n)).astype(np.int32)
 
 
 def _integers(layout: Layout, observation: Any, name: str, low: Any, high: Any) -> np.ndarray:
@@ -120,28 +121,34 @@ def _integers(layout: Layout, observation: Any, name: str, low: Any, high: Any) 
 def _box(layout: Layout, observation: Any, name: str) -> np.ndarray:
     shape, dtype = tuple(layout["shape"]), np.dtype(layout["dtype"])
     x = np.asarray(observation)
-    if x.shape[x.ndim - len(shape) :] != shape or x.ndim < len(shape):
-        raise _wrong(name, x, f"shape {shape}")
+    if x.shape[max(0, x.ndim - len(shape)) :] != shape:
+        raise _wrong(name, x, f"{dtype} of shape {shape}")
     if x.dtype != dtype:
-        if not np.can_cast(x.dtype, dtype, "same_kind"):
-            signed = x.dtype.kind == "i" and dtype.kind == "u"
-            if not signed:
-                raise _wrong(name, x, f"{dtype} of shape {shape}")
-        if dtype.kind in "iu" and x.dtype.kind in "iu" and x.size:
-            limits = np.iinfo(dtype)
-            if x.min() < limits.min or x.max() > limits.max:
-                raise _wrong(name, x, f"{dtype}, from {limits.min} to {limits.max}")
+        whole = dtype.kind in "iu"
+        if x.dtype.kind not in ("biu" if whole else "biuf"):
+            raise _wrong(name, x, f"{dtype} of shape {shape}")
+        limits = np.iinfo(dtype) if whole else None
+        if whole and x.size and (x.min() < limits.min or x.max() > limits.max):
+            raise _wrong(name, x, f"{dtype}, from {limits.min} to {limits.max}")
         x = x.astype(dtype)
-    # One-hot integers alone have 32 bits.
-    return x.astype(np.int64) if dtype == np.int32 else x
+    return x.astype(np.int64) if dtype == np.int32 else x  # one-hot integers alone have 32 bits
 
 
-def _wrong(name: str, found: Any, promised: str) -> ValueError:
-    part = f" in its part {name.strip('/')!r}" if name else ""
-    if isinstance(found, np.ndarray):
-        numbers = found.dtype.kind in "biuf" and found.size
-        extent = f", from {found.min()} to {found.max()}" if numbers else ""
-        found = f"{found.dtype} of shape {found.shape}{extent}"
-    else:
-        found = type(found).__name__
-    return ValueError(f"an observation of {found}{part}, and its space promises {promised}")
+def _wrong(name: str, found: Any, promised: str) -> Unpromised:
+    part = f", in its part {name.strip('/')!r}," if name else ""
+    return Unpromised(
+        f"an observation of {in_words(found)}{part} where its space promises {promised}"
+    )
+
+
+def in_words(value: Any) -> str:
+    """Returns what a value is: dtype, shape and extent of an array, or its class."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return f"{value!r:.80}"
+    if not isinstance(value, np.ndarray | np.generic):
+        return f"type {type(value).__name__}"
+    extent = ""
+    if value.dtype.kind in "biuf" and value.size:
+        low, high = value.min(), value.max()
+        extent = f", {low}" if low == high else f", from {low} to {high}"
+    return f"{value.dtype} of shape {value.shape}{extent}"

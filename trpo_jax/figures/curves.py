@@ -73,6 +73,8 @@ def learning_curve(
     if none_ended:
         centre = {"transform": axes.transAxes, "ha": "center", "va": "center", "color": "0.4"}
         axes.text(0.5, 0.5, "no training episode ended", **centre)
+        axes.set_yticks([])
+        axes.set_xlim(0, max(env_steps, default=1))
     label = "interquartile mean" if num_seeds > 1 else "one seed"
     color = line_look((), algorithm)["color"]
     _plot_iqm(axes, env_steps, returns, color=color, linewidth=2, label=label, **dots)
@@ -81,7 +83,8 @@ def learning_curve(
     axes.set_ylabel("return of training episodes")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     style(axes)
-    axes.legend(frameon=False, loc="best")
+    if not none_ended:
+        axes.legend(frameon=False, loc="best")
     return figure
 
 

@@ -7,6 +7,7 @@ can go on with other devices. A digest of the files, written last, tells whether
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.processes import is_first, to_devices
 from trpo_jax.records.files import write_whole
 
-FORMAT = 3
+FORMAT = 4
 METADATA = "_CHECKPOINT_METADATA"  # of Orbax
 DIGEST = "digest"  # a file in the folder of each checkpoint
 NOT_EVALUATED = float("-inf")  # worse than any evaluation
@@ -48,13 +49,20 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints in a folder: the latest few, and the one with the best evaluation."""
 
-    def __init__(self, folder: Path, keep: int = 3, together: bool = False):
+    def __init__(
+        self, folder: Path, keep: int = 3, together: bool = False, read_only: bool = False
+    ):
         """Opens the folder, or creates it.
 
         Args:
             folder: the folder.
             keep: how many of the latest ones it is to hold.
             together: whether all processes of a run use it together, each waiting for the others.
+            read_only: whether it stays as it is, since its run may be writing to it.
+
+        Raises:
+            ConfigurationError: if it is to stay as it is, and one of them is damaged so far that
+                they cannot be listed.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
@@ -63,7 +71,7 @@ class Checkpoints:
         best = policies.BestN(get_metric_fn=score, n=1)
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=False,  # what fails, fails here; and the cost is known
-            cleanup_tmp_directories=is_first(),
+            cleanup_tmp_directories=is_first() and not read_only,
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions() if together else _alone(),
             best_fn=score,  # or metrics are not stored
@@ -71,9 +79,17 @@ class Checkpoints:
         )
         self._args, self._score = ocp.args, score
         self._folder = folder.absolute()
-        self._folder.mkdir(exist_ok=True)
-        if is_first():
+        self._set_aside: list[StorageFailure] = []
+        if is_first() and not read_only:
+            self._folder.mkdir(exist_ok=True)
             finish_removals(self._folder)
+            for number in unlisted(self._folder):
+                self._set_aside.append(self._put_aside(number, "it does not say how good it is"))
+        elif found := unlisted(self._folder):
+            raise ConfigurationError(
+                f"The checkpoint {self._folder / str(found[0])} is damaged. Move it out of that "
+                "folder to use the others."
+            )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(
@@ -114,7 +130,7 @@ class Checkpoints:
             self._manager.save(num_updates, args=items, metrics=metrics)
             if is_first():
                 written = self._folder / str(num_updates)
-                write_whole(written / DIGEST, digest(written / "state").encode())
+                write_whole(written / DIGEST, digest(written))
         except Exception as error:  # of the file system, through several libraries
             others = ", or another process of this run ended" if jax.process_count() > 1 else ""
             raise StorageFailure(
@@ -147,10 +163,12 @@ class Checkpoints:
                     f"{about['format']}, and this version reads {FORMAT}. Go on with the version "
                     "that wrote it."
                 )
-            whole = {name: np.empty(*x) for name, x in about["arrays"].items()}
             written = self._folder / str(num_updates)
-            if (written / DIGEST).read_text() != digest(written / "state"):
+            if (written / DIGEST).read_text() != digest(written):
                 raise StorageFailure("its files are not as they were written.")
+            if about["num_updates"] != num_updates:
+                raise StorageFailure(f"it is that of update {about['num_updates']}.")
+            whole = {name: np.empty(*x) for name, x in about["arrays"].items()}
             arrays = self._restore(num_updates, state=self._args.StandardRestore(whole)).state
         except ConfigurationError:
             raise
@@ -163,14 +181,21 @@ class Checkpoints:
 
     def newest_first(self) -> Iterator[Saved | StorageFailure]:
         """Yields the checkpoints, or why one cannot be read; such a one is moved aside."""
+        yield from self._set_aside
         for number in reversed(self.numbers()):
             try:
                 yield self.read(number)
             except StorageFailure as failure:
-                path = self._folder / str(number)
-                path.rename(path.with_name(f"{DAMAGED}{number}"))
+                yield self._put_aside(number, str(failure))
                 self._manager.reload()
-                yield StorageFailure(f"The checkpoint {path} is damaged: {failure}")
+
+    def _put_aside(self, number: int, reason: str) -> StorageFailure:
+        path = self._folder / str(number)
+        aside = path.with_name(f"{DAMAGED}{number}")
+        if aside.exists():  # of an earlier time
+            shutil.rmtree(aside)
+        path.rename(aside)
+        return StorageFailure(f"The checkpoint {path} is damaged: {reason}")
 
     def close(self) -> None:
         """Releases what Orbax holds."""
@@ -187,6 +212,21 @@ def finish_removals(folder: Path) -> None:
     for number in set(numbers) - set(whole):
         if number < max(whole, default=0):
             shutil.rmtree(folder / str(number))
+
+
+def unlisted(folder: Path) -> list[int]:
+    """Returns the numbers of checkpoints that say no score, with which Orbax would list none."""
+    found = []
+    for path in folder.glob("[0-9]*/" + METADATA):
+        try:
+            score = json.loads((path.parent / "metrics" / "metrics").read_text())
+            readable = isinstance(score["evaluation_return"], float)
+            readable &= isinstance(json.loads(path.read_text()), dict)
+        except (OSError, ValueError, TypeError, KeyError):
+            readable = False
+        if not readable and path.parent.name.isdigit():
+            found.append(int(path.parent.name))
+    return found
 
 
 def _alone() -> Any:
@@ -254,9 +294,10 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def digest(folder: Path) -> str:
-    """Returns the SHA-256 of all files in a folder and their names, in hexadecimal."""
+    """Returns the SHA-256 of all files in a folder and their names but `DIGEST`, in hexadecimal."""
     result = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / DIGEST)
+    for path in sorted(files):
         result.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             result.update(hashlib.file_digest(file, "sha256").digest())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.errors import ConfigurationError, StorageFailure
+from trpo_jax.errors import ConfigurationError, FileGone, StorageFailure
 from trpo_jax.records.files import cell, write_csv
 from trpo_jax.records.runs import read_rows
 
@@ -57,7 +57,7 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
 
     Raises:
         FileExistsError: if a new file is asked for, and there is one. Writing to it raises a
-            StorageFailure where it cannot grow, on a full disk for instance.
+            StorageFailure where it cannot grow, on a full disk for instance, or is gone.
     """
     columns: list[str] = []
     if num_done is not None and path.is_file():
@@ -71,8 +71,15 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
             columns.extend([*(x for x in LEADING_COLUMNS if x in rows[0]), *own])
             writer.writerow(columns)
         try:
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise FileNotFoundError(None, "another file is in its place")
             writer.writerows([cell(row[name]) for name in columns] for row in rows)
             file.flush()
+        except FileNotFoundError as error:
+            raise FileGone(
+                f"{path} is gone ({error.strerror}): it was moved or removed while the run wrote "
+                "to it. --resume goes on from a folder that was moved"
+            ) from error
         except OSError as error:
             raise StorageFailure(f"{path} cannot be written: {error.strerror}") from error
 
@@ -128,20 +135,42 @@ def require_service(name: str) -> None:
             )
 
 
-def tensorboard_log(folder: Path, seeds: Sequence[int], steps_done: int | None = None) -> Log:
+def hyperparameters(description: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Returns the hyperparameters of a seed, with the names that openrlbenchmark asks for."""
+    task = {"env_id": description["env"], "exp_name": description["algorithm"], "seed": seed}
+    return {**description["config"], "total_timesteps": description["total_steps"], **task}
+
+
+def tensorboard_log(
+    folder: Path,
+    seeds: Sequence[int],
+    description: Mapping[str, Any],
+    steps_done: int | None = None,
+) -> Log:
     """Returns the log for TensorBoard: one run `seed_<n>` for each seed, by environment steps.
+
+    The hyperparameters of a new run are in its tab HPARAMS, beside the return.
 
     Args:
         folder: where they go.
         seeds: the seeds.
+        description: what `config.json` says.
         steps_done: environment steps after which a resumed run goes on, None for a new one;
             TensorBoard then forgets what it was shown of later ones.
     """
     from tensorboardX import SummaryWriter
+    from tensorboardX.summary import hparams
 
     purge = None if steps_done is None else steps_done + 1
     names = {seed: str(folder / f"seed_{seed}") for seed in seeds}
     writers = {seed: SummaryWriter(name, purge_step=purge) for seed, name in names.items()}
+    for seed, writer in writers.items() if steps_done is None else ():
+        numbers = {
+            name: x if isinstance(x, bool | int | float) else str(x)
+            for name, x in hyperparameters(description, seed).items()
+        }
+        for summary in hparams(numbers, {TAGS["episodic_return"]: 0.0}):
+            writer.file_writer.add_summary(summary)
 
     def write(rows: Sequence[Row]) -> None:
         for row in rows:
@@ -161,7 +190,6 @@ def wandb_log(folder: Path, seeds: Sequence[int], description: Mapping[str, Any]
     """Returns the log for Weights & Biases: one run for each seed, all in one group.
 
     Project, entity and mode are W&B's own settings (`WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE`).
-    The run's config has `env_id`, `exp_name` and `seed`, which openrlbenchmark asks for.
 
     Args:
         folder: the run's folder, under which W&B keeps its files.
@@ -171,8 +199,6 @@ def wandb_log(folder: Path, seeds: Sequence[int], description: Mapping[str, Any]
     import wandb
 
     _hush_wandb()
-    task = {"env_id": description["env"], "exp_name": description["algorithm"]}
-    config = {**description["config"], "total_timesteps": description["total_steps"], **task}
     group = f"{description['env']}__{description['algorithm']}__{description['started']}"
     identity = "".join(x if x.isalnum() else "-" for x in group)
     options = {"project": os.environ.get("WANDB_PROJECT", "trpo_jax"), "group": group}
@@ -182,7 +208,7 @@ def wandb_log(folder: Path, seeds: Sequence[int], description: Mapping[str, Any]
             **options,
             id=f"{identity}-{seed}",
             name=f"{description['env']}__{description['algorithm']}__{seed}",
-            config={**config, "seed": seed},
+            config=hyperparameters(description, seed),
         )
         for seed in seeds
     }

@@ -135,7 +135,7 @@ def read_policies(
     else:
         policy = memoryless(make_policy(observation, action, **data["network"]))
         params = data["policy_params"]
-    actor = Actor(params, RunningStatistics(**data["observation_statistics"]))
+    actor = Actor(params, _statistics(data["observation_statistics"]))
     return Policies(
         data["environment"],
         observation,
@@ -250,6 +250,16 @@ def make_act(
         return actions.reshape(*batch_shape, *actions.shape[1:])
 
     return act
+
+
+def _statistics(stored: dict[str, np.ndarray]) -> RunningStatistics:
+    """Returns stored statistics, also those of files of before, which held squared deviations."""
+    if "squared_deviations" in stored:
+        count, mean, squared = stored.values()
+        per_sample = squared / np.maximum(count, 1).reshape(-1, *[1] * (squared.ndim - 1))
+        rest, count = np.zeros_like(mean), count.astype(np.uint32)
+        return RunningStatistics(count, mean, rest, np.sqrt(per_sample))
+    return RunningStatistics(**stored)
 
 
 def _read(path: Path) -> dict[str, Any]:

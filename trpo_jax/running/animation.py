@@ -1,5 +1,6 @@
 """A policy at work: the frames of one episode, and a GIF of them."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.host_rollout import failures_named
+from trpo_jax.records.files import write_whole
 
 COLORS = 64  # of a GIF: half the size of all 256, and hardly to be told from them
 MAX_FPS = 50  # frames that follow closer are shown at a tenth of a second by browsers
@@ -91,6 +93,9 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], *, width: int, fps: floa
         frames: `[H, W, 3]` of bytes.
         width: in pixels; frames are scaled to it.
         fps: frames per second, at most `MAX_FPS`.
+
+    Raises:
+        StorageFailure: if it cannot be written.
     """
     height = round(frames[0].shape[0] * width / frames[0].shape[1])
     images = [Image.fromarray(frame).resize((width, height)) for frame in frames]
@@ -99,4 +104,6 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], *, width: int, fps: floa
     palette = Image.fromarray(sample).quantize(COLORS)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     first, *rest = images
-    first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+    content = io.BytesIO()
+    first.save(content, "gif", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
+    write_whole(path, content.getvalue())

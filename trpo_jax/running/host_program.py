@@ -9,8 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import as_completed, wait
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from trpo_jax.algorithms.base import Actor, Algorithm, State, update_keys
 from trpo_jax.algorithms.on_policy import RANDOM_STEPS
 from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.envs.episodes import Transition, stagger
+from trpo_jax.envs.threads import OwnThread, close_in
 from trpo_jax.host_rollout import (
     Choose,
     action_keys,
@@ -118,34 +118,56 @@ def start_host_runs(
     states = [runs.init(*pair) for pair in zip(keys, values, strict=True)]
     programs = [runs.programs(x) for x in values]
     num_envs = states[0].rollout.episodes.length.shape[0]
-    threads = min(len(seeds), os.cpu_count() or 1)
-    with ExitStack() as stack:
-        pools = []
-        for seed in seeds:
-            with failures_named(env):
-                pools.append(env.open((seed, num_done) if num_done else seed, num_envs))
-            stack.callback(pools[-1].close)
-        with ThreadPoolExecutor(threads) as executor:
-            start_seed = partial(start, algorithm, warm_up=num_done == 0)
-            states = list(executor.map(start_seed, pools, states))
-        close = stack.pop_all().close
+    # A pool is opened, stepped and closed in one thread: what an environment holds may need that.
+    threads = [OwnThread() for _ in range(min(len(seeds), os.cpu_count() or 1))]
+    pools: dict[int, Pool] = {}
 
-    def advance(state: HostState, count: int) -> tuple[HostState, Any]:
-        stopping = threading.Event()
-
-        def advance_or_stop(programs, pool, state):
+    def in_threads(stopping: threading.Event, function: Callable[..., Any], *args: Any) -> list:
+        def call(*args):
             try:
-                return advance_seed(env, programs, pool, state, count, stopping)
+                return None if stopping.is_set() else function(*args)
             except BaseException:
                 stopping.set()  # or the other seeds would go on to the end of the chunk
                 raise
 
-        with ThreadPoolExecutor(threads) as executor:
-            try:
-                results = list(executor.map(advance_or_stop, programs, pools, state.seeds))
-            except BaseException:
-                stopping.set()
-                raise
+        futures = [
+            threads[index % len(threads)].submit(call, index, *seed_args)
+            for index, seed_args in enumerate(zip(*args, strict=True))
+        ]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stopping.set()
+            wait(futures)
+            raise
+        return [future.result() for future in futures]
+
+    def open_and_start(index, seed, state):
+        with failures_named(env):
+            pools[index] = env.open((seed, num_done) if num_done else seed, num_envs)
+        return start(algorithm, pools[index], state, warm_up=num_done == 0)
+
+    def close():
+        for index, pool in pools.items():
+            close_in(threads[index % len(threads)], pool, env.name)
+        pools.clear()
+        for thread in threads:
+            thread.end()
+
+    try:
+        states = in_threads(threading.Event(), open_and_start, seeds, states)
+    except BaseException:
+        close()
+        raise
+
+    def advance(state: HostState, count: int) -> tuple[HostState, Any]:
+        stopping = threading.Event()
+
+        def advance_one(index, state):
+            return advance_seed(env, programs[index], pools[index], state, count, stopping)
+
+        results = in_threads(stopping, advance_one, state.seeds)
         states, outputs = zip(*results, strict=True)
         of_seeds = [jax.tree.map(lambda *xs: np.stack(xs), *updates) for updates in outputs]
         return stack_states(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
@@ -200,7 +222,7 @@ def advance_seed(
 
     Args:
         env: the environment.
-        programs: from `compile_host_programs`.
+        programs: of the seed.
         pool: copies of the environment.
         state: of the seed.
         count: number of updates.
@@ -313,6 +335,7 @@ def trajectory_shapes(algorithm: Algorithm, state: State) -> Transition:
         length=episodes.length,
         total_reward=episodes.total_reward,
         whole=flag,
+        broken=flag,
         context=context,
     )
     return jax.tree.map(

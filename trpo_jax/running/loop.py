@@ -13,6 +13,7 @@ import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, State
 from trpo_jax.devices import Placement
+from trpo_jax.envs.base import LARGEST
 from trpo_jax.processes import peer_failures_named, to_host
 from trpo_jax.running.host_program import HostState, host_program
 from trpo_jax.running.program import Health, Program, device_program
@@ -149,15 +150,19 @@ def run_chunks(
             yield chunk._replace(last_update=last_update, metrics=good)
         index = int(np.argmin(finite[:, num_good]))
         where = f"update {chunk.first_update + num_good} of seed {program.seeds[index]}"
-        broken_step = int(chunk.health.broken_step[index, num_good])
-        raise NonFiniteError(_reason(program, where, broken_step))
+        health = jax.tree.map(lambda x, i=index, j=num_good: x[i, j], chunk.health)
+        raise NonFiniteError(_reason(program, where, health))
 
 
-def _reason(program: Program, where: str, broken_step: int) -> str:
-    if broken_step >= 0:
+def _reason(program: Program, where: str, health: Health) -> str:
+    if health.broken_step >= 0:
+        value, component = health.broken_value, health.broken_component
+        reward = f"a reward of {value:g}"
+        observation = f"an observation whose component {component} is {value:g}"
         return (
-            f"Environment {program.env_name} returned numbers that are not finite, in step "
-            f"{broken_step + 1} of {where}."
+            f"Environment {program.env_name} returned {reward if component < 0 else observation}, "
+            f"in step {health.broken_step + 1} of {where}. Numbers that are not finite, or from "
+            f"{LARGEST:g} on, cannot be learnt from."
         )
     return (
         f"{where[0].upper()}{where[1:]} gave numbers that are not finite. A smaller critic_lr or "

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State
 from trpo_jax.devices import Placement
+from trpo_jax.envs.base import sound
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import to_devices
@@ -26,11 +27,16 @@ class Health(NamedTuple):
 
     Attributes:
         finite: whether all numbers of the update are finite, and those before it in the chunk.
-        broken_step: the first step of the rollout in which the environment's own were not, or -1.
+        broken_step: the first step of the rollout in which the environment's own were not sound,
+            see `trpo_jax.envs.base.sound`, or -1.
+        broken_component: of the observation in that step; -1 if it was the reward.
+        broken_value: the number there.
     """
 
     finite: Bool[Array, "*B"]
     broken_step: Int[Array, "*B"]
+    broken_component: Int[Array, "*B"]
+    broken_value: Float[Array, "*B"]
 
 
 class Program(NamedTuple):
@@ -209,14 +215,30 @@ def check(learnt: State, metrics: Metrics, trajectory: Transition) -> Health:
     """Returns the health of an update."""
     leaves = jax.tree.leaves((metrics, learnt.actor))
     numbers = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-    broken_step = _broken_step(trajectory)  # a terminated episode's end is not learnt from
-    finite = [broken_step < 0, *(jnp.isfinite(x).all() for x in numbers)]
-    return Health(jnp.stack(finite).all(), broken_step)
+    step, component, value = _broken_number(trajectory)
+    finite = [step < 0, *(jnp.isfinite(x).all() for x in numbers)]
+    return Health(jnp.stack(finite).all(), step, component, value)
 
 
-def _broken_step(trajectory: Transition) -> Int[Array, ""]:
+def _broken_number(
+    trajectory: Transition,
+) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
+    """Returns step, component of the observation or -1, and value of the first unsound number."""
     num_steps = trajectory.reward.shape[0]
-    numbers = (trajectory.observation, trajectory.next_observation, trajectory.reward)
-    finite = [jnp.isfinite(x.reshape(num_steps, -1)).all(axis=1) for x in numbers]
-    broken = ~jnp.stack(finite).all(axis=0)
-    return jnp.where(broken.any(), jnp.argmax(broken), -1)
+    rows = lambda x: x.reshape(num_steps, -1)
+    size = trajectory.observation[0, 0].size
+    kinds = [(rows(trajectory.reward), lambda index: -1)]
+    kinds += [
+        (rows(x), lambda index: index % size)
+        for x in (trajectory.observation, trajectory.next_observation)
+    ]
+    bad = [~sound(x) for x, _ in kinds]
+    broken = jnp.stack([x.any(axis=1) for x in bad]).any(axis=0)
+    step = jnp.argmax(broken)
+    component, value = jnp.int32(-1), jnp.float32(0)
+    for (x, component_of), where in zip(kinds, bad, strict=True):
+        index = jnp.argmax(where[step])
+        here = where[step, index]
+        component = jnp.where(here, component_of(index), component)
+        value = jnp.where(here, x[step, index].astype(jnp.float32), value)
+    return jnp.where(broken.any(), step, -1), component, value

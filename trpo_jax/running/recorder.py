@@ -270,7 +270,8 @@ def _open_services(plan: RunPlan, kept: int | None) -> list[Log]:
     opened = []
     if is_first() and "tensorboard" in plan.log:
         steps_done = None if kept is None else kept * plan.algorithm.steps_per_update
-        opened.append(tensorboard_log(plan.folder / "tensorboard", plan.seeds, steps_done))
+        folder, about = plan.folder / "tensorboard", read_description(plan.folder)
+        opened.append(tensorboard_log(folder, plan.seeds, about, steps_done))
     if is_first() and "wandb" in plan.log:
         opened.append(wandb_log(plan.folder, plan.seeds, read_description(plan.folder)))
     return opened

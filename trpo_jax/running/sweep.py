@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first, is_first
-from trpo_jax.records.files import create_run_folder, write_csv, write_json, write_whole
+from trpo_jax.records.files import create_run_folder, locked, write_csv, write_json, write_whole
 from trpo_jax.records.runs import differing_settings, read_rows
 from trpo_jax.running.defaults import SPACES_FILE, defaults_for
 from trpo_jax.running.description import (
@@ -246,7 +247,13 @@ def sweep(
     description = describe(plan, score, grid or {}, ranges or {}, random)
     plan = plan._replace(description=description)
     console = progress_console(progress and is_first())
-    rows = [] if plan.folder is None else decided_by_first(lambda: open_folder(plan))
+    with ExitStack() as stack:
+        return run_sweep(plan, score, console, stack)
+
+
+def run_sweep(plan: SweepPlan, score: str, console: Console, stack: ExitStack) -> Sweep:
+    """Runs what is not done of a sweep, whose folder is locked until the stack closes."""
+    rows = [] if plan.folder is None else decided_by_first(lambda: open_folder(plan, stack))
     results = {(row["setting"], row["seed"]): row for row in rows}
     say_plan(plan, len(results), console)
     stopped_by = None
@@ -339,13 +346,16 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def open_folder(plan: SweepPlan) -> list[dict[str, Any]]:
+def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
     """Returns the results that are in the folder of a sweep, which is created if need be.
+
+    The folder is locked until the stack closes.
 
     Raises:
         ConfigurationError: if it holds something else, or a sweep with other settings.
     """
     folder = plan.folder
+    stack.enter_context(locked(folder))
     if not (folder / DESCRIPTION).is_file():
         create_run_folder(folder)
         write_json(folder / DESCRIPTION, plan.description)

@@ -1,10 +1,11 @@
 """A whole training run by one call: progress, metrics, policies, evaluation, picture, files."""
 
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,10 +21,16 @@ from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.options import Wrapper
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure, PeerFailure, StorageFailure
+from trpo_jax.errors import (
+    ConfigurationError,
+    EnvironmentFailure,
+    FileGone,
+    PeerFailure,
+    StorageFailure,
+)
 from trpo_jax.processes import decided_by_first, is_first, to_host
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
-from trpo_jax.records.files import create_run_folder, write_json
+from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
 from trpo_jax.records.policies import make_act, save_policy
 from trpo_jax.records.runs import (
     CHECKPOINTS,
@@ -50,6 +57,10 @@ from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
 CALLBACK = "callback"  # what a run may be stopped by in order, beside INTERRUPT
+
+
+class PolicyFailure(StorageFailure):
+    """Policies that the folder of their run could not take; the message says where they are."""
 
 
 class Evaluation(NamedTuple):
@@ -249,25 +260,28 @@ def train(
         placement=placement,
     )
     console = progress_console(progress and is_first())
-    saved = open_folder(plan)
-    say_plan(plan, saved, console)
-    try:
-        with console.status("Compiling"):
-            program = compile_plan(plan, saved)
-        console.print(
-            f"Compiled for {plan.description['placement']} in {program.compile_seconds:.1f} s"
-        )
-        with closing(program):
-            return run_program(plan, program, saved, console, callback, started)
-    except EnvironmentFailure as error:
-        if plan.folder is not None and error.__cause__ is not None:  # for its author
-            lines = traceback.format_exception(error.__cause__)
-            (plan.folder / "error.txt").write_text("".join(lines))
-        raise
+    with ExitStack() as stack:
+        saved = open_folder(plan, stack)
+        say_plan(plan, saved, console)
+        try:
+            with console.status("Compiling"):
+                program = compile_plan(plan, saved)
+            console.print(
+                f"Compiled for {plan.description['placement']} in {program.compile_seconds:.1f} s"
+            )
+            with closing(program):
+                return run_program(plan, program, saved, console, callback, started)
+        except EnvironmentFailure as error:
+            if plan.folder is not None and error.__cause__ is not None:  # for its author
+                lines = traceback.format_exception(error.__cause__)
+                write_whole(plan.folder / "error.txt", "".join(lines))
+            raise
 
 
-def open_folder(plan: RunPlan) -> Saved | None:
+def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
     """Creates the folder of a new run, or returns the checkpoint that a resumed one goes on from.
+
+    The folder is locked until the stack closes.
 
     Raises:
         ConfigurationError: if the folder cannot be used.
@@ -280,6 +294,7 @@ def open_folder(plan: RunPlan) -> Saved | None:
 
     def decide():
         nonlocal found
+        stack.enter_context(locked(plan.folder))
         if plan.resumed:
             found = find_checkpoint(plan)
             return found and found.num_updates
@@ -295,7 +310,7 @@ def open_folder(plan: RunPlan) -> Saved | None:
         )
     if number is None or found is not None:
         return found
-    with closing(Checkpoints(plan.folder / CHECKPOINTS)) as checkpoints:
+    with closing(Checkpoints(plan.folder / CHECKPOINTS, read_only=True)) as checkpoints:
         return checkpoints.read(number)
 
 
@@ -421,8 +436,8 @@ def run_program(
             return run
         except Exception as error:
             error.run = unfinished(type(error).__name__)
-            if not isinstance(error, OSError):  # after which nothing more can be written
-                write_policy(plan, error.run)
+            if not isinstance(error, PolicyFailure):
+                write_policy(plan, error.run, error)
             raise
     scores = returns.mean(axis=1)
     run = run._replace(evaluation=Evaluation(returns, scores, summarize(scores)))
@@ -451,14 +466,38 @@ def learn(
     return False
 
 
-def write_policy(plan: RunPlan, run: Run) -> None:
-    """Writes the policies of a run, and its picture where there is something to draw."""
+def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> None:
+    """Writes the policies of a run, and its picture where there is something to draw.
+
+    Raises:
+        PolicyFailure: if the folder cannot take the policies, on a full disk or where it was
+            removed. It tells what else went wrong, and where the policies are.
+        StorageFailure: if the picture cannot be written, and nothing went wrong before.
+    """
     if plan.folder is None or not is_first():
         return
     scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
-    save_policy(plan.folder / POLICY, run.algorithm, run.actor, run.seeds, scores)
+    save = lambda path: save_policy(path, run.algorithm, run.actor, run.seeds, scores)
+    try:
+        if isinstance(cause, FileGone):  # and the folder may be that of another run by now
+            raise cause
+        save(plan.folder / POLICY)
+    except OSError as error:
+        said = str(error) if cause in (None, error) else f"{str(cause).rstrip('.')}. {error}"
+        try:
+            path = Path(tempfile.mkdtemp(prefix="trpo_jax-"), POLICY)
+            save(path)
+            failure = PolicyFailure(f"{said}. The policies are in {path}")
+        except OSError as other:
+            failure = PolicyFailure(f"{said}. The policies are lost: {other}")
+        failure.run = run
+        raise failure from error
     if "episodic_return" in run.metrics:
-        run.plot().savefig(plan.folder / "learning_curve.png", dpi=150)
+        from trpo_jax.figures.curves import file_of
+
+        picture = file_of(run.plot(), "png", 150)
+        with nullcontext() if cause is None else suppress(StorageFailure):  # of the same disk
+            write_whole(plan.folder / "learning_curve.png", picture)
 
 
 def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:

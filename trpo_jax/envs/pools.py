@@ -1,0 +1,258 @@
+"""Copies of one environment on the host, stepped one by one or each in a process of its own.
+
+Both ways ask the same `Copy`, which checks whatever an environment returns against its space.
+"""
+
+import multiprocessing
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from trpo_jax.envs.base import Box, Discrete, MultiDiscrete, Pool, StepResult, to_space_action
+from trpo_jax.envs.observations import Layout, flatten, in_words
+from trpo_jax.errors import RAISED, Unpromised, environment_failure
+
+# Each worker imports the main script, which imports these: once for all.
+PRELOADED = ["flax.linen", "optax", "gymnasium", "trpo_jax.envs.pools"]
+GOODBYE = 2.0  # seconds that processes have for closing their environments
+
+
+class Copy:
+    """One copy of an environment with the interface of Gymnasium."""
+
+    def __init__(self, make: Callable[[], Any], layout: Layout):
+        """Makes the copy."""
+        self.env, self.layout = make(), layout
+
+    def ask(self, command: str, *args: Any) -> None:
+        """Says which method is to be called next, and with what."""
+        self.asked = command, args
+
+    def answer(self) -> Any:
+        """Returns what that method returned."""
+        command, args = self.asked
+        return getattr(self, command)(*args)
+
+    def reset(self, seed: int | None) -> np.ndarray:
+        """Returns the first observation of an episode."""
+        returned = self.env.reset() if seed is None else self.env.reset(seed=seed)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise Unpromised(f"{in_words(returned)} from reset, not (observation, info)")
+        return flatten(self.layout, returned[0])
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+        """Returns the observation, the reward, and whether the episode terminated or truncated."""
+        returned = self.env.step(action)
+        if not isinstance(returned, tuple) or len(returned) != 5:
+            raise Unpromised(
+                f"{in_words(returned)} from step, not (observation, reward, terminated, "
+                "truncated, info)"
+            )
+        observation, reward, terminated, truncated, _ = returned  # nobody reads the info
+        return (
+            flatten(self.layout, observation),
+            _number("reward", reward),
+            bool(_number("flag terminated", terminated)),
+            bool(_number("flag truncated", truncated)),
+        )
+
+    def render(self) -> np.ndarray:
+        """Returns an image of it, `[H, W, 3]` bytes."""
+        frame = self.env.render()
+        image = np.asarray(frame)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise Unpromised(f"{in_words(frame)} from render, not an image of bytes [H, W, 3]")
+        return image
+
+    def end(self, deadline: float) -> None:
+        """Closes it."""
+        self.env.close()
+
+
+class Process:
+    """A `Copy` in a process of its own."""
+
+    def __init__(self, make: Callable[[], Any], layout: Layout):
+        """Starts the process, whose first answer says that it is ready."""
+        # A fork of this process could inherit a lock that XLA's threads hold.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=work, args=(other, make, layout), daemon=True)
+        self.process.start()
+        other.close()
+
+    def ask(self, command: str, *args: Any) -> None:
+        """Says which method is to be called next, and with what."""
+        with suppress(ConnectionError):  # of a process that died, which its answer says
+            self.pipe.send((command, args))
+
+    def answer(self) -> Any:
+        """Returns what that method returned."""
+        try:
+            good, value = self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self.process.join(GOODBYE)
+            raise EOFError(f"exit code {self.process.exitcode}") from error
+        if good:
+            return value
+        raise pickle.loads(value)
+
+    def end(self, deadline: float) -> None:
+        """Waits until the process, which was asked to close, has done so, and ends it."""
+        good, value = True, None
+        with suppress(EOFError, ConnectionError):
+            while self.pipe.poll(max(0, deadline - time.monotonic())):
+                good, value = self.pipe.recv()
+        self.process.join(max(0, deadline - time.monotonic()))
+        self.process.kill()  # in case that it is stopped, or its environment hangs
+        self.process.join()
+        self.pipe.close()
+        if not good:
+            raise pickle.loads(value)
+
+
+def work(pipe: Any, make: Callable[[], Any], layout: Layout) -> None:
+    """Answers what a `Process` asks, until that closes the copy or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers in order
+    copy, command = None, "make"
+    with suppress(EOFError, ConnectionError):
+        while command != "end":
+            try:
+                if copy is None:
+                    copy, value = Copy(make, layout), None
+                else:
+                    value = copy.answer()
+                answer = True, value
+            except RAISED as error:
+                answer = False, _pickled(error)
+            pipe.send(answer)
+            if copy is None:
+                return
+            command, args = pipe.recv()
+            copy.ask(command, *args)
+        try:
+            copy.end(0)
+        except RAISED as error:
+            pipe.send((False, _pickled(error)))
+
+
+def open_pool(
+    name: str,
+    make: Callable[[], Any],
+    layout: Layout,
+    action: Discrete | MultiDiscrete | Box,
+    seeds: Sequence[int],
+    processes: bool = False,
+) -> Pool:
+    """Returns a pool of copies of an environment with the interface of Gymnasium.
+
+    Args:
+        name: of the environment, for messages.
+        make: makes one copy; for processes it can be pickled.
+        layout: of its observations.
+        action: its actions.
+        seeds: of each copy, which decide all of its episodes.
+        processes: whether each copy runs in a process of its own.
+
+    Raises:
+        EnvironmentFailure: if a copy cannot be made. The pool's functions raise it too.
+    """
+    copies: list[Copy | Process] = []
+    first_seeds = dict(enumerate(seeds))  # of those that were never reset
+    broken = False
+
+    def named(error: BaseException, index: int) -> Exception:
+        return environment_failure(name, error, f" (copy {index + 1} of {len(seeds)})")
+
+    def answers(indices: Iterable[int]) -> list[Any]:
+        nonlocal broken
+        found = []
+        for index in indices:
+            try:
+                found.append(copies[index].answer())
+            except RAISED as error:
+                broken = True
+                raise named(error, index) from error
+        return found
+
+    def reset(mask: np.ndarray) -> np.ndarray:
+        indices = np.flatnonzero(mask).tolist()
+        for index in indices:
+            copies[index].ask("reset", first_seeds.pop(index, None))
+        return np.stack(answers(indices))
+
+    def step(actions: np.ndarray) -> StepResult:
+        for copy, given in zip(copies, to_space_action(action, actions), strict=True):
+            copy.ask("step", given)
+        observations, rewards, *flags = zip(*answers(range(len(copies))), strict=True)
+        flags = [np.array(flag, bool) for flag in flags]
+        return StepResult(np.stack(observations), np.array(rewards, np.float64), *flags)
+
+    def render() -> np.ndarray:
+        for copy in copies:
+            copy.ask("render")
+        return np.stack(answers(range(len(copies))))
+
+    def close() -> None:
+        deadline = time.monotonic() + GOODBYE
+        if processes:
+            for copy in copies:
+                copy.ask("end")
+        errors = []
+        for index, copy in enumerate(copies):
+            try:
+                copy.end(deadline)
+            except RAISED as error:
+                errors.append(named(error, index))
+        copies.clear()
+        if errors and not broken:  # or its failure has been reported
+            print(f"warning: While it was closed: {errors[0]}", file=sys.stderr)
+
+    def kill() -> None:
+        for copy in copies if processes else ():
+            copy.process.kill()
+
+    try:
+        for index in range(len(seeds)):
+            try:
+                copies.append((Process if processes else Copy)(make, layout))
+            except RAISED as error:
+                raise named(error, index) from error
+        if processes:  # which start side by side
+            answers(range(len(seeds)))
+    except BaseException:
+        broken = True
+        close()
+        raise
+    return Pool(reset, step, close, render, kill)
+
+
+def _number(what: str, value: Any) -> float | bool:
+    if type(value) in (float, bool, np.float64, np.bool_):
+        return value
+    x = np.asarray(value)
+    if x.size != 1 or x.dtype.kind not in "biuf":
+        raise Unpromised(f"a {what} of {in_words(value)}, not a number")
+    return x.item()
+
+
+def _pickled(error: BaseException) -> bytes:
+    """Returns an error as bytes, with its traceback as a note."""
+    lines = "".join(traceback.format_exception(error))
+    try:
+        error.add_note(lines)
+        data = pickle.dumps(error)
+        pickle.loads(data)
+    except Exception:  # an error whose class is made in another way than from its arguments
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+        error.add_note(lines)
+        data = pickle.dumps(error)
+    return data
