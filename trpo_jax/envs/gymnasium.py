@@ -75,6 +75,7 @@ def make(
             "render.py chooses the mode. Leave it away."
         )
     try:
+        _hush(name)
         env = gymnasium.make(name, **args)
     except (Exception, SystemExit) as error:  # whatever its constructor raises
         if isinstance(error, TypeError):
@@ -113,12 +114,16 @@ def make(
 
 
 def _make_copy(spec: EnvSpec, wrappers: Sequence[Callable[..., Any]], **options) -> gymnasium.Env:
-    if str(spec.entry_point).startswith("ale_py"):  # which greets once for each copy
-        ale = import_module("ale_py")
-        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
+    _hush(spec.id)
     # The pool checks what an environment returns, in every step.
     env = gymnasium.make(spec, disable_env_checker=True, **options)
     return wrap(spec.id, env, wrappers, gymnasium.Env)
+
+
+def _hush(name: str) -> None:
+    if "ALE/" in name:  # which greets with each copy
+        ale = import_module("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
 
 
 def _origin(env: gymnasium.Env, layout: Layout) -> np.ndarray | None:
