@@ -37,6 +37,7 @@ def healthy_run(
         "step_rejected": np.zeros(shape),
         "entropy": 1.4 - 0.8 * done,
         "explained_variance": np.minimum(0.9, 3 * done) + 0.05 * noise,
+        "reward_signal": np.ones(shape),
     }
     values = asdict(algorithms.get(algorithm).Config())
     if "max_kl" not in values:

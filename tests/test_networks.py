@@ -63,6 +63,23 @@ def test_log_std_starts_where_it_is_told(state_dependent_std):
     assert np.abs(distribution.mean).max() < 0.15
 
 
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+@pytest.mark.parametrize("far", [-1e3, -10.0, 10.0, 1e3])
+def test_log_std_keeps_to_its_bounds_and_all_that_follows_is_finite(state_dependent_std, far):
+    policy = make_policy(VECTOR, BOX, state_dependent_std=state_dependent_std)
+    observations = jax.random.normal(jax.random.key(1), (50, 4))
+    params = policy.init(jax.random.key(0))
+    move = lambda path, x: x + far * (x.shape == (2,) and "layers_1" in str(path))
+    moved = jax.tree_util.tree_map_with_path(move, params)
+    old, new = policy.apply(params, observations), policy.apply(moved, observations)
+    assert np.abs(new.log_std).max() <= 10
+    assert np.abs(new.log_std).max() > 9.9
+    actions = new.sample(jax.random.key(2))
+    numbers = (new.log_prob(actions), new.entropy(), new.kl(old), old.kl(new))
+    numbers += tuple(new.fisher_product(old))
+    assert all(np.isfinite(x).all() for x in numbers)
+
+
 @pytest.mark.parametrize("hidden_sizes", [(), (8,), (8, 6)])
 def test_an_action_critic_takes_the_action_before_its_last_hidden_layer(hidden_sizes):
     critic = make_action_critic(VECTOR, BOX, hidden_sizes=hidden_sizes)

@@ -98,5 +98,4 @@ def split_environments(devices: Sequence[jax.Device], algorithm: Algorithm) -> P
     split = NamedSharding(mesh, PartitionSpec(None, ENVIRONMENTS))
     shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
     state = jax.tree.map(lambda _: whole, shapes)
-    state = state._replace(rollout=jax.tree.map(lambda _: split, shapes.rollout))
-    return Placement(state, whole, jax.vmap)
+    return Placement(state._replace(rollout=split), whole, jax.vmap)

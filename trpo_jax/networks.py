@@ -21,6 +21,9 @@ from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 
 LARGE_IMAGE = 36  # pixels
+# Of the logarithm of a standard deviation; the code of SAC (Haarnoja et al. 2018, arXiv:1801.01290)
+# has -20 and 2. At e^-10 the noise of an action near 1 is still 760 times its rounding in 32 bits.
+LOG_STD_BOUNDS = (-10.0, 10.0)
 SMALL, LARGE = ((16, 3, 1),), ((16, 8, 4), (32, 4, 2))  # filters, size and stride of each layer
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": nn.tanh,
@@ -80,9 +83,12 @@ def from_linen(module: nn.Module, *inputs: ArraySpec) -> Network:
     Example:
         >>> network = from_linen(MyPolicy(), env.observation)
     """
-    examples = [jnp.zeros((1, *spec.shape), spec.dtype) for spec in inputs]
+
+    def init(key):  # the examples are made here: a described network is to cost no memory
+        return module.init(key, *(jnp.zeros((1, *spec.shape), spec.dtype) for spec in inputs))
+
     return Network(
-        init=lambda key: module.init(key, *examples)["params"],
+        init=lambda key: init(key)["params"],
         apply=lambda params, *batches: module.apply({"params": params}, *batches),
     )
 
@@ -146,14 +152,18 @@ class Torso(nn.Module):
         kernel_init = orthogonal(math.sqrt(2.0))
         x = observations.astype(jnp.float32)
         batch_shape = x.shape[: x.ndim - len(self.observation_shape)]
-        smallest = min(self.observation_shape[:2]) if len(self.observation_shape) == 3 else 0
-        convolutions = LARGE if smallest >= LARGE_IMAGE else SMALL if smallest >= 3 else ()
-        for features, size, stride in convolutions:
+        for features, size, stride in convolutions(self.observation_shape):
             x = activation(nn.Dense(features, kernel_init=kernel_init)(_patches(x, size, stride)))
         x = x.reshape(*batch_shape, -1)
         for size in self.hidden_sizes:
             x = activation(nn.Dense(size, kernel_init=kernel_init)(x))
         return x
+
+
+def convolutions(observation_shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Returns filters, size and stride of each convolution of a `Torso`."""
+    smallest = min(observation_shape[:2]) if len(observation_shape) == 3 else 0
+    return LARGE if smallest >= LARGE_IMAGE else SMALL if smallest >= 3 else ()
 
 
 def _patches(
@@ -197,6 +207,10 @@ class MultiCategoricalHead(nn.Module):
 class GaussianHead(nn.Module):
     """Features to a `DiagGaussian` over `size` dimensions.
 
+    log_std is clipped to `LOG_STD_BOUNDS`. The distribution is what results, so that its KL
+    divergences and its Fisher metric are exact: no step gets beyond a bound, and a log_std that is
+    there has no gradient.
+
     Attributes:
         size: number of action dimensions.
         log_std_init: initial logarithm of the standard deviation.
@@ -212,9 +226,10 @@ class GaussianHead(nn.Module):
         mean = _policy_head(self.size)(features)
         initial = nn.initializers.constant(self.log_std_init)
         if self.state_dependent_std:
-            return DiagGaussian(mean, _policy_head(self.size, bias_init=initial)(features))
-        log_std = self.param("log_std", initial, (self.size,), jnp.float32)
-        return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+            log_std = _policy_head(self.size, bias_init=initial)(features)
+        else:
+            log_std = self.param("log_std", initial, (self.size,), jnp.float32)
+        return DiagGaussian(mean, jnp.broadcast_to(jnp.clip(log_std, *LOG_STD_BOUNDS), mean.shape))
 
 
 class ValueHead(nn.Module):

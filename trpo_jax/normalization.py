@@ -54,7 +54,8 @@ def update_statistics(
     size = math.prod(batch.shape[: len(axes)])
     samples = batch.astype(jnp.float32)
     first = samples[(0,) * len(axes)]
-    largest = jnp.max(jnp.abs(samples - first), axis=axes)
+    low, high = jnp.min(samples, axis=axes), jnp.max(samples, axis=axes)
+    largest = jnp.maximum(high - first, first - low)
     unit = jnp.where(largest > 0, largest, 1.0)
     relative = (samples - first) / unit
     relative_mean = jnp.mean(relative, axis=axes)

@@ -44,6 +44,9 @@ ENV = constant_value()
         ("activation", "sigmoidal"),
         ("normalize_observations", 1),
         ("log_std_init", math.nan),
+        ("log_std_init", 10.5),
+        ("num_steps", 2**31),
+        ("hidden_sizes", (2**40,)),
         ("exploration", "pink"),
         ("ou_rho", 1.0),
         ("ou_rho", -0.1),
@@ -56,6 +59,52 @@ def test_a_value_that_cannot_work_is_named(field, value):
     with pytest.raises(ConfigurationError, match=field) as caught:
         trpo.make(ENV, trpo.Config(**{field: value}))
     assert "must be" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "held"),
+    [
+        ("max_kl", 1e39, "inf"),
+        ("damping", 1e39, "inf"),
+        ("damping", np.float64(1e-46), "0"),
+        ("damping", 1e-40, "0"),
+        ("entropy_coef", 1e-39, "0"),
+        ("ou_rho", 0.9999999999, "1"),
+        ("gamma", 0.9999999999, "1"),
+        ("line_search_shrink", np.array([0.5, 0.99999999999]), "1"),
+    ],
+)
+def test_a_number_that_32_bits_do_not_hold_is_refused(field, value, held):
+    with pytest.raises(ConfigurationError, match=rf"{field} = .* make {held} of it"):
+        trpo.make(ENV, trpo.Config(**{field: value}))
+
+
+@pytest.mark.parametrize("name", ["ua_trpo", "trpo_held_out"])
+def test_so_is_one_of_an_algorithm_of_its_own(name):
+    module = algorithms.get(name)
+    with pytest.raises(ConfigurationError, match=r"alpha = 1e-46 .* make 0 of it"):
+        module.make(ENV, module.Config(alpha=1e-46))
+
+
+def test_a_radius_below_the_rounding_of_a_kl_divergence_is_refused():
+    with pytest.raises(ConfigurationError, match="max_kl = 1e-12 is less than the rounding"):
+        trpo.make(ENV, trpo.Config(max_kl=1e-12))
+    trpo.make(ENV, trpo.Config(max_kl=2e-7))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("trpo", {"num_envs": 1, "num_steps": 1}, "nothing to be compared with"),
+        ("vpg", {"num_envs": 1, "num_steps": 1}, "nothing to be compared with"),
+        ("ppo", {"policy_minibatches": 2048}, "a single sample in each"),
+        ("trpo", {"num_envs": 2**16, "num_steps": 2**16}, "more than 32 bits count"),
+    ],
+)
+def test_learning_that_cannot_happen_is_refused(name, settings, message):
+    module = algorithms.get(name)
+    with pytest.raises(ConfigurationError, match=message):
+        module.make(ENV, module.Config(**({"critic_minibatches": 1} | settings)))
 
 
 def test_minibatches_must_divide_the_batch():

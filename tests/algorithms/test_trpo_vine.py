@@ -76,9 +76,8 @@ def test_branches_go_on_from_the_states_of_the_trajectory(bootstrap):
     settings = {"gamma": 0.5, "normalize_observations": False, "scale_rewards": True}
     config = trpo_vine.Config(**(SMALL | settings), branch_bootstrap=bootstrap)
     algorithm = trpo_vine.make(env, config)
-    deviation_of_3 = RunningStatistics(
-        jnp.uint32(10**9), jnp.zeros(()), jnp.zeros(()), jnp.array(3.0)
-    )
+    zero = jnp.zeros(())
+    deviation_of_3 = RunningStatistics(jnp.uint32(10**9), zero, zero, jnp.array(3.0))
     state = algorithm.init(jax.random.key(0))._replace(reward_statistics=deviation_of_3)
     _, trajectory = jax.jit(algorithm.collect)(state)
     branches = branches_of(algorithm, state, trajectory)

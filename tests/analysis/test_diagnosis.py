@@ -38,7 +38,9 @@ def test_a_healthy_run_has_no_warnings(algorithm):
     assert find_warnings(healthy_run(algorithm)) == []
 
 
+NO_STEP = {"step_rejected": 1.0, "kl": 0.0, "kl_max": 0.0, "explained_variance": -1.0}
 SPOILT = [
+    ("no signal", {"reward_signal": 0.0, **NO_STEP}, "all rewards were the same"),
     ("steps always rejected", {"step_rejected": share(0.95)}, "95 % of the steps"),
     ("steps often rejected", {"step_rejected": share(0.5)}, "50 % of the steps"),
     ("CG residual high", {"cg_residual": 0.7}, "residual 0.7"),
@@ -112,6 +114,10 @@ def test_the_kl_divergence_is_judged_by_the_bound_of_its_update():
     beyond = only(falling._replace(metrics=falling.metrics | every))
     assert beyond.name == "KL above its bound"
     assert beyond.measured == "up to 42 times the bound"
+    scheduled = healthy_run()
+    every["max_kl"] = bound * np.ones((3, 1))
+    beyond = only(scheduled._replace(metrics=scheduled.metrics | every))
+    assert beyond.measured == "up to 42 times the bound"
 
 
 @pytest.mark.parametrize("config", [{"max_kl_per_dimension": True}, {"uncertainty_exponent": 1.0}])
@@ -173,6 +179,7 @@ def test_a_run_of_few_updates_is_not_judged():
 
 def test_checks_go_by_metrics_that_there_are():
     known = {*LEADING_COLUMNS, *TrustRegionInfo._fields, "explained_variance", "critic_loss"}
+    known.add("reward_signal")
     for check in CHECKS:
         assert set(check.metrics) <= known, check.name
 

@@ -16,6 +16,8 @@ from flax import struct
 
 from trpo_jax.errors import ConfigurationError
 
+LARGEST_INTEGER = 2**31 - 1  # that 32 bits hold
+
 
 def real(
     default: float,
@@ -43,18 +45,17 @@ def real(
     return struct.field(default=default, metadata=metadata)
 
 
-def integer(default: int, help: str, low: int) -> Any:
-    """Returns a static integer field of at least `low`."""
-    allowed = f"an integer of at least {low}"
-    return _static(default, help, int, allowed, lambda x: x >= low)
+def integer(default: int, help: str, low: int, high: int = LARGEST_INTEGER) -> Any:
+    """Returns a static integer field in [low, high]."""
+    allowed = f"an integer from {low} to {high:,}"
+    return _static(default, help, int, allowed, lambda x: low <= x <= high)
 
 
 def integers(default: tuple[int, ...], help: str, low: int) -> Any:
     """Returns a static field that holds a sequence of integers of at least `low`."""
-    allowed = f"a tuple of integers of at least {low}"
-    return _static(
-        default, help, tuple, allowed, lambda xs: all(_is_integer(x) and x >= low for x in xs)
-    )
+    allowed = f"a tuple of integers from {low} to {LARGEST_INTEGER:,}"
+    accepts = lambda xs: all(_is_integer(x) and low <= x <= LARGEST_INTEGER for x in xs)
+    return _static(default, help, tuple, allowed, accepts)
 
 
 def flag(default: bool, help: str) -> Any:
@@ -90,6 +91,24 @@ def validate(config: Any) -> None:
                 f"{field.name} = {value!r} cannot work: it must be {field.metadata['allowed']} "
                 f"({field.metadata['help']}; default {field.default})."
             )
+        if field.metadata["kind"] is float:
+            for number in values:
+                require_float32(field.name, number)
+
+
+def require_float32(name: str, number: Any) -> None:
+    """Raises a ConfigurationError if a number becomes another kind of number in 32 bits.
+
+    That is infinity, 0 (also where it is subnormal, which devices take for 0) or 1.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        held = float(np.float32(number))
+    held = held if abs(held) >= np.finfo(np.float32).tiny else 0.0
+    if math.isinf(held) or (held in (0, 1) and held != float(number)):
+        raise ConfigurationError(
+            f"{name} = {number!r} cannot work: numbers have 32 bits, which make {held:g} of it. "
+            "Beside 0 and 1 they hold sizes from 1.2e-38 to 3.4e38, with seven digits."
+        )
 
 
 def _static(default, help, kind, allowed, accepts, **more) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -14,7 +15,7 @@ from trpo_jax.agent import CRITICS, EXPLORATIONS, Agent, make_agent
 from trpo_jax.algorithms import fields
 from trpo_jax.envs.base import Box, Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.networks import ACTIVATIONS
+from trpo_jax.networks import ACTIVATIONS, LOG_STD_BOUNDS
 
 
 @no_type_check  # `validate` checks the values, and leaves may be arrays
@@ -31,6 +32,7 @@ class OnPolicy:
         "environment steps over which what sets the length of the policy's step (max_kl, "
         "policy_lr or step_size) falls linearly to 0; 0 keeps it",
         0,
+        10**15,  # as many as `total_steps`
     )
     entropy_coef: float = fields.real(
         0.0, "weight of the policy's mean entropy beside the standardised advantages", 0.0
@@ -55,7 +57,9 @@ class OnPolicy:
         (64, 64), "width of each hidden layer, policy and critic", 1
     )
     activation: str = fields.choice("tanh", "nonlinearity of the hidden layers", tuple(ACTIVATIONS))
-    log_std_init: float = fields.real(0.0, "initial log standard deviation of continuous actions")
+    log_std_init: float = fields.real(
+        0.0, "initial log standard deviation of continuous actions", *LOG_STD_BOUNDS
+    )
     state_dependent_std: bool = fields.flag(
         False, "let the standard deviation of continuous actions depend on the state"
     )
@@ -157,6 +161,15 @@ def validate(env: Environment, config: OnPolicy) -> None:
             f"num_envs * num_steps = {config.num_envs} * {config.num_steps} = {batch}. "
             "Choose a divisor of the batch."
         )
+    if batch == 1 or batch > fields.LARGEST_INTEGER:
+        few = "leaves advantages nothing to be compared with, so that nothing is learnt"
+        many = "is more than 32 bits count"
+        raise ConfigurationError(
+            f"A batch of num_envs * num_steps = {config.num_envs} * {config.num_steps} = {batch:,} "
+            f"{few if batch == 1 else many}. Choose 2 to {fields.LARGEST_INTEGER:,}."
+        )
+    if isinstance(config, NaturalGradient):
+        require_measurable(config.max_kl)
     if isinstance(config, NaturalGradient) and config.fisher_subsample > config.num_steps:
         raise ConfigurationError(
             f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
@@ -164,6 +177,20 @@ def validate(env: Environment, config: OnPolicy) -> None:
         )
     if isinstance(config, Exploration) and config.exploration != "white":
         require_continuous(env, f"exploration = {config.exploration!r}")
+
+
+def require_measurable(max_kl: Any) -> None:
+    """Raises a ConfigurationError if a radius is less than what a KL divergence is rounded to.
+
+    A KL divergence is a mean of differences of log-probabilities, of size 1, each of which 32 bits
+    round by 1.2e-7: a smaller one may be measured as -1e-8, and any step accepted or rejected.
+    """
+    least = float(np.finfo(np.float32).eps)
+    if not isinstance(max_kl, jax.core.Tracer) and np.min(max_kl) < least:
+        raise ConfigurationError(
+            f"max_kl = {max_kl!r} is less than the rounding of a KL divergence in 32 bits, so that "
+            f"no step can be told from none. Choose at least {least:.1e}; 0.01 is usual."
+        )
 
 
 def prepare(env: Environment, config: Any, agent: Agent | None) -> tuple[Any, Agent]:

@@ -79,6 +79,12 @@ def make(
             f"num_envs * num_steps = {config.num_envs} * {config.num_steps} = {batch_size}. "
             "Choose a divisor of the batch."
         )
+    if batch_size == config.policy_minibatches:
+        raise ConfigurationError(
+            f"policy_minibatches = {config.policy_minibatches} leaves a single sample in each, "
+            "whose advantage has nothing to be compared with: nothing is learnt. Choose at most "
+            f"half of the batch, {batch_size // 2}."
+        )
     gain = GAINS[config.loss]
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5)

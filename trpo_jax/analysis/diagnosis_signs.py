@@ -54,7 +54,7 @@ def step_share(run: StoredRun) -> np.ndarray:
     The same as `settings.decay` gives after each number of updates.
     """
     update, env_steps = run.metrics["update"][0], run.metrics["env_steps"][0]
-    decay_steps = run.description["config"]["decay_steps"]
+    decay_steps = run.description["config"].get("decay_steps")
     if not decay_steps:
         return np.ones(len(update))
     return np.maximum(1 - (update - 1) * (env_steps / update / decay_steps), 0.0)
@@ -73,19 +73,33 @@ def kl_bound(run: StoredRun) -> np.ndarray | None:
     """
     config = run.description["config"]
     unbounded = "max_kl" not in config or not config.get("normalized_step", True)
-    if unbounded or config["max_kl_per_dimension"]:
+    if unbounded or config.get("max_kl_per_dimension"):
         return None
-    return config["max_kl"] * step_share(run)
+    scheduled = run.metrics.get("max_kl")
+    return (config["max_kl"] if scheduled is None else scheduled[0]) * step_share(run)
+
+
+def informed(run: StoredRun) -> np.ndarray:
+    """Says at which updates rewards had said anything, `[num_seeds, U]`; True if nothing tells."""
+    return run.metrics.get("reward_signal", np.ones_like(run.metrics["update"])) > 0
 
 
 def accepted(run: StoredRun, name: str) -> np.ndarray:
-    """Returns a metric at the steps that were accepted, `[num_seeds, U]`, NaN at the others."""
-    return np.where(run.metrics.get("step_rejected", 0.0), np.nan, run.metrics[name])
+    """Returns a metric at the steps that were accepted, `[num_seeds, U]`, NaN at the others.
+
+    A step that there was no reason for is none.
+    """
+    left_out = (run.metrics.get("step_rejected", 0.0) > 0) | ~informed(run)
+    return np.where(left_out, np.nan, run.metrics[name])
 
 
 def rejected(run: StoredRun) -> np.ndarray:
-    """Returns 1 for each rejected step, `[num_seeds, U]`, NaN where a step had no length left."""
-    return np.where(step_share(run) > 0, run.metrics["step_rejected"], np.nan)
+    """Returns 1 for each rejected step, `[num_seeds, U]`, NaN where none was to be taken.
+
+    That is where a step had no length left, and where no reward had said anything yet.
+    """
+    wanted = (step_share(run) > 0) & informed(run)
+    return np.where(wanted, run.metrics["step_rejected"], np.nan)
 
 
 def kl_over_bound(run: StoredRun) -> np.ndarray:
@@ -192,7 +206,8 @@ def explained_variance(run: StoredRun, looked_at: slice) -> np.ndarray:
     """
     returns = progress(run)
     solved = (returns.gained > returns.noise) & (returns.moves < SETTLED * returns.gained)
-    return np.where(solved, np.nan, median(run.metrics["explained_variance"][:, looked_at]))
+    nothing = solved | ~informed(run)[:, -1]
+    return np.where(nothing, np.nan, median(run.metrics["explained_variance"][:, looked_at]))
 
 
 def return_lost(run: StoredRun, looked_at: slice) -> np.ndarray:

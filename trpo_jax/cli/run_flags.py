@@ -39,7 +39,7 @@ from trpo_jax.running.defaults import defaults_for
 from trpo_jax.running.plan import RunPlan, plan_run
 
 RUN_FLAGS = ("total_steps", "evaluation_episodes", "env_processes", "eval_every")
-RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log")
+RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log", "evaluation_steps", "init_from")
 
 
 def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -66,6 +66,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
     options = options_from(args)
     settings |= {"env_args": options.args, "wrappers": options.wrappers}
+    settings["schedules"] = dict(args.schedule)
     settings |= {
         "env": args.env,
         "algorithm": args.algorithm,
@@ -93,7 +94,7 @@ def stored_flags(folder: Path) -> list[str]:
     Raises:
         ConfigurationError: if there is no such run, or no flags can start it.
     """
-    command = read_description(folder)["command"]
+    command = read_description(folder, "command")["command"]
     if command is None:
         raise ConfigurationError(
             f"The run in {folder} was started from Python, with something of its own that no flag "
@@ -146,6 +147,16 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     help_text = "checkpoints kept beside the best, the latest ones (default: 3)"
     add("--keep-checkpoints", default=3, type=int, metavar="N", help=help_text)
     help_text = (
+        "steps of an evaluation episode at the most (default: the time limit of the environment, "
+        "or without one 100,000 on the device and 1,000 on the host)"
+    )
+    add("--evaluation-steps", type=int, metavar="N", help=help_text)
+    help_text = (
+        "start from what the finished run in FOLDER has learnt: its policies, critics and "
+        "statistics, each seed from the same seed, or from the best one if there is no such seed"
+    )
+    add("--init-from", type=Path, metavar="FOLDER", help=help_text)
+    help_text = (
         "go on with the run in FOLDER after its latest checkpoint, with its own settings, as if "
         "it had never stopped"
     )
@@ -162,7 +173,23 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     )
     where.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
     add_config_flags(parser, module, defaults)
+    group = parser.add_argument_group("schedules of hyperparameters")
+    help_text = (
+        "let a real-valued hyperparameter change: max_kl=linear:0.02:0.005, also exponential, "
+        "cosine, and piecewise:0.02:50000:0.01; over the whole run, or over the steps of each seed "
+        "that a third number says; the flag may be given several times"
+    )
+    kind = {"action": "append", "default": [], "type": schedule}
+    group.add_argument("--schedule", **kind, metavar="NAME=KIND:START:END", help=help_text)
     return parser
+
+
+def schedule(text: str) -> tuple[str, str]:
+    """Returns the name of a hyperparameter and its schedule in NAME=SCHEDULE."""
+    name, equals, described = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=SCHEDULE")
+    return name.strip().replace("-", "_"), described
 
 
 def services(text: str) -> tuple[str, ...]:

@@ -3,27 +3,37 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Algorithm
+from trpo_jax.algorithms.schedules import (
+    Schedule,
+    curve_of,
+    require_real,
+    require_schedules,
+    scheduled,
+    started,
+)
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
+from trpo_jax.records.policies import describe_policy, learnt_from
 from trpo_jax.records.runs import (
     DESCRIPTION,
-    METRICS,
     SUMMARY,
     differing_settings,
     read_description,
-    read_metrics,
+    read_run,
 )
 from trpo_jax.running.defaults import Defaults, defaults
 from trpo_jax.running.description import (
@@ -86,6 +96,8 @@ class RunPlan(NamedTuple):
         log: further logs, of `trpo_jax.records.logs.SERVICES`.
         description: what `config.json` says.
         placement: which devices it is on; the default one if None.
+        evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
+        init_from: the run whose policies, critics and statistics it starts from, if any.
     """
 
     env: Environment
@@ -103,11 +115,19 @@ class RunPlan(NamedTuple):
     log: tuple[str, ...]
     description: dict[str, Any]
     placement: Placement | None
+    evaluation_steps: int | None
+    init_from: Path | None
 
     @property
     def title(self) -> str:
         """The algorithm and the environment, as headings say it."""
         return f"{self.name.upper()} on {self.env.name}"
+
+    @property
+    def num_envs(self) -> int:
+        """Environments of each seed."""
+        state = jax.eval_shape(self.algorithm.init, jax.random.key(0))
+        return state.rollout.episodes.length.shape[0]
 
     @property
     def updates_per_chunk(self) -> int:
@@ -240,6 +260,9 @@ def plan_run(
     resume: bool = False,
     log: Sequence[str] = (),
     placement: Placement | None = None,
+    schedules: Mapping[str, str | Schedule] | None = None,
+    evaluation_steps: int | None = None,
+    init_from: str | Path | None = None,
 ) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
 
@@ -263,8 +286,9 @@ def plan_run(
     else:
         task = choose_task(env, config, algorithm, total_steps, options)
         own = {} if agent is None else {"agent": agent}
-        made = task.module.make(task.env, task.config, **own)
         task = task._replace(named=task.named and agent is None)
+        make = partial(task.module.make, task.env, **own)
+        made = make(task.config)
     tuned = task.tuned
     chosen = {
         "seeds": choose_seeds(tuned.num_seeds if seeds is None else seeds),
@@ -275,14 +299,31 @@ def plan_run(
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
         "env_processes": task.options.processes,
+        "evaluation_steps": evaluation_steps,
+        "init_from": None if init_from is None else str(init_from),
     }
     require_at_least(
         evaluation_episodes=(chosen["evaluation_episodes"], 1),
         keep_checkpoints=(keep_checkpoints, 1),
         eval_every=(eval_every, 0),
         checkpoint_every=(checkpoint_every, 0),
+        evaluation_steps=(evaluation_steps, 1),
     )
     num_updates = chosen["total_steps"] // made.steps_per_update
+    curves, described = {}, {}
+    if schedules:
+        if task.module is None:
+            raise ConfigurationError(
+                "An Algorithm is made already, with numbers that stay as they are. Give its module "
+                "and its config for schedules."
+            )
+        for name, schedule in schedules.items():
+            require_real(task.config, name)
+            curves[name], described[name] = curve_of(schedule, chosen["total_steps"])
+        named = task.named and all(isinstance(x, str) for x in schedules.values())
+        task = task._replace(config=started(task.config, curves), named=named)
+        require_schedules(task.config, curves, max(num_updates, 1), made.steps_per_update)
+        made = scheduled(make, task.config, curves)
     if num_updates < 1:
         raise ConfigurationError(
             f"total_steps = {chosen['total_steps']:,} is less than one batch, which takes "
@@ -302,7 +343,7 @@ def plan_run(
     split = "" if placement is None else "seeds" if splits_runs(placement) else "environments"
     description = as_json(
         {
-            "command": _command(task, chosen, keep_checkpoints, log, folder),
+            "command": _command(task, chosen, keep_checkpoints, log, folder, described),
             "env": task.env_name,
             "algorithm": task.name,
             "seed": seed_list[0],
@@ -310,13 +351,17 @@ def plan_run(
             **chosen,
             **task.options.described(),
             "config": config_to_dict(task.config),
+            **({"schedules": described} if described else {}),
             **provenance(task.env_name),
             "placement": describe_placement(placement, split),
+            "policy": describe_policy(made),
         }
     )
     resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
     if resumed:
         _refuse_to_resume(folder, description)
+    elif init_from is not None:
+        learnt_from(init_from, made, chosen["seeds"])
     return RunPlan(
         task.env,
         made,
@@ -333,6 +378,8 @@ def plan_run(
         tuple(log),
         description,
         placement,
+        evaluation_steps,
+        None if init_from is None else Path(init_from),
     )
 
 
@@ -342,6 +389,7 @@ def _command(
     keep_checkpoints: int,
     log: Sequence[str],
     folder: Path | None,
+    schedules: Mapping[str, str],
 ) -> list[str] | None:
     """Returns the command line of the script that does the same run, or None if there is none."""
     first, count = chosen["seeds"][0], len(chosen["seeds"])
@@ -351,19 +399,21 @@ def _command(
     given |= {"log": ",".join(log), "out": folder}
     usual = {"seed": 0, **task.tuned._asdict(), "eval_every": 0, "checkpoint_every": None}
     usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
+    usual |= {"evaluation_steps": None, "init_from": None}
     del given["seeds"]
-    return command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+    command = command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
+    return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
 
 
 def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
     """Raises a ConfigurationError if a run is finished, or was started with other settings."""
     if (folder / SUMMARY).is_file():
-        num_updates = read_metrics(folder / METRICS)["update"].shape[1]
+        num_updates = read_run(folder).metrics["update"].shape[1]
         raise ConfigurationError(
             f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
             f"{SUMMARY} says what came of them."
         )
-    found = read_description(folder)
+    found = read_description(folder, "command", "config", "versions")
     different = differing_settings(description, found)
     if different:
         command = found["command"]

@@ -1,6 +1,5 @@
 """A whole sweep by one call: many settings and seeds, as few compiled programs as can be."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,8 +17,15 @@ from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first, is_first
-from trpo_jax.records.files import create_run_folder, locked, write_csv, write_json, write_whole
-from trpo_jax.records.runs import differing_settings, read_rows
+from trpo_jax.records.files import (
+    cell,
+    create_run_folder,
+    locked,
+    write_csv,
+    write_json,
+    write_whole,
+)
+from trpo_jax.records.runs import as_numbers, damaged, differing_settings, read_object, read_rows
 from trpo_jax.running.defaults import SPACES_FILE, defaults_for
 from trpo_jax.running.description import (
     as_json,
@@ -360,7 +366,7 @@ def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
         create_run_folder(folder)
         write_json(folder / DESCRIPTION, plan.description)
         return []
-    found = json.loads((folder / DESCRIPTION).read_text())
+    found = read_object(folder / DESCRIPTION, ("env", "config", "versions"))
     different = differing_settings(plan.description, found)
     if different:
         raise ConfigurationError(
@@ -369,13 +375,34 @@ def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
         )
     if not (folder / RESULTS).is_file():
         return []
-    columns, rows = read_rows(folder / RESULTS)
-    cells = (dict(zip(columns, row, strict=True)) for row in rows)
-    return [
-        {name: int(row[name]) for name in ("setting", "seed")}
-        | {name: float(row[name] or "nan") for name in MEASURED}
-        for row in cells
-    ]
+    return read_results(folder / RESULTS, plan)
+
+
+def read_results(path: Path, plan: SweepPlan) -> list[dict[str, Any]]:
+    """Returns the runs of a sweep that a file has results of.
+
+    Raises:
+        ConfigurationError: naming the line, if the file is damaged.
+    """
+    columns, rows = read_rows(path)
+    names = ("setting", "seed", *MEASURED)
+    lacking = [name for name in names if columns.count(name) != 1]
+    if rows and lacking:
+        raise damaged(path, 1, f"it has no column {lacking[0]}, or has it twice")
+    chosen = [[row[columns.index(name)] for name in names] for row in rows]
+    table = as_numbers(path, names, chosen)
+    known = {(index, seed) for index in range(len(plan.settings)) for seed in plan.seeds}
+    found: list[dict[str, Any]] = []
+    for line, (row, numbers) in enumerate(zip(rows, table.tolist(), strict=True), start=2):
+        key, cells = tuple(numbers[:2]), dict(zip(columns, row, strict=True))
+        if key not in known or any(
+            cells.get(name) != cell(value) for name, value in plan.settings[int(key[0])].items()
+        ):
+            raise damaged(path, line, "it is no run of this sweep, or is there twice")
+        known.remove(key)
+        places = {"setting": int(key[0]), "seed": int(key[1])}
+        found.append(places | dict(zip(MEASURED, numbers[2:], strict=True)))
+    return found
 
 
 def say_plan(plan: SweepPlan, num_done: int, console: Console) -> None:
@@ -439,7 +466,7 @@ def run_compilation(
             scores, actor = score_block(show(chunks, len(block)), num_updates)
             copies = len(scores.broken_update) - len(seeds)  # which fill up a block on the device
             filled = [*seeds, *[seeds[-1]] * copies]
-            returns = evaluation(actor, filled).mean(axis=1)
+            returns = evaluation(actor, filled).returns.mean(axis=1)
             measured = {"evaluation_return": returns, **scores._asdict()}
             for place, (index, seed) in enumerate(block):
                 row = {name: float(x[place]) for name, x in measured.items()}
