@@ -19,7 +19,8 @@ from trpo_jax.installing import how_to_install, requirements
 from trpo_jax.records.logs import SERVICES
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {*envs.SUITES, *SERVICES, *(extra for _, extra in PLUGINS.values()), "box2d"} - {"gymnax"}
+EXTRAS = {*envs.SUITES, *SERVICES, "box2d", "onnx"} - {"gymnax"}
+EXTRAS |= {extra for _, extra in PLUGINS.values()}
 
 
 @pytest.fixture
