@@ -31,6 +31,7 @@ from trpo_jax.cli.command_line import (
     user_errors,
 )
 from trpo_jax.cli.display import spread_text
+from trpo_jax.cli.environment_flags import add_environment_flags, options_from
 from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, comparison, file_of
@@ -57,6 +58,8 @@ COMPARED = (
     "total_steps",
     "evaluation_episodes",
     "config",
+    "env_args",
+    "wrappers",
 )
 MEASURED = ("env_steps", "seconds", "episodic_return", "num_episodes")  # in metrics.csv
 OVERLAPS = "≈"
@@ -128,6 +131,7 @@ def build_parser() -> Parser:
     help_text = "a hyperparameter of the labels that match, such as ppo.loss=spo or '*.gamma=0.9'"
     options = {"nargs": "+", "action": "extend", "default": [], "metavar": "LABEL.FIELD=VALUE"}
     add("--set", **options, dest="settings", help=help_text)
+    add_environment_flags(parser)
     return parser
 
 
@@ -142,8 +146,9 @@ def plan(args: argparse.Namespace) -> list[Pair]:
     refuse_repeats("label", labels)
     refuse_repeats("environment", args.envs)
     extra = [parse_setting(text, labels) for text in args.settings]
+    options = options_from(args)
     for environment in args.envs:
-        envs.make(environment)
+        envs.make(environment, **options._asdict())
     pairs = [
         plan_pair(args, variant, environment, extra)
         for environment in args.envs
@@ -164,7 +169,7 @@ def plan_pair(
     argv = ["--algorithm", variant.algorithm, "--env", env, "--seed", str(args.seed)]
     argv += ["--num-seeds", str(args.num_seeds)]
     argv += [] if args.total_steps is None else ["--total-steps", str(args.total_steps)]
-    argv += variant.flags
+    argv += [*options_from(args).flags(), *variant.flags]
     argv += [
         word for pattern, flag in extra if fnmatchcase(variant.label, pattern) for word in flag
     ]

@@ -263,7 +263,7 @@ def advance_seed(
 
     Args:
         env: the environment.
-        programs: from `compile_host_programs`.
+        programs: of the seed.
         pool: copies of the environment.
         state: of the seed.
         count: number of updates.

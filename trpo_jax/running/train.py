@@ -47,6 +47,7 @@ from trpo_jax.records.runs import (
     read_description,
     read_metrics,
 )
+from trpo_jax.running.defaults import DEFAULTS_FILE, sources_of
 from trpo_jax.running.description import splits_runs
 from trpo_jax.running.evaluation import cut_note, evaluation_bound, make_evaluation
 from trpo_jax.running.loop import (
@@ -458,6 +459,7 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
     if wide := wide_bounds(plan.env):
         console.print(f"warning: {wide}", soft_wrap=True)
     if not plan.resumed:
+        say_defaults(plan, console)
         return
     if saved is None:
         console.print("There is no checkpoint to go on from: it starts again")
@@ -478,6 +480,13 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
     before = saved.description["placement"]
     if before != plan.description["placement"]:
         console.print(f"It ran on {before} before: numbers may differ in rounding")
+
+
+def say_defaults(plan: RunPlan, console: Console) -> None:
+    """Prints whose settings a run has where it says nothing else, if not those of its own name."""
+    sources = sources_of(plan.name, plan.description["env"])
+    if sources and sources != [plan.description["env"]]:
+        console.print(f"Defaults: those of {' and '.join(sources)} in {DEFAULTS_FILE.name}")
 
 
 def compile_plan(plan: RunPlan, saved: Saved | None, tell: Callable[[str], None]) -> Program:
