@@ -17,7 +17,7 @@ EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
 # Of a description: what may differ when a run goes on.
 BROKEN_SEEDS = "broken_seeds"
-FREE = ("command", "device", "placement", "policy", "started", "env_timeout", "origin")
+FREE = ("command", "device", "placement", "policy", "started", "env_timeout")
 FREE += ("stop_at_return", BROKEN_SEEDS)
 # Of what kind the values in the JSON files of a run or a sweep are, where they are there.
 KINDS = {

@@ -29,7 +29,7 @@ from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
-from trpo_jax.records.policies import describe_policy, learnt_from
+from trpo_jax.records.policies import describe_policy, learnt_from, stored_observation, with_origin
 from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
@@ -302,6 +302,7 @@ def plan_run(
         made = algorithm._replace(env=env)
     else:
         task = choose_task(env, config, algorithm, tuned_for, options)
+        task = task._replace(env=_seen_as_before(task.env, out if resume else None, init_from))
         own = {} if agent is None else {"agent": agent}
         task = task._replace(named=task.named and agent is None)
         make = partial(task.module.make, task.env, **own)
@@ -371,7 +372,6 @@ def plan_run(
             "num_seeds": len(seed_list),
             **chosen,
             **task.options.described(),
-            **origin_of(made.env),
             "config": config_to_dict(task.config),
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),
@@ -382,9 +382,7 @@ def plan_run(
     refuse_other_processes(description, log=log, keep=keep_checkpoints, resume=resume)
     resumed = begun is not None
     if resumed:
-        found = _refuse_to_resume(folder, description)
-        made = made._replace(env=with_origin(made.env, found))
-        description |= origin_of(made.env)
+        _refuse_to_resume(folder, description)
     elif init_from is not None:
         learnt_from(init_from, made, chosen["seeds"])
     return RunPlan(
@@ -437,31 +435,25 @@ def _command(
     return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
 
 
-def origin_of(env: Environment) -> dict[str, Any]:
-    """Returns what `config.json` says of the origin of observations, if there is one."""
-    origin = env.observation.origin
-    return {} if origin is None else {"origin": origin.tolist()}
+def _seen_as_before(
+    env: Environment, resumed: str | Path | None, init_from: str | Path | None
+) -> Environment:
+    """Returns an environment on the host whose observations have the origin that networks know.
 
-
-def with_origin(env: Environment, description: dict[str, Any]) -> Environment:
-    """Returns an environment whose observations have the origin of a stored run.
-
-    That of an environment which shows the time, for instance, is another whenever it is made.
+    It is measured when an environment is made, and need not come out the same another time.
     """
-    origin = env.observation.origin
-    if origin is None or "origin" not in description:
-        return env
-    origin = np.array(description["origin"], origin.dtype)
-    return env._replace(observation=env.observation._replace(origin=origin))
+    shown = None
+    if env.open is not None and resumed is not None and Path(resumed, DESCRIPTION).is_file():
+        shown = stored_observation(read_description(Path(resumed)))
+    elif env.open is not None and init_from is not None:
+        shown = stored_observation(init_from)
+    return env if shown is None else with_origin(env, shown)
 
 
-def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """Returns the description of the run that is to go on.
+def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
+    """Raises a ConfigurationError if a run is finished, or was started with other settings.
 
     It may go on to more steps than it was started with, also if it is finished.
-
-    Raises:
-        ConfigurationError: if the run has no more to do, or was started with other settings.
     """
     found = read_description(folder, "command", "config", "versions", "total_steps")
     asked, begun = description["total_steps"], found["total_steps"]
@@ -481,4 +473,3 @@ def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> dict[str, An
             "settings away, and install those versions (python3 -m uv run --with jax==... for "
             f"instance). Only the last part of a version may differ. To start anew, {anew}"
         )
-    return found
