@@ -1,8 +1,7 @@
 """Runs `trpo-jax compare`; `--help` explains every flag."""
 
-import sys
-
 from trpo_jax.cli.compare import main
+from trpo_jax.cli.placement import exit_with
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

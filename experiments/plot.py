@@ -1,8 +1,7 @@
 """Runs `trpo-jax plot`; `--help` explains every flag."""
 
-import sys
-
+from trpo_jax.cli.placement import exit_with
 from trpo_jax.cli.plot import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

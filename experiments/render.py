@@ -1,8 +1,7 @@
 """Runs `trpo-jax render`; `--help` explains every flag."""
 
-import sys
-
+from trpo_jax.cli.placement import exit_with
 from trpo_jax.cli.render import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -22,14 +22,14 @@ from trpo_jax.cli.compare import (
     distinct,
     execute,
     read_curve,
-    read_summary,
     refuse_other_settings,
 )
+from trpo_jax.cli.placement import exit_with
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import StorageFailure, unknown_name
 from trpo_jax.figures.curves import comparison, file_of
 from trpo_jax.records.files import locked, write_json, write_whole
-from trpo_jax.records.runs import read_description
+from trpo_jax.records.runs import read_description, read_summary
 
 LABEL = "interquartile mean over seeds"
 BENCHMARKS_FILE = Path(__file__).parent / "reproduce.toml"
@@ -106,10 +106,13 @@ def write_files(benchmark: dict[str, Any], runs: dict[str, Pair], folder: Path, 
 def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
     """Returns everything in the table, as JSON can hold it."""
     finished = {task: run for task, run in runs.items() if run.is_finished()}
-    configs = {task: read_description(run.folder) for task, run in finished.items()}
+    configs = {
+        task: read_description(run.folder, "config", "versions", "device")
+        for task, run in finished.items()
+    }
     rows = {}
     for task, run in finished.items():
-        summary = read_summary(run)
+        summary = read_summary(run.folder)
         scores = np.array(summary["evaluation"]["per_seed"])
         rows[task] = {
             "env": run.env,
@@ -196,4 +199,4 @@ def number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

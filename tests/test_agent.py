@@ -11,6 +11,7 @@ import trpo_jax
 from trpo_jax import algorithms, envs
 from trpo_jax.agent import Policy, make_agent, memoryless
 from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.critics import adam_critic
 from trpo_jax.distributions import Categorical
@@ -83,7 +84,7 @@ def test_a_users_network_trains_is_saved_and_is_loaded(kind, cartpole, tmp_path)
     assert shapes(learnt.actor.policy_params) == shapes(agent.policy.init(jax.random.key(0)))
 
     path = tmp_path / "policy.msgpack"
-    save_policy(path, algorithm, jax.tree.map(lambda x: x[None], learnt.actor), (3,))
+    save_policy(path, algorithm, jax.tree.map(lambda x: x[None], learnt_of(learnt)), (3,))
     observations = jax.random.normal(jax.random.key(1), (5, 4))
     act = trpo_jax.load_policy(path, agent=agent)
     expected = algorithm.policy(learnt.actor, observations).mode()

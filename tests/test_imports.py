@@ -59,6 +59,7 @@ ONLY_IN = {  # packages that some rooms alone may import
 }
 OPTIONAL = {"brax", "craftax", "envpool", "gymnasium", "highway_env", "jumanji", "mujoco"}
 OPTIONAL |= {"mujoco_playground", "navix", "pgx", "tensorboardX", "wandb"}
+OPTIONAL |= {"imageio_ffmpeg", "onnx"}
 
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

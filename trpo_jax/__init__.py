@@ -18,6 +18,7 @@ _MODULES = {  # of each public name
     "trpo_jax.running.sweep": ("Sweep", "sweep"),
     "trpo_jax.running.defaults": ("defaults",),
     "trpo_jax.records.policies": ("load_policy",),
+    "trpo_jax.records.export": ("export",),
     "trpo_jax.agent": ("Agent", "Policy", "make_agent", "memoryless"),
     "trpo_jax.critics": ("Critic", "adam_critic", "trust_region_critic"),
     "trpo_jax.distributions": ("Categorical", "DiagGaussian", "MultiCategorical"),

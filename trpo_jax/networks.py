@@ -83,9 +83,12 @@ def from_linen(module: nn.Module, *inputs: ArraySpec) -> Network:
     Example:
         >>> network = from_linen(MyPolicy(), env.observation)
     """
-    examples = [jnp.zeros((1, *spec.shape), spec.dtype) for spec in inputs]
+
+    def init(key):  # the examples are made here: a described network is to cost no memory
+        return module.init(key, *(jnp.zeros((1, *spec.shape), spec.dtype) for spec in inputs))
+
     return Network(
-        init=lambda key: module.init(key, *examples)["params"],
+        init=lambda key: init(key)["params"],
         apply=lambda params, *batches: module.apply({"params": params}, *batches),
     )
 
@@ -149,14 +152,18 @@ class Torso(nn.Module):
         kernel_init = orthogonal(math.sqrt(2.0))
         x = observations.astype(jnp.float32)
         batch_shape = x.shape[: x.ndim - len(self.observation_shape)]
-        smallest = min(self.observation_shape[:2]) if len(self.observation_shape) == 3 else 0
-        convolutions = LARGE if smallest >= LARGE_IMAGE else SMALL if smallest >= 3 else ()
-        for features, size, stride in convolutions:
+        for features, size, stride in convolutions(self.observation_shape):
             x = activation(nn.Dense(features, kernel_init=kernel_init)(_patches(x, size, stride)))
         x = x.reshape(*batch_shape, -1)
         for size in self.hidden_sizes:
             x = activation(nn.Dense(size, kernel_init=kernel_init)(x))
         return x
+
+
+def convolutions(observation_shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Returns filters, size and stride of each convolution of a `Torso`."""
+    smallest = min(observation_shape[:2]) if len(observation_shape) == 3 else 0
+    return LARGE if smallest >= LARGE_IMAGE else SMALL if smallest >= 3 else ()
 
 
 def _patches(

@@ -81,10 +81,10 @@ def random_actions(env: Environment, num_envs: int, num_steps: int) -> np.ndarra
     """Returns uniform actions as the environment takes them, `[T, B, ...]`."""
     generator, shape = np.random.default_rng(0), (num_steps, num_envs)
     match env.action:
-        case Discrete(num_actions):
-            return generator.integers(num_actions, size=shape)
-        case MultiDiscrete(num_actions):
-            return generator.integers(num_actions, size=(*shape, len(num_actions)))
+        case Discrete(num_actions, start):
+            return start + generator.integers(num_actions, size=shape)
+        case MultiDiscrete(num_actions, start):
+            return (start or 0) + generator.integers(num_actions, size=(*shape, len(num_actions)))
         case Box(low, high):
             low, high = np.where(np.isfinite(low), low, -1), np.where(np.isfinite(high), high, 1)
             return generator.uniform(low, high, size=(*shape, *low.shape))

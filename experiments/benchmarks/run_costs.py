@@ -24,6 +24,8 @@ from trpo_jax.running.description import provenance
 from trpo_jax.running.loop import advance_chunks
 from trpo_jax.running.plan import RunPlan
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
+from trpo_jax.running.recorder import Recorder
+from trpo_jax.running.train import learn
 
 SCRIPTS = Path(__file__).parent.parent
 SEEDS, SETTINGS, PROCESSES = 16, 16, 8

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for (env, batch, label), run in runs.items():
         actor, changes = checked_run(run, args.checks, args.episodes)
         evaluation = make_evaluation(run.env, run.algorithm.policy, FINAL_EPISODES)
-        scores = evaluation(actor, run.seeds).mean(axis=1)
+        scores = evaluation(actor, run.seeds).returns.mean(axis=1)
         rows.append({"env": env, "batch": batch, "algorithm": label, **describe(scores, changes)})
         jax.clear_caches()  # compiled programs of finished runs would fill the memory
         console.print(
@@ -146,7 +146,7 @@ def checked_run(run: RunPlan, num_checks: int, num_episodes: int) -> tuple[Any, 
 
     def true_returns(actor, key) -> Float[Array, " E"]:
         act = lambda act_key, observations: algorithm.policy(actor, observations).sample(act_key)
-        return evaluate(run.env, act, key, num_episodes)
+        return evaluate(run.env, act, key, num_episodes).returns
 
     def checked_update(state, check_key):
         state, _ = jax.lax.scan(

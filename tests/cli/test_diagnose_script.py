@@ -7,7 +7,9 @@ import pytest
 from healthy_runs import healthy_run, write_run
 from refusals import refusal
 
+from trpo_jax.analysis.diagnosis import find_warnings
 from trpo_jax.cli import diagnose, train
+from trpo_jax.figures.diagnosis_panels import panels
 
 PAGES = ("diagnosis.pdf", "diagnosis.png")
 
@@ -58,6 +60,23 @@ def test_a_long_run_is_a_small_file(tmp_path):
     folder = write_run(tmp_path / "run", healthy_run(num_seeds=4, num_updates=5000))
     assert diagnose.main([str(folder)]) == 0
     assert all(len(page) < 200_000 for page in pages(folder))
+
+
+@pytest.mark.parametrize("algorithm", ["trpo", "ppo"])
+def test_a_run_without_some_numbers_has_a_page_without_them(algorithm):
+    run = healthy_run(algorithm)
+    places = {"seed", "update", "env_steps"}
+    for name in run.metrics.keys() - places:
+        without = {other: x for other, x in run.metrics.items() if other != name}
+        lacking = run._replace(metrics=without)
+        assert all(name not in panel.metrics for panel in panels(lacking)), name
+        find_warnings(lacking)
+    assert panels(run._replace(metrics={name: run.metrics[name] for name in places})) == []
+    for name in run.description["config"]:  # of an older version
+        config = {other: x for other, x in run.description["config"].items() if other != name}
+        older = run._replace(description=run.description | {"config": config})
+        assert panels(older)
+        find_warnings(older)
 
 
 @pytest.mark.parametrize(

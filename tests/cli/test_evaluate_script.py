@@ -73,7 +73,7 @@ def test_a_checkpoint_is_judged_as_it_was_in_training(run, tmp_path):
         (["{run}", "--episodes", "2"], "--episodes 2 must be at least 3"),
         (["{run}", "--env", "CartPole-v1"], "was trained in Pendulum-v1"),
         (["{run}", "--out", "{run}/config.json"], "exists, and will not be overwritten"),
-        (["{stopped}"], "--checkpoint latest judges"),
+        (["{stopped}"], "(--checkpoint latest) holds what it"),
         (["{bare}", "--checkpoint", "best"], "There are no checkpoints in"),
     ],
 )

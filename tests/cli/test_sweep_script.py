@@ -165,7 +165,7 @@ def test_ranking_goes_by_the_middle_half_then_the_mean():
         (["--grid", "critic_minibatches=7"], "does not divide the batch"),
         (["--random", "4", "--range", "num_envs=1:4"], "list its values in grid"),
         (["--grid", "num_steps=32,256"], "is less than two batches of 512 steps"),
-        (["--grid", "max_kl=0.1", "--env", "gym/CartPole-v1"], "runs on the host"),
+        (["--grid", "max_kl=0.1", "--env-arg", "gravty=1"], "Did you mean gravity"),
         (["--grid", "max_kl=0.1", "--batch", "0"], "batch = 0 must be at least 1"),
         (["--grid", "max_kl=0.1", "--seed", "-1"], "seed = -1"),
     ],

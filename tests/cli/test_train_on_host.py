@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
     closed = host_tasks.Counter.closed
     assert run(folder, "gym/host_tasks:Counter-v0") == 0
     # One to read the spaces of, and for each seed those of training and of evaluation.
-    assert host_tasks.Counter.closed == closed + 1 + 3 * (2 + 4)
+    assert host_tasks.Counter.closed == closed + 1 + 3 * (2 + 2)
     return folder
 
 
@@ -82,7 +82,7 @@ def test_a_failure_ends_the_run_and_keeps_its_files(how, message, tmp_path, caps
 
 def test_a_failure_before_the_first_update(tmp_path, capsys):
     assert run(tmp_path / "run", "gym/host_tasks:Broken-raise-v0", "--env-processes") == 1
-    assert "What was written before stays" in capsys.readouterr().err
+    assert "goes on from its start" in capsys.readouterr().err
 
 
 def test_defaults_of_the_suites():

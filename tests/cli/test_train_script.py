@@ -169,7 +169,7 @@ def test_quiet_prints_nothing_and_one_seed_has_no_interval(tmp_path, capsys):
         (["--critic-minibatches", "7"], r"does not divide"),
         (["--num-seeds", "0"], r"num_seeds = 0"),
         (["--seed", "-1"], r"seed = -1"),
-        (["--activation", "sine"], r"one of tanh"),
+        (["--activation", "sine"], r"invalid choice: 'sine' .choose from 'tanh'"),
         (["--colour", "red"], r"unrecognized arguments: --colour red"),
         (["--out", "{occupied}"], r"not empty"),
     ],

@@ -134,7 +134,7 @@ def test_a_pool_is_made_with_arguments_and_wrappers():
     )
     pool = env.open(0, 2)
     pool.reset(np.ones(2, bool))
-    results = [pool.step(np.zeros(2, np.int32)) for _ in range(2)]
+    results = [pool.step(np.full(2, 3)) for _ in range(2)]
     pool.close()
     np.testing.assert_array_equal(results[0].reward, 30)
     assert [result.terminated.all() for result in results] == [False, True]

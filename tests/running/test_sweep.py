@@ -2,11 +2,13 @@
 
 import json
 
+import host_tasks
 import numpy as np
 import pytest
 
 from trpo_jax.algorithms import trpo
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.devices import choose_devices, split_runs
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.running import sweep as module
 from trpo_jax.running.sweep import sweep
 from trpo_jax.running.train import train
@@ -19,6 +21,7 @@ CONFIG = trpo.Config(
     num_envs=2, num_steps=16, hidden_sizes=(8,), critic_epochs=1, critic_minibatches=2
 )
 OPTIONS = {"seeds": 2, "total_steps": 96, "evaluation_episodes": 2, "progress": False, "batch": 2}
+HOST_GRID = {"max_kl": [0.003, 0.03]}
 GRID = {"max_kl": [0.003, 0.03], "cg_iters": [3, 5]}
 
 
@@ -76,13 +79,76 @@ def test_an_interrupted_sweep_goes_on_in_its_folder(found, tmp_path, monkeypatch
     assert "--grid=max_kl=0.003,0.03" in command
 
 
+@pytest.fixture(scope="module")
+def on_host():
+    return sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **OPTIONS, env_args={"length": 3})
+
+
+def test_a_run_of_a_sweep_on_the_host_is_the_run_of_train(on_host):
+    assert [(row["setting"], row["seed"]) for row in on_host.results] == [
+        (setting, seed) for setting in range(2) for seed in range(2)
+    ]
+    options = {name: OPTIONS[name] for name in OPTIONS.keys() - {"batch"}}
+    config = CONFIG.replace(**on_host.settings[1])
+    run = train("gym/Counter-v0", config, **options, env_args={"length": 3})
+    for row, evaluation, kl in zip(
+        on_host.results[2:], run.evaluation.per_seed, run.metrics["kl"].mean(axis=1), strict=True
+    ):
+        assert row["evaluation_return"] == evaluation
+        assert row["kl"] == pytest.approx(kl, rel=1e-3)
+    assert on_host.results[0]["kl"] != pytest.approx(on_host.results[2]["kl"], rel=0.5)
+
+
+def test_runs_on_the_host_do_not_depend_on_those_beside_them(on_host):
+    options = OPTIONS | {"batch": 3, "env_args": {"length": 3}}
+    again = sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **options)
+    for ours, theirs in zip(again.results, on_host.results, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True)
+
+
+def test_a_sweep_on_the_host_goes_on_after_a_failure_and_closes_its_environments(
+    on_host, tmp_path, monkeypatch
+):
+    original, blocks = module.run_block, []
+
+    def run_block(*arguments):
+        blocks.append(arguments)
+        chunks = original(*arguments)
+        yield next(chunks)
+        if len(blocks) == 2:
+            chunks.close()
+            raise EnvironmentFailure("gym/Counter-v0 failed")
+        yield from chunks
+
+    monkeypatch.setattr(module, "run_block", run_block)
+    options = OPTIONS | {"env_args": {"length": 3}, "out": tmp_path / "sweep"}
+    before = host_tasks.Counter.closed
+    with pytest.raises(EnvironmentFailure):
+        sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **options)
+    assert host_tasks.Counter.closed >= before + 2 * len(blocks) * CONFIG.num_envs
+    written = (tmp_path / "sweep" / "results.csv").read_text()
+    whole = sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **options)
+    assert len(blocks) == 3
+    assert (tmp_path / "sweep" / "results.csv").read_text().startswith(written)
+    for ours, theirs in zip(whole.results, on_host.results, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True)
+    assert {"settings.csv", "sweep.png"} < {path.name for path in whole.folder.iterdir()}
+    assert "--env-arg=length=3" in whole.check
+    with pytest.raises(ConfigurationError, match=r"env_args = {'length': '3'}, not {'length': '4"):
+        options |= {"env_args": {"length": 4}}
+        sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **options)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "Nothing is swept"),
         ({"grid": {"max_kl": [0.01, 0.0]}}, "max_kl = 0.0 cannot work"),
         ({"grid": {"num_steps": [32, 256]}, "total_steps": 512}, "less than two batches of 512"),
-        ({"grid": GRID, "env": "gym/CartPole-v1"}, "runs on the host"),
+        (
+            {"grid": GRID, "env": "gym/Counter-v0", "placement": split_runs(choose_devices(1))},
+            "runs on the host",
+        ),
         ({"grid": GRID, "score": "evalation"}, "Did you mean evaluation"),
         ({"grid": GRID, "batch": 0}, "batch = 0 must be at least 1"),
         ({"random": 4, "ranges": {"max_kl": (0, 1, "log")}}, "more than 0 on the scale log"),

@@ -32,6 +32,25 @@ class Actor(NamedTuple):
     observation_statistics: RunningStatistics
 
 
+class Learnt(NamedTuple):
+    """What a run has learnt: all that another one needs to start from it.
+
+    Attributes:
+        actor: what acting needs.
+        critic: the state of the critic.
+        reward_statistics: what rewards are scaled by; None of an algorithm that keeps none.
+    """
+
+    actor: Any
+    critic: Any = None
+    reward_statistics: RunningStatistics | None = None
+
+
+def learnt_of(state: State) -> Learnt:
+    """Returns what a state has learnt."""
+    return Learnt(state.actor, state.critic, getattr(state, "reward_statistics", None))
+
+
 class RolloutState(NamedTuple):
     """What goes on from one rollout to the next; every array has the leading axis `[B]`.
 

@@ -240,15 +240,15 @@ def remedies(config: dict[str, Any]) -> dict[str, str]:
         shorter = "lower --step-size"
     else:
         shorter = "lower --max-kl" if "max_kl" in config else "lower --policy-lr"
-    trust_region = config["gae_critic"] == "trust_region"
+    trust_region = config.get("gae_critic") == "trust_region"
     fit = "--critic-max-change" if trust_region else "--critic-epochs or --critic-lr"
-    scale = "" if config["scale_rewards"] else ", or set --scale-rewards"
+    scale = "" if config.get("scale_rewards") else ", or set --scale-rewards"
     return {
         "shorter_steps": shorter,
         "longer_steps": "lower --damping" + (" or --c" if "c" in config else ""),
         "lower_peak": "bound it with --kl-peak" if "kl_peak" in config else shorter,
         "better_critic": f"raise {fit}{scale}",
-        "less_entropy": "lower --entropy-coef" if config["entropy_coef"] else shorter,
+        "less_entropy": "lower --entropy-coef" if config.get("entropy_coef") else shorter,
     }
 
 

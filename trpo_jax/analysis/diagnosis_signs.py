@@ -54,7 +54,7 @@ def step_share(run: StoredRun) -> np.ndarray:
     The same as `settings.decay` gives after each number of updates.
     """
     update, env_steps = run.metrics["update"][0], run.metrics["env_steps"][0]
-    decay_steps = run.description["config"]["decay_steps"]
+    decay_steps = run.description["config"].get("decay_steps")
     if not decay_steps:
         return np.ones(len(update))
     return np.maximum(1 - (update - 1) * (env_steps / update / decay_steps), 0.0)
@@ -73,7 +73,7 @@ def kl_bound(run: StoredRun) -> np.ndarray | None:
     """
     config = run.description["config"]
     unbounded = "max_kl" not in config or not config.get("normalized_step", True)
-    if unbounded or config["max_kl_per_dimension"]:
+    if unbounded or config.get("max_kl_per_dimension"):
         return None
     scheduled = run.metrics.get("max_kl")
     return (config["max_kl"] if scheduled is None else scheduled[0]) * step_share(run)

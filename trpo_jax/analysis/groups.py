@@ -1,6 +1,5 @@
 """Runs joined to groups: all seeds of one label on one task."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from trpo_jax.analysis.returns import first_reached, running_return
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.records.runs import StoredRun
+from trpo_jax.records.runs import StoredRun, read_summary
 
 LISTED = 5  # settings in a message
 
@@ -129,12 +128,11 @@ def read_evaluations(group: Group) -> np.ndarray:
     """
     scores = []
     for run in group.runs:
-        path = run.folder / "summary.json"
-        try:
-            scores += json.loads(path.read_text())["evaluation"]["per_seed"]
-        except (OSError, ValueError, KeyError) as error:
+        of_run = read_summary(run.folder)["evaluation"]["per_seed"]
+        if len(of_run) != len(run.metrics["seed"]):
             raise ConfigurationError(
-                f"{run.folder} has no evaluation, which the end of a run writes to summary.json. "
-                "Leave that run out, or compare by the return of training episodes."
-            ) from error
+                f"The run in {run.folder} has {len(run.metrics['seed'])} seeds, and its summary "
+                f"scores of {len(of_run)}. Leave that run out."
+            )
+        scores += of_run
     return np.array(scores, float)

@@ -10,14 +10,16 @@ def return_text(value: float | np.floating | None) -> str:
 
     Example:
         >>> [return_text(x) for x in (12345.6, 500.0, -16.24, 0.01234, 0.0, None)]
-        ['12,346', '500.0', '-16.2', '0.0123', '0', '-']
+        ['12,346', '500.0', '-16.2', '0.0123', '0.0', '-']
     """
     if value is None or np.isnan(value):
         return "-"
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3g}"
+    if size >= 10 or size == 0:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 1 else f"{value:.3g}"
 
 
 def running_return(

@@ -6,7 +6,6 @@ command with the same --out goes on where an interrupted comparison stopped.
 
 import argparse
 import datetime
-import json
 import re
 import shlex
 import sys
@@ -38,11 +37,11 @@ from trpo_jax.figures.curves import Curve, comparison, file_of
 from trpo_jax.records.files import locked, write_json, write_whole
 from trpo_jax.records.runs import (
     DESCRIPTION,
-    METRICS,
     SUMMARY,
     differing_settings,
     read_description,
-    read_metrics,
+    read_run,
+    read_summary,
 )
 from trpo_jax.running.plan import INTERRUPT
 from trpo_jax.running.train import FAILURES, train
@@ -59,6 +58,7 @@ COMPARED = (
     "evaluation_episodes",
     "config",
 )
+MEASURED = ("env_steps", "seconds", "episodic_return", "num_episodes")  # in metrics.csv
 OVERLAPS = "≈"
 
 
@@ -259,8 +259,9 @@ def execute(pairs: Sequence[Pair], console: Console) -> bool:
             jax.clear_caches()  # compiled programs of finished runs would fill the memory
             if run.stopped_by == INTERRUPT:
                 raise KeyboardInterrupt
-        summary = read_summary(pair)
-        score, seconds = summary["evaluation"]["iqm"], summary["wall_seconds"]
+        summary = read_summary(pair.folder)
+        score = summarize(np.array(summary["evaluation"]["per_seed"])).iqm
+        seconds = summary.get("wall_seconds", np.nan)
         earlier = "  (finished earlier)" if before else ""
         console.print(f"{name} IQM {return_text(score):>10} {seconds:9.1f} s{earlier}")
     return failed
@@ -271,7 +272,7 @@ def compare(pairs: Sequence[Pair], command: str) -> dict[str, Any]:
     known = tomllib.loads(THRESHOLDS_FILE.read_text())
     thresholds = {env: float(threshold) for env, threshold in known.items()}
     configs = [
-        read_description(pair.folder)
+        read_description(pair.folder, "config", "versions", "device")
         for pair in pairs
         if not pair.unsuitable and pair.is_finished()
     ]
@@ -299,11 +300,11 @@ def measure(pair: Pair, threshold: float | None) -> dict[str, Any]:
         return {"missing": pair.unsuitable}
     if not pair.is_finished():
         return {"missing": f"The run stopped before its end; see {pair.folder}."}
-    summary, metrics = read_summary(pair), read_metrics(pair.folder / METRICS)
+    summary, metrics = read_summary(pair.folder), read_run(pair.folder, (), MEASURED).metrics
     scores = np.array(summary["evaluation"]["per_seed"])
     row = {
         "flags": list(pair.argv),
-        "total_steps": summary["total_steps"],
+        "total_steps": int(metrics["env_steps"][0, -1]),
         "seconds": float(metrics["seconds"].max()),
         "per_seed": scores.tolist(),
         **summarize(scores)._asdict(),
@@ -415,13 +416,8 @@ def distinct(values: Iterator[Any]) -> list[Any]:
 
 def read_curve(pair: Pair) -> Curve:
     """Returns the learning curve of a finished run."""
-    metrics = read_metrics(pair.folder / METRICS)
+    metrics = read_run(pair.folder, (), MEASURED).metrics
     return Curve(metrics["env_steps"][0], smooth(metrics))
-
-
-def read_summary(pair: Pair) -> dict[str, Any]:
-    """Returns the summary of a finished run."""
-    return json.loads((pair.folder / SUMMARY).read_text())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from trpo_jax.figures.diagnosis import diagnosis, headline
 from trpo_jax.records.files import make_parents, write_whole
 from trpo_jax.records.runs import StoredRun, find_runs, read_run
 
+DESCRIBED = ("env", "algorithm", "total_steps", "config")  # in config.json
 DPI = 130
 
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(StorageFailure):
         args = build_parser().parse_args(argv)
-        run = read_run(the_run_in(args.folder))
+        run = read_run(the_run_in(args.folder), DESCRIBED, ("env_steps",))
         found = find_warnings(run)
         paths = write_pages(diagnosis(run, found), args.out or run.folder)
     print_warnings(console, run, found)

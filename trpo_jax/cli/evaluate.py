@@ -5,29 +5,29 @@ Each seed's policy plays once with its mode (deterministic) and once with action
 """
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trpo_jax import algorithms
-from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import spread_text
 from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
-from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
-from trpo_jax.records.checkpoints import Checkpoints, to_state
 from trpo_jax.records.files import make_parents, write_json
 from trpo_jax.records.policies import read_policies
-from trpo_jax.records.runs import CHECKPOINTS, POLICY, read_description
-from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
-from trpo_jax.running.program import seed_keys
+from trpo_jax.records.runs import read_description
+from trpo_jax.running.evaluation import (
+    cut_note,
+    evaluation_bound,
+    make_evaluation,
+    require_finite_returns,
+)
+from trpo_jax.running.plan import require_at_least
+from trpo_jax.running.progress import evaluation_progress
 
 MODES = ("deterministic", "stochastic")
 OWN_EPISODES = 2**30  # numbers of evaluations during training are below
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(EnvironmentFailure, StorageFailure):
         args = build_parser().parse_args(argv)
-        out = args.out or args.folder / "evaluation.json"
+        of_checkpoint = f"-{args.checkpoint}" if args.checkpoint else ""
+        out = args.out or args.folder / f"evaluation{of_checkpoint}.json"
         if out.exists():
             raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
         if args.episodes < LEAST_SEEDS or args.number < 1:
@@ -46,27 +47,43 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"--episodes {args.episodes} must be at least {LEAST_SEEDS}, as many as an "
                 f"interval needs, and --number {args.number} at least 1."
             )
-        description = read_description(args.folder)
+        require_at_least(evaluation_steps=(args.evaluation_steps, 1))
+        description = read_description(args.folder, "env", "algorithm", "config", "seeds")
         env = make_stored(description, args)
-        policy, actor, seeds, what = read_actors(args.folder, args.checkpoint, env, description)
+        stored = read_policies(args.folder, env, checkpoint=args.checkpoint)
+        env = env._replace(observation=stored.observation)
         make_parents(out)
         cache_compilations()
-        returns = {}
+        played = {}
         for mode in MODES:
-            stochastic = mode == "stochastic"
-            evaluation = make_evaluation(env, policy, args.episodes, stochastic=stochastic)
-            with console.status(f"{mode.capitalize()} policy, {args.episodes} episodes a seed"):
-                returns[mode] = evaluation(actor, seeds, args.number + OWN_EPISODES)
-            require_finite_returns(env, seeds, returns[mode])
+            evaluation = make_evaluation(
+                env,
+                stored.policy,
+                args.episodes,
+                stochastic=mode == "stochastic",
+                max_steps=args.evaluation_steps,
+                num_envs=description.get("config", {}).get("num_envs"),
+            )
+            title = f"{mode.capitalize()} policy, {args.episodes} episodes a seed"
+            number = args.number + OWN_EPISODES
+            with evaluation_progress(console, title) as tell:
+                played[mode] = evaluation(stored.actor, stored.seeds, number, tell)
+            require_finite_returns(env, stored.seeds, played[mode].returns)
+        bound = evaluation_bound(env, args.evaluation_steps)
         report = {
             "env": env.name,
-            "policies": what,
+            "policies": stored.what,
             "episodes_per_seed": args.episodes,
+            "steps_at_most": bound,
             "number": args.number,
-            "seeds": list(seeds),
-            **{mode: describe(values) for mode, values in returns.items()},
+            "seeds": list(stored.seeds),
+            **{mode: describe(*values) for mode, values in played.items()},
         }
-        print_report(console, report, f"{description['algorithm'].upper()} on {env.name}, {what}")
+        title = f"{description['algorithm'].upper()} on {env.name}, {stored.what}"
+        print_report(console, report, title)
+        note = cut_note(np.stack([values.cut for values in played.values()]), bound)
+        if note:
+            console.print(note)
         write_json(out, report)
     console.print(f"Every return is in {out}")
     return 0
@@ -86,89 +103,38 @@ def build_parser() -> Parser:
         "during training), latest, or the number of its update"
     )
     add("--checkpoint", metavar="WHICH", help=help_text)
+    help_text = (
+        "steps of an episode at the most (default: the time limit of the environment, or without "
+        "one 100,000 on the device and 1,000 on the host)"
+    )
+    add("--evaluation-steps", type=int, metavar="N", help=help_text)
     help_text = "another environment with the same observations and actions"
     add("--env", metavar="NAME", help=help_text)
     add_environment_flags(parser)
     help_text = "decides the episodes, which are none of those during training (default: 1)"
     add("--number", type=int, default=1, metavar="N", help=help_text)
-    help_text = "the file of all returns, a new one (default: evaluation.json in the folder)"
+    help_text = (
+        "the file of all returns, a new one (default: evaluation.json in the folder, or "
+        "evaluation-WHICH.json of a checkpoint)"
+    )
     add("--out", type=Path, metavar="FILE", help=help_text)
     return parser
 
 
-def read_actors(
-    folder: Path, checkpoint: str | None, env: Environment, description: dict[str, Any]
-) -> tuple[Any, Actor, tuple[int, ...], str]:
-    """Returns the policy, the actors of all seeds, the seeds, and what these policies are.
+def describe(returns: np.ndarray, cut: np.ndarray) -> dict[str, Any]:
+    """Returns statistics of returns `[num_seeds, E]`, within and over seeds, as JSON holds them.
 
-    Raises:
-        ConfigurationError: if there are none, or they cannot act in the environment.
+    Args:
+        returns: of each episode, `[num_seeds, E]`.
+        cut: whether it was cut by the bound on its steps.
     """
-    path = folder / POLICY
-    if checkpoint is None:
-        if not path.is_file() and (folder / CHECKPOINTS).is_dir():
-            raise ConfigurationError(
-                f"The run in {folder} was stopped before it wrote policy.msgpack. "
-                "--checkpoint latest judges what it had learnt by then."
-            )
-        stored = read_policies(path, env)
-        return stored.policy, stored.actor, stored.seeds, "final policies"
-    seeds = tuple(description["seeds"])
-    algorithm = stored_algorithm(description, env)
-    number, actor = read_checkpoint(folder / CHECKPOINTS, checkpoint, algorithm, seeds)
-    return algorithm.policy, actor, seeds, f"policies after update {number} ({checkpoint})"
-
-
-def stored_algorithm(description: dict[str, Any], env: Environment) -> Algorithm:
-    """Returns the algorithm of a stored run, on an environment."""
-    module = algorithms.get(description["algorithm"])
-    values = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in description["config"].items()
-    }
-    return module.make(env, module.Config(**values))
-
-
-def read_checkpoint(
-    folder: Path, which: str, algorithm: Algorithm, seeds: tuple[int, ...]
-) -> tuple[int, Actor]:
-    """Returns the number of a checkpoint and the actors in it.
-
-    Raises:
-        ConfigurationError: if there is no such checkpoint, or it is damaged.
-    """
-    if not folder.is_dir():
-        raise ConfigurationError(f"There are no checkpoints in {folder}.")
-    with closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        known = {str(number): number for number in checkpoints.numbers()}
-        if known:
-            known["latest"] = max(known.values())
-        if checkpoints.best() is not None:
-            known["best"] = checkpoints.best()
-        if which not in known:
-            raise ConfigurationError(
-                f"There is no checkpoint {which!r} in {folder}. There are: {', '.join(known)}."
-            )
-        try:
-            saved = checkpoints.read(known[which])
-        except StorageFailure as failure:
-            raise ConfigurationError(
-                f"The checkpoint of update {known[which]} is damaged: {failure}"
-            ) from failure
-    shapes = jax.eval_shape(jax.vmap(lambda key: algorithm.init(key).actor), seed_keys(seeds))
-    of_actor = (name for name in saved.arrays if name.startswith("actor/"))
-    arrays = {name.removeprefix("actor/"): saved.arrays[name] for name in of_actor}
-    return known[which], to_state(shapes, arrays)
-
-
-def describe(returns: np.ndarray) -> dict[str, Any]:
-    """Returns statistics of returns `[num_seeds, E]`, within and over seeds, as JSON holds them."""
     low, high = mean_interval(returns.T)
     return {
         **summarize(returns.mean(axis=1))._asdict(),
         "per_seed": returns.mean(axis=1).tolist(),
         "per_seed_ci95": np.stack([low, high], axis=1).tolist(),
         "returns": returns.tolist(),
+        "episodes_cut": cut.sum(axis=1).tolist(),
     }
 
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import trpo_jax
+from trpo_jax.cli.streams import outlive_readers
 from trpo_jax.errors import unknown_name
 
 COMMANDS = {
@@ -33,6 +34,7 @@ options:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the command that the first argument names, and exits with its exit code."""
+    outlive_readers()
     command, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(HELP, end="")

@@ -15,6 +15,7 @@ import jax
 from trpo_jax import envs
 from trpo_jax.cli.command_line import Parser
 from trpo_jax.cli.environment_flags import options_from
+from trpo_jax.cli.streams import outlive_readers
 from trpo_jax.devices import (
     Placement,
     choose_devices,
@@ -128,11 +129,12 @@ def join_processes(words: Sequence[str]) -> None:
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
-    """Runs a script and exits.
+    """Runs a script and exits; it does all its work also where nobody reads what it prints.
 
     One of several processes that fails does not wait for the others, which JAX would do. The first,
     whose end is that of all others, leaves time for what they have to say.
     """
+    outlive_readers()
     try:
         code = main()
     except SystemExit as stop:
@@ -169,7 +171,13 @@ def make_env(args: argparse.Namespace) -> Environment:
 
 
 def place_runs(args: argparse.Namespace) -> Placement | None:
-    """Returns the placement of whole runs that the flags ask for, None for one device."""
+    """Returns the placement of whole runs that the flags ask for, None for one device.
+
+    Without a number of devices, it is all of them, or one where the environment is on the host.
+    """
+    any_number = args.devices is None and not args.distributed
+    if any_number and len(choose_devices(None)) > 1 and make_env(args).open is not None:
+        return None
     devices = devices_of(args)
     return split_runs(devices) if len(devices) > 1 else None
 

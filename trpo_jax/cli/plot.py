@@ -34,7 +34,7 @@ from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, Figure, comparison, file_of
 from trpo_jax.figures.scores import aggregates, improvements, performance_profiles
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
-from trpo_jax.records.runs import StoredRun, find_runs, read_run
+from trpo_jax.records.runs import NoUpdateError, StoredRun, find_runs, read_run
 
 THRESHOLDS_FILE = Path(analysis.__file__).with_name("thresholds.toml")
 NORMALIZATION_FILE = Path(analysis.__file__).with_name("normalization.toml")
@@ -101,6 +101,8 @@ def build_parser() -> Parser:
 def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:
     """Returns all runs in FOLDER and LABEL=FOLDER, each once, with their labels.
 
+    Runs without an update are left out, with a warning.
+
     Raises:
         ConfigurationError: if there is none, one cannot be read, or one was given two labels.
     """
@@ -113,16 +115,19 @@ def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:
             if label and chosen.setdefault(folder.resolve(), label) != label:
                 other = chosen[folder.resolve()]
                 raise ConfigurationError(f"{folder} is given two labels, {other} and {label}.")
-    runs = [(path, read_run(folder)) for path, folder in found.items()]
-    for _, run in runs:
-        missing = [name for name in DESCRIBED if name not in run.description]
-        missing += [name for name in MEASURED if name not in run.metrics]
-        if missing:
-            raise ConfigurationError(
-                f"The run in {run.folder} cannot be used, since it does not say its "
-                f"{', '.join(missing)}, as a run of trpo_jax does."
-            )
-    return [(chosen.get(path, run.description["algorithm"]), run) for path, run in runs]
+    runs: list[tuple[str, StoredRun]] = []
+    for path, folder in found.items():
+        try:
+            run = read_run(folder, DESCRIBED, MEASURED)
+        except NoUpdateError as error:
+            if len(found) == 1:
+                raise
+            print(f"warning: {error} It is left out.", file=sys.stderr)
+            continue
+        runs.append((chosen.get(path, run.description["algorithm"]), run))
+    if not runs:
+        raise ConfigurationError("None of these runs has finished an update yet.")
+    return runs
 
 
 def split_label(word: str) -> tuple[str, str]:

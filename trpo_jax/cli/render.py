@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(EnvironmentFailure, StorageFailure):
         args = build_parser().parse_args(argv)
-        env = make_stored(read_description(args.folder), args, processes=False)
+        env = make_stored(read_description(args.folder, "env"), args, processes=False)
         act = load_policy(args.folder / "policy.msgpack", args.seed, env)
         if min(args.steps, args.every, args.fps, args.width) <= 0:
             raise ConfigurationError("--steps, --every, --fps and --width must be more than 0.")

@@ -39,7 +39,7 @@ from trpo_jax.running.defaults import defaults_for
 from trpo_jax.running.plan import RunPlan, plan_run
 
 RUN_FLAGS = ("total_steps", "evaluation_episodes", "env_processes", "eval_every")
-RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log")
+RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log", "evaluation_steps", "init_from")
 
 
 def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -94,7 +94,7 @@ def stored_flags(folder: Path) -> list[str]:
     Raises:
         ConfigurationError: if there is no such run, or no flags can start it.
     """
-    command = read_description(folder)["command"]
+    command = read_description(folder, "command")["command"]
     if command is None:
         raise ConfigurationError(
             f"The run in {folder} was started from Python, with something of its own that no flag "
@@ -146,6 +146,16 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--checkpoint-every", type=int, metavar="N", help=help_text)
     help_text = "checkpoints kept beside the best, the latest ones (default: 3)"
     add("--keep-checkpoints", default=3, type=int, metavar="N", help=help_text)
+    help_text = (
+        "steps of an evaluation episode at the most (default: the time limit of the environment, "
+        "or without one 100,000 on the device and 1,000 on the host)"
+    )
+    add("--evaluation-steps", type=int, metavar="N", help=help_text)
+    help_text = (
+        "start from what the finished run in FOLDER has learnt: its policies, critics and "
+        "statistics, each seed from the same seed, or from the best one if there is no such seed"
+    )
+    add("--init-from", type=Path, metavar="FOLDER", help=help_text)
     help_text = (
         "go on with the run in FOLDER after its latest checkpoint, with its own settings, as if "
         "it had never stopped"

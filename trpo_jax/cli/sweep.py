@@ -29,6 +29,11 @@ from trpo_jax.cli.command_line import (
     step_count,
     user_errors,
 )
+from trpo_jax.cli.environment_flags import (
+    add_environment_flags,
+    add_processes_flag,
+    options_from,
+)
 from trpo_jax.cli.placement import (
     IF_LOST,
     add_process_flags,
@@ -37,7 +42,7 @@ from trpo_jax.cli.placement import (
 )
 from trpo_jax.cli.sweep_flags import parse_grid, parse_range, refuse_repeats
 from trpo_jax.cli.sweep_report import print_ranking
-from trpo_jax.errors import PeerFailure, StorageFailure
+from trpo_jax.errors import EnvironmentFailure, PeerFailure, StorageFailure
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.running.defaults import defaults_for
 from trpo_jax.running.sweep import SCORES, Sweep, sweep
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{IF_LOST} {kept_of(folder)}", file=sys.stderr)
             cache_compilations()
             found = sweep(**settings, progress=not args.quiet)
-    except (PeerFailure, StorageFailure) as error:
+    except (EnvironmentFailure, PeerFailure, StorageFailure) as error:
         print(f"error: {error}. {kept_of(folder)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the first block
@@ -89,7 +94,11 @@ def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any
     refuse_repeats([*args.grid, *args.range])
     names = ("env", "algorithm", "random", "total_steps", "evaluation_episodes", "score", "batch")
     settings = {name: getattr(args, name) for name in names}
+    options = options_from(args)
     settings |= {
+        "env_processes": options.processes,
+        "env_args": options.args,
+        "wrappers": options.wrappers,
         "config": config_from(args, module),
         "grid": dict(parse_grid(module, text) for text in args.grid),
         "ranges": dict(map(parse_range, args.range)),
@@ -115,6 +124,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     help_text = "seeds of each setting (default: 4)"
     add("--num-seeds", type=int, default=4, metavar="N", help=help_text)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
+    add_processes_flag(group, defaults["env_processes"])
+    add_environment_flags(group)
     add = parser.add_argument_group("what is swept").add_argument
     repeated = {"action": "append", "default": []}
     help_text = (
@@ -145,8 +156,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--score", choices=SCORES, default="evaluation", help=help_text)
     add = parser.add_argument_group("the sweep and its files").add_argument
     help_text = (
-        "runs side by side at the most (default: 16 on a CPU, elsewhere as many as half of the "
-        "free memory holds)"
+        "runs side by side at the most (default: the seeds of one setting where the environment "
+        "runs on the host; else 16 on a CPU, else as many as half of the free memory holds)"
     )
     add("--batch", type=int, metavar="N", help=help_text)
     time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"

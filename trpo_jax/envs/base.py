@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, Shaped
 
 NO_BOUND = 1e18  # a bound as large means that there is none; 32 bits cannot square it
 LARGEST = 1e15  # observations and rewards of which 32 bits can sum the squares are smaller
@@ -247,7 +247,9 @@ def to_space_action(
     return np.clip(np.asarray(actions, spec.low.dtype), spec.low, spec.high)
 
 
-def sound(x: Num[Array | np.ndarray, "..."], numpy: Any = jnp) -> Bool[Array | np.ndarray, "..."]:
+def sound(
+    x: Shaped[Array | np.ndarray, "..."], numpy: Any = jnp
+) -> Bool[Array | np.ndarray, "..."]:
     """Returns which numbers of an environment are finite, and of a size that can be learnt from.
 
     Args:

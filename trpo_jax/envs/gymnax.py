@@ -57,11 +57,8 @@ def make(name: str, **args: Any) -> Environment:
 
     action = _action_spec(name, env.action_space(params))
     observation_space = env.observation_space(params)
-    show = (
-        _one_hot(observation_space.n)
-        if isinstance(observation_space, spaces.Discrete)
-        else lambda x: x
-    )
+    is_integer = isinstance(observation_space, spaces.Discrete)
+    show = _one_hot(observation_space.n) if is_integer else lambda x: x
 
     def reset(key):
         observation, state = env.reset_env(key, params)
@@ -87,7 +84,9 @@ def make(name: str, **args: Any) -> Environment:
         return frames
 
     time_limit = int(params.max_steps_in_episode)
-    return make_environment(name, reset, step, action, time_limit, render=render)
+    made = make_environment(name, reset, step, action, time_limit, render=render)
+    layout = {"kind": "discrete", "n": int(observation_space.n), "start": 0} if is_integer else None
+    return made._replace(observation=made.observation._replace(layout=layout))
 
 
 def _one_hot(num_values: int):

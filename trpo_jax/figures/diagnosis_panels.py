@@ -11,6 +11,9 @@ from trpo_jax.analysis.returns import WINDOW, running_return
 from trpo_jax.records.runs import StoredRun
 
 Limit = float | np.ndarray
+# Metrics that a run may lack: an older one, or one of an algorithm of a user's own.
+NAMES = {"episodic_return", "num_episodes", "kl", "kl_max", "surrogate_gain", "step_fraction"}
+NAMES |= {"entropy", "explained_variance"}
 
 
 class Panel(NamedTuple):
@@ -38,6 +41,13 @@ class Panel(NamedTuple):
 
 def panels(run: StoredRun) -> list[Panel]:
     """Returns the panels that a run has numbers for."""
+    known = run.metrics.keys()
+    missing = dict.fromkeys(NAMES - known, np.full(run.metrics["update"].shape, np.nan))
+    drawn = _panels(run._replace(metrics=run.metrics | missing))
+    return [panel for panel in drawn if known >= set(panel.metrics)]
+
+
+def _panels(run: StoredRun) -> list[Panel]:
     metrics, advice = run.metrics, remedies(run.description["config"])
     shorter = advice["shorter_steps"]
     found = [
@@ -64,7 +74,7 @@ def panels(run: StoredRun) -> list[Panel]:
                 log=True,
             )
         )
-    if signs.has_line_search(run):
+    if signs.has_line_search(run) and "step_rejected" in metrics:
         found += _line_search_panels(run)
     return [
         *found,

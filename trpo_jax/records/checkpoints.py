@@ -254,12 +254,17 @@ def _on_host(x):
     return x if shared else np.asarray(x)
 
 
-def to_state(template: State, arrays: Mapping[str, np.ndarray]) -> State:
+def to_state(
+    template: Any,
+    arrays: Mapping[str, np.ndarray],
+    what: str = "The checkpoint is of another state",
+) -> Any:
     """Returns a state of the same structure as another, on the same devices, with stored arrays.
 
     Args:
         template: a state, or its shapes, for the default device.
         arrays: from `Checkpoints.read`.
+        what: begins the message where the arrays are of another structure.
 
     Raises:
         ConfigurationError: listing what differs, if the arrays are those of another structure.
@@ -271,7 +276,7 @@ def to_state(template: State, arrays: Mapping[str, np.ndarray]) -> State:
     if expected != found:
         names = [x for x in sorted(expected | found) if expected.get(x) != found.get(x)]
         listed = ", ".join(f"{x}: {found.get(x)}, not {expected.get(x)}" for x in names[:5])
-        raise ConfigurationError(f"The checkpoint is of another state ({listed}).")
+        raise ConfigurationError(f"{what} ({listed}).")
 
     def restored(name, leaf):
         missing = np.zeros(shapes[name].shape, shapes[name].dtype)

@@ -31,6 +31,7 @@ TAGS = {
     "kl": "losses/approx_kl",
     "evaluation_return": "eval/episodic_return",
     "evaluation_seconds": "eval/seconds",
+    "evaluation_episodes_cut": "eval/episodes_cut",
 }
 SERVICES = ("tensorboard", "wandb")
 
@@ -70,6 +71,12 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
             own = sorted({name for row in rows for name in row} - {*LEADING_COLUMNS})
             columns.extend([*(x for x in LEADING_COLUMNS if x in rows[0]), *own])
             writer.writerow(columns)
+        if set(columns) != rows[0].keys():
+            names = ", ".join(sorted(set(columns) ^ rows[0].keys()))
+            raise ConfigurationError(
+                f"{path} has other columns than this run writes: {names} stand in one of both. "
+                "Put its first line back as it was."
+            )
         try:
             if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 raise FileNotFoundError(None, "another file is in its place")

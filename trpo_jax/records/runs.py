@@ -1,10 +1,12 @@
 """The folders of runs, read back."""
 
 import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, get_args, get_origin
 
 import numpy as np
 
@@ -14,7 +16,19 @@ DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
 EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
 # Of a description: what may differ when a run goes on.
-FREE = ("command", "device", "placement", "started")
+FREE = ("command", "device", "placement", "policy", "started")
+# Of what kind the values in the JSON files of a run or a sweep are, where they are there.
+KINDS = {
+    **dict.fromkeys(("env", "algorithm", "placement", "started"), str),
+    **dict.fromkeys(("seed", "num_seeds", "total_steps", "evaluation_episodes"), int),
+    **dict.fromkeys(("config", "versions", "device", "evaluation"), dict),
+    **{"command": list[str] | NoneType, "seeds": list[int], "env_processes": bool | NoneType},
+    **{"wall_seconds": float | int, "episodes_per_seed": int, "per_seed": list[float | int]},
+}
+
+
+class NoUpdateError(ConfigurationError):
+    """A run that has not finished an update yet."""
 
 
 class StoredRun(NamedTuple):
@@ -51,41 +65,113 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def read_run(folder: Path) -> StoredRun:
+def read_run(
+    folder: Path, described: Collection[str] = (), measured: Collection[str] = ()
+) -> StoredRun:
     """Returns the run in a folder.
 
+    Args:
+        folder: the folder.
+        described: what its description has to say.
+        measured: the columns that its metrics have to have.
+
     Raises:
-        ConfigurationError: if the folder holds no run, or one without a whole update.
+        NoUpdateError: if no update of it is whole.
+        ConfigurationError: if the folder holds no run, or files that are damaged or lack something.
     """
     for name in (DESCRIPTION, METRICS):
         if not (folder / name).is_file():
             raise ConfigurationError(f"{folder} is no folder of a run: there is no {name} in it.")
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        metrics = read_metrics(folder / METRICS)
-    except ValueError as error:
-        raise ConfigurationError(f"The run in {folder} cannot be read: {error}.") from error
+    description = read_description(folder)
+    metrics = read_metrics(folder / METRICS, description.get("seeds"))
     if not metrics:
-        raise ConfigurationError(f"The run in {folder} has not finished an update yet.")
+        raise NoUpdateError(f"The run in {folder} has not finished an update yet.")
+    missing = [name for name in described if name not in description]
+    missing += [name for name in measured if name not in metrics]
+    if missing:
+        raise ConfigurationError(
+            f"The run in {folder} cannot be used, since it does not say its {', '.join(missing)}, "
+            "as a run of trpo_jax does."
+        )
     return StoredRun(folder, description, metrics)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path, *needed: str) -> dict[str, Any]:
     """Returns the description of the run in a folder.
 
+    Args:
+        folder: the folder.
+        *needed: what it has to say.
+
     Raises:
-        ConfigurationError: if there is none.
+        ConfigurationError: if there is none, or it is damaged.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise ConfigurationError(f"There is no run in {folder}: it has no {DESCRIPTION}.")
+    description = read_object(path, needed)
+    if "seeds" not in description and {"seed", "num_seeds"} <= description.keys():  # of before
+        first, count = description["seed"], description["num_seeds"]
+        description["seeds"] = list(range(first, first + count))
+    return description
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Returns the summary of a run that is finished.
+
+    Raises:
+        ConfigurationError: if there is none, or it is damaged.
+    """
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{folder} has no evaluation, which the end of a run writes to {SUMMARY}. Leave that "
+            "run out, or compare by the return of training episodes."
+        )
+    summary = read_object(path, ("evaluation",))
+    require_kinds(path, summary["evaluation"], ("per_seed",))
+    return summary
+
+
+def read_object(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
+    """Returns what a JSON file of a run or a sweep says by name.
+
+    Raises:
+        ConfigurationError: if it cannot be read, lacks something that is needed, or has a value
+            that is not of its kind.
     """
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"There is no run in {folder}: its {DESCRIPTION} cannot be read ({error})."
+            f"{path} cannot be read: {error}. Put it back as it was, from a copy for instance."
         ) from error
-    if "seed" in description:  # runs of before listed no seeds
-        first, count = description["seed"], description["num_seeds"]
-        description.setdefault("seeds", list(range(first, first + count)))
-    return description
+    require_kinds(path, found, needed)
+    return found
+
+
+def require_kinds(path: Path, found: Any, needed: Collection[str]) -> None:
+    """Raises a ConfigurationError if a part of a JSON file is not of the kinds `KINDS`."""
+    wrong = "" if isinstance(found, dict) else f"it is {found!r:.60}, where names and values are"
+    if not wrong:
+        lacking = [name for name in needed if name not in found]
+        others = [name for name in KINDS.keys() & found if not _fits(found[name], KINDS[name])]
+        wrong = f"it does not say {', '.join(lacking)}" if lacking else ""
+        for name in others:
+            wrong = f"its {name} is {found[name]!r:.60}"
+    if wrong:
+        raise ConfigurationError(
+            f"{path} is not as it was written: {wrong}. Put it back as it was, from a copy for "
+            "instance."
+        )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, UnionType):
+        return any(_fits(value, x) for x in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(x, *get_args(kind)) for x in value)
+    return isinstance(value, kind)
 
 
 def differing_settings(asked: dict[str, Any], found: dict[str, Any]) -> str:
@@ -100,24 +186,102 @@ def _flat_settings(description: dict[str, Any]) -> dict[str, Any]:
     return {**chosen.pop("config", {}), **chosen.pop("versions", {}), **chosen}
 
 
-def read_metrics(path: Path) -> dict[str, np.ndarray]:
+def read_metrics(path: Path, seeds: Sequence[int] | None = None) -> dict[str, np.ndarray]:
     """Returns the columns of a `metrics.csv`, each `[num_seeds, U]`, NaN where a cell is empty.
 
-    What a run that was killed wrote of an update in part, at the end of the file, is left out. An
+    What a run that was killed wrote of an update in part, at the end of the file, is left out. A
     file without a row gives no columns.
+
+    Args:
+        path: of this file, or an `evaluations.csv`.
+        seeds: whose rows each update has, in this order; those of its first update if None.
+
+    Raises:
+        ConfigurationError: naming the line, if the file is damaged.
     """
     columns, rows = read_rows(path)
     if not rows:
         return {}
-    table = np.array([[float(cell or "nan") for cell in row] for row in rows])
-    num_seeds = len(np.unique(table[:, columns.index("seed")]))
+    if len(set(columns)) < len(columns) or not {"seed", "update"} <= set(columns):
+        raise damaged(path, 1, "it has a column twice, or none of seed or update")
+    table = as_numbers(path, columns, rows)
+    seed, update = (table[:, columns.index(name)] for name in ("seed", "update"))
+    evaluated = path.name == EVALUATIONS
+    if seeds is None:
+        seeds = seed[: max(1, np.argmin(update == update[0]) or len(update))]
+    num_seeds, place = len(seeds), np.arange(len(table))
+    every = update[num_seeds] - update[0] if evaluated and len(table) > num_seeds else 1
+    expected = {
+        "seed": np.resize(np.asarray(seeds, float), len(table)),
+        "update": (0 if evaluated else 1) + place // num_seeds * every,
+    }
+    if "env_steps" in columns:
+        steps = table[:, columns.index("env_steps")] / np.where(update > 0, update, np.nan)
+        per_update = np.nanmedian(steps) if np.isfinite(steps).any() else 0
+        expected["env_steps"] = expected["update"] * per_update
+    for name, values in expected.items():
+        wrong = np.flatnonzero(table[:, columns.index(name)] != values)
+        if len(wrong):
+            found = rows[wrong[0]][columns.index(name)]
+            what = f"its {name} is {found!r}, where {values[wrong[0]]:.0f} comes in a whole file"
+            raise damaged(path, int(wrong[0]) + 2, what)
     whole = table[: len(table) // num_seeds * num_seeds]
     by_seed = whole.reshape(-1, num_seeds, len(columns)).transpose(2, 1, 0)
-    return dict(zip(columns, by_seed, strict=True))
+    return dict(zip(columns, by_seed, strict=True)) if len(whole) else {}
+
+
+def as_numbers(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> np.ndarray:
+    """Returns the cells of a CSV file as numbers, NaN where a cell is empty.
+
+    Raises:
+        ConfigurationError: naming the line, if a cell is no number.
+    """
+    cell, line, place = "", 0, 0
+    try:
+        table = np.empty((len(rows), len(columns)))
+        for line, row in enumerate(rows):
+            for place, cell in enumerate(row):
+                table[line, place] = float(cell or "nan")
+    except ValueError as error:
+        what = f"its {columns[place]} is {cell!r:.40}, which is no number"
+        raise damaged(path, line + 2, what) from error
+    return table
 
 
 def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Returns the names of the columns and the rows of a CSV file, without a last half of one."""
-    text = path.read_text()
-    columns, *rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
+    """Returns the names of the columns and the rows of a CSV file, without a last half of one.
+
+    Raises:
+        ConfigurationError: naming the line, if the file is damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+    content = content[: content.rfind(b"\n") + 1]
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise damaged(path, line, f"it has a byte {content[error.start]:#x}") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    table: list[list[str]] = []
+    try:
+        for row in reader:
+            table.append(row)
+            if len(row) != len(table[0]) or reader.line_num != len(table):
+                cells = f"it has {len(row)} cells, where {len(table[0])} are expected"
+                raise damaged(path, len(table), cells)
+    except csv.Error as error:
+        raise damaged(path, len(table) + 1, str(error)) from error
+    columns, *rows = table or [[]]
     return columns, rows
+
+
+def damaged(path: Path, line: int, what: str) -> ConfigurationError:
+    """Returns the error for a line of a CSV file that is not as it was written."""
+    return ConfigurationError(
+        f"Line {line} of {path} is damaged: {what}. Put the file back as it was, from a copy for "
+        "instance, or take this line and all after it out: what goes on in its folder then does "
+        "their work again."
+    )

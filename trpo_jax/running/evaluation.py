@@ -1,13 +1,15 @@
 """Returns of a fixed policy over fresh episodes."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.devices import Placement
@@ -20,7 +22,37 @@ from trpo_jax.processes import to_devices, to_host
 from trpo_jax.rollout import start_episodes
 
 EVALUATION = 0xE7A1  # sets the keys of evaluation apart
-MAX_STEPS = 100_000  # bound on an episode in an environment without a time limit
+# Bounds on an episode in an environment without a time limit; steps on the host are Python's.
+DEVICE_STEPS, HOST_STEPS = 100_000, 1_000
+SECONDS = 0.2  # from one word about a running evaluation to the next, at the least
+
+
+class Played(NamedTuple):
+    """What fresh episodes came to.
+
+    Attributes:
+        returns: undiscounted return of each, of its first steps where it was cut, `[*B, E]`.
+        cut: whether it was cut by the bound on its steps, `[*B, E]`.
+    """
+
+    returns: Float[Array | np.ndarray, "*B E"]
+    cut: Bool[Array | np.ndarray, "*B E"]
+
+
+def evaluation_bound(env: Environment, max_steps: int | None) -> int:
+    """Returns the most steps that an evaluation episode may take, its time limit included."""
+    bounds = [steps for steps in (max_steps, env.time_limit) if steps is not None]
+    return min(bounds, default=DEVICE_STEPS if env.open is None else HOST_STEPS)
+
+
+def cut_note(cut: np.ndarray, bound: int) -> str | None:
+    """Returns what is to be said of episodes that were cut at a bound; None if none was."""
+    if not cut.any():
+        return None
+    return (
+        f"{cut.sum():,} of {cut.size:,} evaluation episodes were cut after {bound:,} steps and "
+        "count with their return until then. --evaluation-steps sets another bound."
+    )
 
 
 def evaluate(
@@ -28,25 +60,27 @@ def evaluate(
     act: Callable[[PRNGKeyArray, Num[Array, "E ..."]], Num[Array, "E ..."]],
     key: PRNGKeyArray,
     num_episodes: int,
-) -> Float[Array, " E"]:
-    """Returns the undiscounted returns of E = `num_episodes` fresh episodes.
+    max_steps: int | None = None,
+) -> Played:
+    """Returns what E = `num_episodes` fresh episodes come to.
 
     All episodes run side by side until the last has ended; each counts once, so that short
-    episodes are not over-represented. Without a time limit one that has not ended after `MAX_STEPS`
-    steps counts with what it has collected.
+    episodes are not over-represented.
 
     Args:
         env: the environment.
         act: `(key, observations [E, ...]) -> actions [E, ...]`.
         key: consumed by resets, actions and steps.
         num_episodes: E.
+        max_steps: the most steps of an episode; the time limit, or `DEVICE_STEPS`, if None.
     """
     reset_key, run_key = jax.random.split(key)
     step_all = jax.vmap(partial(step_episode, env))
+    bound = evaluation_bound(env, max_steps)
 
     def unfinished(carry):
         step, _, finished, _ = carry
-        return ~jnp.all(finished) & (step < (env.time_limit or MAX_STEPS))
+        return ~jnp.all(finished) & (step < bound)
 
     def body(carry):
         step, episodes, finished, returns = carry
@@ -63,7 +97,8 @@ def evaluate(
         jnp.zeros(num_episodes, bool),
         jnp.zeros(num_episodes, jnp.float32),
     )
-    return jax.lax.while_loop(unfinished, body, start)[-1]
+    _, _, finished, returns = jax.lax.while_loop(unfinished, body, start)
+    return Played(returns, ~finished)
 
 
 def make_evaluation(
@@ -73,13 +108,16 @@ def make_evaluation(
     *,
     stochastic: bool = False,
     placement: Placement | None = None,
-) -> Callable[..., np.ndarray]:
+    max_steps: int | None = None,
+    num_envs: int | None = None,
+) -> Callable[..., Played]:
     """Returns the function that plays E = `num_episodes` fresh episodes with each seed's policy.
 
-    It is `(actor, seeds, number=0) -> returns [num_seeds, E]`, undiscounted and on the host; the
-    leading axis of the actor is `[num_seeds]`. Seed and number decide the episodes, by keys that
-    training does not use; a run's last evaluation is number 0, one after update k number k. Of an
-    environment on the device, returns may not be finite (see `require_finite_returns`).
+    It is `(actor, seeds, number=0, tell=None) -> Played [num_seeds, E]`, on the host; the leading
+    axis of the actor is `[num_seeds]`. Seed and number decide the episodes, by keys that training
+    does not use; a run's last evaluation is number 0, one after update k number k. On the host,
+    `tell` is called with words about how far it is. Of an environment on the device, returns may
+    not be finite (see `require_finite_returns`).
 
     Args:
         env: the environment.
@@ -87,6 +125,8 @@ def make_evaluation(
         num_episodes: E.
         stochastic: whether actions are drawn from the policy; else they are its mode.
         placement: which devices the seeds are split over; all are on the default one if None.
+        max_steps: the most steps of an episode; see `evaluation_bound`.
+        num_envs: copies of an environment on the host that are open at a time; E if None.
     """
     batched, shardings, place = jax.vmap, {}, lambda values: values
     if placement is not None:
@@ -106,25 +146,33 @@ def make_evaluation(
 
     @partial(jax.jit, **shardings)
     @batched
-    def on_device(actor: Actor, seed: Array, number: Array) -> Float[Array, " E"]:
-        return evaluate(env, partial(act, actor), key_of(seed, number), num_episodes)
+    def on_device(actor: Actor, seed: Array, number: Array) -> Played:
+        return evaluate(env, partial(act, actor), key_of(seed, number), num_episodes, max_steps)
 
     given = jax.jit(lambda *args: jax.vmap(partial(to_environment_action, env.action))(act(*args)))
 
-    def on_host(actor: Actor, keys: Sequence[PRNGKeyArray], places: Sequence[tuple[int, ...]]):
-        actors = [jax.tree.map(lambda x, i=i: x[i], actor) for i in range(len(keys))]
-        return [
-            evaluate_on_host(env, partial(given, actor), key, place, num_episodes)
-            for actor, key, place in zip(actors, keys, places, strict=True)
-        ]
+    def on_host(actor, seeds, number, tell):
+        played = []
+        for index, seed in enumerate(seeds):
+            of_seed = jax.tree.map(lambda x, i=index: x[i], actor)
+            place = (EVALUATION, seed, *((number,) if number else ()))
+            say = tell and (lambda words, seed=seed: tell(f"seed {seed}, {words}"))
+            key, choose = key_of(np.uint32(seed), number), partial(given, of_seed)
+            played.append(
+                evaluate_on_host(env, choose, key, place, num_episodes, max_steps, num_envs, say)
+            )
+        return Played(*(np.stack(x) for x in zip(*played, strict=True)))
 
-    def evaluation(actor: Actor, seeds: Sequence[int], number: int = 0) -> np.ndarray:
-        if env.open is None:
-            numbers = np.full(len(seeds), number, np.uint32)
-            return to_host(on_device(*place((actor, np.asarray(seeds, np.uint32), numbers))))
-        keys = [key_of(np.uint32(seed), number) for seed in seeds]
-        numbers = (number,) if number else ()
-        return np.stack(on_host(actor, keys, [(EVALUATION, seed, *numbers) for seed in seeds]))
+    def evaluation(
+        actor: Actor,
+        seeds: Sequence[int],
+        number: int = 0,
+        tell: Callable[[str], None] | None = None,
+    ) -> Played:
+        if env.open is not None:
+            return on_host(actor, seeds, number, tell)
+        numbers = np.full(len(seeds), number, np.uint32)
+        return to_host(on_device(*place((actor, np.asarray(seeds, np.uint32), numbers))))
 
     return evaluation
 
@@ -142,34 +190,55 @@ def require_finite_returns(env: Environment, seeds: Sequence[int], returns: np.n
 
 def evaluate_on_host(
     env: Environment,
-    act: Callable[[PRNGKeyArray, Num[Array, "E ..."]], Num[Array, "E ..."]],
+    act: Callable[[PRNGKeyArray, Num[Array, "B ..."]], Num[Array, "B ..."]],
     key: PRNGKeyArray,
     seeds: tuple[int, ...],
     num_episodes: int,
-) -> np.ndarray:
+    max_steps: int | None = None,
+    num_envs: int | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Played:
     """Does what `evaluate` does, for an environment that runs on the host.
+
+    A copy of the environment that has ended an episode starts the next one, as long as there are
+    more. Every episode that was started counts, so that short ones are not over-represented.
 
     Args:
         env: the environment.
-        act: `(key, observations [E, ...]) -> actions [E, ...]`, as the environment takes them.
+        act: `(key, observations [B, ...]) -> actions [B, ...]`, as the environment takes them.
         key: consumed by actions.
         seeds: set the episodes.
         num_episodes: E.
+        max_steps: the most steps of an episode; the time limit, or `HOST_STEPS`, if None.
+        num_envs: copies at the most; E if None.
+        tell: called with words about how far it is.
 
     Raises:
         EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
     """
+    bound = evaluation_bound(env, max_steps)
+    own_limit = env.time_limit
+    env = env._replace(time_limit=bound)  # which ends an episode that is cut, too
+    num_copies = min(num_episodes, num_envs or num_episodes)
     with failures_named(env):
-        opened = env.open(seeds, num_episodes)
+        opened = env.open(seeds, num_copies)
+    returns, cut = np.zeros(num_episodes, np.float32), np.zeros(num_episodes, bool)
+    number = np.arange(num_copies)  # of each copy's episode; those from E on do not count
+    step, told = 0, time.monotonic()
     with closing(opened) as pool:
-        episodes = start_host_episodes(env, pool, num_episodes)
-        finished = np.zeros(num_episodes, bool)
-        returns = np.zeros(num_episodes, np.float32)
-        for step in range(env.time_limit or MAX_STEPS):
+        episodes = start_host_episodes(env, pool, num_copies)
+        while (number < num_episodes).any():
             actions = act(jax.random.fold_in(key, step), episodes.observation)
             episodes, transition = advance_host_episodes(env, pool, episodes, actions)
-            returns = np.where(finished, returns, transition.total_reward)
-            finished |= transition.done
-            if finished.all():
-                break
-    return returns
+            step += 1
+            for copy in np.flatnonzero(transition.done):
+                if number[copy] < num_episodes:
+                    at_bound = bound != own_limit and transition.length[copy] == bound
+                    cut[number[copy]] = at_bound and not transition.terminated[copy]
+                    returns[number[copy]] = transition.total_reward[copy]
+                number[copy] = max(number) + 1
+            if tell and time.monotonic() - told > SECONDS:
+                ended = max(number) + 1 - num_copies
+                tell(f"{ended:,} of {num_episodes:,} episodes ended, step {step:,}")
+                told = time.monotonic()
+    return Played(returns, cut)

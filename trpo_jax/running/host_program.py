@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed, wait
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +66,22 @@ class HostPrograms(NamedTuple):
     num_steps: int
 
 
+class HostRuns(NamedTuple):
+    """Runs that differ in their seeds and in some values, as compiled programs.
+
+    Attributes:
+        algorithm: of one of them, for whatever is the same in all.
+        init: `(key, values of one run) -> state`.
+        programs: `values of one run -> the programs of its seed`.
+        seconds: time spent compiling.
+    """
+
+    algorithm: Algorithm
+    init: Callable[..., State]
+    programs: Callable[[Any], HostPrograms]
+    seconds: float
+
+
 def host_program(
     algorithm: Algorithm, seeds: Sequence[int], updates_per_chunk: int, num_done: int = 0
 ) -> Program:
@@ -73,11 +90,33 @@ def host_program(
     Raises:
         EnvironmentFailure: if the environment cannot be started.
     """
-    env, started = algorithm.env, time.perf_counter()
-    init = jax.jit(algorithm.init)
-    states = [init(jax.random.key(np.uint32(seed))) for seed in seeds]
-    programs = compile_host_programs(algorithm, states[0])
-    seconds = time.perf_counter() - started
+    runs = compile_host_runs(lambda _: algorithm, ())
+    return start_host_runs(runs, seeds, [()] * len(seeds), updates_per_chunk, num_done)
+
+
+def start_host_runs(
+    runs: HostRuns,
+    seeds: Sequence[int],
+    values: Sequence[Any],
+    updates_per_chunk: int,
+    num_done: int = 0,
+) -> Program:
+    """Returns the program of some runs side by side, whose environments are started.
+
+    Args:
+        runs: from `compile_host_runs`.
+        seeds: of each run.
+        values: of each run.
+        updates_per_chunk: updates in one call.
+        num_done: updates that were done before.
+
+    Raises:
+        EnvironmentFailure: if the environment cannot be started.
+    """
+    algorithm, env = runs.algorithm, runs.algorithm.env
+    keys = [jax.random.key(np.uint32(seed)) for seed in seeds]
+    states = [runs.init(*pair) for pair in zip(keys, values, strict=True)]
+    programs = [runs.programs(x) for x in values]
     num_envs = states[0].rollout.episodes.length.shape[0]
     # A pool is opened, stepped and closed in one thread: what an environment holds may need that.
     threads = [OwnThread() for _ in range(min(len(seeds), os.cpu_count() or 1))]
@@ -126,7 +165,9 @@ def host_program(
         stopping = threading.Event()
         results = in_threads(
             stopping,
-            lambda index, state: advance_seed(env, programs, pools[index], state, count, stopping),
+            lambda index, state: advance_seed(
+                env, programs[index], pools[index], state, count, stopping
+            ),
             state.seeds,
         )
         states, outputs = zip(*results, strict=True)
@@ -134,7 +175,13 @@ def host_program(
         return stack_states(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
 
     return Program(
-        env.name, stack_states(states), advance, tuple(seeds), updates_per_chunk, seconds, close
+        env.name,
+        stack_states(states),
+        advance,
+        tuple(seeds),
+        updates_per_chunk,
+        runs.seconds,
+        close,
     )
 
 
@@ -227,33 +274,49 @@ def next_key(state: State) -> Any:
     return update_keys(state).collect
 
 
-def compile_host_programs(algorithm: Algorithm, state: State) -> HostPrograms:
-    """Returns the compiled programs of an algorithm, for states like the given one."""
+def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns:
+    """Compiles the programs of runs on the host that differ in their seeds and in some values.
+
+    Args:
+        make: `values of one run -> algorithm`, traced.
+        values: of one of the runs, any pytree.
+    """
+    started = time.perf_counter()
+    algorithm = make(values)
+    init = jax.jit(lambda key, values: make(values).init(key))
+    state = init(jax.random.key(0), values)
     trajectory = trajectory_shapes(algorithm, state)
 
     @jax.jit
-    def improve(state, trajectory):
-        improved, fit_input, metrics = algorithm.improve(state, trajectory)
+    def improve(values, state, trajectory):
+        improved, fit_input, metrics = make(values).improve(state, trajectory)
         metrics = as_metrics(metrics)
         return improved, fit_input, metrics, check(improved, metrics, trajectory)
 
     @jax.jit
-    def fit(critic, fit_input, metrics, health):
-        critic, fit_metrics = algorithm.fit(critic, fit_input)
+    def fit(values, critic, fit_input, metrics, health):
+        critic, fit_metrics = make(values).fit(critic, fit_input)
         fit_metrics = as_metrics(fit_metrics)
         finite = jnp.stack([health.finite, *(jnp.isfinite(x) for x in fit_metrics.values())])
         return critic, (metrics | fit_metrics, health._replace(finite=finite.all()))
 
-    improved, *to_fit = jax.eval_shape(improve, state, trajectory)
-    choose, num_steps = make_choose(algorithm.env, algorithm.act), algorithm.num_steps
+    improved, *to_fit = jax.eval_shape(improve, values, state, trajectory)
+    act = lambda given, *acting: make(given[1]).act(given[0], *acting)
+    choose, num_steps = make_choose(algorithm.env, act), algorithm.num_steps
     rollout, keys = state.rollout, action_keys(next_key(state), num_steps)
-    choose(state.actor, keys, 0, rollout.episodes, rollout.acting)  # its first call compiles it
-    return HostPrograms(
-        choose,
-        improve.lower(state, trajectory).compile(cpu_options()),
-        fit.lower(improved.critic, *to_fit).compile(cpu_options()),
-        num_steps,
-    )
+    choose((state.actor, values), keys, 0, rollout.episodes, rollout.acting)  # which compiles it
+    improve = improve.lower(values, state, trajectory).compile(cpu_options())
+    fit = fit.lower(values, improved.critic, *to_fit).compile(cpu_options())
+
+    def programs(values):
+        return HostPrograms(
+            lambda actor, *others: choose((actor, values), *others),
+            partial(improve, values),
+            partial(fit, values),
+            num_steps,
+        )
+
+    return HostRuns(algorithm, init, programs, time.perf_counter() - started)
 
 
 def trajectory_shapes(algorithm: Algorithm, state: State) -> Transition:

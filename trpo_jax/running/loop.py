@@ -11,12 +11,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from trpo_jax.algorithms.base import Actor, Algorithm, State
+from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, State, learnt_of
 from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import LARGEST
-from trpo_jax.processes import peer_failures_named, to_host
-from trpo_jax.running.host_program import HostState, host_program
+from trpo_jax.processes import peer_failures_named, to_devices, to_host
+from trpo_jax.running.host_program import HostState, host_program, stack_states
 from trpo_jax.running.program import Health, Program, device_program
 
 OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
@@ -92,6 +92,38 @@ def resume_program(program: Program, state: State) -> Program:
         ]
         return program._replace(state=HostState(state.actor, tuple(seeds)))
     return program._replace(state=state)
+
+
+def start_from(program: Program, learnt: Learnt) -> Program:
+    """Returns a fresh program whose seeds start from what others have learnt.
+
+    Args:
+        program: from `compile_program`.
+        learnt: for each seed, leading axis `[num_seeds]`.
+    """
+    own = {name: x for name, x in learnt._asdict().items() if x is not None}
+    state = program.state
+    if isinstance(state, HostState):
+        seeds = [
+            seed._replace(**jax.tree.map(lambda x, i=index: x[i], own))
+            for index, seed in enumerate(state.seeds)
+        ]
+        return program._replace(state=stack_states(seeds))
+    place = lambda x, old: to_devices(x, old.sharding)
+    placed = {name: jax.tree.map(place, x, getattr(state, name)) for name, x in own.items()}
+    return program._replace(state=state._replace(**placed))
+
+
+def learnt_by(state: State) -> Learnt:
+    """Returns what all seeds have learnt, leading axis `[num_seeds]`, on the host.
+
+    Raises:
+        PeerFailure: if another process of the run is gone.
+    """
+    if not isinstance(state, HostState):
+        return to_host(learnt_of(state))
+    seeds = [jax.device_get(learnt_of(seed)) for seed in state.seeds]
+    return jax.tree.map(lambda *xs: np.stack(xs), *seeds)
 
 
 def advance_chunks(

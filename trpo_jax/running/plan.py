@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from trpo_jax import algorithms, envs
@@ -26,13 +27,13 @@ from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
+from trpo_jax.records.policies import describe_policy, learnt_from
 from trpo_jax.records.runs import (
     DESCRIPTION,
-    METRICS,
     SUMMARY,
     differing_settings,
     read_description,
-    read_metrics,
+    read_run,
 )
 from trpo_jax.running.defaults import Defaults, defaults
 from trpo_jax.running.description import (
@@ -95,6 +96,8 @@ class RunPlan(NamedTuple):
         log: further logs, of `trpo_jax.records.logs.SERVICES`.
         description: what `config.json` says.
         placement: which devices it is on; the default one if None.
+        evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
+        init_from: the run whose policies, critics and statistics it starts from, if any.
     """
 
     env: Environment
@@ -112,11 +115,19 @@ class RunPlan(NamedTuple):
     log: tuple[str, ...]
     description: dict[str, Any]
     placement: Placement | None
+    evaluation_steps: int | None
+    init_from: Path | None
 
     @property
     def title(self) -> str:
         """The algorithm and the environment, as headings say it."""
         return f"{self.name.upper()} on {self.env.name}"
+
+    @property
+    def num_envs(self) -> int:
+        """Environments of each seed."""
+        state = jax.eval_shape(self.algorithm.init, jax.random.key(0))
+        return state.rollout.episodes.length.shape[0]
 
     @property
     def updates_per_chunk(self) -> int:
@@ -174,6 +185,7 @@ def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]
     usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
     changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
     names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
+    names["env_processes"] = (task.options.processes, task.tuned.env_processes)
     names = {name: x for name, (x, default) in names.items() if x != default}
     flags = [*flags_of(names | settings | changed), *task.options.flags()]
     return ["trpo-jax", command, *flags]
@@ -249,6 +261,8 @@ def plan_run(
     log: Sequence[str] = (),
     placement: Placement | None = None,
     schedules: Mapping[str, str | Schedule] | None = None,
+    evaluation_steps: int | None = None,
+    init_from: str | Path | None = None,
 ) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
 
@@ -285,12 +299,15 @@ def plan_run(
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
         "env_processes": task.options.processes,
+        "evaluation_steps": evaluation_steps,
+        "init_from": None if init_from is None else str(init_from),
     }
     require_at_least(
         evaluation_episodes=(chosen["evaluation_episodes"], 1),
         keep_checkpoints=(keep_checkpoints, 1),
         eval_every=(eval_every, 0),
         checkpoint_every=(checkpoint_every, 0),
+        evaluation_steps=(evaluation_steps, 1),
     )
     num_updates = chosen["total_steps"] // made.steps_per_update
     curves, described = {}, {}
@@ -337,11 +354,14 @@ def plan_run(
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),
             "placement": describe_placement(placement, split),
+            "policy": describe_policy(made),
         }
     )
     resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
     if resumed:
         _refuse_to_resume(folder, description)
+    elif init_from is not None:
+        learnt_from(init_from, made, chosen["seeds"])
     return RunPlan(
         task.env,
         made,
@@ -358,6 +378,8 @@ def plan_run(
         tuple(log),
         description,
         placement,
+        evaluation_steps,
+        None if init_from is None else Path(init_from),
     )
 
 
@@ -377,6 +399,7 @@ def _command(
     given |= {"log": ",".join(log), "out": folder}
     usual = {"seed": 0, **task.tuned._asdict(), "eval_every": 0, "checkpoint_every": None}
     usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
+    usual |= {"evaluation_steps": None, "init_from": None}
     del given["seeds"]
     command = command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
     return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
@@ -385,12 +408,12 @@ def _command(
 def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
     """Raises a ConfigurationError if a run is finished, or was started with other settings."""
     if (folder / SUMMARY).is_file():
-        num_updates = read_metrics(folder / METRICS)["update"].shape[1]
+        num_updates = read_run(folder).metrics["update"].shape[1]
         raise ConfigurationError(
             f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
             f"{SUMMARY} says what came of them."
         )
-    found = read_description(folder)
+    found = read_description(folder, "command", "config", "versions")
     different = differing_settings(description, found)
     if different:
         command = found["command"]

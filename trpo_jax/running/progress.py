@@ -1,5 +1,6 @@
 """What a run looks like in a terminal, in a notebook, and where neither is."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
+LINE_SECONDS = 10.0  # from one line about a long evaluation to the next
 # Metrics beside the bar.
 SHOWN = {"episodic_return": ("return", return_text), "kl": ("KL", "{:.2g}".format)}
 
@@ -85,6 +87,25 @@ def with_progress(
                 console.print(f"update {update:,}/{num_updates:,}  {status}  {left:.0f} s left")
                 printed = due
             yield chunk
+
+
+@contextmanager
+def evaluation_progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
+    """Gives the function that shows words about a running evaluation.
+
+    A status line shows the latest ones; where there can be none, a line every ten seconds.
+    """
+    printed = time.monotonic()
+    with console.status(title) as status:
+
+        def tell(words: str) -> None:
+            nonlocal printed
+            status.update(f"{title}: {words}")
+            if not has_bar(console) and time.monotonic() - printed > LINE_SECONDS:
+                console.print(f"{title}: {words}")
+                printed = time.monotonic()
+
+        yield tell
 
 
 @contextmanager

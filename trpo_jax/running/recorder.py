@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from trpo_jax.algorithms.base import Actor
+from trpo_jax.algorithms.base import Learnt
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.checkpoints import NOT_EVALUATED, Checkpoints, Saved
 from trpo_jax.records.logs import Log, Row, csv_log, tensorboard_log, wandb_log
 from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, METRICS, read_description, read_metrics
-from trpo_jax.running.evaluation import require_finite_returns
-from trpo_jax.running.loop import Chunk
+from trpo_jax.running.evaluation import Played, require_finite_returns
+from trpo_jax.running.loop import Chunk, learnt_by
 from trpo_jax.running.plan import RunPlan
 
 BEFORE_THE_FIRST = -1  # number of the update before all rows, also those of update 0
@@ -90,7 +90,7 @@ class Recorder:
     """Takes a run chunk by chunk: keeps its numbers, writes its logs, evaluates, checkpoints.
 
     Attributes:
-        actor: the latest one of all seeds.
+        learnt: what all seeds have learnt.
         num_updates: updates done.
         seconds: training time of these.
         metrics: of each update.
@@ -100,9 +100,9 @@ class Recorder:
     def __init__(
         self,
         plan: RunPlan,
-        evaluation: Callable[..., np.ndarray],
+        evaluation: Callable[..., Played],
         saved: Saved | None,
-        actor: Actor,
+        learnt: Learnt,
         stack: ExitStack,
     ):
         """Opens the files of a run until a stack closes.
@@ -111,10 +111,10 @@ class Recorder:
             plan: the run.
             evaluation: from `make_evaluation`.
             saved: the checkpoint that it goes on from, if any.
-            actor: that it starts with.
+            learnt: what it starts with.
             stack: what closes the files.
         """
-        self.actor = actor
+        self.learnt = learnt
         self.num_updates, self.seconds = (saved.num_updates, saved.seconds) if saved else (0, 0.0)
         self._plan, self._evaluation = plan, evaluation
         self._evaluation_costs: list[float] = []
@@ -157,7 +157,8 @@ class Recorder:
         """
         per_update = self._plan.algorithm.steps_per_update
         self.metrics.add(chunk_columns(chunk, self._plan.seeds, per_update, self.seconds))
-        self.actor, self.num_updates, self.seconds = chunk.actor, chunk.last_update, chunk.seconds
+        self.learnt = learnt_by(chunk.state)._replace(actor=chunk.actor)
+        self.num_updates, self.seconds = chunk.last_update, chunk.seconds
         score = self._evaluate()
         if self.checkpoints is not None:
             self.checkpoints.offer(chunk, score)
@@ -168,12 +169,16 @@ class Recorder:
         if not plan.eval_every or self.num_updates % plan.eval_every:
             return NOT_EVALUATED
         started = time.perf_counter()
-        returns = self._evaluation(self.actor, plan.seeds, self.num_updates)
+        returns, cut = self._evaluation(self.learnt.actor, plan.seeds, self.num_updates)
         cost = time.perf_counter() - started
         require_finite_returns(plan.env, plan.seeds, returns)
         self._evaluation_costs.append(cost)
         scores = returns.mean(axis=1, keepdims=True)
-        numbers = {"evaluation_return": scores, "evaluation_seconds": np.full_like(scores, cost)}
+        numbers = {
+            "evaluation_return": scores,
+            "evaluation_seconds": np.full_like(scores, cost),
+            "evaluation_episodes_cut": cut.sum(axis=1, keepdims=True),
+        }
         per_update, seconds = plan.algorithm.steps_per_update, np.array([self.seconds])
         self.evaluations.add(columns_of(plan.seeds, self.num_updates, per_update, seconds, numbers))
         return float(scores.mean())

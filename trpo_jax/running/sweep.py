@@ -1,6 +1,5 @@
 """A whole sweep by one call: many settings and seeds, as few compiled programs as can be."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,8 +17,15 @@ from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first, is_first
-from trpo_jax.records.files import create_run_folder, locked, write_csv, write_json, write_whole
-from trpo_jax.records.runs import differing_settings, read_rows
+from trpo_jax.records.files import (
+    cell,
+    create_run_folder,
+    locked,
+    write_csv,
+    write_json,
+    write_whole,
+)
+from trpo_jax.records.runs import as_numbers, damaged, differing_settings, read_object, read_rows
 from trpo_jax.running.defaults import SPACES_FILE, defaults_for
 from trpo_jax.running.description import (
     as_json,
@@ -41,7 +47,12 @@ from trpo_jax.running.plan import (
 )
 from trpo_jax.running.progress import progress_console, sweep_progress
 from trpo_jax.running.sweep_plan import Compilation, Setting, compilations, plan_settings
-from trpo_jax.running.sweep_program import compile_sweep, run_block, score_block
+from trpo_jax.running.sweep_program import (
+    compile_host_sweep,
+    compile_sweep,
+    run_block,
+    score_block,
+)
 
 MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
 SCORES = ("evaluation", "training")
@@ -173,11 +184,15 @@ def sweep(
     out: str | Path | None = None,
     progress: bool = True,
     placement: Placement | None = None,
+    env_processes: bool | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    wrappers: Sequence[envs.Wrapper] = (),
 ) -> Sweep:
     """Runs many settings and seeds of an algorithm, and returns what came of them.
 
     Real-valued hyperparameters differ inside one compiled program, as seeds do; each value of
-    another kind is compiled for itself.
+    another kind is compiled for itself. Environments on the host are stepped for as many runs side
+    by side as `batch` says.
 
         found = trpo_jax.sweep("CartPole-v1", grid={"max_kl": [0.003, 0.01, 0.03]})
         found.ranking[0].setting
@@ -185,7 +200,7 @@ def sweep(
         trpo_jax.sweep(ranges={"max_kl": (1e-3, 1e-1, "log")}, random=64, out="runs/sweep")
 
     Args:
-        env: name of an environment of the accelerator, or one of one's own.
+        env: name of an environment, or one of one's own.
         config: what every setting changes; the tuned one if None.
         algorithm: its name or its module; as `trpo_jax.train` chooses it if None.
         grid: values by the name of the hyperparameter; every combination is a setting.
@@ -197,25 +212,31 @@ def sweep(
         evaluation_episodes: that the final policy of each run is judged by.
         score: what settings are ranked by: "evaluation", the return of the final policy, or
             "training", that of the episodes of the second half.
-        batch: runs side by side at the most; 16 on a CPU, elsewhere what half of the free memory
-            holds, if None.
+        batch: runs side by side at the most. If None: the seeds of one setting where the
+            environment runs on the host, else 16 on a CPU, else what half of the free memory holds.
         out: folder for files, written after every block of runs; the same sweep in it goes on. No
             file is written if None.
         progress: whether to show progress.
         placement: which devices the runs are split over; the default one if None.
+        env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        env_args: keyword arguments of the environment, which is then given by its name.
+        wrappers: functions of the environment, or their names; see `trpo_jax.make_env`.
 
     Returns:
         The sweep. Ctrl-C ends it early, with the runs that are done.
 
     Raises:
         ConfigurationError: if a setting cannot work, or the folder holds something else.
+        EnvironmentFailure: if an environment on the host fails; results of before are kept.
         PeerFailure: if another process of the sweep is gone.
     """
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)
     require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
-    task = choose_task(env, config, algorithm, total_steps, envs.Options())
-    require_on_device(task.env, "A sweep is")
+    options = envs.Options(env_args or {}, wrappers, env_processes)
+    task = choose_task(env, config, algorithm, total_steps, options)
+    if placement is not None:
+        require_on_device(task.env, "Several devices run")
     spaces = defaults_for(task.name, task.env_name, SPACES_FILE)
     plan = SweepPlan(
         task,
@@ -315,6 +336,7 @@ def describe(
             "seeds": seeds,
             "total_steps": plan.total_steps,
             "evaluation_episodes": plan.evaluation_episodes,
+            **task.options.described(),
             "config": config_to_dict(task.config),
             "settings": plan.settings,
             "placement": describe_placement(plan.placement),
@@ -344,7 +366,7 @@ def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
         create_run_folder(folder)
         write_json(folder / DESCRIPTION, plan.description)
         return []
-    found = json.loads((folder / DESCRIPTION).read_text())
+    found = read_object(folder / DESCRIPTION, ("env", "config", "versions"))
     different = differing_settings(plan.description, found)
     if different:
         raise ConfigurationError(
@@ -353,13 +375,34 @@ def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
         )
     if not (folder / RESULTS).is_file():
         return []
-    columns, rows = read_rows(folder / RESULTS)
-    cells = (dict(zip(columns, row, strict=True)) for row in rows)
-    return [
-        {name: int(row[name]) for name in ("setting", "seed")}
-        | {name: float(row[name] or "nan") for name in MEASURED}
-        for row in cells
-    ]
+    return read_results(folder / RESULTS, plan)
+
+
+def read_results(path: Path, plan: SweepPlan) -> list[dict[str, Any]]:
+    """Returns the runs of a sweep that a file has results of.
+
+    Raises:
+        ConfigurationError: naming the line, if the file is damaged.
+    """
+    columns, rows = read_rows(path)
+    names = ("setting", "seed", *MEASURED)
+    lacking = [name for name in names if columns.count(name) != 1]
+    if rows and lacking:
+        raise damaged(path, 1, f"it has no column {lacking[0]}, or has it twice")
+    chosen = [[row[columns.index(name)] for name in names] for row in rows]
+    table = as_numbers(path, names, chosen)
+    known = {(index, seed) for index in range(len(plan.settings)) for seed in plan.seeds}
+    found: list[dict[str, Any]] = []
+    for line, (row, numbers) in enumerate(zip(rows, table.tolist(), strict=True), start=2):
+        key, cells = tuple(numbers[:2]), dict(zip(columns, row, strict=True))
+        if key not in known or any(
+            cells.get(name) != cell(value) for name, value in plan.settings[int(key[0])].items()
+        ):
+            raise damaged(path, line, "it is no run of this sweep, or is there twice")
+        known.remove(key)
+        places = {"setting": int(key[0]), "seed": int(key[1])}
+        found.append(places | dict(zip(MEASURED, numbers[2:], strict=True)))
+    return found
 
 
 def say_plan(plan: SweepPlan, num_done: int, console: Console) -> None:
@@ -389,22 +432,22 @@ def run_compilation(
     fields = [name for name in plan.settings[0] if name not in compilation.static]
     algorithm = module.make(plan.task.env, config)
     num_updates = plan.total_steps // algorithm.steps_per_update
+    make = lambda values: module.make(plan.task.env, config.replace(**values))
+    chunk = choose_chunk(num_updates, num_chunks=CHUNKS)
     with console.status("Compiling"):
-        program = compile_sweep(
-            lambda values: module.make(plan.task.env, config.replace(**values)),
-            fields,
-            len(pending),
-            choose_chunk(num_updates, num_chunks=CHUNKS),
-            plan.batch,
-            plan.placement,
-        )
+        if plan.task.env.open is None:
+            program = compile_sweep(make, fields, len(pending), chunk, plan.batch, plan.placement)
+        else:  # side by side as in a run: the seeds of one setting
+            program = compile_host_sweep(make, fields, plan.batch or len(plan.seeds), chunk)
     values = ", ".join(f"{name} = {value}" for name, value in compilation.static.items())
     size = program.block_size
-    on_each = "" if plan.placement is None else " on each device"
+    takes = "at a time"
+    if program.num_bytes is not None:
+        on_each = "" if plan.placement is None else " on each device"
+        takes = f"side by side take {program.num_bytes / 1e6:,.0f} MB{on_each}"
     console.print(
         f"Compiled for {values or 'all of them'}, on {describe_placement(plan.placement)}, in "
-        f"{program.runs.seconds:.1f} s; {size} runs side by side take "
-        f"{program.runs.num_bytes / 1e6:,.0f} MB{on_each}",
+        f"{program.seconds:.1f} s; {size} runs {takes}",
         soft_wrap=True,
     )
     evaluation = make_evaluation(
@@ -421,8 +464,9 @@ def run_compilation(
             }
             chunks = run_block(program, seeds, columns, num_updates)
             scores, actor = score_block(show(chunks, len(block)), num_updates)
-            filled = [*seeds, *[seeds[-1]] * (size - len(seeds))]  # the same shapes: no compilation
-            returns = evaluation(actor, filled).mean(axis=1)
+            copies = len(scores.broken_update) - len(seeds)  # which fill up a block on the device
+            filled = [*seeds, *[seeds[-1]] * copies]
+            returns = evaluation(actor, filled).returns.mean(axis=1)
             measured = {"evaluation_return": returns, **scores._asdict()}
             for place, (index, seed) in enumerate(block):
                 row = {name: float(x[place]) for name, x in measured.items()}

@@ -3,9 +3,11 @@
 A block is one compiled program that holds as many runs as memory has room for; all blocks of a
 group are calls of the same program. Blocks follow each other on the host rather than inside the
 program (`jax.lax.map`), so that only one holds memory, and each is on disk before the next begins.
+On the host, runs of a block are threads that share their compiled programs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ import psutil
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.devices import Placement
 from trpo_jax.processes import decided_by_first
+from trpo_jax.running.host_program import compile_host_runs, start_host_runs
 from trpo_jax.running.loop import Chunk, advance_chunks
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 
@@ -45,17 +48,20 @@ class Scores(NamedTuple):
 
 
 class SweepProgram(NamedTuple):
-    """Blocks of runs as one compiled program.
+    """Blocks of runs, compiled.
 
     Attributes:
-        runs: the program.
+        start: `(seeds [R], values [R]) -> Program` of at most `block_size` runs.
         block_size: runs in a block.
-        updates_per_chunk: updates in one call.
+        seconds: time spent compiling.
+        num_bytes: memory that a block needs on each device; None where the environment is on the
+            host.
     """
 
-    runs: CompiledRuns
+    start: Callable[[Sequence[int], Values], Program]
     block_size: int
-    updates_per_chunk: int
+    seconds: float
+    num_bytes: int | None
 
 
 def compile_sweep(
@@ -67,6 +73,8 @@ def compile_sweep(
     placement: Placement | None = None,
 ) -> SweepProgram:
     """Compiles the program of a sweep for blocks that fit into memory.
+
+    A block that is not full is filled up with copies of its last run.
 
     XLA says beforehand what a block needs, which grows linearly with its runs: where it is more
     than `MEMORY_SHARE` of what is free, the program is compiled again for a smaller one.
@@ -92,7 +100,44 @@ def compile_sweep(
     if needed > room:
         size = even_share(num_runs, max(1, size * room // needed), len(devices))
         runs = _compile(make, fields, size, updates_per_chunk, placement)
-    return SweepProgram(runs, size, updates_per_chunk)
+
+    def start(seeds: Sequence[int], values: Values) -> Program:
+        fill = lambda x: np.concatenate([x, np.repeat(x[-1:], size - len(seeds))])
+        filled_seeds = tuple(fill(np.asarray(seeds)).tolist())
+        columns = {name: fill(x) for name, x in values.items()}
+        return Program(
+            "",  # names failures of one run, which do not stop a sweep
+            runs.init(as_seeds(filled_seeds), columns),
+            lambda state, count: runs.advance(state, columns, count),
+            filled_seeds,
+            updates_per_chunk,
+            runs.seconds,
+        )
+
+    return SweepProgram(start, size, runs.seconds, runs.num_bytes)
+
+
+def compile_host_sweep(
+    make: Callable[[Values], Algorithm],
+    fields: Sequence[str],
+    block_size: int,
+    updates_per_chunk: int,
+) -> SweepProgram:
+    """Compiles the programs of a sweep over an environment that runs on the host.
+
+    Args:
+        make: `values of one run -> algorithm`, traced.
+        fields: names of these values.
+        block_size: runs side by side at the most, each with environments of its own.
+        updates_per_chunk: updates in one call.
+    """
+    runs = compile_host_runs(make, {name: np.float32(1) for name in fields})
+
+    def start(seeds: Sequence[int], values: Values) -> Program:
+        rows = [{name: x[place] for name, x in values.items()} for place in range(len(seeds))]
+        return start_host_runs(runs, seeds, rows, updates_per_chunk)
+
+    return SweepProgram(start, block_size, runs.seconds, None)
 
 
 def _compile(make, fields, size, updates_per_chunk, placement) -> CompiledRuns:
@@ -129,27 +174,17 @@ def run_block(
 ) -> Iterator[Chunk]:
     """Runs at most `block_size` runs to their end, yielding after each chunk.
 
-    A block that is not full is filled up with copies of its last run, which are in the chunks.
+    The chunks may have copies of the last run behind it.
 
     Args:
-        program: from `compile_sweep`.
+        program: from `compile_sweep` or `compile_host_sweep`.
         seeds: of each run, `[R]`.
         values: of each run, `[R]`.
         num_updates: updates in a run.
     """
-    missing = program.block_size - len(seeds)
-    fill = lambda x: np.concatenate([x, np.repeat(x[-1:], missing)])
-    filled_seeds = fill(np.asarray(seeds)).tolist()
-    columns = {name: fill(x).astype(np.float32) for name, x in values.items()}
-    block = Program(
-        "",  # names failures of one run, which do not stop a sweep
-        program.runs.init(as_seeds(filled_seeds), columns),
-        lambda state, count: program.runs.advance(state, columns, count),
-        tuple(filled_seeds),
-        program.updates_per_chunk,
-        program.runs.seconds,
-    )
-    return advance_chunks(block, num_updates)
+    columns = {name: x.astype(np.float32) for name, x in values.items()}
+    with closing(program.start(seeds, columns)) as block:
+        yield from advance_chunks(block, num_updates)
 
 
 def score_block(chunks: Iterator[Chunk], num_updates: int) -> tuple[Scores, Actor]:

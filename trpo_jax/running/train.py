@@ -11,11 +11,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
 from trpo_jax.algorithms.schedules import Schedule
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
@@ -29,13 +28,15 @@ from trpo_jax.errors import (
     PeerFailure,
     StorageFailure,
 )
-from trpo_jax.processes import decided_by_first, is_first, to_host
+from trpo_jax.processes import decided_by_first, is_first
+from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
-from trpo_jax.records.policies import make_act, save_policy
+from trpo_jax.records.policies import learnt_from, save_policy
 from trpo_jax.records.runs import (
     CHECKPOINTS,
     DESCRIPTION,
+    EVALUATIONS,
     METRICS,
     POLICY,
     SUMMARY,
@@ -43,17 +44,24 @@ from trpo_jax.records.runs import (
     read_metrics,
 )
 from trpo_jax.running.description import splits_runs
-from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
+from trpo_jax.running.evaluation import (
+    cut_note,
+    evaluation_bound,
+    make_evaluation,
+    require_finite_returns,
+)
 from trpo_jax.running.loop import (
     Chunk,
     NonFiniteError,
     compile_program,
+    learnt_by,
     resume_program,
     run_chunks,
+    start_from,
 )
 from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, RunPlan, plan_run
 from trpo_jax.running.program import Program
-from trpo_jax.running.progress import progress_console, with_progress
+from trpo_jax.running.progress import evaluation_progress, progress_console, with_progress
 from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
@@ -69,11 +77,13 @@ class Evaluation(NamedTuple):
 
     Attributes:
         returns: of each episode, `[num_seeds, E]`.
+        cut: whether it was cut by the bound on its steps, `[num_seeds, E]`.
         per_seed: mean return of each seed, `[num_seeds]`.
         summary: statistics over seeds.
     """
 
     returns: np.ndarray
+    cut: np.ndarray
     per_seed: np.ndarray
     summary: ScoreSummary
 
@@ -92,7 +102,7 @@ class Run(NamedTuple):
             before comes from the file, which has seven digits. Empty before the first update.
         evaluation: of the final policies; None if the run was stopped.
         evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
-        actor: what acting needs, leading axis `[num_seeds]`, on the host.
+        learnt: what the seeds have learnt, leading axis `[num_seeds]`, on the host.
         num_updates: updates done.
         seconds: training time, without compilation and all else.
         compile_seconds: time spent compiling.
@@ -111,7 +121,7 @@ class Run(NamedTuple):
     metrics: Columns
     evaluation: Evaluation | None
     evaluations: Columns
-    actor: Actor
+    learnt: Learnt
     num_updates: int
     seconds: float
     compile_seconds: float
@@ -121,7 +131,12 @@ class Run(NamedTuple):
     title: str
     name: str
 
-    def policy(self, seed: int | None = None) -> Callable[..., Any]:
+    @property
+    def actor(self) -> Actor:
+        """What acting needs, leading axis `[num_seeds]`, on the host."""
+        return self.learnt.actor
+
+    def policy(self, seed: int | None = None) -> ActingPolicy:
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
 
         Args:
@@ -135,9 +150,16 @@ class Run(NamedTuple):
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
-        actor = jax.tree.map(lambda x: jnp.asarray(x[self.seeds.index(seed)]), self.actor)
-        env = self.env
-        return make_act(self.algorithm.policy, actor, env.name, env.observation, env.action)
+        env, algorithm = self.env, self.algorithm
+        return make_act(
+            algorithm.policy,
+            jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor),
+            env.name,
+            env.observation,
+            env.action,
+            algorithm.agent and algorithm.agent.policy.settings,
+            getattr(self.config, "normalize_observations", False),
+        )
 
     def plot(self) -> Any:
         """Returns a matplotlib figure of the return of training episodes.
@@ -186,6 +208,8 @@ def train(
     callback: Callable[[Chunk], Any] | None = None,
     placement: Placement | None = None,
     schedules: Mapping[str, str | Schedule] | None = None,
+    evaluation_steps: int | None = None,
+    init_from: str | Path | None = None,
 ) -> Run:
     """Trains an algorithm on an environment, all seeds side by side, and returns the run.
 
@@ -232,6 +256,11 @@ def train(
         schedules: real-valued hyperparameters that change, by name: a text such as
             "linear:0.02:0.005", or a function of the environment steps that a seed has done, such
             as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
+        evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
+            if None, or without one 100,000 on the device and 1,000 on the host.
+        init_from: folder of a finished run, or its `policy.msgpack`, to start from: its policies,
+            critics and statistics. A seed starts from the same seed, or from the best one where
+            there is no such seed.
 
     Returns:
         The run. Ctrl-C and the callback end it early, with what was done until then.
@@ -264,6 +293,8 @@ def train(
         log=log,
         placement=placement,
         schedules=schedules,
+        evaluation_steps=evaluation_steps,
+        init_from=init_from,
     )
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
@@ -326,12 +357,13 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
     Raises:
         ConfigurationError: if it is from a run with other settings.
     """
+    ends = {METRICS: last_update(plan, METRICS)}
+    if plan.eval_every:
+        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every - 1
+    short = min(ends, key=ends.get)
     folder = plan.folder / CHECKPOINTS
     if not folder.is_dir():
         return None
-    path = plan.folder / METRICS
-    metrics = read_metrics(path) if path.is_file() else {}
-    num_updates = metrics["update"].shape[1] if metrics else 0
     with closing(Checkpoints(folder)) as checkpoints:
         for found in checkpoints.newest_first():
             if isinstance(found, StorageFailure):
@@ -343,14 +375,25 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
                     f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
                     f"{different}. Take it out of that folder to go on with an earlier one."
                 )
-            if num_updates >= found.num_updates:
+            if ends[short] >= found.num_updates:
                 return found
             print(
-                f"warning: {path} lacks rows of updates up to {found.num_updates}, which the "
-                f"latest checkpoint is of; the one before is tried.",
+                f"warning: {plan.folder / short} lacks rows of updates up to "
+                f"{found.num_updates}, which the latest checkpoint is of; the one before is tried.",
                 file=sys.stderr,
             )
     return None
+
+
+def last_update(plan: RunPlan, name: str) -> int:
+    """Returns the last update that a CSV file of a run has rows of; -1 if it has none.
+
+    Raises:
+        ConfigurationError: if the file is damaged.
+    """
+    path = plan.folder / name
+    columns = read_metrics(path, plan.seeds) if path.is_file() else {}
+    return int(columns["update"][0, -1]) if columns else -1
 
 
 def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
@@ -381,9 +424,11 @@ def compile_plan(plan: RunPlan, saved: Saved | None) -> Program:
     program = compile_program(
         plan.algorithm, plan.seeds, plan.updates_per_chunk, num_done, plan.placement
     )
-    if saved is None:
+    if saved is None and plan.init_from is None:
         return program
     try:
+        if saved is None:
+            return start_from(program, learnt_from(plan.init_from, plan.algorithm, plan.seeds))
         return resume_program(program, to_state(program.state, saved.arrays))
     except BaseException:
         program.close()
@@ -405,9 +450,11 @@ def run_program(
         plan.algorithm.policy,
         plan.evaluation_episodes,
         placement=plan.placement if whole_runs else None,
+        max_steps=plan.evaluation_steps,
+        num_envs=plan.num_envs,
     )
     with ExitStack() as stack:
-        recorder = Recorder(plan, evaluation, saved, to_host(program.state.actor), stack)
+        recorder = Recorder(plan, evaluation, saved, learnt_by(program.state), stack)
         unfinished = lambda reason: Run(
             plan.env,
             plan.algorithm,
@@ -416,7 +463,7 @@ def run_program(
             recorder.metrics.columns(),
             None,
             recorder.evaluations.columns(),
-            recorder.actor,
+            recorder.learnt,
             recorder.num_updates,
             recorder.seconds,
             program.compile_seconds,
@@ -433,9 +480,10 @@ def run_program(
             write_policy(plan, run)
             if stopped:
                 return run
-            with console.status("Evaluating"):
-                returns = evaluation(run.actor, plan.seeds)
-            require_finite_returns(plan.env, plan.seeds, returns)
+            program.close()  # or twice as many environments would be open
+            with evaluation_progress(console, "Evaluating") as tell:
+                played = evaluation(run.actor, plan.seeds, tell=tell)
+            require_finite_returns(plan.env, plan.seeds, played.returns)
         except KeyboardInterrupt:
             run = unfinished(INTERRUPT)
             write_policy(plan, run)
@@ -445,8 +493,11 @@ def run_program(
             if not isinstance(error, PolicyFailure):
                 write_policy(plan, error.run, error)
             raise
-    scores = returns.mean(axis=1)
-    run = run._replace(evaluation=Evaluation(returns, scores, summarize(scores)))
+    scores = played.returns.mean(axis=1)
+    run = run._replace(evaluation=Evaluation(*played, scores, summarize(scores)))
+    note = cut_note(played.cut, evaluation_bound(plan.env, plan.evaluation_steps))
+    if note:
+        console.print(note, soft_wrap=True)
     write_summary(plan, run, time.perf_counter() - started)
     return run
 
@@ -483,7 +534,7 @@ def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> Non
     if plan.folder is None or not is_first():
         return
     scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
-    save = lambda path: save_policy(path, run.algorithm, run.actor, run.seeds, scores)
+    save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores)
     try:
         if isinstance(cause, FileGone):  # and the folder may be that of another run by now
             raise cause
@@ -526,6 +577,8 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
             "wall_seconds": wall_seconds,
             "evaluation": {
                 "episodes_per_seed": plan.evaluation_episodes,
+                "steps_at_most": evaluation_bound(plan.env, plan.evaluation_steps),
+                "episodes_cut": int(run.evaluation.cut.sum()),
                 "per_seed": run.evaluation.per_seed.tolist(),
                 **run.evaluation.summary._asdict(),
             },

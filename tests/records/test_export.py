@@ -1,0 +1,116 @@
+"""Exported policies give the actions of the policy, without the library that trained it."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import trpo_jax
+from trpo_jax.agent import memoryless
+from trpo_jax.algorithms.base import Actor
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.networks import ACTIVATIONS, make_policy
+from trpo_jax.normalization import init_statistics, update_statistics
+from trpo_jax.records.acting import make_act
+from trpo_jax.records.policies import acting_by
+
+VECTOR, BYTES = ArraySpec((3,), np.dtype(np.float32)), ArraySpec((4,), np.dtype(np.uint8))
+SMALL, LARGE = (ArraySpec((n, n + 2, 3), np.dtype(np.uint8)) for n in (8, 40))
+FLOW = Box(np.array([0, -2, -np.inf, -np.inf]), np.array([np.inf, 3, 1, np.inf]))
+GRID = Box(np.full((2, 2), -3, np.float32), np.full((2, 2), 2, np.float32))
+CASES = {
+    "discrete": (VECTOR, Discrete(5, -2), {}, True),
+    "several choices": (VECTOR, MultiDiscrete((2, 4, 3), (1, 0, -1)), {"activation": "relu"}, True),
+    "bounds of all kinds": (VECTOR, FLOW, {"activation": "swish"}, True),
+    "an array": (VECTOR, GRID, {"activation": "elu", "state_dependent_std": True}, False),
+    "no layers": (VECTOR, Discrete(3), {"hidden_sizes": ()}, True),
+    "bytes": (BYTES, FLOW, {"activation": "gelu"}, False),
+    "small images": (SMALL, Discrete(4), {"activation": "relu"}, False),
+    "large images": (LARGE, FLOW, {"activation": "relu"}, True),
+}
+
+
+def random_policy(observation, action, settings, normalized):
+    settings = {"hidden_sizes": (8, 8), "activation": "tanh"} | settings
+    policy = memoryless(make_policy(observation, action, **settings))
+    random = np.random.default_rng(0)
+    draw = lambda x: jnp.float32(random.normal(size=x.shape) * 1.5 / np.sqrt(x.shape[0]))
+    params = jax.tree.map(draw, jax.eval_shape(policy.init, jax.random.key(0)))
+    seen = jnp.asarray(observations_of(observation, 50))
+    actor = Actor(params, update_statistics(init_statistics(observation.shape), seen))
+    act = acting_by(policy, normalized)
+    return make_act(act, actor, "own", observation, action, settings, normalized)
+
+
+def observations_of(spec, number):
+    random = np.random.default_rng(number)
+    if spec.dtype == np.uint8:
+        return random.integers(0, 256, (number, *spec.shape), np.uint8)
+    return random.normal(5, 3, (number, *spec.shape)).astype(np.float32)
+
+
+def act_of_the_documents():
+    text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    (code,) = re.findall(r"```python\n(import numpy.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    return names["act"]
+
+
+def run_npz(path, observations):
+    return act_of_the_documents()(np.load(path), observations)
+
+
+def run_onnx(path, observations):
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(path)
+    return session.run(["actions"], {"observations": observations})[0]
+
+
+def run_jax(path, observations):
+    return jax.export.deserialize(bytearray(path.read_bytes())).call(observations)
+
+
+@pytest.mark.parametrize("run", [run_npz, run_onnx, run_jax])
+@pytest.mark.parametrize("case", CASES)
+def test_an_exported_policy_acts_as_the_policy(run, case, tmp_path):
+    policy = random_policy(*CASES[case])
+    if run is run_onnx:
+        pytest.importorskip("onnx")
+    path = tmp_path / f"policy.{run.__name__.removeprefix('run_')}"
+    trpo_jax.export(policy, path)
+    number = 100 if case == "large images" else 1000
+    observations = observations_of(policy.observation, number)
+    expected = policy(observations)
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_allclose(run(path, observations), expected, rtol=1e-5, atol=1e-5)
+    assert run(path, observations[:7]).shape == expected[:7].shape
+
+
+def test_all_activations_are_known_to_the_exports(tmp_path):
+    runs = {"npz": run_npz, "onnx": run_onnx}
+    for activation in ACTIVATIONS:
+        policy = random_policy(VECTOR, FLOW, {"activation": activation}, True)
+        observations = observations_of(VECTOR, 1000)
+        for suffix, run in runs.items():
+            trpo_jax.export(policy, tmp_path / f"{activation}.{suffix}")
+            found = run(tmp_path / f"{activation}.{suffix}", observations)
+            np.testing.assert_allclose(found, policy(observations), rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path):
+    policy = random_policy(VECTOR, Discrete(5), {}, True)
+    own = policy._replace(network=None)
+    for suffix in ("npz", "onnx"):
+        with pytest.raises(ConfigurationError, match=r"handed in.*Export it as \.jax"):
+            trpo_jax.export(own, tmp_path / f"policy.{suffix}")
+    with pytest.raises(ConfigurationError, match=r"Choose one of \.npz, \.onnx, \.jax"):
+        trpo_jax.export(policy, tmp_path / "policy.pt")
+    trpo_jax.export(own, tmp_path / "policy.jax")
+    with pytest.raises(ConfigurationError, match="will not be overwritten"):
+        trpo_jax.export(own, tmp_path / "policy.jax")

@@ -1,0 +1,232 @@
+"""Policies for use without this library: as arrays for NumPy, as an ONNX model, as a JAX program.
+
+All of them take a batch of observations as a network is shown them, `[N, ...]`, and give the mode's
+actions as the environment takes them, `[N, ...]`.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.export
+import numpy as np
+
+from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.networks import convolutions
+from trpo_jax.normalization import CLIP, standard_deviation
+from trpo_jax.records.acting import ActingPolicy
+from trpo_jax.records.files import write_whole
+
+
+def export(policy: ActingPolicy, path: str | Path) -> None:
+    """Writes a policy in the format that the suffix of a file names.
+
+        trpo_jax.export(trpo_jax.load_policy("runs/a_folder"), "policy.onnx")
+
+    `.npz` holds arrays that a few lines of NumPy run (see `docs/policies.md`), `.onnx` a model for
+    onnxruntime and others, `.jax` a program that `jax.export.deserialize` reads, for CPUs, GPUs and
+    TPUs.
+
+    Args:
+        policy: from `load_policy` or `Run.policy`.
+        path: the file, which must not exist.
+
+    Raises:
+        ConfigurationError: if the suffix names no format, the file exists, a package is missing, or
+            the format cannot hold a network of the user's own.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ConfigurationError(
+            f"{path} has no suffix that names a format. Choose one of {', '.join(FORMATS)}."
+        )
+    if path.exists():
+        raise ConfigurationError(f"{path} exists, and will not be overwritten. Choose another.")
+    write_whole(path, FORMATS[path.suffix](policy))
+
+
+class Layers(NamedTuple):
+    """A policy's mode as layers: standardise, layers with an activation between, then the action.
+
+    Attributes:
+        mean: subtracted first, float64.
+        deviation: divided by then.
+        clip: bound of the result.
+        activation: between the layers.
+        kernels: of each layer, `[inputs, outputs]`; of a convolution the inputs are those of a
+            window, row by row, channels last.
+        biases: of each layer, `[outputs]`.
+        windows: size and stride of the window of each layer, 0 of fully connected ones, `[L, 2]`.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    clip: float
+    activation: str
+    kernels: list[np.ndarray]
+    biases: list[np.ndarray]
+    windows: np.ndarray
+
+
+def layers_of(policy: ActingPolicy) -> Layers:
+    """Returns the layers of a policy that the library built.
+
+    Raises:
+        ConfigurationError: if it was handed in.
+    """
+    if policy.network is None:
+        raise ConfigurationError(
+            f"The policy of {policy.environment} has a network that was handed in, whose layers "
+            "the library does not know. Export it as .jax, which holds any network."
+        )
+    mean, deviation, clip = np.zeros(()), np.ones(()), np.inf
+    if policy.normalized:
+        statistics = policy.actor.observation_statistics
+        mean, clip = np.float64(statistics.mean) + np.float64(statistics.mean_rest), CLIP
+        deviation = np.asarray(standard_deviation(statistics))
+    elif policy.observation.dtype == np.uint8:
+        deviation = np.array(255.0)
+    params = policy.actor.policy_params
+    torso, head = (_dense(params.get(name, {})) for name in ("layers_0", "layers_1"))
+    if isinstance(policy.action, Box):  # whose other layer, if there is one, gives deviations
+        head = head[:1]
+    kernels, biases = ([np.asarray(x[name]) for x in torso] for name in ("kernel", "bias"))
+    joined = [np.concatenate([x[name] for x in head], axis=-1) for name in ("kernel", "bias")]
+    windows = [layer[1:] for layer in convolutions(policy.observation.shape)]
+    windows += [(0, 0)] * (len(torso) + 1 - len(windows))
+    return Layers(
+        mean,
+        deviation,
+        clip,
+        policy.network["activation"],
+        [*kernels, joined[0]],
+        [*biases, joined[1]],
+        np.array(windows),
+    )
+
+
+def _dense(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    names = [name for name in params if name.startswith("Dense_")]
+    return [params[name] for name in sorted(names, key=lambda x: int(x.removeprefix("Dense_")))]
+
+
+def _to_npz(policy: ActingPolicy) -> bytes:
+    layers, action = layers_of(policy), policy.action
+    arrays = {name: getattr(layers, name) for name in ("mean", "deviation", "clip", "activation")}
+    arrays["windows"] = layers.windows
+    for index, (kernel, bias) in enumerate(zip(layers.kernels, layers.biases, strict=True)):
+        arrays |= {f"kernel_{index}": kernel, f"bias_{index}": bias}
+    if isinstance(action, Box):
+        arrays |= action.scaling._asdict() | {"shape": action.low.shape}
+    else:
+        sizes, starts = _choices(action)
+        arrays |= {"splits": np.cumsum(sizes)[:-1], "start": starts, "shape": _shape(action)}
+    file = io.BytesIO()
+    np.savez(file, **{name: np.asarray(x) for name, x in arrays.items()})
+    return file.getvalue()
+
+
+def _choices(action: Discrete | MultiDiscrete) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the number of values of each choice, and the first one, `[K]`."""
+    sizes = np.atleast_1d(action.num_actions)
+    return sizes, np.zeros_like(sizes) + np.asarray(action.start or 0, np.int64)
+
+
+def _shape(action: Discrete | MultiDiscrete) -> tuple[int, ...]:
+    return () if isinstance(action, Discrete) else (action.size,)
+
+
+def _to_onnx(policy: ActingPolicy) -> bytes:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ConfigurationError(
+            "An .onnx file needs the package onnx, which the extra onnx brings: "
+            "pip install 'trpo_jax[onnx]', or uv sync --extra onnx."
+        ) from error
+    from onnx import TensorProto, helper, numpy_helper
+
+    layers, action, (shape, dtype) = layers_of(policy), policy.action, policy.observation[:2]
+    nodes, constants = [], {}
+
+    def add(kind, *inputs, outputs=1, **attributes):
+        names = [f"x{len(nodes)}_{i}" for i in range(outputs)]
+        inputs = [x if isinstance(x, str) else constant(x) for x in inputs]
+        nodes.append(helper.make_node(kind, inputs, names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def constant(values):
+        name = f"constant_{len(constants)}"
+        constants[name] = numpy_helper.from_array(np.asarray(values), name)
+        return name
+
+    mean = np.float32(layers.mean)
+    x = add("Cast", "observations", to=TensorProto.FLOAT)
+    x = add("Sub", add("Sub", x, mean), np.float32(layers.mean - mean))
+    x = add("Div", x, np.float32(layers.deviation))
+    x = add("Clip", x, np.float32(-layers.clip), np.float32(layers.clip))
+    for index, (kernel, bias, (size, stride)) in enumerate(
+        zip(layers.kernels, layers.biases, layers.windows.tolist(), strict=True)
+    ):
+        if size:
+            kernel = kernel.reshape(size, size, -1, kernel.shape[1]).transpose(3, 2, 0, 1)
+            x = add("Transpose", x, perm=[0, 3, 1, 2])
+            x = add("Conv", x, kernel, bias, strides=[stride, stride])
+            x = add("Transpose", x, perm=[0, 2, 3, 1])
+        else:
+            x = add("Gemm", add("Flatten", x), kernel, bias)
+        if index + 1 < len(layers.kernels):
+            x = ONNX_ACTIVATIONS[layers.activation](add, x)
+    if isinstance(action, Box):
+        offset, scale, low, high = action.scaling
+        x = add("Reshape", x, np.array([-1, *low.shape]))
+        x = add("Add", add("Mul", x, scale), offset)
+        x = add("Min", add("Max", x, low), high)
+        kind, shape_out = TensorProto.FLOAT, low.shape
+    else:
+        sizes, starts = _choices(action)
+        parts = add("Split", x, sizes, axis=1, outputs=len(sizes)) if len(sizes) > 1 else [x]
+        x = add("Concat", *(add("ArgMax", part, axis=1) for part in parts), axis=1)
+        kind, shape_out = TensorProto.INT64, _shape(action)
+        x = add("Reshape", add("Add", x, starts), np.array([-1, *shape_out]))
+    nodes.append(helper.make_node("Identity", [x], ["actions"]))
+    in_kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        nodes,
+        "policy",
+        [helper.make_tensor_value_info("observations", in_kind, ["n", *shape])],
+        [helper.make_tensor_value_info("actions", kind, ["n", *shape_out])],
+        list(constants.values()),
+    )
+    opset = [helper.make_opsetid("", ONNX_OPSET)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=ONNX_IR)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _to_jax(policy: ActingPolicy) -> bytes:
+    (size,) = jax.export.symbolic_shape("n")
+    shape, dtype = policy.observation[:2]
+    program = jax.jit(lambda observations: policy.choose(policy.actor, observations, None))
+    exported = jax.export.export(program, platforms=("cpu", "cuda", "tpu"))(
+        jax.ShapeDtypeStruct((size, *shape), dtype)
+    )
+    return bytes(exported.serialize())
+
+
+ONNX_OPSET, ONNX_IR = 20, 10  # of 2024, which older runtimes read too
+ONNX_ACTIVATIONS: dict[str, Callable[..., str]] = {
+    "tanh": lambda add, x: add("Tanh", x),
+    "relu": lambda add, x: add("Relu", x),
+    "elu": lambda add, x: add("Elu", x),
+    "gelu": lambda add, x: add("Gelu", x, approximate="tanh"),
+    "swish": lambda add, x: add("Mul", x, add("Sigmoid", x)),
+}
+FORMATS: dict[str, Callable[[ActingPolicy], bytes]] = {
+    ".npz": _to_npz,
+    ".onnx": _to_onnx,
+    ".jax": _to_jax,
+}
