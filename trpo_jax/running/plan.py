@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,7 @@ from trpo_jax.algorithms.schedules import (
     scheduled,
     started,
 )
+from trpo_jax.algorithms.unused import unused_fields
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
@@ -98,6 +99,7 @@ class RunPlan(NamedTuple):
         placement: which devices it is on; the default one if None.
         evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
         init_from: the run whose policies, critics and statistics it starts from, if any.
+        notes: what was asked for without effect, a sentence each.
     """
 
     env: Environment
@@ -117,6 +119,7 @@ class RunPlan(NamedTuple):
     placement: Placement | None
     evaluation_steps: int | None
     init_from: Path | None
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -380,7 +383,18 @@ def plan_run(
         placement,
         evaluation_steps,
         None if init_from is None else Path(init_from),
+        tuple(without_effect(task, curves)),
     )
+
+
+def without_effect(task: Task, schedules: Iterable[str] = ()) -> Iterator[str]:
+    """Yields a sentence for each hyperparameter that was chosen, and has no effect."""
+    if task.module is None:
+        return
+    own, tuned, chosen = map(config_to_dict, (task.module.Config(), task.tuned.config, task.config))
+    for name, reason in unused_fields(task.env, task.config):
+        if name in schedules or (name in chosen and chosen[name] not in (own[name], tuned[name])):
+            yield f"{name} = {chosen[name]} has no effect: {reason}."
 
 
 def _command(
