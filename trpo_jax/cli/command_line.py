@@ -110,6 +110,26 @@ def user_errors(*failures: type[Exception]) -> Iterator[None]:
     except (ConfigurationError, *failures) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigurationError) else 1) from None
+    except (RuntimeError, AssertionError):
+        missing = missing_platform()
+        if missing is None:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def missing_platform() -> str | None:
+    """Returns what is wrong if JAX finds no device at all, or else None."""
+    try:
+        jax.devices()
+        return None
+    except (RuntimeError, AssertionError) as error:
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        return (
+            f"JAX finds no device: JAX_PLATFORMS = {jax.config.jax_platforms} allows platforms "
+            f"that are not here{reason}. Unset that variable to take what is here, or install JAX "
+            "for the platform, such as the extra cuda13 for a GPU."
+        )
 
 
 def add_name_flags(parser: argparse._ActionsContainer) -> None:

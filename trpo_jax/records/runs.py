@@ -212,7 +212,8 @@ def _patches(asked: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[st
 
 def _flat_settings(description: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: x for name, x in description.items() if name not in FREE}
-    return {**chosen.pop("config", {}), **chosen.pop("versions", {}), **chosen}
+    parts = (chosen.pop(name, {}) for name in ("config", "versions", "jax"))
+    return {name: x for part in parts for name, x in part.items()} | chosen
 
 
 def read_metrics(path: Path, seeds: Sequence[int] | None = None) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from trpo_jax.algorithms.schedules import (
     scheduled,
     started,
 )
+from trpo_jax.algorithms.unused import unused_fields
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.threads import with_timeout
@@ -103,6 +104,7 @@ class RunPlan(NamedTuple):
         evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
         init_from: the run whose policies, critics and statistics it starts from, if any.
         stop_at_return: that ends the run when every seed has reached it; None for none.
+        notes: what was asked for without effect, a sentence each.
     """
 
     env: Environment
@@ -123,6 +125,7 @@ class RunPlan(NamedTuple):
     evaluation_steps: int | None
     init_from: Path | None
     stop_at_return: float | None
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -404,6 +407,7 @@ def plan_run(
         evaluation_steps,
         None if init_from is None else Path(init_from),
         stop_at_return,
+        tuple(without_effect(task, curves)),
     )
 
 
@@ -411,6 +415,16 @@ def _begun(folder: Path) -> int | None:
     """Returns the steps that the run in a folder was to have; None if there is no run."""
     there = (folder / DESCRIPTION).is_file()
     return read_description(folder, "total_steps")["total_steps"] if there else None
+
+
+def without_effect(task: Task, schedules: Iterable[str] = ()) -> Iterator[str]:
+    """Yields a sentence for each hyperparameter that was chosen, and has no effect."""
+    if task.module is None:
+        return
+    own, tuned, chosen = map(config_to_dict, (task.module.Config(), task.tuned.config, task.config))
+    for name, reason in unused_fields(task.env, task.config):
+        if name in schedules or (name in chosen and chosen[name] not in (own[name], tuned[name])):
+            yield f"{name} = {chosen[name]} has no effect: {reason}."
 
 
 def _command(

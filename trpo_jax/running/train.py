@@ -456,8 +456,10 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
     ends = f"{seeds[0]} to {seeds[-1]}" if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{seeds}"
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"each of seeds {ends}"
     console.print(f"{plan.title}: {total:,} steps in {plan.num_updates:,} updates, {of_seeds}")
-    if wide := wide_bounds(plan.env):
-        console.print(f"warning: {wide}", soft_wrap=True)
+    for note in plan.notes if is_first() else ():
+        print(f"warning: {note}", file=sys.stderr)
+    if is_first() and (wide := wide_bounds(plan.env)):
+        print(f"warning: {wide}", file=sys.stderr)
     if not plan.resumed:
         say_defaults(plan, console)
         return
