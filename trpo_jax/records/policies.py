@@ -218,7 +218,8 @@ def acting_by(
 def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) -> Learnt:
     """Returns what each of some seeds is to start from, of what another run has learnt.
 
-    A seed starts from the same seed of the other run, or from its best one if it has no such seed.
+    All of them start from its seed with the best evaluation: a seed that was caught in a poor
+    optimum would not leave it.
 
     Args:
         path: the other run's folder, or its `policy.msgpack`.
@@ -247,9 +248,7 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
             f"{path} was written by an earlier version and holds no critic, which a run needs to "
             "start from it. Train the policies again."
         )
-    stored = data["seeds"]
-    best = int(np.argmax(data["scores"]))
-    rows = [stored.index(seed) if seed in stored else best for seed in seeds]
+    rows = [int(np.argmax(data["scores"]))] * len(seeds)
     arrays = {name: x[rows] for name, x in data["arrays"].items()}
     init = lambda key: learnt_of(algorithm.init(key))
     shapes = jax.eval_shape(jax.vmap(init), _keys(len(rows)))

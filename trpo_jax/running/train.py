@@ -278,9 +278,8 @@ def train(
             as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
         evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
             if None, or without one 100,000 on the device and 1,000 on the host.
-        init_from: folder of a finished run, or its `policy.msgpack`, to start from: its policies,
-            critics and statistics. A seed starts from the same seed, or from the best one where
-            there is no such seed.
+        init_from: folder of a finished run, or its `policy.msgpack`, to start from: every seed
+            starts from the policy, the critic and the statistics of its best seed.
         stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
             this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
             is looked at after every tenth update.
