@@ -5,7 +5,6 @@ command with the same --out goes on where an interrupted comparison stopped.
 """
 
 import argparse
-import datetime
 import re
 import shlex
 import sys
@@ -28,6 +27,7 @@ from trpo_jax.cli.command_line import (
     call_of,
     command_name,
     step_count,
+    time_name,
     user_errors,
 )
 from trpo_jax.cli.display import spread_text
@@ -126,9 +126,8 @@ def build_parser() -> Parser:
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     help_text = "environment steps of each seed (default: those of train.py for the environment)"
     add("--total-steps", type=step_count, metavar="N", help=help_text)
-    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     help_text = "output folder; runs in it are kept and go on (default: runs/comparison/<time>)"
-    add("--out", type=Path, default=Path("runs/comparison", time_name), help=help_text)
+    add("--out", type=Path, default=Path("runs/comparison", time_name()), help=help_text)
     help_text = "a hyperparameter of the labels that match, such as ppo.loss=spo or '*.gamma=0.9'"
     options = {"nargs": "+", "action": "extend", "default": [], "metavar": "LABEL.FIELD=VALUE"}
     add("--set", **options, dest="settings", help=help_text)

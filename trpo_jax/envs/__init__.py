@@ -79,6 +79,7 @@ def make(
     args: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
     processes: bool | None = False,
+    timeout: float | None = None,
 ) -> "Environment":
     """Returns the environment of that name.
 
@@ -96,12 +97,21 @@ def make(
             `Environment` of an `Environment`; in gym/, an environment of Gymnasium of one of
             Gymnasium.
         processes: whether each copy runs in a process of its own, for those of Gymnasium only.
+        timeout: seconds that a reset or a step of all copies on the host may take, None for any.
 
     Raises:
         ConfigurationError: if there is none of that name, it has no such arguments, its suite is
             not installed or too old, its spaces are not supported, or the user's own function or
             wrapper fails.
     """
+    from trpo_jax.envs.threads import with_timeout
+
+    env = _make(name, args, wrappers, processes)
+    return env if timeout is None else with_timeout(env, timeout)
+
+
+@no_type_check
+def _make(name, args, wrappers, processes) -> "Environment":
     from trpo_jax.envs.base import Environment
 
     suite, own_name = suite_of(name)

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from trpo_jax import user_modules
 from trpo_jax.envs.base import (
+    MAX_LIMIT,
     Box,
     Discrete,
     Environment,
@@ -26,7 +27,7 @@ from trpo_jax.envs.base import (
 from trpo_jax.envs.observations import Layout, flatten, spec_of
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
 from trpo_jax.envs.pools import open_pool
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import RAISED, ConfigurationError, unknown_name
 from trpo_jax.installing import how_to_install
 
 OF_EVERY = {"max_episode_steps", "disable_env_checker"}  # arguments of `gymnasium.make` itself
@@ -74,10 +75,14 @@ def make(
             f"render_mode is no argument of {full_name} here: training draws nothing, and "
             "render.py chooses the mode. Leave it away."
         )
+    registered = gymnasium.registry.get(name.rpartition(":")[2])
+    if registered and isinstance(registered.max_episode_steps, np.integer):  # Gymnasium refuses it
+        registered.max_episode_steps = int(registered.max_episode_steps)
     try:
         _hush(name)
-        env = gymnasium.make(name, **args)
-    except (Exception, SystemExit) as error:  # whatever its constructor raises
+        # What an environment returns is checked by its pool, in every step.
+        env = gymnasium.make(name, **{"disable_env_checker": True, **args})
+    except RAISED as error:  # by its constructor
         if isinstance(error, TypeError):
             _check_args(full_name, name, args)
         reason = f"{type(error).__name__}: {error}"
@@ -97,7 +102,8 @@ def make(
     if observation.dtype == np.float32:
         observation = observation._replace(origin=_origin(env, layout))
     action = action_spec(full_name, env.action_space)
-    env.close()
+    with suppress(*RAISED):  # of which a pool says more
+        env.close()
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
         options = {"render_mode": "rgb_array"} if render else {}
@@ -110,13 +116,14 @@ def make(
             processes,
         )
 
+    # A limit beyond 32 bits never comes.
+    time_limit = None if time_limit is None or time_limit > MAX_LIMIT else int(time_limit)
     return host_environment(full_name, observation, action, time_limit, open)
 
 
 def _make_copy(spec: EnvSpec, wrappers: Sequence[Callable[..., Any]], **options) -> gymnasium.Env:
     _hush(spec.id)
-    # The pool checks what an environment returns, in every step.
-    env = gymnasium.make(spec, disable_env_checker=True, **options)
+    env = gymnasium.make(spec, **options)
     return wrap(spec.id, env, wrappers, gymnasium.Env)
 
 
@@ -133,7 +140,7 @@ def _origin(env: gymnasium.Env, layout: Layout) -> np.ndarray | None:
     """
     try:
         flat = flatten(layout, env.reset(seed=0)[0])
-    except Exception:  # which the first reset of the run reports
+    except RAISED:  # which the first reset of the run reports
         return None
     if flat.dtype.itemsize < 8:
         return None
