@@ -17,6 +17,7 @@ from trpo_jax.devices import Placement
 from trpo_jax.envs.base import LARGEST
 from trpo_jax.processes import peer_failures_named, to_devices, to_host
 from trpo_jax.running.host_program import HostState, host_program, stack_states
+from trpo_jax.running.memory import shortage_named
 from trpo_jax.running.program import Health, Program, device_program
 
 OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
@@ -74,9 +75,10 @@ def compile_program(
     Raises:
         EnvironmentFailure: if the environment runs on the host and cannot be started.
     """
-    if algorithm.env.open is None:
-        return device_program(algorithm, seeds, updates_per_chunk, placement)
-    return host_program(algorithm, seeds, updates_per_chunk, num_done)
+    with shortage_named():
+        if algorithm.env.open is None:
+            return device_program(algorithm, seeds, updates_per_chunk, placement)
+        return host_program(algorithm, seeds, updates_per_chunk, num_done)
 
 
 def resume_program(program: Program, state: State) -> Program:
@@ -144,9 +146,9 @@ def advance_chunks(
     for done in range(num_done, num_updates, program.updates_per_chunk):
         count = min(program.updates_per_chunk, num_updates - done)
         started = time.perf_counter()
-        with peer_failures_named():
+        with shortage_named(), peer_failures_named():
             state, outputs = program.advance(state, count)
-        outputs, actor = to_host((outputs, state.actor))
+            outputs, actor = to_host((outputs, state.actor))
         seconds += time.perf_counter() - started
         metrics, health = jax.tree.map(lambda x, n=count: x[:, :n], outputs)
         yield Chunk(done + 1, done + count, mark_missing(metrics), health, state, actor, seconds)

@@ -25,6 +25,7 @@ from trpo_jax.errors import (
     ConfigurationError,
     EnvironmentFailure,
     FileGone,
+    MemoryFailure,
     PeerFailure,
     StorageFailure,
 )
@@ -44,6 +45,7 @@ from trpo_jax.records.runs import (
     read_metrics,
 )
 from trpo_jax.running.description import splits_runs
+from trpo_jax.running.estimate import require_memory
 from trpo_jax.running.evaluation import (
     cut_note,
     evaluation_bound,
@@ -64,7 +66,8 @@ from trpo_jax.running.program import Program
 from trpo_jax.running.progress import evaluation_progress, progress_console, with_progress
 from trpo_jax.running.recorder import Columns, Recorder
 
-FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
+# That a run may end with.
+FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, MemoryFailure, OSError)
 CALLBACK = "callback"  # what a run may be stopped by in order, beside INTERRUPT
 
 
@@ -296,6 +299,7 @@ def train(
         evaluation_steps=evaluation_steps,
         init_from=init_from,
     )
+    require_memory(plan.algorithm, len(plan.seeds), plan.evaluation_episodes, plan.placement)
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
         saved = open_folder(plan, stack)
