@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 LISTED = 80  # names in a message
-RAISED = (Exception, SystemExit, GeneratorExit)  # by an environment; Ctrl-C is the user's
+RAISED = (Exception, SystemExit)  # by an environment; Ctrl-C is the user's
 
 
 class ConfigurationError(ValueError):

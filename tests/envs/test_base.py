@@ -2,7 +2,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.envs.base import Box, Discrete, to_environment_action
+from trpo_jax.envs.base import (
+    ArraySpec,
+    Box,
+    Discrete,
+    Environment,
+    MultiDiscrete,
+    require_usable,
+    to_environment_action,
+    to_space_action,
+    wide_bounds,
+)
+from trpo_jax.errors import ConfigurationError
 
 
 def test_bounded_components_are_clipped_and_mapped_onto_the_bounds():
@@ -22,3 +33,93 @@ def test_unbounded_components_and_shapes_go_through():
 @pytest.mark.parametrize("action", [0, 3])
 def test_discrete_actions_pass(action):
     assert to_environment_action(Discrete(4), jnp.array(action)) == action
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, np.inf, [0.0, 0.0, 0.5, 3.0]),  # clipped on the bounded side
+        (-1.0, np.inf, [-1.0, 0.0, 0.5, 3.0]),
+        (5.0, np.inf, [5.0, 5.0, 5.5, 8.0]),  # where 0 is next to the bound
+        (-np.inf, -5.0, [-7.0, -5.0, -5.0, -5.0]),
+        (-LARGEST, LARGEST, [-2.0, 0.0, 0.5, 3.0]),  # bounds that mean none
+        (-LARGEST, 1.0, [-2.0, 0.0, 0.5, 1.0]),
+        (-1e300, 1e300, [-2.0, 0.0, 0.5, 3.0]),
+        (3.0, 3.0, [3.0] * 4),
+        (-1e17, 1e17, [-1e17, 0.0, 5e16, 1e17]),
+    ],
+)
+def test_one_bound_none_and_far_ones(low, high, expected):
+    box = Box(np.array([low]), np.array([high]))
+    given = [to_environment_action(box, jnp.array([x])) for x in (-2.0, 0.0, 0.5, 3.0)]
+    np.testing.assert_allclose(np.ravel(given), np.float32(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_actions_are_in_their_space_to_the_last_bit(dtype):
+    low, high = np.array([-0.7, 0.1], dtype), np.array([0.1, 0.3], dtype)
+    box = Box(low, high)
+    for x in (-9.0, -1.0, 0.3, 1.0, 9.0):
+        action = to_space_action(box, to_environment_action(box, jnp.full(2, x)))
+        assert action.dtype == dtype
+        assert ((low <= action) & (action <= high)).all()
+
+
+def test_discrete_actions_begin_where_the_environment_says():
+    assert to_environment_action(Discrete(3, -1), jnp.array(2)) == 1
+    several = MultiDiscrete((2, 3), (-4, 7), np.dtype(np.int8))
+    given = to_environment_action(several, jnp.array([1, 0]))
+    np.testing.assert_array_equal(given, [-3, 7])
+    assert to_space_action(several, given).dtype == np.int8
+
+
+def env_of(action=None, shape=(2,), dtype="float32", time_limit=None):
+    spec = ArraySpec(shape, np.dtype(dtype))
+    return Environment("odd", None, None, spec, action or Discrete(2), time_limit)
+
+
+def box_of(low, high, dtype="float32"):
+    return Box(np.array(low, dtype), np.array(high, dtype))
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (env_of(Discrete(0)), "nothing to choose from"),
+        (env_of(MultiDiscrete(())), "nothing to choose from"),
+        (env_of(MultiDiscrete((3, 0))), "nothing to choose from"),
+        (env_of(MultiDiscrete((3, 2), (1,))), "start is not one number for each component"),
+        (env_of(Discrete(3, 2**31)), "more than 32 bits"),
+        (env_of(box_of([0, 1], [1, -1])), "component 1 has a lower bound of 1 and an upper one of"),
+        (env_of(box_of([np.nan], [1])), "component 0 has a lower bound of nan"),
+        (env_of(box_of([], [])), "bounds must be two arrays of floats, of one shape"),
+        (env_of(box_of([0], [1, 2])), "bounds must be two arrays of floats, of one shape"),
+        (env_of(box_of([0], [1], int)), "bounds must be two arrays of floats, of one shape"),
+        (env_of(shape=(0,)), r"observations of shape \(0,\), which hold no number"),
+        (env_of(shape=(2, 0, 3)), "which hold no number"),
+        (env_of(dtype="complex64"), "dtype complex64, and networks take real numbers only"),
+        (env_of(dtype="<U8"), "dtype <U8, and networks take real numbers only"),
+        (env_of(time_limit=2.5), "a time limit of 2.5"),
+        (env_of(time_limit=0), "a time limit of 0"),
+        (env_of(time_limit=2**31), "a time limit of 2147483648"),
+    ],
+)
+def test_spaces_in_which_nothing_can_be_learnt_are_refused(env, message):
+    with pytest.raises(ConfigurationError, match=rf"^Environment 'odd' has .*{message}"):
+        require_usable(env)
+
+
+@pytest.mark.parametrize("time_limit", [None, 1, np.int64(50), np.uint8(200), np.array(7)])
+def test_usable_spaces_and_any_integer_as_a_time_limit(time_limit):
+    for action in (Discrete(1), MultiDiscrete((1, 2), (-5, 3)), box_of([0], [0]), box_of(-1, 1)):
+        require_usable(env_of(action, dtype="uint8", time_limit=time_limit))
+
+
+def test_far_bounds_are_a_warning_and_those_that_mean_none_are_not():
+    warning = wide_bounds(env_of(box_of([-1, -1e7], [1, 1e7])))
+    assert "Component 1 of the actions of odd goes from -1e+07 to 1e+07" in warning
+    for action in (Discrete(2), box_of([-1e4], [1e4]), box_of([-LARGEST, 0], [LARGEST, np.inf])):
+        assert wide_bounds(env_of(action)) is None

@@ -117,6 +117,62 @@ def test_observations_become_one_array(space, shape, dtype):
     assert step.reward.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [
+        ((3, 48, 48), True),
+        ((1, 84, 84), True),
+        ((4, 60, 90), True),
+        ((48, 48, 3), False),
+        ((3, 48, 3), False),
+        ((10, 10, 7), False),
+    ],
+)
+def test_channels_are_last_wherever_images_have_them(shape, first):
+    env = of_spaces(spaces.Box(0, 255, shape, np.uint8))
+    assert env.observation.shape == ((*shape[1:], shape[0]) if first else shape)
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        frames = reset_pool(env, pool, np.ones(NUM_ENVS, bool))
+    assert frames.shape == (NUM_ENVS, *env.observation.shape)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shown", "origin"),
+    [
+        (np.int64, [1_700_000_000_000, 1], [1_700_000_000_000, 0]),
+        (np.float64, [1e9, -5.0], [1e9, 0]),
+        (np.float64, [1e20, 1e5], [0, 1e5]),  # what is as large stands for something else
+        (np.float64, [1.0, 60_000], None),
+        (np.float32, [1e9, 0], None),  # whose signal the environment has lost itself
+    ],
+)
+def test_large_numbers_that_are_shown_first_are_the_origin(monkeypatch, dtype, shown, origin):
+    shown = np.array(shown, dtype)
+    monkeypatch.setattr(host_tasks.Shown, "reset", lambda self, **_: (shown, {}))
+    env = of_spaces(spaces.Box(-(2**62), 2**62, (2,), dtype))
+    found = env.observation.origin
+    assert (found is None) if origin is None else np.array_equal(found, origin)
+    if origin is not None:
+        with closing(env.open(0, NUM_ENVS)) as pool:
+            seen = reset_pool(env, pool, np.ones(NUM_ENVS, bool)) if max(shown) < 1e15 else None
+        assert seen is None or np.array_equal(seen[0], shown - origin)
+
+
+def test_a_time_limit_is_any_integer(monkeypatch):
+    gymnasium.registry.pop("Limited-v0", None)
+    host_tasks.register("Limited-v0", "Counter", max_episode_steps=np.int64(7))
+    env = envs.make("gym/Limited-v0")
+    assert (env.time_limit, type(env.time_limit)) == (7, int)
+    monkeypatch.setattr(gymnasium.registry["Limited-v0"], "max_episode_steps", 2**40)
+    assert envs.make("gym/Limited-v0").time_limit is None  # it never comes
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_a_close_that_raises_does_not_hide_the_spaces(monkeypatch, error):
+    monkeypatch.setattr(host_tasks.Counter, "close", lambda self: (_ for _ in ()).throw(error))
+    assert envs.make("gym/Counter-v0").time_limit == 5
+
+
 @pytest.mark.parametrize("names", ["ab", "ba"])
 def test_a_dictionary_is_flattened_by_name(names):
     parts = {"a": BOX, "b": spaces.Discrete(3)}
@@ -166,6 +222,8 @@ def test_bounds_of_actions():
 def test_spaces_that_nothing_handles_are_refused_by_name():
     with pytest.raises(ConfigurationError, match=r"gym/Shown-v0.*observations of type Sequence"):
         of_spaces(spaces.Sequence(BOX))
+    with pytest.raises(ConfigurationError, match=r"of type Text, in their part 'b/mission', which"):
+        of_spaces(spaces.Dict(a=BOX, b=spaces.Dict(mission=spaces.Text(3))))
     with pytest.raises(ConfigurationError, match=r"actions of type Text.*Supported: Discrete"):
         of_spaces(BOX, spaces.Text(3))
     with pytest.raises(ConfigurationError, match=r"actions of type Box.*floating-point"):
@@ -218,7 +276,7 @@ def test_what_is_missing_is_told_how_to_get_it(monkeypatch):
         raise gymnasium.error.DependencyNotInstalled("no MuJoCo")
 
     monkeypatch.setattr(gymnasium, "make", fail)
-    with pytest.raises(ConfigurationError, match=r"no MuJoCo.*uv sync --extra gym"):
+    with pytest.raises(ConfigurationError, match=r"no MuJoCo. Install it with: .*gym"):
         envs.make("gym/Counter-v0")
 
 

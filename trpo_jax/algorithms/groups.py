@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from trpo_jax.agent import CRITICS, EXPLORATIONS, Agent, make_agent
 from trpo_jax.algorithms import fields
-from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.base import Box, Environment, require_usable
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS, LOG_STD_BOUNDS
 
@@ -154,6 +154,7 @@ def validate(env: Environment, config: OnPolicy) -> None:
         ConfigurationError: naming the first field that cannot work, its value and what is allowed.
     """
     fields.validate(config)
+    require_usable(env)
     batch = config.num_envs * config.num_steps
     if batch % config.critic_minibatches:
         raise ConfigurationError(

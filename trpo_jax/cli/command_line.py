@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import os
 import re
 import shlex
@@ -240,6 +241,14 @@ def step_count(text: str) -> int:
             f"{text!r} is no whole number of steps up to {MAX_STEPS:,}"
         )
     return int(number)
+
+
+def time_name() -> str:
+    """Returns the name of an output folder for which the user has none.
+
+    It is precise enough for jobs that start at the same moment to differ.
+    """
+    return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def first_pass(argv: Sequence[str] | None, **flags: str | None) -> argparse.Namespace:

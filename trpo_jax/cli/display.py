@@ -51,6 +51,25 @@ def print_missing_episodes(console: Console, metrics: Mapping[str, np.ndarray]) 
         )
 
 
+def print_broken_episodes(console: Console, metrics: Mapping[str, np.ndarray]) -> None:
+    """Prints how many training episodes ended with numbers that are not finite, if any did."""
+    if "broken_episodes" not in metrics:
+        return
+    counts = np.nansum(metrics["broken_episodes"], axis=1).astype(int)
+    if counts.any():
+        of = [
+            f"{n} of seed {seed:.0f}"
+            for n, seed in zip(counts, metrics["seed"][:, 0], strict=True)
+            if n
+        ]
+        console.print(
+            f"{counts.sum():,} training episodes ended with numbers that are not finite, or "
+            f"absurdly large, and were left out: {', '.join(of)}. The column broken_episodes of "
+            "metrics.csv says when.",
+            soft_wrap=True,
+        )
+
+
 def spread_text(
     ends: Sequence[float] | None,
     scores: Sequence[float] | np.ndarray,

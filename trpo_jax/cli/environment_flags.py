@@ -22,7 +22,7 @@ def add_processes_flag(parser: argparse._ActionsContainer, default: bool) -> Non
 
 
 def add_environment_flags(parser: argparse._ActionsContainer) -> None:
-    """Adds the flags for arguments and wrappers of an environment."""
+    """Adds the flags for arguments, wrappers and the timeout of an environment."""
     add = parser.add_argument
     repeated = {"action": "append", "default": []}
     help_text = (
@@ -35,6 +35,11 @@ def add_environment_flags(parser: argparse._ActionsContainer) -> None:
         "my_module:my_function; several are applied in order"
     )
     add("--wrapper", **repeated, metavar="MODULE:NAME", help=help_text)
+    help_text = (
+        "give up when a reset or a step of the copies of an environment of gym/ or envpool/ takes "
+        "longer than this many seconds (default: never)"
+    )
+    add("--env-timeout", type=float, metavar="SECONDS", help=help_text)
 
 
 def argument(text: str) -> tuple[str, Any]:
@@ -53,7 +58,7 @@ def argument(text: str) -> tuple[str, Any]:
 def options_from(args: argparse.Namespace) -> envs.Options:
     """Returns the options of the environment that flags ask for."""
     processes = getattr(args, "env_processes", None)
-    return envs.Options(dict(args.env_arg), tuple(args.wrapper), processes)
+    return envs.Options(dict(args.env_arg), tuple(args.wrapper), processes, args.env_timeout)
 
 
 def make_stored(
@@ -80,5 +85,6 @@ def make_stored(
         {**stored.args, **given.args},
         given.wrappers or stored.wrappers,
         stored.processes if processes is None else processes,
+        stored.timeout if given.timeout is None else given.timeout,
     )
     return envs.make(description["env"], **options._asdict())

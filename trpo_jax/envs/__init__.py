@@ -16,6 +16,7 @@ from trpo_jax.envs.options import (
     wrap,
 )
 from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.installing import how_to_install
 
 if TYPE_CHECKING:  # imports jax, which names do not need
     from trpo_jax.envs.base import Environment
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # imports jax, which names do not need
 # extra of this package that installs them.
 SUITES: dict[str, tuple[str, ...]] = {
     "gymnax": ("gymnax",),
-    "gym": ("gymnasium", "mujoco", "highway-env"),
+    "gym": ("gymnasium", "mujoco", "box2d", "ale-py", "highway-env", "minigrid"),
     "envpool": ("envpool", "gymnasium"),
     "brax": ("brax", "mujoco-mjx"),
     "playground": ("playground", "mujoco-mjx"),
@@ -34,7 +35,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "navix": ("navix",),
 }
 _MODULES = {"gym": "gymnasium"}
-_NEEDS = {"navix": " It needs Python 3.12."}
+_NEEDS = {"navix": " (it needs Python 3.12)"}
 
 
 def suite_of(name: str) -> tuple[str, str]:
@@ -78,6 +79,7 @@ def make(
     args: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
     processes: bool | None = False,
+    timeout: float | None = None,
 ) -> "Environment":
     """Returns the environment of that name.
 
@@ -95,12 +97,21 @@ def make(
             `Environment` of an `Environment`; in gym/, an environment of Gymnasium of one of
             Gymnasium.
         processes: whether each copy runs in a process of its own, for those of Gymnasium only.
+        timeout: seconds that a reset or a step of all copies on the host may take, None for any.
 
     Raises:
         ConfigurationError: if there is none of that name, it has no such arguments, its suite is
             not installed or too old, its spaces are not supported, or the user's own function or
             wrapper fails.
     """
+    from trpo_jax.envs.threads import with_timeout
+
+    env = _make(name, args, wrappers, processes)
+    return env if timeout is None else with_timeout(env, timeout)
+
+
+@no_type_check
+def _make(name, args, wrappers, processes) -> "Environment":
     from trpo_jax.envs.base import Environment
 
     suite, own_name = suite_of(name)
@@ -128,12 +139,12 @@ def _import_suite(suite: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"Environment {name!r} needs the package {error.name!r}, which is not installed. "
-            f"Install it with: uv sync --extra {suite}.{_NEEDS.get(suite, '')}"
+            f"Install it with: {how_to_install(suite)}{_NEEDS.get(suite, '')}"
         ) from error
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(
             f"Environment {name!r} needs another version of its suite than the one installed "
-            f"({error}). Install it with: uv sync --extra {suite}"
+            f"({error}). Install that with: {how_to_install(suite)}"
         ) from error
 
 

@@ -15,7 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, Shaped
 
+from trpo_jax.errors import ConfigurationError
+
 NO_BOUND = 1e18  # a bound as large means that there is none; 32 bits cannot square it
+MAX_LIMIT = 2**31 - 1  # of steps in an episode
+WIDE = 1e5  # bounds that are farther apart are hardly those that a policy is to span
 LARGEST = 1e15  # observations and rewards of which 32 bits can sum the squares are smaller
 
 
@@ -164,7 +168,7 @@ class Environment(NamedTuple):
         step: `(key, state, action) -> (state, StepResult)`, without resetting.
         observation: what it shows.
         action: what it accepts.
-        time_limit: number of steps after which an episode is truncated, or None.
+        time_limit: number of steps after which an episode is truncated, any integer, or None.
         expensive_reset: whether a reset costs much more than a step; then the episodes of a rollout
             begin from states made in advance, see `trpo_jax.rollout.rollout`.
         restartable: whether `step` may go on from any state, however old, as often as wanted.
@@ -259,3 +263,56 @@ def sound(
     if not numpy.issubdtype(x.dtype, numpy.floating):
         return numpy.ones(x.shape, bool)
     return numpy.abs(x) < numpy.asarray(LARGEST, x.dtype)  # NaN is not
+
+
+def require_usable(env: Environment) -> None:
+    """Raises a ConfigurationError if nothing can be learnt in the spaces of an environment."""
+    observation, action, limit = env.observation, env.action, env.time_limit
+    shape, dtype = tuple(observation.shape), observation.dtype
+    is_number = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+    wrong = None
+    if not is_number or jnp.issubdtype(dtype, jnp.complexfloating):
+        wrong = f"observations of dtype {dtype}, and networks take real numbers only"
+    elif math.prod(shape) == 0:
+        wrong = f"observations of shape {shape}, which hold no number"
+    elif limit is not None and not (hasattr(limit, "__index__") and 1 <= limit <= MAX_LIMIT):
+        wrong = f"a time limit of {limit!r}, which must be None or an integer from 1 to {MAX_LIMIT}"
+    elif isinstance(action, Discrete | MultiDiscrete):
+        numbers, starts = np.atleast_1d(action.num_actions), np.atleast_1d(action.start)
+        if numbers.size == 0 or numbers.min() < 1:
+            wrong = f"actions {action}, in which there is nothing to choose from"
+        elif action.start != () and (starts.shape != numbers.shape):
+            wrong = f"actions {action}, whose start is not one number for each component"
+        elif starts.size and (starts.min() < -MAX_LIMIT or (starts + numbers).max() > MAX_LIMIT):
+            wrong = f"actions {action}, whose numbers take more than 32 bits"
+    elif isinstance(action, Box):
+        low, high = np.asarray(action.low), np.asarray(action.high)
+        if low.shape != high.shape or low.size == 0 or low.dtype.kind != "f":
+            wrong = f"actions {action}, whose bounds must be two arrays of floats, of one shape"
+        elif not (low <= high).all():
+            index = tuple(np.argwhere(~(low <= high))[0].tolist())
+            wrong = (
+                f"actions whose component {', '.join(map(str, index))} has a lower bound of "
+                f"{low[index]:g} and an upper one of {high[index]:g}"
+            )
+    if wrong:
+        raise ConfigurationError(
+            f"Environment {env.name!r} has {wrong}. Change its spaces, in a wrapper of it for "
+            "instance."
+        )
+
+
+def wide_bounds(env: Environment) -> str | None:
+    """Returns a warning about bounds of actions so far apart that they may mean none."""
+    if not isinstance(env.action, Box):
+        return None
+    scale, (low, high) = env.action.scaling.scale, env.action.scaling[2:]
+    index = np.unravel_index(np.argmax(scale), scale.shape)
+    if scale[index] <= WIDE / 2:
+        return None
+    where = ", ".join(map(str, index))
+    return (
+        f"Component {where} of the actions of {env.name} goes from {low[index]:g} to "
+        f"{high[index]:g}. A policy's first actions are spread over all of that. If these bounds "
+        "mean that there are none, set them to infinity, or to the range that matters."
+    )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from trpo_jax import user_modules
 from trpo_jax.envs.base import (
+    MAX_LIMIT,
     Box,
     Discrete,
     Environment,
@@ -25,18 +27,26 @@ from trpo_jax.envs.base import (
 from trpo_jax.envs.observations import Layout, flatten, spec_of
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
 from trpo_jax.envs.pools import open_pool
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import RAISED, ConfigurationError, unknown_name
+from trpo_jax.installing import how_to_install
 
 OF_EVERY = {"max_episode_steps", "disable_env_checker"}  # arguments of `gymnasium.make` itself
-PLUGIN = "highway_env"  # registers its environments only once it is imported
+# Modules that register environments once they are imported: how names of these begin, and the extra
+# that installs the module.
+PLUGINS = {
+    "ale_py": (("ALE/",), "atari"),
+    "highway_env": (("highway", "parking", "merge", "roundabout", "intersection"), "driving"),
+    "minigrid": (("MiniGrid-", "BabyAI-"), "minigrid"),
+}
 CHANNELS = (1, 3, 4)  # of images that have them first
 LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63  # what is larger stands for something else
 
 
 def names() -> list[str]:
     """Returns the names that Gymnasium knows, those of its plugins that are installed included."""
-    with suppress(ImportError):
-        import_module(PLUGIN)
+    for module in PLUGINS:
+        with suppress(ImportError):
+            import_module(module)
     return list(gymnasium.registry)
 
 
@@ -65,14 +75,20 @@ def make(
             f"render_mode is no argument of {full_name} here: training draws nothing, and "
             "render.py chooses the mode. Leave it away."
         )
+    registered = gymnasium.registry.get(name.rpartition(":")[2])
+    if registered and isinstance(registered.max_episode_steps, np.integer):  # Gymnasium refuses it
+        registered.max_episode_steps = int(registered.max_episode_steps)
     try:
-        env = gymnasium.make(name, **args)
-    except (Exception, SystemExit) as error:  # whatever its constructor raises
+        _hush(name)
+        # What an environment returns is checked by its pool, in every step.
+        env = gymnasium.make(name, **{"disable_env_checker": True, **args})
+    except RAISED as error:  # by its constructor
         if isinstance(error, TypeError):
             _check_args(full_name, name, args)
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, gymnasium.error.DependencyNotInstalled):
-            reason += " What MuJoCo's need comes with: uv sync --extra gym"
+            extra = "box2d" if "box2d" in str(gymnasium.spec(name).entry_point) else "gym"
+            reason = f"{str(error).split(',')[0]}. Install it with: {how_to_install(extra)}"
         elif isinstance(error, ModuleNotFoundError):
             reason += (
                 " Put it into the current folder, install it, or name its folder in PYTHONPATH."
@@ -86,7 +102,8 @@ def make(
     if observation.dtype == np.float32:
         observation = observation._replace(origin=_origin(env, layout))
     action = action_spec(full_name, env.action_space)
-    env.close()
+    with suppress(*RAISED):  # of which a pool says more
+        env.close()
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
         options = {"render_mode": "rgb_array"} if render else {}
@@ -99,13 +116,21 @@ def make(
             processes,
         )
 
+    # A limit beyond 32 bits never comes.
+    time_limit = None if time_limit is None or time_limit > MAX_LIMIT else int(time_limit)
     return host_environment(full_name, observation, action, time_limit, open)
 
 
 def _make_copy(spec: EnvSpec, wrappers: Sequence[Callable[..., Any]], **options) -> gymnasium.Env:
-    # The pool checks what an environment returns, in every step.
-    env = gymnasium.make(spec, disable_env_checker=True, **options)
+    _hush(spec.id)
+    env = gymnasium.make(spec, **options)
     return wrap(spec.id, env, wrappers, gymnasium.Env)
+
+
+def _hush(name: str) -> None:
+    if "ALE/" in name:  # which greets with each copy
+        ale = import_module("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
 
 
 def _origin(env: gymnasium.Env, layout: Layout) -> np.ndarray | None:
@@ -115,7 +140,7 @@ def _origin(env: gymnasium.Env, layout: Layout) -> np.ndarray | None:
     """
     try:
         flat = flatten(layout, env.reset(seed=0)[0])
-    except Exception:  # which the first reset of the run reports
+    except RAISED:  # which the first reset of the run reports
         return None
     if flat.dtype.itemsize < 8:
         return None
@@ -128,13 +153,16 @@ def _check_registered(name: str) -> None:
     if ":" in name:  # Gymnasium imports the module before the colon, and says if there is none
         user_modules.load(name.partition(":")[0])
         return
-    if name not in gymnasium.registry:
-        with suppress(ImportError):
-            import_module(PLUGIN)
-    if name not in gymnasium.registry:
-        known = (f"gym/{x}" for x in gymnasium.registry)
-        error = unknown_name("environment", f"gym/{name}", known)
-        raise ConfigurationError(f"{error} Those of {PLUGIN} come with: uv sync --extra driving")
+    if name in gymnasium.registry or name in (known := names()):
+        return
+    error = unknown_name("environment", f"gym/{name}", (f"gym/{x}" for x in known))
+    for module, (beginnings, extra) in PLUGINS.items():
+        if name.startswith(beginnings) and find_spec(module) is None:
+            raise ConfigurationError(
+                f"Environment 'gym/{name}' needs the package {module!r}, which is not installed. "
+                f"Install it with: {how_to_install(extra)}"
+            )
+    raise error
 
 
 def _check_args(full_name: str, name: str, args: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ def _integers(layout: Layout, observation: Any, name: str, low: Any, high: Any) 
     x = np.asarray(observation)
     whole = np.issubdtype(x.dtype, np.integer) or x.dtype == bool
     if not whole or x.shape[x.ndim - len(shape) :] != shape:
-        raise _wrong(name, x, f"integers of shape {shape}")
+        raise _wrong(name, x, f"integers, shape {shape}")
     x = x.astype(np.int64)
     if (x < low).any() or (x > high).any():
         raise _wrong(name, x, f"integers from {np.min(low)} to {np.max(high)}")
@@ -122,11 +122,11 @@ def _box(layout: Layout, observation: Any, name: str) -> np.ndarray:
     shape, dtype = tuple(layout["shape"]), np.dtype(layout["dtype"])
     x = np.asarray(observation)
     if x.shape[max(0, x.ndim - len(shape)) :] != shape:
-        raise _wrong(name, x, f"{dtype} of shape {shape}")
+        raise _wrong(name, x, f"{dtype}, shape {shape}")
     if x.dtype != dtype:
         whole = dtype.kind in "iu"
         if x.dtype.kind not in ("biu" if whole else "biuf"):
-            raise _wrong(name, x, f"{dtype} of shape {shape}")
+            raise _wrong(name, x, f"{dtype}, shape {shape}")
         limits = np.iinfo(dtype) if whole else None
         if whole and x.size and (x.min() < limits.min or x.max() > limits.max):
             raise _wrong(name, x, f"{dtype}, from {limits.min} to {limits.max}")
@@ -135,9 +135,9 @@ def _box(layout: Layout, observation: Any, name: str) -> np.ndarray:
 
 
 def _wrong(name: str, found: Any, promised: str) -> Unpromised:
-    part = f", in its part {name.strip('/')!r}," if name else ""
+    part = f", in its part {name.strip('/')!r}" if name else ""
     return Unpromised(
-        f"an observation of {in_words(found)}{part} where its space promises {promised}"
+        f"an observation of {in_words(found)}{part}, where its space promises {promised}"
     )
 
 
@@ -150,5 +150,5 @@ def in_words(value: Any) -> str:
     extent = ""
     if value.dtype.kind in "biuf" and value.size:
         low, high = value.min(), value.max()
-        extent = f", {low}" if low == high else f", from {low} to {high}"
-    return f"{value.dtype} of shape {value.shape}{extent}"
+        extent = f", from {low} to {high}"
+    return f"{value.dtype}, shape {value.shape}{extent}"

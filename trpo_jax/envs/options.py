@@ -25,11 +25,13 @@ class Options(NamedTuple):
         args: keyword arguments of the environment's own.
         wrappers: functions of an environment, or their names as `module:name`, applied in order.
         processes: whether each copy runs in a process of its own; None where defaults decide.
+        timeout: seconds that a reset or a step of all copies on the host may take; None for any.
     """
 
     args: Mapping[str, Any] = MappingProxyType({})
     wrappers: Sequence[Wrapper] = ()
     processes: bool | None = None
+    timeout: float | None = None
 
     @property
     def named(self) -> bool:
@@ -38,7 +40,7 @@ class Options(NamedTuple):
         return all(text is not None for text in texts)
 
     def described(self) -> dict[str, Any]:
-        """Returns what `config.json` says of arguments and wrappers, if there are any.
+        """Returns what `config.json` says of arguments, wrappers and timeout, if there are any.
 
         A None stands for what has no name.
         """
@@ -47,11 +49,14 @@ class Options(NamedTuple):
             found["env_args"] = {name: text_of(value) for name, value in self.args.items()}
         if self.wrappers:
             found["wrappers"] = [name_of(wrapper) for wrapper in self.wrappers]
+        if self.timeout is not None:
+            found["env_timeout"] = self.timeout
         return found
 
     def flags(self) -> list[str]:
-        """Returns the flags that say the arguments and the wrappers."""
+        """Returns the flags that say the arguments, the wrappers and the timeout."""
         found = [f"--env-arg={name}={text_of(value)}" for name, value in self.args.items()]
+        found += [] if self.timeout is None else [f"--env-timeout={self.timeout:g}"]
         return [*found, *(f"--wrapper={name_of(wrapper)}" for wrapper in self.wrappers)]
 
 
@@ -71,7 +76,8 @@ def stored_options(description: Mapping[str, Any]) -> Options:
             "or go on in Python."
         )
     args = {name: parse_value(text) for name, text in texts.items()}
-    return Options(args, tuple(wrappers), description.get("env_processes", False))
+    processes, timeout = description.get("env_processes", False), description.get("env_timeout")
+    return Options(args, tuple(wrappers), processes, timeout)
 
 
 def parse_value(text: str) -> Any:

@@ -58,7 +58,7 @@ class Copy:
         observation, reward, terminated, truncated, _ = returned  # nobody reads the info
         return (
             flatten(self.layout, observation),
-            _number("reward", reward),
+            float(_number("reward", reward)),
             bool(_number("flag terminated", terminated)),
             bool(_number("flag truncated", truncated)),
         )
@@ -235,7 +235,7 @@ def open_pool(
     return Pool(reset, step, close, render, kill)
 
 
-def _number(what: str, value: Any) -> float | bool:
+def _number(what: str, value: Any) -> Any:
     if type(value) in (float, bool, np.float64, np.bool_):
         return value
     x = np.asarray(value)

@@ -56,7 +56,7 @@ def close_in(thread: OwnThread, pool: Pool, name: str) -> None:
         print(f"warning: Environment {name} does not close, and was given up.", file=sys.stderr)
 
 
-def with_timeout(env: Environment, seconds: float) -> Environment:
+def with_timeout(env: Environment, seconds: float | int) -> Environment:
     """Returns an environment on the host that fails where a step of its copies takes too long.
 
     Args:

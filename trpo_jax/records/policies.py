@@ -261,6 +261,20 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
     return to_state(shapes, arrays, f"{path} holds the parameters of other networks")
 
 
+def stored_observation(source: str | Path | Mapping[str, Any]) -> ArraySpec | None:
+    """Returns what networks are shown, of a policy file, its folder, or the description of a run.
+
+    A description of before says nothing of it, and gives None.
+    """
+    data = source.get("policy") if isinstance(source, Mapping) else _read(Path(source))[1]
+    return data and _spaces_of(data)[0]
+
+
+def with_origin(env: Environment, shown: ArraySpec) -> Environment:
+    """Returns an environment whose observations are seen from the origin of other ones."""
+    return env._replace(observation=env.observation._replace(origin=shown.origin))
+
+
 def _read(path: Path, checkpoint: str | int | None = None) -> tuple[Path, dict[str, Any]]:
     """Returns the file of policies, or a checkpoint's folder, and what is in it."""
     if checkpoint is not None:

@@ -1,5 +1,6 @@
 """Returns of a fixed policy over fresh episodes."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from trpo_jax.devices import Placement
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment, to_environment_action
 from trpo_jax.envs.episodes import step_episode
-from trpo_jax.errors import EnvironmentFailure
+from trpo_jax.errors import EnvironmentFailure, NotFinite
 from trpo_jax.host_rollout import advance_host_episodes, failures_named, start_host_episodes
 from trpo_jax.processes import to_devices, to_host
 from trpo_jax.rollout import start_episodes
@@ -89,7 +90,8 @@ def evaluate(
         actions = act(act_key, episodes.observation)
         env_keys = jax.random.split(env_key, num_episodes)
         episodes, transition = step_all(env_keys, episodes, actions)
-        returns = jnp.where(finished, returns, transition.total_reward)
+        ended = jnp.where(transition.broken, jnp.nan, transition.total_reward)
+        returns = jnp.where(finished, returns, ended)
         return step + 1, episodes, finished | transition.done, returns
 
     start = (
@@ -203,7 +205,8 @@ def evaluate_on_host(
     """Does what `evaluate` does, for an environment that runs on the host.
 
     A copy of the environment that has ended an episode starts the next one, as long as there are
-    more. Every episode that was started counts, so that short ones are not over-represented.
+    more. Every episode that was started counts, so that short ones are not over-represented; of one
+    that ends with numbers which are not finite, another one takes the place.
 
     Args:
         env: the environment.
@@ -226,14 +229,20 @@ def evaluate_on_host(
         opened = env.open(seeds, num_copies)
     returns, cut = np.zeros(num_episodes, np.float32), np.zeros(num_episodes, bool)
     number = np.arange(num_copies)  # of each copy's episode; those from E on do not count
-    step, told = 0, time.monotonic()
+    step, num_broken, told = 0, 0, time.monotonic()
     with closing(opened) as pool:
         episodes = start_host_episodes(env, pool, num_copies)
         while (number < num_episodes).any():
             actions = act(jax.random.fold_in(key, step), episodes.observation)
             episodes, transition = advance_host_episodes(env, pool, episodes, actions)
             step += 1
-            for copy in np.flatnonzero(transition.done):
+            num_broken += transition.broken.sum()
+            if num_broken > num_episodes:
+                raise NotFinite(
+                    f"Environment {env.name} ended {num_broken} episodes of an evaluation with "
+                    "numbers that are not finite, or absurdly large."
+                )
+            for copy in np.flatnonzero(transition.done & ~transition.broken):
                 if number[copy] < num_episodes:
                     at_bound = bound != own_limit and transition.length[copy] == bound
                     cut[number[copy]] = at_bound and not transition.terminated[copy]
@@ -243,4 +252,10 @@ def evaluate_on_host(
                 ended = max(number) + 1 - num_copies
                 tell(f"{ended:,} of {num_episodes:,} episodes ended, step {step:,}")
                 told = time.monotonic()
+    if num_broken:
+        print(
+            f"warning: {num_broken} evaluation episodes of {env.name} ended with numbers that are "
+            "not finite, or absurdly large, and others were played in their place.",
+            file=sys.stderr,
+        )
     return Played(returns, cut)
