@@ -18,8 +18,9 @@ from probes import counter
 from trpo_jax import envs
 from trpo_jax.algorithms import ppo, trpo
 from trpo_jax.cli import train as script
+from trpo_jax.envs.base import ArraySpec, Discrete, Pool, StepResult, host_environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
-from trpo_jax.records.files import cell
+from trpo_jax.records.files import cell, write_json
 from trpo_jax.records.policies import load_policy
 from trpo_jax.records.runs import read_metrics
 from trpo_jax.running.defaults import defaults
@@ -227,11 +228,50 @@ def test_a_folder_in_use_is_refused_and_its_run_goes_on(tmp_path):
 def test_an_environment_on_the_host(tmp_path):
     run = train(HOST, CONFIG, **RUN)
     assert run.metrics["episode_length"][:, -1].tolist() == [5, 5]
-    assert run.policy(seed=1)(np.zeros(2, np.float32)) in (0, 1)
+    assert run.policy(seed=1)(np.zeros(2, np.float32)) in (3, 4)
     with pytest.raises(EnvironmentFailure, match="the floor gave way") as caught:
         train("gym/host_tasks:Late-raise-v0", CONFIG, **RUN, out=tmp_path / "run")
     assert caught.value.run.num_updates == 3
     assert "host_tasks.py" in (tmp_path / "run" / "error.txt").read_text()
+
+
+def test_a_run_goes_on_with_the_origin_that_it_began_with(tmp_path):
+    """An environment that shows the time begins at another one whenever it is made."""
+
+    def plan(origin, **options):
+        spec = ArraySpec((1,), np.dtype(np.float32), origin=origin and np.array([origin]))
+        env = host_environment("clock", spec, Discrete(2), None, print)
+        return plan_run(env, CONFIG, seeds=2, out=tmp_path / "run", **options)
+
+    first = plan(1_700_000_000_000)
+    assert first.description["origin"] == [1_700_000_000_000]
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "config.json", first.description)
+    for origin in (1_700_000_000_777, None):
+        later = plan(origin, resume=True)
+        for env in (later.env, later.algorithm.env):
+            assert env.observation.origin.tolist() == [1_700_000_000_000]
+        assert later.description["origin"] == first.description["origin"]
+
+
+def test_evaluation_opens_no_copies_beside_those_of_training():
+    spec = ArraySpec((1,), np.dtype(np.float32))
+    opened, most = set(), []
+
+    def open(seeds, num_envs, render=False):
+        opened.add(seeds)
+        most.append(num_envs * len(opened))
+        numbers, flags = np.zeros((num_envs, 1), np.float32), np.zeros(num_envs, bool)
+        return Pool(
+            lambda mask: numbers[mask],
+            lambda actions: StepResult(numbers, numbers[:, 0], flags, flags),
+            lambda: opened.discard(seeds),
+        )
+
+    env = host_environment("counted", spec, Discrete(2), 5, open)
+    train(env, CONFIG, **RUN | {"seeds": 1})
+    assert most == [CONFIG.num_envs] * 2
+    assert not opened
 
 
 @pytest.fixture

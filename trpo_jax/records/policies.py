@@ -261,6 +261,15 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
     return to_state(shapes, arrays, f"{path} holds the parameters of other networks")
 
 
+def observation_of(path: str | Path) -> ArraySpec:
+    """Returns what the policies of a run were shown.
+
+    Raises:
+        ConfigurationError: if there are none.
+    """
+    return _spaces_of(_read(Path(path))[1])[0]
+
+
 def _read(path: Path, checkpoint: str | int | None = None) -> tuple[Path, dict[str, Any]]:
     """Returns the file of policies, or a checkpoint's folder, and what is in it."""
     if checkpoint is not None:

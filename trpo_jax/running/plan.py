@@ -28,7 +28,7 @@ from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
-from trpo_jax.records.policies import describe_policy, learnt_from
+from trpo_jax.records.policies import describe_policy, learnt_from, observation_of
 from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
@@ -357,7 +357,6 @@ def plan_run(
             "num_seeds": len(seed_list),
             **chosen,
             **task.options.described(),
-            **origin_of(made.env),
             "config": config_to_dict(task.config),
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),
@@ -368,10 +367,11 @@ def plan_run(
     resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
     if resumed:
         found = _refuse_to_resume(folder, description)
-        made = made._replace(env=with_origin(made.env, found))
-        description |= origin_of(made.env)
+        made = made._replace(env=with_origin(made.env, found.get("origin")))
     elif init_from is not None:
         learnt_from(init_from, made, chosen["seeds"])
+        made = made._replace(env=with_origin(made.env, observation_of(init_from).origin))
+    description |= origin_of(made.env)
     return RunPlan(
         made.env,
         made,
@@ -421,15 +421,12 @@ def origin_of(env: Environment) -> dict[str, Any]:
     return {} if origin is None else {"origin": origin.tolist()}
 
 
-def with_origin(env: Environment, description: dict[str, Any]) -> Environment:
-    """Returns an environment whose observations have the origin of a stored run.
+def with_origin(env: Environment, origin: Any) -> Environment:
+    """Returns an environment whose observations have the origin of a stored run, if it had one.
 
     That of an environment which shows the time, for instance, is another whenever it is made.
     """
-    origin = env.observation.origin
-    if origin is None or "origin" not in description:
-        return env
-    origin = np.array(description["origin"], origin.dtype)
+    origin = None if origin is None else np.asarray(origin)
     return env._replace(observation=env.observation._replace(origin=origin))
 
 
