@@ -55,7 +55,7 @@ def test_a_file_holds_all_that_was_learnt(before):
 @pytest.mark.parametrize("env", ["CartPole-v1", "gym/CartPole-v1"])
 def test_a_run_starts_from_it(before, env):
     plan = plan_run(env, CONFIG, seeds=2, total_steps=64, init_from=before.folder)
-    with closing(compile_plan(plan, None)) as program:
+    with closing(compile_plan(plan, None, lambda words: None)) as program:
         assert_same(learnt_by(program.state), best_of(before))
         state, (metrics, _) = program.advance(program.state, 1)
     assert np.isfinite(metrics["kl"]).all()

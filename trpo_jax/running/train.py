@@ -34,7 +34,7 @@ from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
-from trpo_jax.records.policies import learnt_from, save_policy
+from trpo_jax.records.policies import best_of, learnt_from, save_policy
 from trpo_jax.records.runs import (
     BROKEN_SEEDS,
     CHECKPOINTS,
@@ -162,7 +162,7 @@ class Run(NamedTuple):
             ConfigurationError: if the run has no such seed.
         """
         if seed is None:
-            best = 0 if self.evaluation is None else int(np.nanargmax(self.evaluation.per_seed))
+            best = 0 if self.evaluation is None else best_of(self.evaluation.per_seed)
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
