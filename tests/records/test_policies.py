@@ -13,9 +13,10 @@ from gymnasium import spaces
 import trpo_jax
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.algorithms.base import Learnt
+from trpo_jax.algorithms.base import Actor, Learnt
 from trpo_jax.envs.base import ArraySpec, MultiDiscrete, to_environment_action
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.normalization import init_statistics
 from trpo_jax.records.acting import make_act
 from trpo_jax.records.checkpoints import Checkpoints
 from trpo_jax.records.files import write_json
@@ -159,6 +160,15 @@ def test_a_policy_takes_what_an_environment_shows_and_gives_what_it_takes(index,
     np.testing.assert_allclose(act(batch), [act(x) for x in shown], rtol=1e-4)
     if not isinstance(observation_space, spaces.Discrete):  # whose one-hot form is of integers
         np.testing.assert_array_equal(act(batch), act(flat))
+
+
+def test_large_numbers_are_seen_from_their_origin():
+    layout = {"kind": "box", "shape": [2], "dtype": "float64"}
+    spec = ArraySpec((2,), np.dtype(np.float32), layout, np.array([1e9, 0.0]))
+    act = make_act(
+        lambda *_: None, Actor((), init_statistics((2,))), "own", spec, MultiDiscrete((2,))
+    )
+    np.testing.assert_array_equal(act.shown([1e9 + 1, 3.0]), np.array([1, 3], np.float32))
 
 
 def test_numbers_are_told_from_their_one_hot_form(tmp_path):

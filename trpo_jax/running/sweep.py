@@ -454,7 +454,11 @@ def run_compilation(
         soft_wrap=True,
     )
     evaluation = make_evaluation(
-        plan.task.env, algorithm.policy, plan.evaluation_episodes, placement=plan.placement
+        plan.task.env,
+        algorithm.policy,
+        plan.evaluation_episodes,
+        placement=plan.placement,
+        num_envs=config.num_envs,
     )
     blocks = [pending[start : start + size] for start in range(0, len(pending), size)]
     per_update = algorithm.steps_per_update
