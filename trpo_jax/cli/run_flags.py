@@ -136,8 +136,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add_processes_flag(group, defaults["env_processes"])
     add_environment_flags(group)
     help_text = (
-        "start from what the finished run in FOLDER has learnt: its policies, critics and "
-        "statistics, each seed from the same seed, or from the best one if there is no such seed"
+        "start every seed from what the best seed of the finished run in FOLDER has learnt: its "
+        "policy, its critic and its statistics"
     )
     add("--init-from", type=Path, metavar="FOLDER", help=help_text)
     help_text = (

@@ -34,7 +34,7 @@ from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
-from trpo_jax.records.policies import learnt_from, save_policy
+from trpo_jax.records.policies import best_of, learnt_from, save_policy
 from trpo_jax.records.runs import (
     BROKEN_SEEDS,
     CHECKPOINTS,
@@ -162,7 +162,7 @@ class Run(NamedTuple):
             ConfigurationError: if the run has no such seed.
         """
         if seed is None:
-            best = 0 if self.evaluation is None else int(np.nanargmax(self.evaluation.per_seed))
+            best = 0 if self.evaluation is None else best_of(self.evaluation.per_seed)
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
@@ -281,9 +281,8 @@ def train(
             as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
         evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
             if None, or without one 100,000 on the device and 1,000 on the host.
-        init_from: folder of a finished run, or its `policy.msgpack`, to start from: its policies,
-            critics and statistics. A seed starts from the same seed, or from the best one where
-            there is no such seed.
+        init_from: folder of a finished run, or its `policy.msgpack`, to start from: every seed
+            starts from the policy, the critic and the statistics of its best seed.
         stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
             this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
             is looked at after every tenth update.
