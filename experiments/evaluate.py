@@ -1,7 +1,6 @@
 """Runs `trpo-jax evaluate`; `--help` explains every flag."""
 
-from trpo_jax.cli.evaluate import main
-from trpo_jax.cli.placement import exit_with
+from trpo_jax.cli.main import run
 
 if __name__ == "__main__":
-    exit_with(main)
+    run("evaluate")

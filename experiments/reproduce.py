@@ -24,7 +24,7 @@ from trpo_jax.cli.compare import (
     read_curve,
     refuse_other_settings,
 )
-from trpo_jax.cli.placement import exit_with
+from trpo_jax.cli.main import end_in_order
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import StorageFailure, unknown_name
 from trpo_jax.figures.curves import comparison, file_of
@@ -199,4 +199,4 @@ def number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    exit_with(main)
+    end_in_order(lambda: main)

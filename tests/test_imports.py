@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trpo_jax"
 
 ROOMS = {  # what is in each: modules, or whole packages
-    "base": {"errors", "user_modules"},
+    "base": {"errors", "installing", "user_modules"},
     "mathematics": {
         *("advantages", "confidence", "control_variates", "distributions", "fisher"),
         *("kronecker", "line_search", "minibatches", "normalization"),

@@ -17,14 +17,18 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start(words, logs, variables=None):
-    """Returns both processes of a script, which print into `logs/process-0.txt` and `-1.txt`."""
+def start(words, logs, variables=None, second=()):
+    """Returns both processes of a script, which print into `logs/process-0.txt` and `-1.txt`.
+
+    The second process has further words.
+    """
     port = free_port()
     place = ["--coordinator", f"localhost:{port}", "--num-processes", "2"]
     started = []
     for k in range(2):
         own = [*place, "--process-id", str(k)] if variables is None else []
         command = [sys.executable, str(EXPERIMENTS / words[0]), *words[1:], "--distributed", *own]
+        command += second if k else ()
         environment = dict(os.environ)
         if variables is not None:
             environment |= variables(k, port)

@@ -21,7 +21,7 @@ from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.processes import to_host
 from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.description import provenance
-from trpo_jax.running.loop import advance_chunks
+from trpo_jax.running.loop import advance_chunks, most_updates
 from trpo_jax.running.plan import RunPlan
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 from trpo_jax.running.recorder import Recorder
@@ -96,21 +96,22 @@ def seconds_of(words: Sequence[str]) -> float:
 def compiled(plan: RunPlan) -> CompiledRuns:
     """Returns the program of a run."""
     make = lambda _: plan.algorithm
-    return compile_runs(make, len(plan.seeds), (), plan.updates_per_chunk)
+    return compile_runs(make, len(plan.seeds), (), most_updates(len(plan.seeds)))
 
 
 def fresh(plan: RunPlan, runs: CompiledRuns) -> Program:
     """Returns a program that starts from the beginning, without compiling it again."""
     state = runs.init(as_seeds(plan.seeds), ())
-    advance = lambda state, count: runs.advance(state, (), count)
-    return Program(plan.env.name, state, advance, plan.seeds, plan.updates_per_chunk, runs.seconds)
+    advance = lambda state, count, alive: runs.advance(state, (), count, alive)
+    room = most_updates(len(plan.seeds))
+    return Program(plan.env.name, state, advance, plan.seeds, room, runs.seconds)
 
 
 def bare_seconds(plan: RunPlan, runs: CompiledRuns) -> float:
     """Returns the seconds of a run's program alone."""
     program = fresh(plan, runs)
     started = time.perf_counter()
-    for _ in advance_chunks(program, plan.num_updates):
+    for _ in advance_chunks(program, plan.num_updates, pace=plan.pace):
         pass
     return time.perf_counter() - started
 
@@ -123,7 +124,7 @@ def costs_around_training(steps: int, repeats: int, console: Console) -> list[di
     runs = compiled(plan)
     for name, every in (
         ("default: metrics.csv, and checkpoints by their cost", None),
-        ("a checkpoint after each of some 50 chunks", plan.updates_per_chunk),
+        ("a checkpoint after each of some 50 parts", max(1, plan.num_updates // 50)),
     ):
         bare, whole, outside, checkpoints = [], [], [], []
         for _ in range(repeats):

@@ -130,6 +130,9 @@ def test_ctrl_c_in_a_run_stops_the_comparison(tmp_path, capsys, monkeypatch):
         (["--set", "vpg.gamma=2"], r"vpg can run on none of the environments. gamma = 2.0"),
         (["--set", "vpg.gamma=0.5"], r"vpg has gamma = 0.99, not 0.5"),
         (["--num-seeds", "3"], r"num_seeds = 2, not 3"),
+        (["--env-arg", "gravity=5.0"], r"env_args = None, not {'gravity': '5.0'}"),
+        (["--env-arg", "gravty=5.0"], r"Did you mean gravity"),
+        (["--wrapper", "math:sqrt"], r"math:sqrt cannot be put around 'CartPole-v1'.*TypeError"),
         (["--total-steps", "10"], r"10 is less than one batch"),
     ],
 )

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("damage")  # one worker, so that the run is
 CONFIG = trpo.Config(
     num_envs=2, num_steps=16, hidden_sizes=(8,), critic_epochs=1, critic_minibatches=2
 )
-TIMES = 60  # each file is damaged
+TIMES = 40  # each file is damaged
 
 
 @pytest.fixture(scope="module")

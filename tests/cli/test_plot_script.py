@@ -269,3 +269,17 @@ def test_fractions_as_text():
 )
 def test_seeds_as_text(seeds, text):
     assert seed_list(seeds) == text
+
+
+def test_a_run_without_an_update_is_left_out_with_a_warning(runs, tmp_path, capsys):
+    for name in ("base", "other"):
+        write_run(tmp_path / "runs" / name, algorithm=name, returns=rising(300))
+    write_run(tmp_path / "runs" / "young")
+    (tmp_path / "runs" / "young" / "metrics.csv").write_text("seed,update\n")
+    out = tmp_path / "new"
+    assert plot.main([f"{tmp_path}/runs", "--out", str(out), "--format", "svg"]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("warning: The run in ")
+    assert "young has not finished an update yet. It is left out." in error
+    alone = [f"{tmp_path}/runs/young", "--out", str(tmp_path / "none")]
+    assert "has not finished an update yet" in refusal(plot.main, alone, capsys)

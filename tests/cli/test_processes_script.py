@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 
 import jax
@@ -14,8 +15,10 @@ import pytest
 import two_processes
 from refusals import refusal
 
+from trpo_jax import processes
 from trpo_jax.cli import placement, sweep, train
 from trpo_jax.cli.run_flags import plan_of
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.runs import read_metrics
 from trpo_jax.running.train import open_folder
 
@@ -138,6 +141,48 @@ def test_a_folder_that_is_not_empty_ends_both(tmp_path):
     codes, printed = two_processes.wait(two_processes.start(words, tmp_path), tmp_path)
     assert codes == [2, 2]
     assert all("is not empty" in text and "Traceback" not in text for text in printed)
+
+
+@pytest.mark.parametrize(
+    ("second", "messages"),
+    [
+        (
+            ["--max-kl", "0.5", "--num-seeds", "4", "--num-envs", "8", "--seed", "1"],
+            ["process 1 has num_envs = 8, not 4, max_kl = 0.5, not 0.01, seed"] * 2,
+        ),
+        (["--max-kl", "0"], ["Process 1 of this run cannot work", "max_kl = 0.0 cannot work"]),
+    ],
+)
+def test_processes_with_other_settings_are_named_before_they_start(second, messages, tmp_path):
+    words = [*TRAIN, *UPDATES, "--out", str(tmp_path / "out")]
+    started = two_processes.start(words, tmp_path, second=second)
+    codes, printed = two_processes.wait(started, tmp_path)
+    assert codes == [2, 2], printed
+    for text, message in zip(printed, messages, strict=True):
+        assert re.search(f"error: .*{message}", text), text
+        assert text.count("error: ") == 1
+        assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_that_is_taken_ends_the_second_process_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(processes, "_held", [])
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: None)
+    processes.join("localhost:7", 0, 2)
+    processes.join("localhost:7", 1, 2)
+    with pytest.raises(ConfigurationError, match=r"--process-id 1 of the run at localhost:7 is th"):
+        processes.join("localhost:7", 1, 2)
+
+
+def test_a_process_that_never_comes_is_a_paragraph(tmp_path):
+    code = "from trpo_jax import processes; processes.JOINING_SECONDS = 3; "
+    code += f"processes.join('localhost:{two_processes.free_port()}', 0, 2)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: The processes of this run have not found each other in 3")
+    assert "process 0 of 2" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

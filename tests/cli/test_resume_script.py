@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 from refusals import refusal
 
 from trpo_jax.cli import train
+from trpo_jax.records.checkpoints import DIGEST, digest
 from trpo_jax.records.runs import read_rows
 
 pytestmark = [
@@ -107,6 +109,23 @@ def test_another_version_is_refused(stopped, capsys):
     description["versions"]["jax"] = "0.4.1"
     (stopped / "config.json").write_text(json.dumps(description))
     assert "jax = '0.4.1', not '" in refusal(train.main, ["--resume", str(stopped)], capsys)
+
+
+def test_another_patch_of_a_version_is_a_warning(stopped, finished, capsys):
+    for path in (stopped / "config.json", *stopped.glob("checkpoints/*/about/metadata")):
+        stored = json.loads(path.read_text())
+        versions = stored.get("description", stored)["versions"]
+        versions["python"] = f"{versions['python']}.1"
+        versions["numpy"] = ".".join([*versions["numpy"].split(".")[:2], "999"])
+        path.write_text(json.dumps(stored))
+    for path in stopped.glob("checkpoints/*"):
+        (path / DIGEST).write_text(digest(path))
+    assert train.main(["--resume", str(stopped)]) == 0
+    error = capsys.readouterr().err
+    assert re.match(r"warning: The run goes on with python \S+, not \S+, numpy \S+, not ", error)
+    assert "Numbers may differ in rounding" in error
+    assert error.count("\n") == 1
+    assert_same(stopped, finished)
 
 
 def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path, capsys):

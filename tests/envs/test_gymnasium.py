@@ -276,7 +276,7 @@ def test_what_is_missing_is_told_how_to_get_it(monkeypatch):
         raise gymnasium.error.DependencyNotInstalled("no MuJoCo")
 
     monkeypatch.setattr(gymnasium, "make", fail)
-    with pytest.raises(ConfigurationError, match=r"no MuJoCo.*uv sync --extra gym"):
+    with pytest.raises(ConfigurationError, match=r"no MuJoCo. Install it with: .*gym"):
         envs.make("gym/Counter-v0")
 
 

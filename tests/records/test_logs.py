@@ -1,4 +1,5 @@
 import csv
+import re
 import struct
 import sys
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.installing import how_to_install
 from trpo_jax.records.logs import (
     csv_log,
     require_service,
@@ -215,5 +217,5 @@ def test_wandb_without_a_key_says_how_to_go_offline(fake_wandb):
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_service_that_is_not_installed_names_its_extra(monkeypatch, name):
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX"}.get(name, name), None)
-    with pytest.raises(ConfigurationError, match=f"uv sync --extra {name}"):
+    with pytest.raises(ConfigurationError, match=re.escape(how_to_install(name))):
         require_service(name)

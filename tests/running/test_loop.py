@@ -1,3 +1,9 @@
+import itertools
+import os
+import signal
+import time
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +14,19 @@ from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.running.host_program import HostState
 from trpo_jax.running.loop import (
+    AgreedStop,
+    Broken,
     NonFiniteError,
-    choose_chunk,
+    Pace,
+    broken_text,
     compile_program,
+    finish,
+    most_updates,
+    next_count,
     resume_program,
     run_chunks,
 )
-from trpo_jax.running.program import Program
+from trpo_jax.running.program import Health, Program
 
 CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}
 
@@ -58,14 +70,14 @@ def test_the_updates_are_those_of_the_plain_loop(algorithm):
         np.testing.assert_allclose(a[0], b, rtol=1e-3, atol=1e-5)
 
 
-def test_numbers_that_are_not_finite_stop_the_run_with_update_and_seed_named():
+def test_numbers_that_are_not_finite_stop_the_run_with_updates_and_seeds_named():
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**CONFIG, critic_lr=1e38))
     chunks = []
-    with pytest.raises(NonFiniteError, match=r"Update \d+ of seed [78] ") as caught:
+    with pytest.raises(NonFiniteError, match=r"Seed 7 stopped: update \d+ gave") as caught:
         chunks.extend(run_chunks(compile_program(algorithm, (7, 8), 3), 150))
     assert all(np.isfinite(x).all() for chunk in chunks for x in jax.tree.leaves(chunk.actor))
     good = sum(chunk.metrics["kl"].shape[1] for chunk in chunks)
-    assert f"Update {good + 1} of" in str(caught.value)
+    assert f"update {good + 1:,} gave" in str(caught.value)
 
 
 def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
@@ -79,7 +91,7 @@ def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
 
     algorithm = trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
     chunks = []
-    with pytest.raises(NonFiniteError, match=r"counter .* step 4 of update 5 of seed 3"):
+    with pytest.raises(NonFiniteError, match=r"Seed 4 stopped: .* counter .* step 4 of update 5\."):
         chunks.extend(run_chunks(compile_program(algorithm, (3, 4), 3), 12))
     assert [chunk.metrics["kl"].shape[1] for chunk in chunks] == [3, 1]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(chunks[-1].actor))
@@ -105,9 +117,7 @@ def breaking(number, ends):
     ("number", "match"), [(jnp.nan, "component 0 is nan"), (-1e20, r"component 0 is -1e\+20")]
 )
 def test_an_observation_that_is_not_sound_is_named(number, match):
-    with pytest.raises(
-        NonFiniteError, match=rf"counter .*{match}, in step 3 of update 2 of seed 3"
-    ):
+    with pytest.raises(NonFiniteError, match=rf"counter .*{match}, in step 3 of update 2\."):
         run(breaking(number, ends=False), (3, 4), 3, 3)
 
 
@@ -118,19 +128,124 @@ def test_an_episode_that_ends_with_such_an_observation_is_left_out():
     np.testing.assert_array_equal(chunk.metrics["num_episodes"][0], 0)
 
 
-@pytest.mark.parametrize(
-    ("num_updates", "expected"),
-    [(1, 1), (48, 1), (99, 1), (487, 9), (1953, 39), (10**12, 2 * 10**10)],
-)
-def test_a_run_has_at_least_fifty_chunks(num_updates, expected):
-    assert choose_chunk(num_updates) == expected
+def test_chunks_end_where_intervals_do_and_have_room():
+    assert next_count(0, 100, 1024, (0, 0)) == 100
+    assert next_count(0, 100, 7, (0, 10)) == 7
+    assert next_count(7, 100, 7, (0, 10)) == 3
+    assert next_count(12, 100, 50, (4, 10)) == 4
+    assert next_count(98, 100, 50, (5,)) == 2
+    assert (most_updates(1), most_updates(64), most_updates(2**14)) == (1024, 1024, 4)
+    assert most_updates(10**6) == 1
 
 
-def test_chunks_end_where_intervals_do():
-    assert choose_chunk(487, 6) == 6
-    assert choose_chunk(487, 10, 15) == 5
-    assert choose_chunk(487, 7, 3) == 1
-    assert choose_chunk(10, 5) == 1
+def stub(advance, seeds=(0, 1), room=1000):
+    """Returns a program of any number of updates that computes nothing."""
+
+    def whole(state, count, alive):
+        metrics, health = advance(state, count, alive)
+        return SimpleNamespace(actor=np.zeros(len(seeds))), (metrics, health)
+
+    return Program("stub", SimpleNamespace(actor=None), whole, seeds, room, 0.0)
+
+
+def outputs(finite, broken_step=-1):
+    steps, zeros = np.full(finite.shape, broken_step), np.zeros(finite.shape, int)
+    health = Health(finite, steps, zeros, zeros.astype(float))
+    return {"kl": np.ones(finite.shape, np.float32)}, health
+
+
+def test_a_chunk_takes_a_certain_time_whatever_the_length_of_the_run():
+    def advance(_, count, alive):
+        time.sleep(0.002 * count)
+        return outputs(np.ones((2, count), bool))
+
+    chunks = itertools.islice(run_chunks(stub(advance), 10**9, pace=Pace(0.1)), 5)
+    counts = [chunk.last_update - chunk.first_update + 1 for chunk in chunks]
+    assert counts[0] == 1
+    assert all(10 <= count <= 60 for count in counts[1:]), counts
+
+
+def breaking_at(*at):
+    """Returns what lets seed s break at update `at[s]`, and notes who was alive."""
+    done, seen = 0, []
+
+    def advance(_, count, alive):
+        nonlocal done
+        updates = np.arange(done + 1, done + count + 1)
+        done += count
+        seen.append(alive.tolist())
+        return outputs((updates < np.array(at)[:, None]) & alive[:, None])
+
+    return advance, seen
+
+
+def test_a_seed_that_breaks_stops_alone_and_for_good():
+    advance, seen = breaking_at(99, 3)
+    chunks = list(run_chunks(stub(advance, room=2), 6))
+    kl = np.concatenate([chunk.metrics["kl"] for chunk in chunks], axis=1)
+    np.testing.assert_array_equal(kl, [[1] * 6, [1, 1, *[np.nan] * 4]])
+    assert seen == [[True, True], [True, True], [True, False]]
+    assert [list(chunk.broken) for chunk in chunks] == [[], [1], [1]]
+    assert chunks[-1].broken[1] == Broken(3, "update 3 gave numbers that are not finite")
+
+
+def test_a_run_that_goes_on_remembers_which_seeds_have_stopped():
+    advance, seen = breaking_at(99, 99)
+    before = {0: Broken(2, "it broke")}
+    (chunk,) = run_chunks(stub(advance), 6, num_done=4, broken=before)
+    assert seen == [[False, True]]
+    assert chunk.broken == before
+    assert np.isnan(chunk.metrics["kl"][0]).all()
+
+
+def test_a_run_without_a_seed_left_ends_and_names_them_all():
+    advance, _ = breaking_at(3, 6)
+    chunks = []
+    with pytest.raises(NonFiniteError) as caught:
+        chunks.extend(run_chunks(stub(advance, room=4), 12))
+    assert [(chunk.last_update, chunk.state is None) for chunk in chunks] == [(4, False), (5, True)]
+    for reason in ("Seed 0 stopped: update 3 gave", "Seed 1 stopped: update 6", "A smaller critic"):
+        assert reason in str(caught.value)
+
+
+def test_a_message_lists_some_seeds_and_counts_the_others():
+    text = broken_text({seed: Broken(7, "the floor gave way") for seed in range(11)})
+    assert text.count("stopped:") == 8
+    assert text.endswith("So did 3 more seeds.")
+
+
+def interrupted_during(function):
+    """Returns what `finish` gives where Ctrl-C comes while a function runs."""
+
+    def run():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return function()
+
+    return finish(run)
+
+
+def test_ctrl_c_during_a_chunk_waits_for_its_end_and_loses_nothing():
+    result, interrupt = interrupted_during(lambda: "done")
+    assert result == "done"
+    assert isinstance(interrupt, KeyboardInterrupt)
+
+    def advance(_, count, alive):
+        if len(chunks) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        return outputs(np.ones((2, count), bool))
+
+    chunks = []
+    with pytest.raises(AgreedStop):
+        for chunk in run_chunks(stub(advance, room=4), 100):
+            chunks.append(chunk.last_update)
+    assert chunks == [4, 8, 12]
+
+
+def test_what_a_function_raises_comes_out_of_its_thread():
+    with pytest.raises(ZeroDivisionError):
+        finish(lambda: 1 / 0)
 
 
 def test_a_run_on_the_host_goes_on_with_nothing_of_episodes_that_are_gone(algorithm):

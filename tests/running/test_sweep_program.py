@@ -12,7 +12,7 @@ from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.running import sweep_program
-from trpo_jax.running.loop import Chunk, compile_program, run_chunks
+from trpo_jax.running.loop import LONGEST, Chunk, compile_program, run_chunks
 from trpo_jax.running.program import Health
 from trpo_jax.running.sweep_program import (
     compile_sweep,
@@ -38,7 +38,7 @@ def program():
 
 
 def test_each_run_of_a_block_is_the_run_alone(program):
-    chunks = list(run_block(program, SEEDS, VALUES, 4))
+    chunks = list(run_block(program, SEEDS, VALUES, 4, LONGEST))
     assert [chunk.first_update for chunk in chunks] == [1, 3]
     for place, seed in enumerate(SEEDS):
         config = {name: float(column[place]) for name, column in VALUES.items()}
@@ -54,8 +54,8 @@ def test_each_run_of_a_block_is_the_run_alone(program):
 
 
 def test_a_block_that_is_not_full_is_filled_up(program):
-    whole = next(run_block(program, SEEDS, VALUES, 2)).metrics["kl"]
-    part = next(run_block(program, SEEDS[:2], {n: x[:2] for n, x in VALUES.items()}, 2))
+    whole = next(run_block(program, SEEDS, VALUES, 2, LONGEST)).metrics["kl"]
+    part = next(run_block(program, SEEDS[:2], {n: x[:2] for n, x in VALUES.items()}, 2, LONGEST))
     np.testing.assert_array_equal(part.metrics["kl"][:2], whole[:2])
     np.testing.assert_array_equal(part.metrics["kl"][2], whole[1])
 
@@ -121,11 +121,11 @@ def test_scores_are_of_the_second_half_and_say_what_broke():
 
 SHARED = """
 import numpy as np
-from test_sweep_program import SEEDS, VALUES, compile_sweep, make, run_block
+from test_sweep_program import LONGEST, SEEDS, VALUES, compile_sweep, make, run_block
 from trpo_jax.devices import choose_devices, split_runs
 placement = split_runs(choose_devices(2))
 program = compile_sweep(make, list(VALUES), len(SEEDS), 2, most=4, placement=placement)
-(chunk,) = run_block(program, SEEDS, VALUES, 2)
+(chunk,) = run_block(program, SEEDS, VALUES, 2, LONGEST)
 print(program.block_size, len(chunk.state.key.sharding.device_set))
 np.save("kl.npy", chunk.metrics["kl"])
 """
@@ -145,5 +145,5 @@ def test_two_devices_take_a_share_of_a_block_each(program, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["4", "2"]
-    expected = next(run_block(program, SEEDS, VALUES, 2)).metrics["kl"]
+    expected = next(run_block(program, SEEDS, VALUES, 2, LONGEST)).metrics["kl"]
     np.testing.assert_allclose(np.load(tmp_path / "kl.npy")[:3], expected[:3], rtol=2e-3)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import os
 import re
 import shlex
@@ -109,6 +110,26 @@ def user_errors(*failures: type[Exception]) -> Iterator[None]:
     except (ConfigurationError, *failures) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigurationError) else 1) from None
+    except (RuntimeError, AssertionError):
+        missing = missing_platform()
+        if missing is None:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def missing_platform() -> str | None:
+    """Returns what is wrong if JAX finds no device at all, or else None."""
+    try:
+        jax.devices()
+        return None
+    except (RuntimeError, AssertionError) as error:
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        return (
+            f"JAX finds no device: JAX_PLATFORMS = {jax.config.jax_platforms} allows platforms "
+            f"that are not here{reason}. Unset that variable to take what is here, or install JAX "
+            "for the platform, such as the extra cuda13 for a GPU."
+        )
 
 
 def add_name_flags(parser: argparse._ActionsContainer) -> None:
@@ -214,6 +235,14 @@ def step_count(text: str) -> int:
             f"{text!r} is no whole number of steps up to {MAX_STEPS:,}"
         )
     return int(number)
+
+
+def time_name() -> str:
+    """Returns the name of an output folder for which the user has none.
+
+    It is precise enough for jobs that start at the same moment to differ.
+    """
+    return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def first_pass(argv: Sequence[str] | None, **flags: str | None) -> argparse.Namespace:

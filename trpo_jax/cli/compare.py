@@ -5,7 +5,6 @@ command with the same --out goes on where an interrupted comparison stopped.
 """
 
 import argparse
-import datetime
 import re
 import shlex
 import sys
@@ -28,9 +27,11 @@ from trpo_jax.cli.command_line import (
     call_of,
     command_name,
     step_count,
+    time_name,
     user_errors,
 )
 from trpo_jax.cli.display import spread_text
+from trpo_jax.cli.environment_flags import add_environment_flags, options_from
 from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, comparison, file_of
@@ -57,6 +58,8 @@ COMPARED = (
     "total_steps",
     "evaluation_episodes",
     "config",
+    "env_args",
+    "wrappers",
 )
 MEASURED = ("env_steps", "seconds", "episodic_return", "num_episodes")  # in metrics.csv
 OVERLAPS = "≈"
@@ -123,12 +126,12 @@ def build_parser() -> Parser:
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     help_text = "environment steps of each seed (default: those of train.py for the environment)"
     add("--total-steps", type=step_count, metavar="N", help=help_text)
-    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     help_text = "output folder; runs in it are kept and go on (default: runs/comparison/<time>)"
-    add("--out", type=Path, default=Path("runs/comparison", time_name), help=help_text)
+    add("--out", type=Path, default=Path("runs/comparison", time_name()), help=help_text)
     help_text = "a hyperparameter of the labels that match, such as ppo.loss=spo or '*.gamma=0.9'"
     options = {"nargs": "+", "action": "extend", "default": [], "metavar": "LABEL.FIELD=VALUE"}
     add("--set", **options, dest="settings", help=help_text)
+    add_environment_flags(parser)
     return parser
 
 
@@ -143,8 +146,9 @@ def plan(args: argparse.Namespace) -> list[Pair]:
     refuse_repeats("label", labels)
     refuse_repeats("environment", args.envs)
     extra = [parse_setting(text, labels) for text in args.settings]
+    options = options_from(args)
     for environment in args.envs:
-        envs.make(environment)
+        envs.make(environment, **options._asdict())
     pairs = [
         plan_pair(args, variant, environment, extra)
         for environment in args.envs
@@ -165,7 +169,7 @@ def plan_pair(
     argv = ["--algorithm", variant.algorithm, "--env", env, "--seed", str(args.seed)]
     argv += ["--num-seeds", str(args.num_seeds)]
     argv += [] if args.total_steps is None else ["--total-steps", str(args.total_steps)]
-    argv += variant.flags
+    argv += [*options_from(args).flags(), *variant.flags]
     argv += [
         word for pattern, flag in extra if fnmatchcase(variant.label, pattern) for word in flag
     ]

@@ -15,10 +15,14 @@ from rich.table import Table
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import spread_text
-from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
+from trpo_jax.cli.environment_flags import (
+    add_environment_flags,
+    make_stored,
+    options_from,
+)
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents, write_json
-from trpo_jax.records.policies import read_policies
+from trpo_jax.records.policies import read_policies, with_origin
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.evaluation import (
     cut_note,
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description = read_description(args.folder, "env", "algorithm", "config", "seeds")
         env = make_stored(description, args)
         stored = read_policies(args.folder, env, checkpoint=args.checkpoint)
-        env = env._replace(observation=stored.observation)
+        env = with_origin(env, stored.observation)
         make_parents(out)
         cache_compilations()
         played = {}
@@ -72,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bound = evaluation_bound(env, args.evaluation_steps)
         report = {
             "env": env.name,
+            **options_from(args).described(),
             "policies": stored.what,
             "episodes_per_seed": args.episodes,
             "steps_at_most": bound,

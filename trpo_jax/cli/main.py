@@ -1,7 +1,10 @@
 """The command `trpo-jax`: hands its arguments on to one of the commands of this folder."""
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
@@ -45,7 +48,53 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if command not in COMMANDS:
         print(f"error: {unknown_name('command', command, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    module = import_module(f"trpo_jax.cli.{command}")
-    from trpo_jax.cli.placement import exit_with  # imports jax
+    run(command, words)
 
-    exit_with(lambda: module.main(words))
+
+def run(command: str, words: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and exits with its exit code.
+
+    Args:
+        command: of `COMMANDS`.
+        words: its arguments; those of this process if None.
+    """
+    end_in_order(lambda: partial(import_module(f"trpo_jax.cli.{command}").main, words))
+
+
+def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
+    """Runs a script and exits; a signal that ends a process is Ctrl-C to it, and its exit code.
+
+    Args:
+        load: imports the script, and returns the function that runs it and returns its exit code.
+    """
+    received: list[int] = []
+
+    def interrupt(number, _):
+        if number == getattr(signal, "SIGHUP", None):
+            leave_terminal()
+        if not received:  # a terminal that closes may send it twice
+            received.append(number)
+            raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name, signal.SIGINT) for name in ("SIGTERM", "SIGHUP")]
+    numbers = [x for x in numbers if signal.getsignal(x) is signal.SIG_DFL]  # but under nohup
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        main = load()
+        from trpo_jax.cli.placement import exit_with  # imports jax
+
+        exit_with(main, received)
+    except KeyboardInterrupt:  # while modules were imported
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + received[0] if received else 130)
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def leave_terminal() -> None:
+    """Lets what is still printed go nowhere, if it went to a terminal that has gone."""
+    for number in (1, 2):
+        if os.isatty(number):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)

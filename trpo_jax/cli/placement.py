@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from trpo_jax.devices import (
 )
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.processes import is_first, join
+from trpo_jax.processes import is_first, join, leave
 from trpo_jax.running.plan import require_on_device
 
 SEEDS, ENVIRONMENTS = "seeds", "environments"
@@ -128,11 +129,15 @@ def join_processes(words: Sequence[str]) -> None:
         ) from error
 
 
-def exit_with(main: Callable[[], int]) -> NoReturn:
+def exit_with(main: Callable[[], int], received: Sequence[int] = ()) -> NoReturn:
     """Runs a script and exits; it does all its work also where nobody reads what it prints.
 
     One of several processes that fails does not wait for the others, which JAX would do. The first,
     whose end is that of all others, leaves time for what they have to say.
+
+    Args:
+        main: the script; returns its exit code.
+        received: the signals that Ctrl-C stood for, while it ran.
     """
     outlive_readers()
     try:
@@ -140,13 +145,18 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     except SystemExit as stop:
         code = stop.code
     except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
         code = 130
     except Exception:
         traceback.print_exc()
         code = 1
+    if code == 130 and received:
+        code = 128 + received[0]
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        with suppress(RuntimeError):  # of a first process that is gone
+            leave(code if isinstance(code, int) else 1)
         if is_first():
             time.sleep(FIRST_LEAVES_AFTER)
         os._exit(code)

@@ -4,7 +4,6 @@ Runs of one task and label are joined; a run's label is its algorithm, or LABEL 
 given as LABEL=FOLDER (several folders may have one). Runs may be unfinished, or differ in length.
 """
 
-import datetime
 import re
 import sys
 import tomllib
@@ -27,7 +26,7 @@ from trpo_jax.analysis.comparisons import (
 from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
 from trpo_jax.analysis.returns import WINDOW, return_text
 from trpo_jax.analysis.statistics import INTERVAL
-from trpo_jax.cli.command_line import Parser, call_of, command_name, user_errors
+from trpo_jax.cli.command_line import Parser, call_of, command_name, time_name, user_errors
 from trpo_jax.cli.display import print_files, spread_text
 from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, report_lines
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
@@ -92,9 +91,14 @@ def build_parser() -> Parser:
     options = {"nargs": "+", "choices": ("pdf", "svg", "png"), "default": ["pdf", "png"]}
     help_text = "formats of the figures: pdf, svg, png (default: pdf png)"
     add("--format", **options, dest="formats", metavar="NAME", help=help_text)
-    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     help_text = "output folder, new or empty (default: runs/plots/<time>)"
-    add("--out", type=Path, default=Path("runs/plots", time_name), metavar="FOLDER", help=help_text)
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/plots", time_name()),
+        metavar="FOLDER",
+        help=help_text,
+    )
     return parser
 
 

@@ -1,7 +1,6 @@
 """The flags of train.py, and the run that they ask for."""
 
 import argparse
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +8,7 @@ from typing import Any
 
 from trpo_jax import algorithms, envs
 from trpo_jax.cli.command_line import (
+    Follows,
     Parser,
     add_config_flags,
     add_name_flags,
@@ -18,6 +18,7 @@ from trpo_jax.cli.command_line import (
     flags_in,
     seed_range,
     step_count,
+    time_name,
 )
 from trpo_jax.cli.environment_flags import (
     add_environment_flags,
@@ -36,10 +37,11 @@ from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.defaults import defaults_for
-from trpo_jax.running.plan import RunPlan, plan_run
+from trpo_jax.running.plan import STOP_EVERY, RunPlan, plan_run
 
 RUN_FLAGS = ("total_steps", "evaluation_episodes", "env_processes", "eval_every")
 RUN_FLAGS += ("checkpoint_every", "keep_checkpoints", "log", "evaluation_steps", "init_from")
+RUN_FLAGS += ("stop_at_return",)
 
 
 def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -59,9 +61,12 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
             f"--out {args.out} and --resume {args.resume} name two folders. A resumed run goes on "
             "in its own: leave --out away."
         )
+    if resumed is not None:  # a run that goes on for longer keeps its schedules
+        begun = read_description(Path(resumed))["config"]
+        followed = [name for name, x in vars(args).items() if isinstance(x, Follows)]
+        vars(args).update({name: begun[name] for name in followed if name in begun})
     config = config_from(args, module)
-    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
-    usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name)
+    usual = Path("runs", envs.folder_of(args.env), args.algorithm, time_name())
     folder = args.resume or args.out or usual
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
     options = options_from(args)
@@ -159,9 +164,14 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--init-from", type=Path, metavar="FOLDER", help=help_text)
     help_text = (
         "go on with the run in FOLDER after its latest checkpoint, with its own settings, as if "
-        "it had never stopped"
+        "it had never stopped; a larger --total-steps makes it longer, also if it is finished"
     )
     add("--resume", type=Path, metavar="FOLDER", help=help_text)
+    help_text = (
+        "end the run once the mean return of the latest 20 training episodes, or a few more, is at "
+        f"least X for each seed; looked at after every {STOP_EVERY}th update"
+    )
+    add("--stop-at-return", type=float, metavar="X", help=help_text)
     help_text = f"write to more than metrics.csv: {', '.join(SERVICES)}, with commas between"
     add("--log", type=services, default=(), metavar="NAMES", help=help_text)
     help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"

@@ -5,7 +5,6 @@ itself. The same command with the same --out goes on where an interrupted sweep 
 """
 
 import argparse
-import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from trpo_jax.cli.command_line import (
     flags_in,
     seed_range,
     step_count,
+    time_name,
     user_errors,
 )
 from trpo_jax.cli.environment_flags import (
@@ -160,10 +160,13 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         "runs on the host; else 16 on a CPU, else as many as half of the free memory holds)"
     )
     add("--batch", type=int, metavar="N", help=help_text)
-    time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     help_text = "output folder; a sweep in it goes on (default: runs/sweeps/<time>)"
     add(
-        "--out", type=Path, default=Path("runs/sweeps", time_name), metavar="FOLDER", help=help_text
+        "--out",
+        type=Path,
+        default=Path("runs/sweeps", time_name()),
+        metavar="FOLDER",
+        help=help_text,
     )
     add("--quiet", action="store_true", help="print errors only")
     add_process_flags(parser)

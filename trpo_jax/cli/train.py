@@ -22,8 +22,8 @@ from trpo_jax.cli.placement import IF_LOST, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
 from trpo_jax.processes import is_first
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
-from trpo_jax.running.loop import NonFiniteError
-from trpo_jax.running.train import FAILURES, PolicyFailure, Run, train
+from trpo_jax.running.loop import NonFiniteError, broken_text
+from trpo_jax.running.train import FAILURES, RETURN, PolicyFailure, Run, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Interrupted. {kept}", file=sys.stderr)
         return 130
     console = Console(quiet=args.quiet or not is_first(), highlight=False)
-    if run.stopped_by is not None:
+    if run.evaluation is None:
         print(f"Interrupted. {kept_of(run, args, 'the policies of then')}", file=sys.stderr)
         print(resumption(folder, args), file=sys.stderr)
         print_files(console, folder)
@@ -58,10 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         console, run.seeds, evaluation.per_seed, evaluation.summary, args.evaluation_episodes
     )
     print_missing_episodes(console, run.metrics)
+    if run.stopped_by == RETURN:
+        per_update = run.algorithm.steps_per_update
+        console.print(
+            f"Stopped after update {run.num_updates:,}, {run.num_updates * per_update:,} steps: "
+            f"each seed has reached a return of {args.stop_at_return:g}",
+            soft_wrap=True,
+        )
     print_broken_episodes(console, run.metrics)
     print_costs(console, run)
     print_files(console, folder)
-    return 0
+    if run.broken:
+        print(f"error: {broken_text(run.broken)} The other seeds finished.", file=sys.stderr)
+    return 1 if run.broken else 0
 
 
 def report_failure(error: Exception, folder: Path | None, args: argparse.Namespace | None) -> int:

@@ -16,6 +16,7 @@ from trpo_jax.envs.options import (
     wrap,
 )
 from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.installing import how_to_install
 
 if TYPE_CHECKING:  # imports jax, which names do not need
     from trpo_jax.envs.base import Environment
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # imports jax, which names do not need
 # extra of this package that installs them.
 SUITES: dict[str, tuple[str, ...]] = {
     "gymnax": ("gymnax",),
-    "gym": ("gymnasium", "mujoco", "highway-env"),
+    "gym": ("gymnasium", "mujoco", "box2d", "ale-py", "highway-env", "minigrid"),
     "envpool": ("envpool", "gymnasium"),
     "brax": ("brax", "mujoco-mjx"),
     "playground": ("playground", "mujoco-mjx"),
@@ -34,7 +35,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "navix": ("navix",),
 }
 _MODULES = {"gym": "gymnasium"}
-_NEEDS = {"navix": " It needs Python 3.12."}
+_NEEDS = {"navix": " (it needs Python 3.12)"}
 
 
 def suite_of(name: str) -> tuple[str, str]:
@@ -138,12 +139,12 @@ def _import_suite(suite: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"Environment {name!r} needs the package {error.name!r}, which is not installed. "
-            f"Install it with: uv sync --extra {suite}.{_NEEDS.get(suite, '')}"
+            f"Install it with: {how_to_install(suite)}{_NEEDS.get(suite, '')}"
         ) from error
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(
             f"Environment {name!r} needs another version of its suite than the one installed "
-            f"({error}). Install it with: uv sync --extra {suite}"
+            f"({error}). Install that with: {how_to_install(suite)}"
         ) from error
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
@@ -27,17 +28,25 @@ from trpo_jax.envs.observations import Layout, flatten, spec_of
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
 from trpo_jax.envs.pools import open_pool
 from trpo_jax.errors import RAISED, ConfigurationError, unknown_name
+from trpo_jax.installing import how_to_install
 
 OF_EVERY = {"max_episode_steps", "disable_env_checker"}  # arguments of `gymnasium.make` itself
-PLUGIN = "highway_env"  # registers its environments only once it is imported
+# Modules that register environments once they are imported: how names of these begin, and the extra
+# that installs the module.
+PLUGINS = {
+    "ale_py": (("ALE/",), "atari"),
+    "highway_env": (("highway", "parking", "merge", "roundabout", "intersection"), "driving"),
+    "minigrid": (("MiniGrid-", "BabyAI-"), "minigrid"),
+}
 CHANNELS = (1, 3, 4)  # of images that have them first
 LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63  # what is larger stands for something else
 
 
 def names() -> list[str]:
     """Returns the names that Gymnasium knows, those of its plugins that are installed included."""
-    with suppress(ImportError):
-        import_module(PLUGIN)
+    for module in PLUGINS:
+        with suppress(ImportError):
+            import_module(module)
     return list(gymnasium.registry)
 
 
@@ -70,6 +79,7 @@ def make(
     if registered and isinstance(registered.max_episode_steps, np.integer):  # Gymnasium refuses it
         registered.max_episode_steps = int(registered.max_episode_steps)
     try:
+        _hush(name)
         # What an environment returns is checked by its pool, in every step.
         env = gymnasium.make(name, **{"disable_env_checker": True, **args})
     except RAISED as error:  # by its constructor
@@ -77,7 +87,8 @@ def make(
             _check_args(full_name, name, args)
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, gymnasium.error.DependencyNotInstalled):
-            reason += " What MuJoCo's need comes with: uv sync --extra gym"
+            extra = "box2d" if "box2d" in str(gymnasium.spec(name).entry_point) else "gym"
+            reason = f"{str(error).split(',')[0]}. Install it with: {how_to_install(extra)}"
         elif isinstance(error, ModuleNotFoundError):
             reason += (
                 " Put it into the current folder, install it, or name its folder in PYTHONPATH."
@@ -111,8 +122,15 @@ def make(
 
 
 def _make_copy(spec: EnvSpec, wrappers: Sequence[Callable[..., Any]], **options) -> gymnasium.Env:
+    _hush(spec.id)
     env = gymnasium.make(spec, **options)
     return wrap(spec.id, env, wrappers, gymnasium.Env)
+
+
+def _hush(name: str) -> None:
+    if "ALE/" in name:  # which greets with each copy
+        ale = import_module("ale_py")
+        ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
 
 
 def _origin(env: gymnasium.Env, layout: Layout) -> np.ndarray | None:
@@ -135,13 +153,16 @@ def _check_registered(name: str) -> None:
     if ":" in name:  # Gymnasium imports the module before the colon, and says if there is none
         user_modules.load(name.partition(":")[0])
         return
-    if name not in gymnasium.registry:
-        with suppress(ImportError):
-            import_module(PLUGIN)
-    if name not in gymnasium.registry:
-        known = (f"gym/{x}" for x in gymnasium.registry)
-        error = unknown_name("environment", f"gym/{name}", known)
-        raise ConfigurationError(f"{error} Those of {PLUGIN} come with: uv sync --extra driving")
+    if name in gymnasium.registry or name in (known := names()):
+        return
+    error = unknown_name("environment", f"gym/{name}", (f"gym/{x}" for x in known))
+    for module, (beginnings, extra) in PLUGINS.items():
+        if name.startswith(beginnings) and find_spec(module) is None:
+            raise ConfigurationError(
+                f"Environment 'gym/{name}' needs the package {module!r}, which is not installed. "
+                f"Install it with: {how_to_install(extra)}"
+            )
+    raise error
 
 
 def _check_args(full_name: str, name: str, args: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.installing import how_to_install
 from trpo_jax.networks import convolutions
 from trpo_jax.normalization import CLIP, standard_deviation
 from trpo_jax.records.acting import ActingPolicy
@@ -144,8 +145,8 @@ def _to_onnx(policy: ActingPolicy) -> bytes:
         import onnx
     except ImportError as error:
         raise ConfigurationError(
-            "An .onnx file needs the package onnx, which the extra onnx brings: "
-            "pip install 'trpo_jax[onnx]', or uv sync --extra onnx."
+            "An .onnx file needs the package onnx, which is not installed. "
+            f"Install it with: {how_to_install('onnx')}"
         ) from error
     from onnx import TensorProto, helper, numpy_helper
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trpo_jax.errors import ConfigurationError, FileGone, StorageFailure
+from trpo_jax.installing import how_to_install
 from trpo_jax.records.files import cell, write_csv
 from trpo_jax.records.runs import read_rows
 
@@ -130,7 +131,7 @@ def require_service(name: str) -> None:
             import wandb
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"--log {name} needs the package {error.name}. Install it: uv sync --extra {name}"
+            f"--log {name} needs the package {error.name}. Install it: {how_to_install(name)}"
         ) from error
     if name == "wandb":
         _hush_wandb()

@@ -261,13 +261,18 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
     return to_state(shapes, arrays, f"{path} holds the parameters of other networks")
 
 
-def observation_of(path: str | Path) -> ArraySpec:
-    """Returns what the policies of a run were shown.
+def stored_observation(source: str | Path | Mapping[str, Any]) -> ArraySpec | None:
+    """Returns what networks are shown, of a policy file, its folder, or the description of a run.
 
-    Raises:
-        ConfigurationError: if there are none.
+    A description of before says nothing of it, and gives None.
     """
-    return _spaces_of(_read(Path(path))[1])[0]
+    data = source.get("policy") if isinstance(source, Mapping) else _read(Path(source))[1]
+    return data and _spaces_of(data)[0]
+
+
+def with_origin(env: Environment, shown: ArraySpec) -> Environment:
+    """Returns an environment whose observations are seen from the origin of other ones."""
+    return env._replace(observation=env.observation._replace(origin=shown.origin))
 
 
 def _read(path: Path, checkpoint: str | int | None = None) -> tuple[Path, dict[str, Any]]:

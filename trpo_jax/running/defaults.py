@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
@@ -17,16 +18,30 @@ def defaults_for(algorithm: str, environment: str, file: Path = DEFAULTS_FILE) -
     """Returns the settings of a run: every matching table of the file, where later tables win.
 
     A table's name is a pattern of algorithms, and one or more patterns of environments with `|`
-    between them.
+    between them. A task that several suites have is called as `same` in `defaults.toml` says.
     """
-    environment = environment.removeprefix("gymnax/")
     defaults: dict[str, Any] = {}
-    for pattern, tables in tomllib.loads(file.read_text()).items():
-        for patterns, table in tables.items():
-            matches = any(fnmatchcase(environment, name) for name in patterns.split("|"))
-            if fnmatchcase(algorithm, pattern) and matches:
-                defaults |= table
+    for _, table in _matching(algorithm, environment, file):
+        defaults |= table
     return defaults
+
+
+def sources_of(algorithm: str, environment: str) -> list[str]:
+    """Returns the names of environments in `defaults.toml` whose settings a run has."""
+    matching = _matching(algorithm, environment, DEFAULTS_FILE)
+    return list(dict.fromkeys(name for name, _ in matching if name != "*"))
+
+
+def _matching(algorithm: str, environment: str, file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each matching table with the pattern of environments that matches."""
+    name = environment.removeprefix("gymnax/")
+    same = tomllib.loads(DEFAULTS_FILE.read_text())["same"].items()
+    name = next((task for pattern, task in same if fnmatchcase(name, pattern)), name)
+    for pattern, tables in tomllib.loads(file.read_text()).items():
+        for patterns, table in tables.items() if fnmatchcase(algorithm, pattern) else ():
+            found = [x for x in patterns.split("|") if fnmatchcase(name, x)]
+            if found:
+                yield found[0], table
 
 
 class Defaults(NamedTuple):

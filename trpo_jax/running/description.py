@@ -13,6 +13,12 @@ import jax
 import trpo_jax
 from trpo_jax import envs
 from trpo_jax.devices import RUNS, Placement
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.processes import exchange
+from trpo_jax.records.runs import differing_settings
+
+JAX_SETTINGS = ("default_prng_impl", "threefry_partitionable", "enable_x64")
+JAX_SETTINGS += ("default_matmul_precision",)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -45,9 +51,30 @@ def provenance(env: str) -> dict[str, Any]:
             # Not every environment of a suite needs all packages of the suite.
             **{name: version(name) for name in packages if any(distributions(name=name))},
         },
+        # They change numbers, random ones among them.
+        "jax": {name: getattr(jax.config, f"jax_{name}") for name in JAX_SETTINGS},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def refuse_other_processes(description: dict[str, Any], **more: Any) -> None:
+    """Compares what the processes of a run or a sweep are to do, before anything is compiled.
+
+    Raises:
+        ConfigurationError: in all of them, naming what differs.
+        PeerFailure: if one of them is gone.
+    """
+    if jax.process_count() == 1:
+        return
+    first, *others = exchange(as_json(description | more))
+    differing = [(k, differing_settings(first, other)) for k, other in enumerate(others, start=1)]
+    said = [f"process {k} has {text}" for k, text in differing if text]
+    if said:
+        raise ConfigurationError(
+            f"The processes of this run are not alike: compared with process 0, {'; '.join(said)}. "
+            "Start all of them with the same settings and versions."
+        )
 
 
 def as_json(data: dict[str, Any]) -> dict[str, Any]:

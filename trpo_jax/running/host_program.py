@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.algorithms.base import Actor, Algorithm, State, update_keys
+from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, State, update_keys
 from trpo_jax.algorithms.on_policy import RANDOM_STEPS
 from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.envs.episodes import Transition, stagger
 from trpo_jax.envs.threads import OwnThread, close_in
+from trpo_jax.errors import NotFinite
 from trpo_jax.host_rollout import (
     Choose,
     action_keys,
@@ -32,7 +33,7 @@ from trpo_jax.host_rollout import (
 )
 from trpo_jax.normalization import update_statistics
 from trpo_jax.rollout import random_actions
-from trpo_jax.running.program import Program, as_metrics, check, cpu_options
+from trpo_jax.running.program import Health, Program, as_metrics, check, cpu_options
 
 TELL_EVERY = 10.0  # seconds between words about environments that start
 NO_UPDATE = 2**31 - 1  # keys of updates are those of smaller numbers
@@ -59,12 +60,18 @@ class HostPrograms(NamedTuple):
         fit: `(state.critic, fit_input, metrics, health) -> (state.critic, (metrics, health))`; no
             rollout waits for it.
         num_steps: steps of each environment in one update.
+        broken: `(metrics, health)` of an update that did not come about.
     """
 
     choose: Choose
     improve: Callable[..., Any]
     fit: Callable[..., Any]
     num_steps: int
+    broken: tuple[Metrics, Health]
+
+
+class Stopping(Exception):
+    """Nothing further is wanted of a program."""
 
 
 class HostRuns(NamedTuple):
@@ -128,16 +135,17 @@ def start_host_runs(
     # A pool is opened, stepped and closed in one thread: what an environment holds may need that.
     threads = [OwnThread() for _ in range(min(len(seeds), os.cpu_count() or 1))]
     pools: dict[int, Pool] = {}
+    broken_by: dict[int, str] = {}
+    stopping = threading.Event()
 
     def in_threads(
-        stopping: threading.Event,
-        function: Callable[..., Any],
-        *args: Any,
-        tell: Callable[[str], None] | None = None,
+        function: Callable[..., Any], *args: Any, tell: Callable[[str], None] | None = None
     ) -> list[Any]:
         def call(*args):
             try:
                 return None if stopping.is_set() else function(*args)
+            except Stopping:
+                return None
             except BaseException:
                 stopping.set()  # or the other seeds would go on to the end of the chunk
                 raise
@@ -169,6 +177,7 @@ def start_host_runs(
         return start(algorithm, pools[index], state, warm_up=num_done == 0)
 
     def close():
+        stopping.set()
         for index, pool in pools.items():
             close_in(threads[index % len(threads)], pool, env.name)
         pools.clear()
@@ -176,20 +185,23 @@ def start_host_runs(
             thread.end()
 
     try:
-        states = in_threads(threading.Event(), open_and_start, seeds, states, tell=tell)
+        states = in_threads(open_and_start, seeds, states, tell=tell)
     except BaseException:
         close()
         raise
 
-    def advance(state: HostState, count: int) -> tuple[HostState, Any]:
-        stopping = threading.Event()
-        results = in_threads(
-            stopping,
-            lambda index, state: advance_seed(
-                env, programs[index], pools[index], state, count, stopping
-            ),
-            state.seeds,
-        )
+    def advance(
+        state: HostState, count: int, alive: Sequence[bool] | np.ndarray | None = None
+    ) -> tuple[HostState, Any]:
+        def advance_one(index, state, living):
+            program, broke = programs[index], partial(broken_by.setdefault, index)
+            if not living:
+                return state, [program.broken] * count
+            stoppable = program._replace(choose=partial(_choose_or_stop, program.choose, stopping))
+            return advance_seed(env, stoppable, pools[index], state, count, broke)
+
+        all_alive = [True] * len(seeds)
+        results = in_threads(advance_one, state.seeds, all_alive if alive is None else alive)
         states, outputs = zip(*results, strict=True)
         of_seeds = [jax.tree.map(lambda *xs: np.stack(xs), *updates) for updates in outputs]
         return stack_states(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
@@ -202,7 +214,14 @@ def start_host_runs(
         updates_per_chunk,
         runs.seconds,
         close,
+        broken_by,
     )
+
+
+def _choose_or_stop(choose, stopping, *args):
+    if stopping.is_set():
+        raise Stopping
+    return choose(*args)
 
 
 def start(algorithm: Algorithm, pool: Pool, state: State, warm_up: bool) -> State:
@@ -238,54 +257,55 @@ def advance_seed(
     pool: Pool,
     state: State,
     count: int,
-    stopping: threading.Event,
+    broke: Callable[[str], Any],
 ) -> tuple[State, list[Any]]:
     """Runs `count` updates of one seed, or as many as its numbers are finite.
 
     Args:
         env: the environment.
-        programs: from `compile_host_programs`.
+        programs: of the seed.
         pool: copies of the environment.
         state: of the seed.
         count: number of updates.
-        stopping: set where no further update is wanted.
+        broke: told what the environment said whose numbers are not finite.
 
     Returns:
         The state after the last update whose numbers are finite, and `(metrics, health)` of each
-        update; where numbers were not finite, those repeat to the end.
+        update; after one whose numbers are not, `programs.broken` to the end.
     """
 
     def collect(state):
         rollout = state.rollout
-        episodes, acting, trajectory = host_rollout(
-            env,
-            pool,
-            programs.choose,
-            state.actor,
-            next_key(state),
-            rollout.episodes,
-            rollout.acting,
-            programs.num_steps,
-        )
-        return state._replace(
-            rollout=rollout._replace(episodes=episodes, acting=acting)
-        ), trajectory
+        try:
+            episodes, acting, trajectory = host_rollout(
+                env,
+                pool,
+                programs.choose,
+                state.actor,
+                next_key(state),
+                rollout.episodes,
+                rollout.acting,
+                programs.num_steps,
+            )
+        except NotFinite as error:
+            broke(str(error))
+            return None
+        return rollout._replace(episodes=episodes, acting=acting), trajectory
 
-    collected, trajectory = collect(state)
-    outputs = []
-    while True:
+    batch, outputs = collect(state), []
+    while batch is not None:
+        rollout, trajectory = batch
+        collected = state._replace(rollout=rollout)
         improved, *to_fit, health = programs.improve(collected, trajectory)
         critic, output = programs.fit(collected.critic, *to_fit, health)  # runs on meanwhile
-        more = len(outputs) + 1 < count and not stopping.is_set()
-        if more and health.finite:  # no environment is to see a broken policy
-            collected, trajectory = collect(improved)
+        more = len(outputs) + 1 < count
+        # No environment is to see a broken policy.
+        batch = collect(improved) if more and health.finite else None
         outputs.append(output)
         if not output[1].finite:
-            return state, outputs + [output] * (count - len(outputs))
+            break
         state = improved._replace(critic=critic)
-        if not more:
-            return state, outputs
-        collected = collected._replace(critic=critic)
+    return state, outputs + [programs.broken] * (count - len(outputs))
 
 
 @jax.jit
@@ -321,6 +341,11 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
         return critic, (metrics | fit_metrics, health._replace(finite=finite.all()))
 
     improved, *to_fit = jax.eval_shape(improve, values, state, trajectory)
+    _, (metrics, health) = jax.eval_shape(fit, values, improved.critic, *to_fit)
+    broken = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), health)._replace(
+        broken_step=np.int32(-1)
+    )
+    broken_update = {name: np.float32(np.nan) for name in metrics}, broken
     act = lambda given, *acting: make(given[1]).act(given[0], *acting)
     choose, num_steps = make_choose(algorithm.env, act), algorithm.num_steps
     rollout, keys = state.rollout, action_keys(next_key(state), num_steps)
@@ -334,6 +359,7 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
             partial(improve, values),
             partial(fit, values),
             num_steps,
+            broken_update,
         )
 
     return HostRuns(algorithm, init, programs, time.perf_counter() - started)

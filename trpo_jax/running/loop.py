@@ -3,10 +3,15 @@
 Everything that is not mathematics (progress, files, Ctrl-C) happens on the host, between two calls.
 """
 
+import _thread
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,11 +20,47 @@ from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, State, learnt_of
 from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import LARGEST
-from trpo_jax.processes import peer_failures_named, to_devices, to_host
+from trpo_jax.processes import (
+    any_of,
+    decided_by_first,
+    peer_failures_named,
+    to_devices,
+    to_host,
+)
 from trpo_jax.running.host_program import HostState, host_program, stack_states
 from trpo_jax.running.program import Health, Program, device_program
 
 OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
+CHUNK_SECONDS = 1.0  # so long the host sees nothing of a run, and Ctrl-C waits
+MOST_UPDATES, MOST_ROWS = 1024, 2**16  # that a program has room for: of a seed, of all seeds
+LISTED = 8  # seeds in a message
+
+
+class Pace(NamedTuple):
+    """How long chunks are.
+
+    Attributes:
+        seconds: that a chunk is to take; if infinite, chunks are as long as the program has room.
+        intervals: numbers of updates; chunks end at the multiples of each that is not 0.
+    """
+
+    seconds: float = math.inf
+    intervals: tuple[int, ...] = ()
+
+
+LONGEST, USUAL = Pace(), Pace(CHUNK_SECONDS)
+
+
+class Broken(NamedTuple):
+    """Why a seed stopped.
+
+    Attributes:
+        update: the first one whose numbers are not finite.
+        reason: what was wrong, as a sentence without its end.
+    """
+
+    update: int
+    reason: str
 
 
 class Chunk(NamedTuple):
@@ -29,11 +70,13 @@ class Chunk(NamedTuple):
         first_update: number of its first update, counted from 1.
         last_update: number of its last update.
         metrics: each `[num_seeds, updates]`, on the host; NaN in `episodic_return` and
-            `episode_length` where no episode ended. An algorithm may have none of these.
+            `episode_length` where no episode ended. An algorithm may have none of these. All are
+            NaN of seeds that have stopped.
         health: of these updates, on the host.
         state: after its last update; used up by the next chunk.
         actor: what acting needs after its last update, leading axis `[num_seeds]`, on the host.
         seconds: training time until its end, compilation excluded.
+        broken: the seeds that have stopped so far, since their numbers are not finite.
     """
 
     first_update: int
@@ -43,10 +86,15 @@ class Chunk(NamedTuple):
     state: State
     actor: Actor
     seconds: float
+    broken: Mapping[int, Broken] = MappingProxyType({})
 
 
 class NonFiniteError(FloatingPointError):
-    """The numbers of a run stopped being finite."""
+    """The numbers of all seeds of a run stopped being finite."""
+
+
+class AgreedStop(KeyboardInterrupt):
+    """Ctrl-C in one of the processes, after a chunk that all of them have done."""
 
 
 def compile_program(
@@ -57,7 +105,7 @@ def compile_program(
     placement: Placement | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Program:
-    """Compiles `updates_per_chunk` updates of all seeds as one program, and initialises them.
+    """Compiles up to `updates_per_chunk` updates of all seeds as one program; initialises them.
 
     Each seed is a run of its own: seed s gives the same run whatever other seeds run beside it, up
     to the rounding of batched matrix products.
@@ -65,7 +113,7 @@ def compile_program(
     Args:
         algorithm: what to run.
         seeds: one non-negative integer each.
-        updates_per_chunk: updates in one call.
+        updates_per_chunk: updates that one call has room for.
         num_done: updates that were done before; `resume_program` then gives it their state.
         placement: which devices it is on, where the environment is; the default one if None.
         tell: called with words about environments on the host that take long to start.
@@ -128,30 +176,88 @@ def learnt_by(state: State) -> Learnt:
     return jax.tree.map(lambda *xs: np.stack(xs), *seeds)
 
 
+def most_updates(num_runs: int) -> int:
+    """Returns how many updates of `num_runs` runs side by side a program is to have room for."""
+    return max(1, min(MOST_UPDATES, MOST_ROWS // num_runs))
+
+
+def next_count(done: int, num_updates: int, most: int, intervals: Sequence[int]) -> int:
+    """Returns how many updates come next: at most so many, and none beyond a multiple."""
+    ends = [num_updates, *(every * (done // every + 1) for every in intervals if every)]
+    return min(most, *(end - done for end in ends))
+
+
+def finish(function: Callable[[], Any]) -> tuple[Any, KeyboardInterrupt | None]:
+    """Returns the result of a function, and the Ctrl-C that came meanwhile, if one did.
+
+    The function runs in a thread of its own, which no signal reaches. A second Ctrl-C is raised.
+    """
+    result, once = Future(), threading.Lock()
+
+    def run():
+        if once.acquire(blocking=False):
+            try:
+                result.set_result(function())
+            except BaseException as error:
+                result.set_exception(error)
+
+    try:
+        _thread.start_new_thread(run, ())
+        return result.result(), None
+    except KeyboardInterrupt as interrupt:
+        _thread.start_new_thread(run, ())  # it may have come before the first
+        return result.result(), interrupt
+
+
 def advance_chunks(
-    program: Program, num_updates: int, num_done: int = 0, seconds: float = 0.0
+    program: Program,
+    num_updates: int,
+    num_done: int = 0,
+    seconds: float = 0.0,
+    pace: Pace = LONGEST,
+    alive: np.ndarray | None = None,
 ) -> Iterator[Chunk]:
     """Runs a program to its end, yielding after each chunk, whatever the numbers are.
 
+    The numbers do not depend on the chunks. The first one has one update, where chunks are to take
+    a certain time; each takes as many as that time allows, going by the one before.
+
     Args:
         program: from `compile_program`; used up by the run.
-        num_updates: updates in the whole run; the last chunk may be shorter than the others.
+        num_updates: updates in the whole run.
         num_done: updates that were done before.
         seconds: training time of those.
+        pace: how long chunks are.
+        alive: which seeds have not stopped before, `[num_seeds]`; all if None. The others go on,
+            but for their actors.
 
     Raises:
         PeerFailure: if another process of the run is gone.
+        AgreedStop: on Ctrl-C during a chunk, after that chunk was yielded.
     """
-    state = program.state
-    for done in range(num_done, num_updates, program.updates_per_chunk):
-        count = min(program.updates_per_chunk, num_updates - done)
+    state, done = program.state, num_done
+    most = 1 if math.isfinite(pace.seconds) else program.updates_per_chunk
+    alive = np.ones(len(program.seeds), bool) if alive is None else alive
+    while done < num_updates:
+        decide = partial(next_count, done, num_updates, most, pace.intervals)
+        count = decided_by_first(decide)
         started = time.perf_counter()
-        with peer_failures_named():
-            state, outputs = program.advance(state, count)
-        outputs, actor = to_host((outputs, state.actor))
-        seconds += time.perf_counter() - started
+        given = partial(_advance, program, state, count, alive)
+        (state, outputs, actor), interrupt = finish(given)
+        taken = time.perf_counter() - started
         metrics, health = jax.tree.map(lambda x, n=count: x[:, :n], outputs)
-        yield Chunk(done + 1, done + count, mark_missing(metrics), health, state, actor, seconds)
+        seconds, done, alive = seconds + taken, done + count, alive & health.finite.all(axis=1)
+        most = int(min(program.updates_per_chunk, max(1, pace.seconds * count / taken)))
+        stopping = any_of(interrupt is not None)
+        yield Chunk(done - count + 1, done, mark_missing(metrics), health, state, actor, seconds)
+        if stopping:
+            raise AgreedStop
+
+
+def _advance(program, state, count, alive):
+    with peer_failures_named():
+        state, outputs = program.advance(state, count, alive)
+    return state, *to_host((outputs, state.actor))
 
 
 def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -164,55 +270,82 @@ def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def run_chunks(
-    program: Program, num_updates: int, num_done: int = 0, seconds: float = 0.0
+    program: Program,
+    num_updates: int,
+    num_done: int = 0,
+    seconds: float = 0.0,
+    pace: Pace = LONGEST,
+    broken: Mapping[int, Broken] = MappingProxyType({}),
 ) -> Iterator[Chunk]:
-    """Does what `advance_chunks` does, and stops where numbers are not finite.
+    """Does what `advance_chunks` does; a seed whose numbers are not finite stops, for good.
+
+    Its actor stays at the last one that is finite, and its metrics are NaN from then on.
+
+    Args:
+        program: from `compile_program`; used up by the run.
+        num_updates: updates in the whole run.
+        num_done: updates that were done before.
+        seconds: training time of those.
+        pace: how long chunks are.
+        broken: the seeds that stopped before.
 
     Raises:
-        NonFiniteError: naming the first update and seed that gave numbers which are not finite.
-            All updates before it were yielded. The last actor of each seed is its last good one;
-            that of other seeds may be some updates ahead of the metrics.
+        NonFiniteError: when all seeds have stopped, naming them. All updates before the last one
+            stopped were yielded.
+        PeerFailure: if another process of the run is gone.
+        AgreedStop: on Ctrl-C during a chunk, after that chunk was yielded.
     """
-    for chunk in advance_chunks(program, num_updates, num_done, seconds):
+    alive = np.array([seed not in broken for seed in program.seeds])
+    for chunk in advance_chunks(program, num_updates, num_done, seconds, pace, alive):
         finite = chunk.health.finite
-        if finite.all():
+        broken = _broken(program, chunk) | dict(broken)
+        if broken:
+            metrics = {name: np.where(finite, x, np.nan) for name, x in chunk.metrics.items()}
+            chunk = chunk._replace(metrics=metrics, broken=broken)
+        if len(broken) < len(program.seeds):
             yield chunk
             continue
-        num_good = int(np.argmin(finite.all(axis=0)))
+        num_good = int(finite.any(axis=0).sum())
         if num_good > 0:
             good = {name: x[:, :num_good] for name, x in chunk.metrics.items()}
             last_update = chunk.first_update + num_good - 1
             yield chunk._replace(last_update=last_update, metrics=good)
-        index = int(np.argmin(finite[:, num_good]))
-        where = f"update {chunk.first_update + num_good} of seed {program.seeds[index]}"
-        health = jax.tree.map(lambda x, i=index, j=num_good: x[i, j], chunk.health)
-        raise NonFiniteError(_reason(program, where, health))
+        raise NonFiniteError(broken_text(broken))
 
 
-def _reason(program: Program, where: str, health: Health) -> str:
-    if health.broken_step >= 0:
-        value, component = health.broken_value, health.broken_component
-        reward = f"a reward of {value:g}"
-        observation = f"an observation whose component {component} is {value:g}"
-        return (
-            f"Environment {program.env_name} returned {reward if component < 0 else observation}, "
-            f"in step {health.broken_step + 1} of {where}. Numbers that are not finite, or from "
-            f"{LARGEST:g} on, cannot be learnt from."
+def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
+    """Returns the seeds that are not finite in a chunk, from the first update that is not."""
+    found = {}
+    for index in np.flatnonzero(~chunk.health.finite.all(axis=1)):
+        first = int(chunk.health.finite[index].argmin())
+        update, step = chunk.first_update + first, int(chunk.health.broken_step[index, first])
+        reason = f"update {update:,} gave numbers that are not finite"
+        if step >= 0:
+            value = chunk.health.broken_value[index, first]
+            component = chunk.health.broken_component[index, first]
+            reward = f"a reward of {value:g}"
+            observation = f"an observation whose component {component} is {value:g}"
+            reason = (
+                f"environment {program.env_name} returned "
+                f"{reward if component < 0 else observation}, in step {step + 1:,} of update "
+                f"{update:,}. Numbers that are not finite, or from {LARGEST:g} on, cannot be "
+                "learnt from"
+            )
+        elif index in program.broken_by:
+            said = program.broken_by[index].rstrip(".")
+            reason = f"in update {update:,}, {said[0].lower()}{said[1:]}"
+        found[program.seeds[index]] = Broken(update, reason)
+    return found
+
+
+def broken_text(broken: Mapping[int, Broken]) -> str:
+    """Returns which seeds have stopped and why, and what often helps where they broke alone."""
+    listed = list(broken.items())[:LISTED]
+    sentences = [f"Seed {seed} stopped: {reason}." for seed, (_, reason) in listed]
+    more = len(broken) - len(listed)
+    sentences += [f"So did {more} more seeds."] if more else []
+    if any(reason.startswith("update") for _, (_, reason) in listed):
+        sentences.append(
+            "A smaller critic_lr or max_kl, more damping, or scale_rewards often helps."
         )
-    return (
-        f"{where[0].upper()}{where[1:]} gave numbers that are not finite. A smaller critic_lr or "
-        "max_kl, more damping, or scale_rewards often helps."
-    )
-
-
-def choose_chunk(num_updates: int, *intervals: int, num_chunks: int = 50) -> int:
-    """Returns how many updates a chunk is to have.
-
-    It makes at least `num_chunks` chunks, if there are so many updates, and divides every interval,
-    so that chunks end where these do. The last chunk may be shorter.
-    """
-    most = max(1, num_updates // num_chunks)
-    common = math.gcd(*intervals)
-    if not common:
-        return most
-    return max(d for d in range(1, min(most, common) + 1) if common % d == 0)
+    return " ".join(sentences)

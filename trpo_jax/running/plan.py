@@ -1,8 +1,9 @@
 """The settings of a run, chosen, checked and described before anything is compiled."""
 
+import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -22,13 +23,14 @@ from trpo_jax.algorithms.schedules import (
     scheduled,
     started,
 )
+from trpo_jax.algorithms.unused import unused_fields
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
-from trpo_jax.records.policies import describe_policy, learnt_from, observation_of
+from trpo_jax.records.policies import describe_policy, learnt_from, stored_observation, with_origin
 from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
@@ -43,14 +45,16 @@ from trpo_jax.running.description import (
     describe_placement,
     flags_of,
     provenance,
+    refuse_other_processes,
     splits_runs,
 )
-from trpo_jax.running.loop import choose_chunk
+from trpo_jax.running.loop import USUAL, Pace
 
 DEFAULT_ENV = "CartPole-v1"
 INTERRUPT = "interrupt"  # Ctrl-C, as what stopped a run or a sweep
 OWN = "own"  # name of an algorithm that comes without a module
 MOST_SEEDS = 2**32
+STOP_EVERY = 10  # updates between two looks at the return that a run may stop at
 
 
 class Task(NamedTuple):
@@ -99,6 +103,8 @@ class RunPlan(NamedTuple):
         placement: which devices it is on; the default one if None.
         evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
         init_from: the run whose policies, critics and statistics it starts from, if any.
+        stop_at_return: that ends the run when every seed has reached it; None for none.
+        notes: what was asked for without effect, a sentence each.
     """
 
     env: Environment
@@ -118,6 +124,8 @@ class RunPlan(NamedTuple):
     placement: Placement | None
     evaluation_steps: int | None
     init_from: Path | None
+    stop_at_return: float | None
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -131,10 +139,11 @@ class RunPlan(NamedTuple):
         return state.rollout.episodes.length.shape[0]
 
     @property
-    def updates_per_chunk(self) -> int:
-        """Updates between two looks of the host."""
-        intervals = [every for every in (self.eval_every, self.checkpoint_every) if every]
-        return choose_chunk(self.num_updates, *intervals)
+    def pace(self) -> Pace:
+        """How long it runs between two looks of the host."""
+        stop_every = 0 if self.stop_at_return is None else STOP_EVERY
+        intervals = self.eval_every, self.checkpoint_every or 0, stop_every
+        return USUAL._replace(intervals=intervals)
 
 
 def choose_task(
@@ -270,12 +279,16 @@ def plan_run(
     schedules: Mapping[str, str | Schedule] | None = None,
     evaluation_steps: int | None = None,
     init_from: str | Path | None = None,
+    stop_at_return: float | None = None,
 ) -> RunPlan:
     """Returns the plan of a run; writes nothing. See `trpo_jax.train` for the arguments.
 
     Raises:
         ConfigurationError: if a setting cannot work.
     """
+    folder = None if out is None else Path(out)
+    begun = decided_by_first(lambda: _begun(folder)) if resume and folder is not None else None
+    tuned_for = begun or total_steps  # a run that goes on for longer keeps its schedules
     options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout)
     if isinstance(algorithm, Algorithm):
         own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
@@ -286,17 +299,20 @@ def plan_run(
             )
         env, own_config = algorithm.env, algorithm.config
         env = with_options(env, options)
-        tuned = defaults("trpo", env.name, total_steps)
+        tuned = defaults("trpo", env.name, tuned_for)
         options = options._replace(processes=bool(env_processes))
         task = Task(env, env.name, None, OWN, own_config, tuned, False, options)
         made = algorithm._replace(env=env)
     else:
-        task = choose_task(env, config, algorithm, total_steps, options)
+        task = choose_task(env, config, algorithm, tuned_for, options)
+        task = task._replace(env=_seen_as_before(task.env, out if resume else None, init_from))
         own = {} if agent is None else {"agent": agent}
         task = task._replace(named=task.named and agent is None)
         make = partial(task.module.make, task.env, **own)
         made = make(task.config)
     tuned = task.tuned
+    if begun and task.module is not None and total_steps is not None:
+        task = task._replace(tuned=defaults(task.module, task.env_name, total_steps))
     chosen = {
         "seeds": choose_seeds(tuned.num_seeds if seeds is None else seeds),
         "total_steps": tuned.total_steps if total_steps is None else total_steps,
@@ -305,6 +321,7 @@ def plan_run(
         ),
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
+        "stop_at_return": stop_at_return,
         "env_processes": task.options.processes,
         "evaluation_steps": evaluation_steps,
         "init_from": None if init_from is None else str(init_from),
@@ -326,7 +343,7 @@ def plan_run(
             )
         for name, schedule in schedules.items():
             require_real(task.config, name)
-            curves[name], described[name] = curve_of(schedule, chosen["total_steps"])
+            curves[name], described[name] = curve_of(schedule, begun or chosen["total_steps"])
         named = task.named and all(isinstance(x, str) for x in schedules.values())
         task = task._replace(config=started(task.config, curves), named=named)
         require_schedules(task.config, curves, max(num_updates, 1), made.steps_per_update)
@@ -341,7 +358,8 @@ def plan_run(
         if service not in SERVICES:
             raise unknown_name("log", service, SERVICES)
         require_service(service)
-    folder = None if out is None else Path(out)
+    if stop_at_return is not None and not math.isfinite(stop_at_return):
+        raise ConfigurationError(f"stop_at_return = {stop_at_return} must be a finite number.")
     if folder is None and (log or resume or checkpoint_every):
         raise ConfigurationError(
             "log, resume and checkpoint_every need a folder: give out as well."
@@ -364,14 +382,12 @@ def plan_run(
             "policy": describe_policy(made),
         }
     )
-    resumed = resume and decided_by_first(lambda: (folder / DESCRIPTION).is_file())
+    refuse_other_processes(description, log=log, keep=keep_checkpoints, resume=resume)
+    resumed = begun is not None
     if resumed:
-        found = _refuse_to_resume(folder, description)
-        made = made._replace(env=with_origin(made.env, found.get("origin")))
+        _refuse_to_resume(folder, description)
     elif init_from is not None:
         learnt_from(init_from, made, chosen["seeds"])
-        made = made._replace(env=with_origin(made.env, observation_of(init_from).origin))
-    description |= origin_of(made.env)
     return RunPlan(
         made.env,
         made,
@@ -390,7 +406,25 @@ def plan_run(
         placement,
         evaluation_steps,
         None if init_from is None else Path(init_from),
+        stop_at_return,
+        tuple(without_effect(task, curves)),
     )
+
+
+def _begun(folder: Path) -> int | None:
+    """Returns the steps that the run in a folder was to have; None if there is no run."""
+    there = (folder / DESCRIPTION).is_file()
+    return read_description(folder, "total_steps")["total_steps"] if there else None
+
+
+def without_effect(task: Task, schedules: Iterable[str] = ()) -> Iterator[str]:
+    """Yields a sentence for each hyperparameter that was chosen, and has no effect."""
+    if task.module is None:
+        return
+    own, tuned, chosen = map(config_to_dict, (task.module.Config(), task.tuned.config, task.config))
+    for name, reason in unused_fields(task.env, task.config):
+        if name in schedules or (name in chosen and chosen[name] not in (own[name], tuned[name])):
+            yield f"{name} = {chosen[name]} has no effect: {reason}."
 
 
 def _command(
@@ -409,47 +443,47 @@ def _command(
     given |= {"log": ",".join(log), "out": folder}
     usual = {"seed": 0, **task.tuned._asdict(), "eval_every": 0, "checkpoint_every": None}
     usual |= {"keep_checkpoints": 3, "log": "", "out": None, "total_steps": None}
-    usual |= {"evaluation_steps": None, "init_from": None}
+    usual |= {"evaluation_steps": None, "init_from": None, "stop_at_return": None}
     del given["seeds"]
     command = command_of(task, **{name: x for name, x in given.items() if x != usual[name]})
     return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
 
 
-def origin_of(env: Environment) -> dict[str, Any]:
-    """Returns what `config.json` says of the origin of observations, if there is one."""
-    origin = env.observation.origin
-    return {} if origin is None else {"origin": origin.tolist()}
+def _seen_as_before(
+    env: Environment, resumed: str | Path | None, init_from: str | Path | None
+) -> Environment:
+    """Returns an environment on the host whose observations have the origin that networks know.
 
-
-def with_origin(env: Environment, origin: Any) -> Environment:
-    """Returns an environment whose observations have the origin of a stored run, if it had one.
-
-    That of an environment which shows the time, for instance, is another whenever it is made.
+    It is measured when an environment is made, and need not come out the same another time.
     """
-    origin = None if origin is None else np.asarray(origin)
-    return env._replace(observation=env.observation._replace(origin=origin))
+    shown = None
+    if env.open is not None and resumed is not None and Path(resumed, DESCRIPTION).is_file():
+        shown = stored_observation(read_description(Path(resumed)))
+    elif env.open is not None and init_from is not None:
+        shown = stored_observation(init_from)
+    return env if shown is None else with_origin(env, shown)
 
 
-def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """Returns the description of the run that is to go on.
+def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
+    """Raises a ConfigurationError if a run is finished, or was started with other settings.
 
-    Raises:
-        ConfigurationError: if the run is finished, or was started with other settings.
+    It may go on to more steps than it was started with, also if it is finished.
     """
-    if (folder / SUMMARY).is_file():
+    found = read_description(folder, "command", "config", "versions", "total_steps")
+    asked, begun = description["total_steps"], found["total_steps"]
+    if (folder / SUMMARY).is_file() and asked <= begun:
         num_updates = read_run(folder).metrics["update"].shape[1]
         raise ConfigurationError(
             f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
-            f"{SUMMARY} says what came of them."
+            f"{SUMMARY} says what came of them. To go on to more than its {begun:,} steps, give a "
+            "larger total_steps."
         )
-    found = read_description(folder, "command", "config", "versions")
-    different = differing_settings(description, found)
+    different = differing_settings(description, found | {"total_steps": max(asked, begun)})
     if different:
         command = found["command"]
         anew = f"use its own command: {shlex.join(command)}" if command else "choose another folder"
         raise ConfigurationError(
             f"The run in {folder} has {different}. It can only go on as it was: leave other "
             "settings away, and install those versions (python3 -m uv run --with jax==... for "
-            f"instance). To start anew, {anew}"
+            f"instance). Only the last part of a version may differ. To start anew, {anew}"
         )
-    return found

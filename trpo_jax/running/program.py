@@ -1,9 +1,10 @@
 """What the driver runs: several updates of all seeds, compiled as one program."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from trpo_jax.algorithms.base import Algorithm, Metrics, State
+from trpo_jax.algorithms.base import Algorithm, Metrics, State, learnt_of
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import sound
 from trpo_jax.envs.episodes import Transition
@@ -26,7 +27,7 @@ class Health(NamedTuple):
     """Whether an update gave usable numbers; leading axes as the metrics have.
 
     Attributes:
-        finite: whether all numbers of the update are finite, and those before it in the chunk.
+        finite: whether all numbers of the update are finite, and those before it.
         broken_step: the first step of the rollout in which the environment's own were not sound,
             see `trpo_jax.envs.base.sound`, or -1.
         broken_component: of the observation in that step; -1 if it was the reward.
@@ -45,23 +46,27 @@ class Program(NamedTuple):
     Attributes:
         env_name: name of the environment.
         state: states of all seeds; its field `actor` has the leading axis `[num_seeds]`.
-        advance: `(state, count) -> (state, (metrics, health))` runs `count` updates, at most
-            `updates_per_chunk`; metrics and health have the leading axes `[num_seeds, count]` or
-            more, of which the first `count` hold. It uses its state up. The actor of each seed
-            stays at its last finite value.
+        advance: `(state, count, alive=None) -> (state, (metrics, health))` runs `count` updates, at
+            most `updates_per_chunk`; metrics and health have the leading axes `[num_seeds, count]`
+            or more, of which the first `count` hold. It uses its state up. What a seed has learnt
+            stays as it is at its first update that is not finite, and if it is not `alive`
+            [num_seeds].
         seeds: the seeds.
-        updates_per_chunk: updates in one call of `advance`.
+        updates_per_chunk: updates that one call of `advance` has room for.
         compile_seconds: time spent compiling.
         close: to be called in the end; it ends what runs beside the program.
+        broken_by: what the environment said whose numbers were not finite, by index of the seed,
+            where it is the environment that says so.
     """
 
     env_name: str
     state: State
-    advance: Callable[[State, int], tuple[State, tuple[Metrics, Health]]]
+    advance: Callable[..., tuple[State, tuple[Metrics, Health]]]
     seeds: tuple[int, ...]
     updates_per_chunk: int
     compile_seconds: float
     close: Callable[[], None] = lambda: None
+    broken_by: Mapping[int, str] = MappingProxyType({})
 
 
 class CompiledRuns(NamedTuple):
@@ -69,13 +74,14 @@ class CompiledRuns(NamedTuple):
 
     Attributes:
         init: `(seeds [R], values [R]) -> state [R]`.
-        advance: `(state [R], values [R], count) -> (state, (metrics, health))`; uses its state up.
+        advance: `(state [R], values [R], count, alive [R]) -> (state, (metrics, health))`, where
+            all are alive if nothing is said; uses its state up.
         executable: `advance` as XLA has it.
         seconds: time spent compiling.
     """
 
     init: Callable[[UInt32[np.ndarray, " R"], Any], State]
-    advance: Callable[[State, Any, int], tuple[State, tuple[Metrics, Health]]]
+    advance: Callable[..., tuple[State, tuple[Metrics, Health]]]
     executable: jax.stages.Compiled
     seconds: float
 
@@ -98,7 +104,7 @@ def device_program(
     return Program(
         algorithm.env.name,
         runs.init(as_seeds(seeds), ()),
-        lambda state, count: runs.advance(state, (), count),
+        lambda state, count, alive=None: runs.advance(state, (), count, alive),
         tuple(seeds),
         updates_per_chunk,
         runs.seconds,
@@ -135,7 +141,7 @@ def compile_runs(
     def init(seed, values):
         return make(values).init(jax.random.key(seed))
 
-    def advance(state, values, count):
+    def advance(state, values, alive, count):
         algorithm = make(values)
 
         def update(state, finite):
@@ -144,10 +150,12 @@ def compile_runs(
             metrics = as_metrics(metrics)
             health = check(learnt, metrics, trajectory)
             health = health._replace(finite=finite & health.finite)
-            actor = jax.tree.map(
-                lambda new, old: jnp.where(health.finite, new, old), learnt.actor, state.actor
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(health.finite, new, old),
+                *(learnt_of(x)._asdict() for x in (learnt, state)),
             )
-            return learnt._replace(actor=actor), (metrics, health)
+            kept = {name: x for name, x in kept.items() if x is not None}
+            return learnt._replace(**kept), (metrics, health)
 
         def update_and_store(index, carry):
             state, finite, rows = carry
@@ -158,19 +166,19 @@ def compile_runs(
         # Not a scan: the last chunk of a run may be shorter, and is no reason to compile again.
         _, shapes = jax.eval_shape(update, state, jnp.ones((), bool))
         rows = jax.tree.map(lambda x: jnp.zeros((updates_per_chunk, *x.shape), x.dtype), shapes)
-        start = state, jnp.ones((), bool), rows
+        start = state, alive, rows
         state, _, rows = jax.lax.fori_loop(0, count, update_and_store, start)
         return state, rows
 
-    def batched_advance(state, values, count):
-        return batched(lambda state, values: advance(state, values, count))(state, values)
+    def batched_advance(state, values, alive, count):
+        return batched(partial(advance, count=count))(state, values, alive)
 
     started = time.perf_counter()
     batched, of_init, of_advance, place = jax.vmap, {}, {}, lambda values: values
     if placement is not None:
         batched, state, rest = placement.batched, placement.state, placement.rest
         of_init = {"in_shardings": rest, "out_shardings": state}
-        of_advance = {"in_shardings": (state, rest, None), "out_shardings": (state, rest)}
+        of_advance = {"in_shardings": (state, rest, rest, None), "out_shardings": (state, rest)}
         place = partial(to_devices, sharding=rest)
     seeds = jax.ShapeDtypeStruct((num_runs,), jnp.uint32)
     lowered_init = jax.jit(batched(init), compiler_options=RUNS_ONCE, **of_init).lower(
@@ -180,12 +188,19 @@ def compile_runs(
         compiling = beside.submit(lowered_init.compile)
         jit_advance = jax.jit(batched_advance, donate_argnums=0, **of_advance)
         count = jax.ShapeDtypeStruct((), jnp.int32)
-        lowered = jit_advance.lower(lowered_init.out_info, values, count)
+        alive = jax.ShapeDtypeStruct((num_runs,), bool)
+        lowered = jit_advance.lower(lowered_init.out_info, values, alive, count)
         executable = lowered.compile(cpu_options())
         compiled_init = compiling.result()
+    all_alive = np.ones(num_runs, bool)
+
+    def run(state, values, count, alive=None):
+        alive = all_alive if alive is None else alive
+        return executable(state, *place((values, alive)), np.int32(count))
+
     return CompiledRuns(
         lambda seeds, values: compiled_init(*place((seeds, values))),
-        lambda state, values, count: executable(state, place(values), np.int32(count)),
+        run,
         executable,
         time.perf_counter() - started,
     )

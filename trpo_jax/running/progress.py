@@ -13,6 +13,7 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
+FIRST_LINE = 2.0  # seconds until the line that shows that a long run lives
 LINE_SECONDS = 10.0  # from one line about a long evaluation to the next
 # Metrics beside the bar.
 SHOWN = {"episodic_return": ("return", return_text), "kl": ("KL", "{:.2g}".format)}
@@ -50,6 +51,21 @@ def progress_bar(console: Console, unit: str) -> Progress:
     return Progress(*columns, console=console, disable=console.quiet or not has_bar(console))
 
 
+def at_doubling_times() -> Callable[[], bool]:
+    """Returns a function that is true once after 2 seconds, 4, 8, and so on."""
+    started, due = time.perf_counter(), FIRST_LINE
+
+    def lives() -> bool:
+        nonlocal due
+        passed = time.perf_counter() - started
+        if passed < due:
+            return False
+        due = 2 * passed
+        return True
+
+    return lives
+
+
 def with_progress(
     chunks: Iterable[Chunk],
     console: Console,
@@ -66,7 +82,7 @@ def with_progress(
         num_updates: updates in the whole run.
         steps_per_update: environment steps of one seed in one update.
     """
-    printed = 0
+    printed, lives = 0, at_doubling_times()
     latest: dict[str, str] = {}
     with progress_bar(console, "updates") as progress:
         task = progress.add_task("", total=num_updates)
@@ -82,7 +98,7 @@ def with_progress(
             status = "  ".join([*latest.values(), f"{speed:,.0f} steps/s"])
             progress.update(task, completed=update, description=status)
             due = update * PLAIN_LINES // num_updates
-            if not has_bar(console) and due > printed:
+            if not has_bar(console) and (lives() or due > printed):
                 left = chunk.seconds / update * (num_updates - update)
                 console.print(f"update {update:,}/{num_updates:,}  {status}  {left:.0f} s left")
                 printed = due
@@ -115,7 +131,7 @@ def sweep_progress(
     """Gives the function that shows the chunks of a block of runs as they are passed on.
 
     It is `(chunks, runs in the block) -> chunks`. A live bar shows each chunk; where there can be
-    none, a line shows each block.
+    none, a line shows each block, and some show that a long block lives.
 
     Args:
         console: where to; a quiet one shows nothing.
@@ -123,7 +139,7 @@ def sweep_progress(
         num_updates: updates of a run.
         steps_per_update: environment steps of one run in one update.
     """
-    done = 0
+    done, lives = 0, at_doubling_times()
     with progress_bar(console, "runs") as progress:
         task = progress.add_task("", total=num_runs)
 
@@ -137,6 +153,8 @@ def sweep_progress(
                 completed = done + share * num_block_runs
                 progress.update(task, completed=completed, description=status)
                 seconds = chunk.seconds
+                if not has_bar(console) and chunk.last_update < num_updates and lives():
+                    console.print(f"run {completed:,.1f}/{num_runs:,}  {status}")
                 yield chunk
             done += num_block_runs
             if not has_bar(console):

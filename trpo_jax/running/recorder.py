@@ -3,18 +3,29 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Learnt
+from trpo_jax.analysis.returns import running_return
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.checkpoints import NOT_EVALUATED, Checkpoints, Saved
 from trpo_jax.records.logs import Log, Row, csv_log, tensorboard_log, wandb_log
-from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, METRICS, read_description, read_metrics
+from trpo_jax.records.runs import (
+    BROKEN_SEEDS,
+    CHECKPOINTS,
+    EVALUATIONS,
+    METRICS,
+    read_description,
+    read_metrics,
+)
 from trpo_jax.running.evaluation import Played, require_finite_returns
-from trpo_jax.running.loop import Chunk, learnt_by
+from trpo_jax.running.loop import Broken, Chunk, finish, learnt_by
 from trpo_jax.running.plan import RunPlan
 
 BEFORE_THE_FIRST = -1  # number of the update before all rows, also those of update 0
@@ -80,9 +91,9 @@ class Table:
             log.write(rows)
         self._parts.append(columns)
 
-    def columns(self) -> Columns:
-        """Returns all columns, each `[num_seeds, U]`; none before the first part."""
-        names = self._parts[-1] if self._parts else ()
+    def columns(self, *names: str) -> Columns:
+        """Returns columns of these names, or all; each `[num_seeds, U]`, none before any part."""
+        names = (names or self._parts[-1]) if self._parts else ()
         return {name: np.concatenate([x[name] for x in self._parts], axis=1) for name in names}
 
 
@@ -95,6 +106,7 @@ class Recorder:
         seconds: training time of these.
         metrics: of each update.
         evaluations: of the policies during training.
+        broken: the seeds that have stopped, since their numbers are not finite.
     """
 
     def __init__(
@@ -116,6 +128,9 @@ class Recorder:
         """
         self.learnt = learnt
         self.num_updates, self.seconds = (saved.num_updates, saved.seconds) if saved else (0, 0.0)
+        found = saved.description.get(BROKEN_SEEDS, {}) if saved else {}
+        self.broken = {int(seed): Broken(*x) for seed, x in found.items()}
+        self._latest: Chunk | None = None
         self._plan, self._evaluation = plan, evaluation
         self._evaluation_costs: list[float] = []
         kept = (self.num_updates if saved else BEFORE_THE_FIRST) if plan.resumed else None
@@ -144,34 +159,100 @@ class Recorder:
         return Table(before, [*own, *services])
 
     def start(self) -> None:
-        """Evaluates the policies before the first update, if evaluations are asked for."""
-        if self.num_updates == 0:
+        """Evaluates the policies if that is due, and was not done before a stop."""
+        done = self.evaluations.columns("update").get("update")
+        if done is None or self.num_updates not in done[0]:
             self._evaluate()
 
     def take(self, chunk: Chunk) -> None:
-        """Takes a chunk of the run.
+        """Takes a chunk of the run; Ctrl-C waits until its files are written.
 
         Raises:
             StorageFailure: if a file cannot be written.
             EnvironmentFailure: if the environment fails in an evaluation.
         """
+        _, interrupt = finish(partial(self._keep, chunk))
+        if interrupt is not None:
+            raise interrupt
+        score = self._evaluate()
+        if self.checkpoints is not None and self._alive().any():
+            self.checkpoints.offer(chunk, score)
+
+    def _keep(self, chunk: Chunk) -> None:
         per_update = self._plan.algorithm.steps_per_update
         self.metrics.add(chunk_columns(chunk, self._plan.seeds, per_update, self.seconds))
         self.learnt = learnt_by(chunk.state)._replace(actor=chunk.actor)
         self.num_updates, self.seconds = chunk.last_update, chunk.seconds
-        score = self._evaluate()
-        if self.checkpoints is not None:
-            self.checkpoints.offer(chunk, score)
+        self.broken, self._latest = dict(chunk.broken), chunk
+
+    def save_state(self) -> None:
+        """Writes a checkpoint of the latest update, unless there is one or none is wanted.
+
+        Raises:
+            StorageFailure: if it cannot be written.
+        """
+        chunk = self._latest
+        if self.checkpoints is None or chunk is None or not self._alive().any():
+            return
+        arrays = (x for x in jax.tree.leaves(chunk.state) if isinstance(x, jax.Array))
+        if not any(x.is_deleted() for x in arrays):  # as it is after a second Ctrl-C in a chunk
+            self.checkpoints.save(chunk)
+
+    def reached(self, threshold: float) -> bool:
+        """Says whether the return of each seed that has not stopped is at least a threshold.
+
+        It is the mean over its latest training episodes, as `running_return` takes it.
+
+        Raises:
+            ConfigurationError: if the algorithm measures no return.
+        """
+        names = ("episodic_return", "num_episodes")
+        if self._latest is None or not self._latest.metrics.keys() >= set(names):
+            raise ConfigurationError(
+                f"stop_at_return needs the metrics {' and '.join(names)}, and this algorithm does "
+                "not measure them. Leave stop_at_return away, or let the algorithm return them."
+            )
+        columns = self.metrics.columns(*names)
+        latest = running_return(columns["episodic_return"], columns["num_episodes"])[:, -1]
+        return bool((latest[self._alive()] >= threshold).all())
+
+    def _alive(self) -> np.ndarray:
+        return np.array([seed not in self.broken for seed in self._plan.seeds])
+
+    def evaluate(self, number: int = 0, tell: Callable[[str], None] | None = None) -> Played:
+        """Returns what the policies' episodes came to; seeds that have stopped return NaN.
+
+        Args:
+            number: of the evaluation; see `make_evaluation`.
+            tell: takes words about its progress.
+
+        Raises:
+            EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
+        """
+        plan, alive = self._plan, self._alive()
+        seeds, actor = np.array(plan.seeds), self.learnt.actor
+        if plan.env.open is not None:  # where each seed costs
+            seeds, actor = seeds[alive], jax.tree.map(lambda x: x[alive], actor)
+        played = self._evaluation(actor, seeds.tolist(), number, tell)
+        if len(seeds) == len(alive):
+            played = Played(*(x[alive] for x in played))
+        living = [seed for seed in plan.seeds if seed not in self.broken]
+        require_finite_returns(plan.env, living, played.returns)
+        whole = Played(*(np.zeros((len(alive), x.shape[1]), x.dtype) for x in played))
+        for all_seeds, x in zip(whole, played, strict=True):
+            all_seeds[alive] = x
+        whole.returns[~alive] = np.nan
+        return whole
 
     def _evaluate(self) -> float:
         """Returns the mean return over all seeds if they are due, and else `NOT_EVALUATED`."""
         plan = self._plan
-        if not plan.eval_every or self.num_updates % plan.eval_every:
+        due = plan.eval_every and self.num_updates % plan.eval_every == 0
+        if not due or not self._alive().any():
             return NOT_EVALUATED
         started = time.perf_counter()
-        returns, cut = self._evaluation(self.learnt.actor, plan.seeds, self.num_updates)
+        returns, cut = self.evaluate(self.num_updates)
         cost = time.perf_counter() - started
-        require_finite_returns(plan.env, plan.seeds, returns)
         self._evaluation_costs.append(cost)
         scores = returns.mean(axis=1, keepdims=True)
         numbers = {
@@ -181,7 +262,7 @@ class Recorder:
         }
         per_update, seconds = plan.algorithm.steps_per_update, np.array([self.seconds])
         self.evaluations.add(columns_of(plan.seeds, self.num_updates, per_update, seconds, numbers))
-        return float(scores.mean())
+        return float(scores[self._alive()].mean())
 
     def costs(self) -> dict[str, float]:
         """Returns the seconds of this call that were not training, by name."""
@@ -239,17 +320,30 @@ class RunCheckpoints:
         else:
             due = self._every > 0 and chunk.last_update % self._every == 0
         evaluated = evaluation_return > NOT_EVALUATED and self._every != 0
-        if not (due or evaluated):
+        if due or evaluated:
+            self.save(chunk, evaluation_return)
+
+    def save(self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED) -> None:
+        """Writes a checkpoint after a chunk, unless it is there; Ctrl-C waits until that is done.
+
+        Raises:
+            StorageFailure: if it cannot be written; those before stay.
+        """
+        if self.latest == chunk.last_update or self._every == 0:
             return
         started = time.perf_counter()
-        self._opened = self._opened or self._open()
-        self._opened.save(
-            chunk.last_update, chunk.state, chunk.seconds, self._description, evaluation_return
-        )
+        _, interrupt = finish(partial(self._write, chunk, evaluation_return))
         self._expected = time.perf_counter() - started
         self._last_seconds = chunk.seconds
         self.latest = chunk.last_update
         self.cost += self._expected
+        if interrupt is not None:
+            raise interrupt
+
+    def _write(self, chunk: Chunk, evaluation_return: float) -> None:
+        self._opened = self._opened or self._open()
+        about = self._description | ({BROKEN_SEEDS: dict(chunk.broken)} if chunk.broken else {})
+        self._opened.save(chunk.last_update, chunk.state, chunk.seconds, about, evaluation_return)
 
     def close(self) -> None:
         """Releases what Orbax holds."""

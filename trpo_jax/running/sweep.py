@@ -32,9 +32,10 @@ from trpo_jax.running.description import (
     config_to_dict,
     describe_placement,
     provenance,
+    refuse_other_processes,
 )
 from trpo_jax.running.evaluation import make_evaluation
-from trpo_jax.running.loop import choose_chunk
+from trpo_jax.running.loop import most_updates
 from trpo_jax.running.plan import (
     DEFAULT_ENV,
     INTERRUPT,
@@ -56,7 +57,6 @@ from trpo_jax.running.sweep_program import (
 
 MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
 SCORES = ("evaluation", "training")
-CHUNKS = 10  # of a block at the least, as often as the progress is shown
 DPI = 150
 DESCRIPTION, RESULTS, RANKING = "sweep.json", "results.csv", "settings.csv"
 
@@ -252,6 +252,7 @@ def sweep(
     require_two_batches(plan)
     description = describe(plan, score, grid or {}, ranges or {}, random)
     plan = plan._replace(description=description)
+    refuse_other_processes(description, score=score, batch=batch)
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
         return run_sweep(plan, score, console, stack)
@@ -433,12 +434,12 @@ def run_compilation(
     algorithm = module.make(plan.task.env, config)
     num_updates = plan.total_steps // algorithm.steps_per_update
     make = lambda values: module.make(plan.task.env, config.replace(**values))
-    chunk = choose_chunk(num_updates, num_chunks=CHUNKS)
+    room = most_updates(len(pending))
     with console.status("Compiling"):
         if plan.task.env.open is None:
-            program = compile_sweep(make, fields, len(pending), chunk, plan.batch, plan.placement)
+            program = compile_sweep(make, fields, len(pending), room, plan.batch, plan.placement)
         else:  # side by side as in a run: the seeds of one setting
-            program = compile_host_sweep(make, fields, plan.batch or len(plan.seeds), chunk)
+            program = compile_host_sweep(make, fields, plan.batch or len(plan.seeds), room)
     values = ", ".join(f"{name} = {value}" for name, value in compilation.static.items())
     size = program.block_size
     takes = "at a time"

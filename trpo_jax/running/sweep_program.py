@@ -20,7 +20,7 @@ from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.devices import Placement
 from trpo_jax.processes import decided_by_first
 from trpo_jax.running.host_program import compile_host_runs, start_host_runs
-from trpo_jax.running.loop import Chunk, advance_chunks
+from trpo_jax.running.loop import USUAL, Chunk, Pace, advance_chunks
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 
 MEMORY_SHARE = 0.5  # of what is free, that a block may take
@@ -108,7 +108,7 @@ def compile_sweep(
         return Program(
             "",  # names failures of one run, which do not stop a sweep
             runs.init(as_seeds(filled_seeds), columns),
-            lambda state, count: runs.advance(state, columns, count),
+            lambda state, count, alive: runs.advance(state, columns, count, alive),
             filled_seeds,
             updates_per_chunk,
             runs.seconds,
@@ -170,7 +170,11 @@ def _container_limit(folder: Path) -> Iterator[int]:
 
 
 def run_block(
-    program: SweepProgram, seeds: Sequence[int], values: Values, num_updates: int
+    program: SweepProgram,
+    seeds: Sequence[int],
+    values: Values,
+    num_updates: int,
+    pace: Pace = USUAL,
 ) -> Iterator[Chunk]:
     """Runs at most `block_size` runs to their end, yielding after each chunk.
 
@@ -181,10 +185,11 @@ def run_block(
         seeds: of each run, `[R]`.
         values: of each run, `[R]`.
         num_updates: updates in a run.
+        pace: how long chunks are.
     """
     columns = {name: x.astype(np.float32) for name, x in values.items()}
     with closing(program.start(seeds, columns)) as block:
-        yield from advance_chunks(block, num_updates)
+        yield from advance_chunks(block, num_updates, pace=pace)
 
 
 def score_block(chunks: Iterator[Chunk], num_updates: int) -> tuple[Scores, Actor]:

@@ -1,5 +1,6 @@
 """A whole training run by one call: progress, metrics, policies, evaluation, picture, files."""
 
+import shutil
 import sys
 import tempfile
 import time
@@ -34,32 +35,35 @@ from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
 from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
 from trpo_jax.records.policies import learnt_from, save_policy
 from trpo_jax.records.runs import (
+    BROKEN_SEEDS,
     CHECKPOINTS,
     DESCRIPTION,
     EVALUATIONS,
     METRICS,
     POLICY,
     SUMMARY,
+    differing_patches,
     differing_settings,
+    read_description,
     read_metrics,
 )
+from trpo_jax.running.defaults import DEFAULTS_FILE, sources_of
 from trpo_jax.running.description import splits_runs
-from trpo_jax.running.evaluation import (
-    cut_note,
-    evaluation_bound,
-    make_evaluation,
-    require_finite_returns,
-)
+from trpo_jax.running.evaluation import cut_note, evaluation_bound, make_evaluation
 from trpo_jax.running.loop import (
+    AgreedStop,
+    Broken,
     Chunk,
     NonFiniteError,
+    broken_text,
     compile_program,
     learnt_by,
+    most_updates,
     resume_program,
     run_chunks,
     start_from,
 )
-from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, RunPlan, plan_run
+from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, STOP_EVERY, RunPlan, plan_run
 from trpo_jax.running.program import Program
 from trpo_jax.running.progress import (
     evaluation_progress,
@@ -70,7 +74,7 @@ from trpo_jax.running.progress import (
 from trpo_jax.running.recorder import Columns, Recorder
 
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
-CALLBACK = "callback"  # what a run may be stopped by in order, beside INTERRUPT
+CALLBACK, RETURN = "callback", "return"  # what a run may be stopped by in order, beside INTERRUPT
 
 
 class PolicyFailure(StorageFailure):
@@ -103,9 +107,11 @@ class Run(NamedTuple):
         seeds: the seeds.
         metrics: columns of `metrics.csv`, each `[num_seeds, U]`: `seed`, `update`, `env_steps` (of
             one seed) and `seconds` (of training), then every metric of the algorithm, NaN in
-            `episodic_return` and `episode_length` where no episode ended. What a resumed run did
+            `episodic_return` and `episode_length` where no episode ended, and in all of them once
+            a seed has stopped. What a resumed run did
             before comes from the file, which has seven digits. Empty before the first update.
-        evaluation: of the final policies; None if the run was stopped.
+        evaluation: of the final policies, NaN for seeds that stopped, which its summary is without;
+            None if the run was interrupted, or stopped by the callback.
         evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
         learnt: what the seeds have learnt, leading axis `[num_seeds]`, on the host.
         num_updates: updates done.
@@ -113,10 +119,11 @@ class Run(NamedTuple):
         compile_seconds: time spent compiling.
         costs: seconds of evaluations during training and of checkpoints, by name.
         folder: where its files are, if it has files.
-        stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", or the name of an
-            exception; None if it did not.
+        stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", "return" (all seeds
+            reached `stop_at_return`), or the name of an exception; None if it did not.
         title: algorithm and environment in words.
         name: of the algorithm.
+        broken: the seeds that stopped since their numbers were not finite: at which update, why.
     """
 
     env: Environment
@@ -135,6 +142,7 @@ class Run(NamedTuple):
     stopped_by: str | None
     title: str
     name: str
+    broken: dict[int, Broken]
 
     @property
     def actor(self) -> Actor:
@@ -151,7 +159,7 @@ class Run(NamedTuple):
             ConfigurationError: if the run has no such seed.
         """
         if seed is None:
-            best = 0 if self.evaluation is None else int(np.argmax(self.evaluation.per_seed))
+            best = 0 if self.evaluation is None else int(np.nanargmax(self.evaluation.per_seed))
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
@@ -188,6 +196,7 @@ class Run(NamedTuple):
         if self.evaluation is not None:
             parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
+        parts += [f"without seed {seed}" for seed in self.broken]
         return f"<{', '.join(parts)}>"
 
 
@@ -216,6 +225,7 @@ def train(
     schedules: Mapping[str, str | Schedule] | None = None,
     evaluation_steps: int | None = None,
     init_from: str | Path | None = None,
+    stop_at_return: float | None = None,
 ) -> Run:
     """Trains an algorithm on an environment, all seeds side by side, and returns the run.
 
@@ -251,15 +261,17 @@ def train(
         eval_every: evaluate during training too, before the first and after every n-th update; the
             policies with the best mean return are kept as a checkpoint. 0 for never.
         checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
-            more than 3 % of the time if None. Without `out` there are none.
+            more than 3 % of the time if None. Unless it is 0, there is one of the end too, also of
+            a run that stops early. Without `out` there are none.
         keep_checkpoints: how many of the latest checkpoints are kept beside the best one.
         out: folder for the files of the run, new or empty; no file is written if None.
         resume: whether to go on with the unfinished run in `out`, if there is one, as if it had
-            never stopped.
+            never stopped. With a larger `total_steps` it becomes longer, also if it is finished;
+            schedules stay as they were.
         log: further logs in `out`: "tensorboard", "wandb".
         progress: whether to show progress.
-        callback: called with each `Chunk` of updates; the run stops, in order, where it returns
-            something true.
+        callback: called with each `Chunk` of updates, about once a second; the run stops, in
+            order, where it returns something true.
         placement: which devices the run is on, from `trpo_jax.devices`; the default one if None.
         schedules: real-valued hyperparameters that change, by name: a text such as
             "linear:0.02:0.005", or a function of the environment steps that a seed has done, such
@@ -269,14 +281,18 @@ def train(
         init_from: folder of a finished run, or its `policy.msgpack`, to start from: its policies,
             critics and statistics. A seed starts from the same seed, or from the best one where
             there is no such seed.
+        stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
+            this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
+            is looked at after every tenth update.
 
     Returns:
-        The run. Ctrl-C and the callback end it early, with what was done until then.
+        The run. Ctrl-C and the callback end it early, with what was done until then. A seed whose
+        numbers stop being finite stops alone, and is in `broken`.
 
     Raises:
         ConfigurationError: if a setting cannot work, before anything is compiled.
-        NonFiniteError: if the numbers of a run stop being finite. This and all below have what was
-            done until then in their attribute `run`, if there was anything.
+        NonFiniteError: if the numbers of all seeds stop being finite. This and all below have what
+            was done until then in their attribute `run`, if there was anything.
         EnvironmentFailure: if the environment fails.
         StorageFailure: if a file cannot be written.
         PeerFailure: if another process of the run is gone.
@@ -304,6 +320,7 @@ def train(
         schedules=schedules,
         evaluation_steps=evaluation_steps,
         init_from=init_from,
+        stop_at_return=stop_at_return,
     )
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
@@ -345,6 +362,7 @@ def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
         stack.enter_context(locked(plan.folder))
         if plan.resumed:
             found = find_checkpoint(plan)
+            lengthen(plan, found)
             return found and found.num_updates
         create_run_folder(plan.folder)
         write_json(plan.folder / DESCRIPTION, plan.description)
@@ -360,6 +378,30 @@ def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
         return found
     with closing(Checkpoints(plan.folder / CHECKPOINTS, read_only=True)) as checkpoints:
         return checkpoints.read(number)
+
+
+def lengthen(plan: RunPlan, saved: Saved | None) -> None:
+    """Writes down that a run goes on to more steps, if it does; what came of fewer stays beside.
+
+    Raises:
+        ConfigurationError: if a finished run has no checkpoint to go on from.
+    """
+    begun, steps = read_description(plan.folder), plan.description["total_steps"]
+    if steps <= begun["total_steps"]:
+        return
+    summary, policy = plan.folder / SUMMARY, plan.folder / POLICY
+    if summary.is_file():
+        if saved is None:
+            raise ConfigurationError(
+                f"The run in {plan.folder} is finished and has no checkpoint to go on from. Start "
+                "the longer run in another folder."
+            )
+        beside = lambda path: path.with_stem(f"{path.stem}-{begun['total_steps']}")
+        if policy.is_file():
+            shutil.copyfile(policy, beside(policy))
+        summary.rename(beside(summary))
+    changed = {name: plan.description[name] for name in ("total_steps", "command")}
+    write_json(plan.folder / DESCRIPTION, begun | changed)
 
 
 def find_checkpoint(plan: RunPlan) -> Saved | None:
@@ -380,7 +422,8 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
             if isinstance(found, StorageFailure):
                 print(f"warning: {found} It was renamed; the one before is tried.", file=sys.stderr)
                 continue
-            different = differing_settings(plan.description, found.description)
+            longer = {"total_steps": plan.description["total_steps"]}
+            different = differing_settings(plan.description, found.description | longer)
             if different:
                 raise ConfigurationError(
                     f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
@@ -413,9 +456,12 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
     ends = f"{seeds[0]} to {seeds[-1]}" if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{seeds}"
     of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"each of seeds {ends}"
     console.print(f"{plan.title}: {total:,} steps in {plan.num_updates:,} updates, {of_seeds}")
-    if wide := wide_bounds(plan.env):
-        console.print(f"warning: {wide}", soft_wrap=True)
+    for note in plan.notes if is_first() else ():
+        print(f"warning: {note}", file=sys.stderr)
+    if is_first() and (wide := wide_bounds(plan.env)):
+        print(f"warning: {wide}", file=sys.stderr)
     if not plan.resumed:
+        say_defaults(plan, console)
         return
     if saved is None:
         console.print("There is no checkpoint to go on from: it starts again")
@@ -426,16 +472,30 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
             "Environments on the host cannot be stored: their episodes begin anew, and the numbers "
             "are not those of a run that never stopped"
         )
+    patches = differing_patches(plan.description, saved.description)
+    if patches and is_first():
+        print(
+            f"warning: The run goes on with {patches}. Numbers may differ in rounding from those "
+            "of a run that never stopped, and what environments do in detail.",
+            file=sys.stderr,
+        )
     before = saved.description["placement"]
     if before != plan.description["placement"]:
         console.print(f"It ran on {before} before: numbers may differ in rounding")
+
+
+def say_defaults(plan: RunPlan, console: Console) -> None:
+    """Prints whose settings a run has where it says nothing else, if not those of its own name."""
+    sources = sources_of(plan.name, plan.description["env"])
+    if sources and sources != [plan.description["env"]]:
+        console.print(f"Defaults: those of {' and '.join(sources)} in {DEFAULTS_FILE.name}")
 
 
 def compile_plan(plan: RunPlan, saved: Saved | None, tell: Callable[[str], None]) -> Program:
     """Returns the program of a run, in the state of a checkpoint if there is one."""
     num_done = saved.num_updates if saved else 0
     program = compile_program(
-        plan.algorithm, plan.seeds, plan.updates_per_chunk, num_done, plan.placement, tell
+        plan.algorithm, plan.seeds, most_updates(len(plan.seeds)), num_done, plan.placement, tell
     )
     if saved is None and plan.init_from is None:
         return program
@@ -485,29 +545,37 @@ def run_program(
             reason,
             plan.title,
             plan.name,
+            recorder.broken,
         )
         try:
-            stopped = learn(plan, program, recorder, console, callback)
+            try:
+                reason = learn(plan, program, recorder, console, callback)
+                recorder.save_state()
+            except KeyboardInterrupt as interrupt:
+                reason = INTERRUPT
+                if jax.process_count() == 1 or isinstance(interrupt, AgreedStop):
+                    recorder.save_state()
             stack.close()
-            run = unfinished(CALLBACK if stopped else None)
+            run = unfinished(reason)
             write_policy(plan, run)
-            if stopped:
+            if reason in (INTERRUPT, CALLBACK):
                 return run
             program.close()  # or twice as many environments would be open
-            with evaluation_progress(console, "Evaluating") as tell:
-                played = evaluation(run.actor, plan.seeds, tell=tell)
-            require_finite_returns(plan.env, plan.seeds, played.returns)
-        except KeyboardInterrupt:
-            run = unfinished(INTERRUPT)
-            write_policy(plan, run)
-            return run
+            try:
+                with evaluation_progress(console, "Evaluating") as tell:
+                    played = recorder.evaluate(tell=tell)
+            except KeyboardInterrupt:
+                return run._replace(stopped_by=INTERRUPT)
         except Exception as error:
             error.run = unfinished(type(error).__name__)
+            if isinstance(error, EnvironmentFailure) and jax.process_count() == 1:
+                recorder.save_state()
             if not isinstance(error, PolicyFailure):
                 write_policy(plan, error.run, error)
             raise
     scores = played.returns.mean(axis=1)
-    run = run._replace(evaluation=Evaluation(*played, scores, summarize(scores)))
+    summary = summarize(scores[~np.isnan(scores)])
+    run = run._replace(evaluation=Evaluation(*played, scores, summary))
     note = cut_note(played.cut, evaluation_bound(plan.env, plan.evaluation_steps))
     if note:
         console.print(note, soft_wrap=True)
@@ -521,19 +589,34 @@ def learn(
     recorder: Recorder,
     console: Console,
     callback: Callable[[Chunk], Any] | None = None,
-) -> bool:
-    """Runs a program to its end into a recorder; returns whether the callback stopped it."""
+) -> str | None:
+    """Runs a program to its end into a recorder; returns what stopped it before, if anything."""
     recorder.start()
-    chunks = run_chunks(program, plan.num_updates, recorder.num_updates, recorder.seconds)
+    chunks = run_chunks(
+        program,
+        plan.num_updates,
+        recorder.num_updates,
+        recorder.seconds,
+        plan.pace,
+        recorder.broken,
+    )
     per_update = plan.algorithm.steps_per_update
     with closing(
         with_progress(chunks, console, len(plan.seeds), plan.num_updates, per_update)
     ) as displayed:
         for chunk in displayed:
+            new = {seed: x for seed, x in chunk.broken.items() if seed not in recorder.broken}
+            if new:
+                console.print(f"warning: {broken_text(new)}", soft_wrap=True)
             recorder.take(chunk)
             if callback is not None and callback(chunk):
-                return True
-    return False
+                return CALLBACK
+            last, threshold = chunk.last_update, plan.stop_at_return
+            if threshold is None or last == plan.num_updates or last % STOP_EVERY:
+                continue
+            if recorder.reached(threshold):
+                return RETURN
+    return None
 
 
 def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> None:
@@ -546,7 +629,9 @@ def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> Non
     """
     if plan.folder is None or not is_first():
         return
-    scores = None if run.evaluation is None else run.evaluation.per_seed.tolist()
+    scores = None
+    if run.evaluation is not None:  # a seed that has stopped is never the best
+        scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf).tolist()
     save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores)
     try:
         if isinstance(cause, FileGone):  # and the folder may be that of another run by now
@@ -575,7 +660,8 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
     write_policy(plan, run)
     if plan.folder is None or not is_first():
         return
-    total_steps = plan.num_updates * plan.algorithm.steps_per_update
+    total_steps = run.num_updates * plan.algorithm.steps_per_update
+    per_seed = run.evaluation.per_seed
     write_json(
         plan.folder / SUMMARY,
         {
@@ -588,11 +674,13 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
             "training_seconds": run.seconds,
             **{f"{name}_seconds": seconds for name, seconds in run.costs.items()},
             "wall_seconds": wall_seconds,
+            "stopped_by": run.stopped_by,
+            BROKEN_SEEDS: {str(seed): x._asdict() for seed, x in run.broken.items()},
             "evaluation": {
                 "episodes_per_seed": plan.evaluation_episodes,
                 "steps_at_most": evaluation_bound(plan.env, plan.evaluation_steps),
                 "episodes_cut": int(run.evaluation.cut.sum()),
-                "per_seed": run.evaluation.per_seed.tolist(),
+                "per_seed": [None if np.isnan(x) else x for x in per_seed.tolist()],
                 **run.evaluation.summary._asdict(),
             },
         },
