@@ -190,7 +190,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rival", [False, True])
-def test_a_folder_that_is_moved_ends_the_run_and_loses_no_policy(tmp_path, elsewhere, rival):
+def test_a_folder_that_is_moved_ends_the_run_and_loses_no_policy(
+    tmp_path, elsewhere, rival, capsys
+):
     folder = tmp_path / "run"
 
     def callback(chunk):
@@ -199,11 +201,15 @@ def test_a_folder_that_is_moved_ends_the_run_and_loses_no_policy(tmp_path, elsew
             if rival:
                 folder.mkdir()
                 (folder / "metrics.csv").write_text("of another")
+                (folder / "config.json").write_text("{}")
 
     with pytest.raises(StorageFailure, match=r"metrics\.csv is gone .* --resume goes on") as caught:
         again(folder, callback=callback)
     assert caught.value.run.num_updates == 2
-    assert not folder.exists() or [path.name for path in folder.iterdir()] == ["metrics.csv"]
+    found = [path.name for path in folder.glob("*")]
+    assert sorted(found) == (["config.json", "metrics.csv"] if rival else [])
+    assert script.report_failure(caught.value, folder, None) == 1
+    assert capsys.readouterr().err.endswith(f". {folder} holds nothing of this run.\n")
     (path,) = elsewhere.glob("*/policy.msgpack")
     assert str(caught.value).endswith(f"The policies are in {path}")
     assert load_policy(path)(np.zeros(4, np.float32)) in (0, 1)
