@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trpo_jax.errors import ConfigurationError, StorageFailure
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 
 LOCK = ".lock"  # in a folder that a process writes to; it names the process
 
@@ -50,6 +51,18 @@ def make_parents(path: Path) -> None:
         raise ConfigurationError(
             f"The folder {path.parent} cannot be made: {error}. Choose another one with --out."
         ) from error
+
+
+@contextmanager
+def causes_kept(folder: Path | None) -> Iterator[None]:
+    """Writes the stack trace of an environment's own error into a folder, as `error.txt`."""
+    try:
+        yield
+    except EnvironmentFailure as error:
+        if folder is not None and error.__cause__ is not None:
+            lines = traceback.format_exception(error.__cause__)
+            write_whole(folder / "error.txt", "".join(lines))
+        raise
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.files import (
+    causes_kept,
     cell,
     create_run_folder,
     locked,
@@ -256,7 +257,7 @@ def sweep(
     plan = plan._replace(description=description)
     refuse_other_processes(description, score=score, batch=batch)
     console = progress_console(progress and is_first())
-    with ExitStack() as stack:
+    with ExitStack() as stack, causes_kept(plan.folder):
         return run_sweep(plan, score, console, stack)
 
 
