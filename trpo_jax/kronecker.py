@@ -120,7 +120,8 @@ def _inverse_product(
     """Returns the function `x -> (rows^T rows / count + damping I)^-1 x`."""
     if rows.shape[1] > LARGEST_FACTOR:
         return lambda x: x / (mean_eigenvalue + damping)
-    inverse = _inverse(rows.T @ rows / count + damping * jnp.eye(rows.shape[1]))
+    identity = jnp.eye(rows.shape[1], dtype=rows.dtype)
+    inverse = _inverse(rows.T @ rows / count + damping * identity)
     return lambda x: inverse @ x
 
 

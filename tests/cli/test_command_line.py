@@ -19,6 +19,7 @@ from trpo_jax.cli.command_line import (
     call_of,
     config_from,
     step_count,
+    user_errors,
 )
 from trpo_jax.envs.base import Box
 from trpo_jax.running.defaults import DEFAULTS_FILE, defaults_for
@@ -174,3 +175,20 @@ def test_compiled_programs_are_kept_in_the_users_cache_or_where_jax_was_told(nam
         check=True,
     )
     assert output.stdout.strip() == str(tmp_path / (named or "trpo_jax"))
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend 'cuda'\nmore")])
+def test_a_platform_that_is_not_here_is_one_paragraph(error, monkeypatch, capsys):
+    def devices():
+        raise error
+
+    monkeypatch.setattr("jax.devices", devices)
+    with pytest.raises(SystemExit) as stop, user_errors():
+        devices()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: JAX finds no device: JAX_PLATFORMS = ")
+    assert printed.count("\n") == 1
+    monkeypatch.undo()
+    with pytest.raises(type(error)), user_errors():
+        raise error

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import reproduce
 from PIL import Image
+from probes import counter
 
 from trpo_jax import envs
 from trpo_jax.cli import compare, render
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
-from trpo_jax.running.animation import play, write_gif
+from trpo_jax.running.animation import CAPTION, captioned, play, require_room, write_animation
 
 pytestmark = pytest.mark.xdist_group("reproduce")
 
@@ -94,7 +95,8 @@ def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, ca
     out = tmp_path / "new" / "episode.gif"
     arguments = [str(finished / "Pole"), "--steps", "6", "--every", "2", "--out", str(out)]
     assert render.main([*arguments, "--width", "100"]) == 0
-    assert "4 frames" in capsys.readouterr().out
+    assert "in 6 steps, cut there (--steps): " in (said := capsys.readouterr().out)
+    assert "4 frames" in said
     with Image.open(out) as image:
         assert image.size[0] == 100
         assert image.n_frames > 1
@@ -116,22 +118,56 @@ def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
     assert "--every" in capsys.readouterr().err
     for flags, answer in (
         (["--fps", "60"], "--fps 60 is more than the 50"),
-        (["--out", str(tmp_path / "episode.mp4")], "must be a .gif"),
+        (["--out", str(tmp_path / "episode.avi")], "must be a .gif or an .mp4"),
+        (["--width", "100000"], "--width 100,000 is more than the 65,535 pixels"),
+        (["--checkpoint", "best"], "There are no checkpoints in"),
     ):
         with pytest.raises(SystemExit, match="2"):
             render.main([*arguments, *flags])
         assert answer in capsys.readouterr().err
     with pytest.raises(EnvironmentFailure, match=r"Counter-v0 failed: TypeError.*render_mode"):
-        play(envs.make("gym/host_tasks:Counter-v0"), lambda observation: np.zeros(1), 0, 1)
+        play(envs.make("gym/host_tasks:Counter-v0"), lambda observations: np.zeros(1), 0, 1)
     env = envs.make("CartPole-v1")._replace(render=None)
     with pytest.raises(ConfigurationError, match="nothing to draw itself with"):
-        play(env, lambda observation: 0, 0, 1)
+        play(env, lambda observations: [0], 0, 1)
+
+
+def grey_frames(number):
+    frames = [np.full((40, 80, 3), 10 * index, np.uint8) for index in range(number)]
+    return [captioned(frame, 20, 10, "step 3") for frame in frames]
 
 
 def test_a_gif_keeps_shape_and_time(tmp_path):
-    frames = [np.full((40, 80, 3), 10 * index, np.uint8) for index in range(5)]
-    write_gif(tmp_path / "grey.gif", frames, width=20, fps=20)
+    write_animation(tmp_path / "grey.gif", grey_frames(5), fps=20)
     with Image.open(tmp_path / "grey.gif") as image:
-        assert image.size == (20, 10)
+        assert image.size == (20, 10 + CAPTION)
         assert image.n_frames == 5
         assert image.info["duration"] == 50
+
+
+def test_a_video_is_written_too(tmp_path):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    write_animation(tmp_path / "grey.mp4", grey_frames(5), fps=60)
+    assert ffmpeg.count_frames_and_secs(str(tmp_path / "grey.mp4"))[0] == 5
+
+
+def test_pictures_are_drawn_only_where_there_is_room():
+    require_room(10**6, 3, 100, 100)
+    with pytest.raises(ConfigurationError, match=r"3 pictures of 70,000 x 50,000 .*Lower --width"):
+        require_room(10**9, 3, 70_000, 50_000)
+
+
+@pytest.mark.parametrize(("num_steps", "cut"), [(2, True), (3, False), (9, False)])
+def test_an_episode_that_was_cut_is_marked(num_steps, cut, monkeypatch):
+    texts = []
+
+    def noted(*args):
+        texts.append(args[-1])
+        return captioned(*args)
+
+    monkeypatch.setattr("trpo_jax.running.animation.captioned", noted)
+    draw = lambda states: [np.zeros((4, 4, 3), np.uint8) for _ in states]
+    env = counter(time_limit=3)._replace(render=draw)
+    film = play(env, lambda observations: np.zeros(1, int), 0, num_steps, every=2)
+    assert (film.num_steps, film.cut) == (min(num_steps, 3), cut)
+    assert texts == ["step 0", "step 2, cut"] if cut else ["step 0", "step 2", "step 3"]

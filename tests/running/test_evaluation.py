@@ -1,3 +1,4 @@
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,11 +6,23 @@ import pytest
 from probes import counter
 
 from trpo_jax import envs
+from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Categorical, DiagGaussian
+from trpo_jax.envs.gymnasium import environment_seeds
 from trpo_jax.errors import EnvironmentFailure
 from trpo_jax.normalization import init_statistics
-from trpo_jax.running.evaluation import Played, evaluate, make_evaluation, require_finite_returns
+from trpo_jax.records.acting import make_act
+from trpo_jax.running.evaluation import (
+    EVALUATION,
+    HOST_STEPS,
+    Played,
+    cut_note,
+    evaluate,
+    evaluation_bound,
+    make_evaluation,
+    require_finite_returns,
+)
 
 
 def test_each_episode_counts_once_and_is_whole():
@@ -72,3 +85,81 @@ def test_no_two_evaluations_share_a_key(monkeypatch):
     actor = Actor(jnp.zeros(1), jax.vmap(lambda _: init_statistics((1,)))(jnp.zeros(1)))
     found = [evaluation(actor, (3,), number).returns[0].tolist() for number in range(4)]
     assert len({x for keys in found for x in keys}) == 12
+
+
+def constant(choice):
+    actor = Actor(jnp.zeros(1), jax.vmap(lambda _: init_statistics((2,)))(jnp.zeros(1)))
+    logits = lambda observations: jnp.tile(jax.nn.one_hot(choice, 2), (len(observations), 1))
+    return actor, lambda actor, observations: Categorical(logits(observations))
+
+
+def test_episodes_that_are_cut_say_so():
+    actor, policy = constant(0)
+    play = lambda env, **options: make_evaluation(env, policy, 4, **options)(actor, (3,))
+    for env in (counter(terminates_at=9), counter(time_limit=9), counter()):
+        returns, cut = play(env, max_steps=3)
+        np.testing.assert_array_equal(returns, [[30.0] * 4])
+        assert cut.all()
+    for env in (counter(terminates_at=3), counter(time_limit=3)):
+        returns, cut = play(env, max_steps=3)
+        np.testing.assert_array_equal(returns, [[30.0] * 4])
+        assert not cut.any()
+    assert cut_note(cut, 3) is None
+    assert "2 of 4 evaluation episodes were cut after 3 steps" in cut_note(np.arange(4) < 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "max_steps", "length", "is_cut"),
+    [("Counter", None, 5, False), ("Counter", 4, 4, True), ("Short", 3, 3, False)],
+)
+def test_episodes_on_the_host_are_played_by_few_copies(name, max_steps, length, is_cut):
+    env = envs.make(f"gym/host_tasks:{name}-v0")
+    opened = []
+
+    def open(seeds, num_envs, render=False):
+        opened.append(num_envs)
+        return env.open(seeds, num_envs, render)
+
+    actor, policy = constant(1)  # which is 4 for the environment
+    said = []
+    options = {"max_steps": max_steps, "num_envs": 3}
+    evaluation = make_evaluation(env._replace(open=open), policy, 7, **options)
+    returns, cut = evaluation(actor, (0,), tell=said.append)
+    assert opened == [3]
+    np.testing.assert_array_equal(returns, [[4.0 * length] * 7])
+    assert (cut == is_cut).all()
+
+
+def test_what_never_ends_is_bounded_and_shows_how_far_it_is(monkeypatch):
+    monkeypatch.setattr("trpo_jax.running.evaluation.SECONDS", 0.0)
+    env = envs.make("gym/host_tasks:Counter-v0")._replace(time_limit=None)
+    assert evaluation_bound(env, None) == HOST_STEPS
+    actor, policy = constant(0)
+    said = []
+    played = make_evaluation(env, policy, 2, max_steps=4)(actor, (0,), tell=said.append)
+    assert played.cut.all()
+    assert said == [
+        f"seed 0, {2 * (step == 4)} of 2 episodes ended, step {step}" for step in (1, 2, 3, 4)
+    ]
+
+
+def test_an_evaluation_is_what_a_loop_of_the_users_own_gives():
+    env = envs.make("gym/CartPole-v1")
+    algorithm = trpo.make(env, trpo.Config(num_envs=2, num_steps=8, hidden_sizes=(8,)))
+    actor = jax.jit(algorithm.init)(jax.random.key(1)).actor
+    stacked = jax.tree.map(lambda x: x[None], actor)
+    played = make_evaluation(env, algorithm.policy, 4, num_envs=1)(stacked, (3,))
+
+    act = make_act(algorithm.policy, actor, env.name, env.observation, env.action)
+    own = gymnasium.make("CartPole-v1")
+    (seed,) = environment_seeds((EVALUATION, 3), 1)
+    returns = []
+    for _ in range(4):
+        observation, _ = own.reset(seed=seed)
+        seed, done, total = None, False, 0.0
+        while not done:
+            observation, reward, terminated, truncated, _ = own.step(act(observation))
+            done, total = terminated or truncated, total + reward
+        returns.append(total)
+    np.testing.assert_array_equal(played.returns, [returns])
+    assert len(set(returns)) > 1

@@ -19,7 +19,12 @@ from platformdirs import user_cache_dir
 
 from trpo_jax import algorithms, envs
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.running.plan import choose_seeds, require_at_least
+from trpo_jax.running.plan import (
+    MOST_RUNS,
+    choose_seeds,
+    require_at_least,
+    require_at_most,
+)
 
 MAX_STEPS = 10**15  # whole numbers that a float holds exactly, and some centuries of stepping
 
@@ -110,6 +115,26 @@ def user_errors(*failures: type[Exception]) -> Iterator[None]:
     except (ConfigurationError, *failures) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigurationError) else 1) from None
+    except (RuntimeError, AssertionError):
+        missing = missing_platform()
+        if missing is None:
+            raise
+        print(f"error: {missing}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def missing_platform() -> str | None:
+    """Returns what is wrong if JAX finds no device at all, or else None."""
+    try:
+        jax.devices()
+        return None
+    except (RuntimeError, AssertionError) as error:
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        return (
+            f"JAX finds no device: JAX_PLATFORMS = {jax.config.jax_platforms} allows platforms "
+            f"that are not here{reason}. Unset that variable to take what is here, or install JAX "
+            "for the platform, such as the extra cuda13 for a GPU."
+        )
 
 
 def add_name_flags(parser: argparse._ActionsContainer) -> None:
@@ -180,6 +205,7 @@ def seed_range(first: int, count: int) -> tuple[int, ...]:
         ConfigurationError: if one of them is no seed.
     """
     require_at_least(num_seeds=(count, 1))
+    require_at_most(num_seeds=(count, MOST_RUNS))
     return choose_seeds(range(first, first + count))
 
 

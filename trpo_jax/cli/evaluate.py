@@ -22,7 +22,7 @@ from trpo_jax.cli.environment_flags import (
 )
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents, write_json
-from trpo_jax.records.policies import read_policies
+from trpo_jax.records.policies import read_policies, with_origin
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.evaluation import (
     cut_note,
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description = read_description(args.folder, "env", "algorithm", "config", "seeds")
         env = make_stored(description, args)
         stored = read_policies(args.folder, env, checkpoint=args.checkpoint)
-        env = env._replace(observation=stored.observation)
+        env = with_origin(env, stored.observation)
         make_parents(out)
         cache_compilations()
         played = {}

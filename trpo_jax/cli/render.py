@@ -1,10 +1,14 @@
-"""Plays one episode with the policy of a finished run, and writes it as a GIF."""
+"""Plays one episode with a policy of a run, and writes it as a GIF or an MP4."""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 # No screen or loudspeaker is needed; a user's own settings come first.
 HEADLESS = {"SDL_VIDEODRIVER": "offscreen", "SDL_AUDIODRIVER": "dummy"}
@@ -19,9 +23,9 @@ from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, 
 from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents
-from trpo_jax.records.policies import load_policy
+from trpo_jax.records.policies import load_policy, with_origin
 from trpo_jax.records.runs import read_description
-from trpo_jax.running.animation import MAX_FPS, play, write_gif
+from trpo_jax.running.animation import MAX_FPS, MAX_SIDE, play, require_video, write_animation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,26 +33,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(EnvironmentFailure, StorageFailure):
         args = build_parser().parse_args(argv)
-        env = make_stored(read_description(args.folder, "env"), args, processes=False)
-        act = load_policy(args.folder / "policy.msgpack", args.seed, env)
         if min(args.steps, args.every, args.fps, args.width) <= 0:
             raise ConfigurationError("--steps, --every, --fps and --width must be more than 0.")
-        if args.fps > MAX_FPS:
+        checkpoint = f"-{args.checkpoint}" if args.checkpoint else ""
+        out = args.out or args.folder / f"episode{checkpoint}.gif"
+        if out.suffix not in MAX_SIDE:
+            raise ConfigurationError(f"--out {out} must be a .gif or an .mp4.")
+        if out.suffix == ".gif" and args.fps > MAX_FPS:
             raise ConfigurationError(
                 f"--fps {args.fps:g} is more than the {MAX_FPS} that a GIF can play."
             )
-        out = args.out or args.folder / "episode.gif"
-        if out.suffix != ".gif":
-            raise ConfigurationError(f"--out {out} must be a .gif.")
+        if args.width > MAX_SIDE[out.suffix]:
+            raise ConfigurationError(
+                f"--width {args.width:,} is more than the {MAX_SIDE[out.suffix]:,} pixels that a "
+                f"{out.suffix} can hold."
+            )
         if out.exists():
             raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
-        make_parents(out)
-        cache_compilations()
-        frames, total_reward = play(env, act, args.episode, args.steps, args.every)
-        write_gif(out, frames, width=args.width, fps=args.fps)
+        if out.suffix == ".mp4":
+            require_video()
+        with libraries_quiet():
+            env = make_stored(read_description(args.folder), args, processes=False)
+            act = load_policy(args.folder, args.seed, env, checkpoint=args.checkpoint)
+            env = with_origin(env, act.observation)
+            make_parents(out)
+            cache_compilations()
+            choose = partial(act.choose, act.actor)
+            film = play(env, choose, args.episode, args.steps, args.every, args.width)
+            write_animation(out, film.images, args.fps)
     size = out.stat().st_size / 1000
-    console.print(f"Return {total_reward:.1f} in {len(frames)} frames: {out} ({size:,.0f} kB)")
+    cut = ", cut there (--steps)" if film.cut else ""
+    console.print(
+        f"Return {film.total_reward:.1f} in {film.num_steps:,} steps{cut}: "
+        f"{out} ({len(film.images):,} frames, {size:,.0f} kB)"
+    )
     return 0
+
+
+@contextmanager
+def libraries_quiet() -> Iterator[None]:
+    """Keeps to itself what libraries of sound and graphics say, unless something fails."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with TemporaryFile() as said, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except (ConfigurationError, StorageFailure):
+            raise
+        except BaseException:
+            said.seek(0)
+            os.write(shown, said.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +99,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("folder", type=Path, help="of a run")
     help_text = "whose policy (default: that with the best evaluation)"
     add("--seed", type=int, metavar="N", help=help_text)
+    help_text = (
+        "play a policy of a checkpoint in place of the final one: best (by the evaluations during "
+        "training), latest, or the number of its update"
+    )
+    add("--checkpoint", metavar="WHICH", help=help_text)
     help_text = "another environment with the same observations and actions"
     add("--env", metavar="NAME", help=help_text)
     add_environment_flags(parser)
@@ -68,6 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--every", type=int, default=1, metavar="N", help=help_text)
     add("--fps", type=float, default=30, metavar="X", help="frames a second (default: 30)")
     add("--width", type=int, default=320, metavar="N", help="in pixels (default: 320)")
-    help_text = "the file, a new one (default: episode.gif in the folder)"
+    help_text = (
+        "the file, a new one, .gif or .mp4 (default: episode.gif in the folder, or "
+        "episode-WHICH.gif of a checkpoint)"
+    )
     add("--out", type=Path, metavar="FILE", help=help_text)
     return parser

@@ -17,7 +17,7 @@ EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
 # Of a description: what may differ when a run goes on.
 BROKEN_SEEDS = "broken_seeds"
-FREE = ("command", "device", "placement", "policy", "started", "env_timeout", "origin")
+FREE = ("command", "device", "placement", "policy", "started", "env_timeout")
 FREE += ("stop_at_return", BROKEN_SEEDS)
 # Of what kind the values in the JSON files of a run or a sweep are, where they are there.
 KINDS = {
@@ -25,6 +25,8 @@ KINDS = {
     **dict.fromkeys(("seed", "num_seeds", "total_steps", "evaluation_episodes"), int),
     **dict.fromkeys(("config", "versions", "device", "evaluation"), dict),
     **{"command": list[str] | NoneType, "seeds": list[int], "env_processes": bool | NoneType},
+    **dict.fromkeys(("max_kl", "entropy_coef", "uncertainty_exponent"), float | int),
+    "decay_steps": int,
     **{"wall_seconds": float | int, "episodes_per_seed": int},
     **{"per_seed": list[float | int | NoneType]},
 }
@@ -85,17 +87,17 @@ def read_run(
     for name in (DESCRIPTION, METRICS):
         if not (folder / name).is_file():
             raise ConfigurationError(f"{folder} is no folder of a run: there is no {name} in it.")
-    description = read_description(folder)
+    description = read_description(folder, *described)
     metrics = read_metrics(folder / METRICS, description.get("seeds"))
     if not metrics:
         raise NoUpdateError(f"The run in {folder} has not finished an update yet.")
-    missing = [name for name in described if name not in description]
-    missing += [name for name in measured if name not in metrics]
+    missing = [name for name in measured if name not in metrics]
     if missing:
         raise ConfigurationError(
-            f"The run in {folder} cannot be used, since it does not say its {', '.join(missing)}, "
-            "as a run of trpo_jax does."
+            f"The run in {folder} cannot be used, since its {METRICS} has no column "
+            f"{', '.join(missing)}."
         )
+    require_kinds(folder / DESCRIPTION, description.get("config", {}), ())
     return StoredRun(folder, description, metrics)
 
 
@@ -212,7 +214,8 @@ def _patches(asked: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[st
 
 def _flat_settings(description: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: x for name, x in description.items() if name not in FREE}
-    return {**chosen.pop("config", {}), **chosen.pop("versions", {}), **chosen}
+    parts = (chosen.pop(name, {}) for name in ("config", "versions", "jax"))
+    return {name: x for part in parts for name, x in part.items()} | chosen
 
 
 def read_metrics(path: Path, seeds: Sequence[int] | None = None) -> dict[str, np.ndarray]:

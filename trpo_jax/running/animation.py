@@ -1,46 +1,70 @@
-"""A policy at work: the frames of one episode, and a GIF of them."""
+"""A policy at work: the frames of one episode, and a GIF or a video of them."""
 
 import io
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Num
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from trpo_jax.envs.base import Environment, StepResult
+from trpo_jax.envs.observations import centre
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.host_rollout import failures_named
+from trpo_jax.installing import how_to_install
 from trpo_jax.records.files import write_whole
+from trpo_jax.running.sweep_program import free_bytes
 
 COLORS = 64  # of a GIF: half the size of all 256, and hardly to be told from them
-MAX_FPS = 50  # frames that follow closer are shown at a tenth of a second by browsers
+MAX_FPS = 50  # of a GIF: frames that follow closer are shown at a tenth of a second by browsers
+MAX_SIDE = {".gif": 65_535, ".mp4": 16_384}  # pixels that the formats can hold
+CAPTION = 16  # pixels below the picture
+PIXEL_BYTES = 8  # of a picture in memory, and of what is made of it
+
+
+class Film(NamedTuple):
+    """An episode as it is shown.
+
+    Attributes:
+        images: a picture every few steps, the first from before the first step, with captions.
+        num_steps: steps of the episode.
+        total_reward: the rewards of these steps together.
+        cut: whether the episode would have gone on.
+    """
+
+    images: list[Image.Image]
+    num_steps: int
+    total_reward: float
+    cut: bool
 
 
 def play(
     env: Environment,
-    act: Callable[[Num[Array, "..."]], Num[Array, "..."]],
+    choose: Callable[[Num[Array | np.ndarray, "1 ..."]], Num[Array, "1 ..."]],
     seed: int,
     num_steps: int,
     every: int = 1,
-) -> tuple[list[np.ndarray], float]:
-    """Returns frames of an episode, and the rewards of its steps together.
+    width: int = 320,
+) -> Film:
+    """Plays an episode and draws it; a caption counts the steps, and marks an episode that was cut.
 
     Args:
         env: the environment.
-        act: `observation -> action`, as the environment shows and takes them.
+        choose: `observations [1, ...] -> actions [1, ...]`, as networks see them and as the
+            environment takes them.
         seed: decides the episode.
         num_steps: steps of it at the most.
-        every: steps from one frame to the next.
-
-    Returns:
-        Frames `[H, W, 3]` of bytes, the first from before the first step, and the return.
+        every: steps from one frame to the next; the last step has one, too.
+        width: of the pictures, in pixels.
 
     Raises:
-        ConfigurationError: if the environment cannot be drawn.
+        ConfigurationError: if the environment cannot be drawn, or the pictures would need more
+            memory than there is.
         EnvironmentFailure: if it runs on the host and fails, or cannot draw itself.
     """
     if env.open is None and env.render is None:
@@ -48,57 +72,98 @@ def play(
             f"Environment {env.name!r} has nothing to draw itself with. Those of gymnax, Brax, "
             "Playground, Gymnasium and EnvPool have."
         )
+    draw_later = env.render is not None  # all at once
+    room = free_bytes(jax.local_devices(backend="cpu")[0])
+    views: list[Any] = []
+    total_reward, done = 0.0, False
+
+    def picture(frame: Any, step: int, last: bool) -> Image.Image:
+        frame = np.asarray(frame)
+        height = max(1, round(frame.shape[0] * width / frame.shape[1]))
+        require_room(room, len(views) + 1, width, height + CAPTION)
+        text = f"step {step:,}" + (", cut" if last and not done else "")
+        return captioned(frame, width, height, text)
+
     episode = _on_device if env.open is None else _on_host
-    views, rewards = [], []
-    for index, (view, reward) in enumerate(episode(env, act, seed, num_steps)):
-        rewards.append(reward)
-        if index % every == 0:
-            views.append(view())
-    with failures_named(env):
-        frames = views if env.render is None else env.render(views)
-    return [np.asarray(frame) for frame in frames], float(np.sum(rewards))
+    for step, (view, reward, done) in enumerate(episode(env, choose, seed, num_steps)):
+        total_reward += reward
+        last = done or step == num_steps
+        if step % every == 0 or last:
+            views.append((view() if draw_later else picture(view(), step, last), step, last))
+    if draw_later:
+        with failures_named(env):
+            frames = env.render([view for view, _, _ in views])
+        pairs = zip(frames, views, strict=True)
+        views = [(picture(frame, *place), *place) for frame, (_, *place) in pairs]
+    return Film([image for image, _, _ in views], step, total_reward, not done)
 
 
-def _on_device(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float]]:
+def _on_device(env, choose, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
     reset_key, run_key = jax.random.split(jax.random.key(seed))
     step = jax.jit(env.step)
     state, observation = jax.jit(env.reset)(reset_key)
-    yield lambda: state, 0.0
-    for t in range(min(num_steps, env.time_limit or num_steps)):
-        state, result = step(jax.random.fold_in(run_key, t), state, act(observation))
-        yield lambda state=state: state, float(result.reward)
-        if result.terminated or result.truncated:
+    yield lambda: state, 0.0, False
+    for t in range(num_steps):
+        action = choose(observation[None])[0]
+        state, result = step(jax.random.fold_in(run_key, t), state, action)
+        done = bool(result.terminated | result.truncated) or t + 1 == env.time_limit
+        yield lambda state=state: state, float(result.reward), done
+        if done:
             break
         observation = result.observation
 
 
-def _on_host(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], np.ndarray], float]]:
+def _on_host(env, choose, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
     with failures_named(env), closing(env.open(seed, 1, render=True)) as pool:
         draw = lambda: pool.render()[0]
         observations = pool.reset(np.ones(1, bool))
-        yield draw, 0.0
-        for _ in range(num_steps):
-            result: StepResult = pool.step(np.asarray(act(observations)))
-            yield draw, float(result.reward[0])
-            if result.terminated[0] or result.truncated[0]:
+        yield draw, 0.0, False
+        for t in range(num_steps):
+            actions = choose(centre(env.observation, observations))
+            result: StepResult = pool.step(np.asarray(actions))
+            done = bool(result.terminated[0] | result.truncated[0]) or t + 1 == env.time_limit
+            yield draw, float(result.reward[0]), done
+            if done:
                 break
             observations = result.observation
 
 
-def write_gif(path: Path, frames: Sequence[np.ndarray], *, width: int, fps: float | int) -> None:
-    """Writes an animation that repeats for ever; a frame that repeats the one before costs nothing.
+def require_room(room: int, number: int, width: int, height: int) -> None:
+    """Raises a ConfigurationError if pictures need more bytes than there is room for."""
+    size = number * width * height * PIXEL_BYTES
+    if size > room:
+        raise ConfigurationError(
+            f"{number:,} pictures of {width:,} x {height:,} pixels need {size / 1e9:,.1f} GB, and "
+            f"{room / 1e9:,.1f} GB are free. Lower --width, or show fewer steps with --every or "
+            "--steps."
+        )
+
+
+def captioned(frame: np.ndarray, width: int, height: int, text: str) -> Image.Image:
+    """Returns a frame `[H, W, 3]` scaled to a size, with a line of text below."""
+    image = Image.new("RGB", (width, height + CAPTION))
+    image.paste(Image.fromarray(frame).resize((width, height)))
+    font = ImageFont.load_default(CAPTION - 4)
+    ImageDraw.Draw(image).text((4, height), text, "white", font)
+    return image
+
+
+def write_animation(path: Path, images: Sequence[Image.Image], fps: float | int) -> None:
+    """Writes pictures as a GIF or as an MP4, as the suffix of the file says.
 
     Args:
         path: the file.
-        frames: `[H, W, 3]` of bytes.
-        width: in pixels; frames are scaled to it.
-        fps: frames per second, at most `MAX_FPS`.
+        images: of one size.
+        fps: frames per second; at most `MAX_FPS` in a GIF.
 
     Raises:
         StorageFailure: if it cannot be written.
     """
-    height = round(frames[0].shape[0] * width / frames[0].shape[1])
-    images = [Image.fromarray(frame).resize((width, height)) for frame in frames]
+    write_whole(path, _mp4(images, fps) if path.suffix == ".mp4" else _gif(images, fps))
+
+
+def _gif(images: Sequence[Image.Image], fps: float | int) -> bytes:
+    """Returns a GIF that repeats for ever; a part that repeats the frame before costs nothing."""
     # One palette for all, of as many frames as show whatever comes up: colours do not flicker.
     sample = np.concatenate([np.asarray(image) for image in images[:: len(images) // 8 + 1]])
     palette = Image.fromarray(sample).quantize(COLORS)
@@ -106,4 +171,29 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], *, width: int, fps: floa
     first, *rest = images
     content = io.BytesIO()
     first.save(content, "gif", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
-    write_whole(path, content.getvalue())
+    return content.getvalue()
+
+
+def require_video() -> None:
+    """Raises a ConfigurationError that names the extra if there is nothing to write an MP4 with."""
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            "An .mp4 needs the package imageio-ffmpeg, and a .gif needs nothing more. Install it "
+            f"with: {how_to_install('video')}"
+        ) from error
+
+
+def _mp4(images: Sequence[Image.Image], fps: float | int) -> bytes:
+    import imageio_ffmpeg
+
+    size = [side // 2 * 2 for side in images[0].size]  # the format knows even ones only
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "episode.mp4")
+        writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=1)
+        writer.send(None)
+        for image in images:
+            writer.send(np.ascontiguousarray(np.asarray(image)[: size[1], : size[0]]))
+        writer.close()
+        return path.read_bytes()

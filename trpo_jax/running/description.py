@@ -17,6 +17,9 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import exchange
 from trpo_jax.records.runs import differing_settings
 
+JAX_SETTINGS = ("default_prng_impl", "threefry_partitionable", "enable_x64")
+JAX_SETTINGS += ("default_matmul_precision",)
+
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Returns the fields of a config by name; nothing of what is no dataclass."""
@@ -48,6 +51,8 @@ def provenance(env: str) -> dict[str, Any]:
             # Not every environment of a suite needs all packages of the suite.
             **{name: version(name) for name in packages if any(distributions(name=name))},
         },
+        # They change numbers, random ones among them.
+        "jax": {name: getattr(jax.config, f"jax_{name}") for name in JAX_SETTINGS},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }

@@ -3,7 +3,7 @@
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +23,14 @@ from trpo_jax.algorithms.schedules import (
     scheduled,
     started,
 )
+from trpo_jax.algorithms.unused import unused_fields
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
-from trpo_jax.records.policies import describe_policy, learnt_from
+from trpo_jax.records.policies import describe_policy, learnt_from, stored_observation, with_origin
 from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
@@ -53,6 +54,8 @@ DEFAULT_ENV = "CartPole-v1"
 INTERRUPT = "interrupt"  # Ctrl-C, as what stopped a run or a sweep
 OWN = "own"  # name of an algorithm that comes without a module
 MOST_SEEDS = 2**32
+MOST_RUNS = 10**6  # side by side: their list alone would fill a memory
+MOST = 2**31 - 1  # of what a compiled program counts
 STOP_EVERY = 10  # updates between two looks at the return that a run may stop at
 
 
@@ -103,6 +106,7 @@ class RunPlan(NamedTuple):
         evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
         init_from: the run whose policies, critics and statistics it starts from, if any.
         stop_at_return: that ends the run when every seed has reached it; None for none.
+        notes: what was asked for without effect, a sentence each.
     """
 
     env: Environment
@@ -123,6 +127,7 @@ class RunPlan(NamedTuple):
     evaluation_steps: int | None
     init_from: Path | None
     stop_at_return: float | None
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -227,6 +232,7 @@ def choose_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """
     if isinstance(seeds, int | np.integer):
         require_at_least(seeds=(seeds, 1))
+        require_at_most(seeds=(seeds, MOST_RUNS))
         seeds = range(seeds)
     chosen = tuple(int(seed) for seed in seeds)
     wrong = [seed for seed in chosen if not 0 <= seed < MOST_SEEDS]
@@ -242,6 +248,13 @@ def require_at_least(**numbers: tuple[int | None, int]) -> None:
     for name, (number, low) in numbers.items():
         if number is not None and number < low:
             raise ConfigurationError(f"{name} = {number} must be at least {low}.")
+
+
+def require_at_most(**numbers: tuple[int, int]) -> None:
+    """Raises a ConfigurationError for the first `name=(number, high)` whose number is too large."""
+    for name, (number, high) in numbers.items():
+        if number > high:
+            raise ConfigurationError(f"{name} = {number:,} must be at most {high:,}.")
 
 
 def require_on_device(env: Environment, what: str) -> None:
@@ -302,6 +315,7 @@ def plan_run(
         made = algorithm._replace(env=env)
     else:
         task = choose_task(env, config, algorithm, tuned_for, options)
+        task = task._replace(env=_seen_as_before(task.env, out if resume else None, init_from))
         own = {} if agent is None else {"agent": agent}
         task = task._replace(named=task.named and agent is None)
         make = partial(task.module.make, task.env, **own)
@@ -330,6 +344,9 @@ def plan_run(
         evaluation_steps=(evaluation_steps, 1),
     )
     num_updates = chosen["total_steps"] // made.steps_per_update
+    require_at_most(
+        evaluation_episodes=(chosen["evaluation_episodes"], MOST), updates=(num_updates, MOST)
+    )
     curves, described = {}, {}
     if schedules:
         if task.module is None:
@@ -371,7 +388,6 @@ def plan_run(
             "num_seeds": len(seed_list),
             **chosen,
             **task.options.described(),
-            **origin_of(made.env),
             "config": config_to_dict(task.config),
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),
@@ -382,9 +398,7 @@ def plan_run(
     refuse_other_processes(description, log=log, keep=keep_checkpoints, resume=resume)
     resumed = begun is not None
     if resumed:
-        found = _refuse_to_resume(folder, description)
-        made = made._replace(env=with_origin(made.env, found))
-        description |= origin_of(made.env)
+        _refuse_to_resume(folder, description)
     elif init_from is not None:
         learnt_from(init_from, made, chosen["seeds"])
     return RunPlan(
@@ -406,6 +420,7 @@ def plan_run(
         evaluation_steps,
         None if init_from is None else Path(init_from),
         stop_at_return,
+        tuple(without_effect(task, curves)),
     )
 
 
@@ -413,6 +428,16 @@ def _begun(folder: Path) -> int | None:
     """Returns the steps that the run in a folder was to have; None if there is no run."""
     there = (folder / DESCRIPTION).is_file()
     return read_description(folder, "total_steps")["total_steps"] if there else None
+
+
+def without_effect(task: Task, schedules: Iterable[str] = ()) -> Iterator[str]:
+    """Yields a sentence for each hyperparameter that was chosen, and has no effect."""
+    if task.module is None:
+        return
+    own, tuned, chosen = map(config_to_dict, (task.module.Config(), task.tuned.config, task.config))
+    for name, reason in unused_fields(task.env, task.config):
+        if name in schedules or (name in chosen and chosen[name] not in (own[name], tuned[name])):
+            yield f"{name} = {chosen[name]} has no effect: {reason}."
 
 
 def _command(
@@ -437,31 +462,25 @@ def _command(
     return command + [f"--schedule={name}={text}" for name, text in schedules.items()]
 
 
-def origin_of(env: Environment) -> dict[str, Any]:
-    """Returns what `config.json` says of the origin of observations, if there is one."""
-    origin = env.observation.origin
-    return {} if origin is None else {"origin": origin.tolist()}
+def _seen_as_before(
+    env: Environment, resumed: str | Path | None, init_from: str | Path | None
+) -> Environment:
+    """Returns an environment on the host whose observations have the origin that networks know.
 
-
-def with_origin(env: Environment, description: dict[str, Any]) -> Environment:
-    """Returns an environment whose observations have the origin of a stored run.
-
-    That of an environment which shows the time, for instance, is another whenever it is made.
+    It is measured when an environment is made, and need not come out the same another time.
     """
-    origin = env.observation.origin
-    if origin is None or "origin" not in description:
-        return env
-    origin = np.array(description["origin"], origin.dtype)
-    return env._replace(observation=env.observation._replace(origin=origin))
+    shown = None
+    if env.open is not None and resumed is not None and Path(resumed, DESCRIPTION).is_file():
+        shown = stored_observation(read_description(Path(resumed)))
+    elif env.open is not None and init_from is not None:
+        shown = stored_observation(init_from)
+    return env if shown is None else with_origin(env, shown)
 
 
-def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """Returns the description of the run that is to go on.
+def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
+    """Raises a ConfigurationError if a run is finished, or was started with other settings.
 
     It may go on to more steps than it was started with, also if it is finished.
-
-    Raises:
-        ConfigurationError: if the run has no more to do, or was started with other settings.
     """
     found = read_description(folder, "command", "config", "versions", "total_steps")
     asked, begun = description["total_steps"], found["total_steps"]
@@ -481,4 +500,3 @@ def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> dict[str, An
             "settings away, and install those versions (python3 -m uv run --with jax==... for "
             f"instance). Only the last part of a version may differ. To start anew, {anew}"
         )
-    return found

@@ -1,0 +1,60 @@
+import jax
+import pytest
+
+from trpo_jax.algorithms import npg, trpo, ua_trpo
+from trpo_jax.records.runs import differing_settings
+from trpo_jax.running.plan import plan_run
+
+RUN = {"seeds": 1, "total_steps": 4096}
+
+
+@pytest.mark.parametrize(
+    ("env", "config", "expected"),
+    [
+        ("CartPole-v1", trpo.Config(), []),
+        ("CartPole-v1", trpo.Config(log_std_init=-1.0), ["log_std_init = -1.0"]),
+        ("CartPole-v1", trpo.Config(state_dependent_std=True), ["state_dependent_std = True"]),
+        ("Pendulum-v1", trpo.Config(log_std_init=-1.0), []),
+        ("Pendulum-v1", trpo.Config(ou_rho=0.7), ["ou_rho = 0.7"]),
+        ("Pendulum-v1", trpo.Config(ou_rho=0.7, exploration="ou"), []),
+        ("Pendulum-v1", ua_trpo.Config(color_beta=1.0), ["color_beta = 1.0"]),
+        ("CartPole-v1", trpo.Config(critic_max_change=0.2), ["critic_max_change = 0.2"]),
+        (
+            "CartPole-v1",
+            trpo.Config(gae_critic="trust_region", critic_lr=0.1, critic_epochs=3),
+            ["critic_lr = 0.1", "critic_epochs = 3"],
+        ),
+        ("CartPole-v1", npg.Config(step_size=0.3), ["step_size = 0.3"]),
+        ("CartPole-v1", npg.Config(normalized_step=False, max_kl=0.3), ["max_kl = 0.3"]),
+        (
+            "CartPole-v1",
+            trpo.Config(line_search_steps=1, line_search_shrink=0.5),
+            ["line_search_shrink = 0.5"],
+        ),
+    ],
+)
+def test_what_was_chosen_without_effect_is_said(env, config, expected):
+    notes = plan_run(env, config, **RUN).notes
+    assert [note.split(" has no effect: ")[0] for note in notes] == expected
+
+
+def test_a_schedule_without_effect_is_said_too():
+    schedules = {"ou_rho": "linear:0.5:0.1"}
+    (note,) = plan_run("Pendulum-v1", trpo.Config(), **RUN, schedules=schedules).notes
+    assert note == "ou_rho = 0.5 has no effect: exploration is white, not ou."
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("jax_threefry_partitionable", False), ("jax_default_prng_impl", "rbg")]
+)
+def test_what_jax_draws_random_numbers_by_is_described_and_compared(name, value):
+    usual = plan_run("CartPole-v1", **RUN).description
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        other = plan_run("CartPole-v1", **RUN).description
+    finally:
+        jax.config.update(name, before)
+    short = name.removeprefix("jax_")
+    assert differing_settings(other, usual) == f"{short} = {before!r}, not {value!r}"
+    assert not differing_settings(usual, usual)

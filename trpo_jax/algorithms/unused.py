@@ -1,0 +1,35 @@
+"""Hyperparameters without effect: another one, or the environment, leaves them no part."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from trpo_jax.envs.base import Box, Environment
+
+OF_ANOTHER_CHOICE = {  # fields: (the field that decides, its value)
+    ("ou_rho",): ("exploration", "ou"),
+    ("color_beta",): ("exploration", "colored"),
+    ("critic_lr", "critic_epochs", "critic_minibatches"): ("gae_critic", "adam"),
+    ("critic_max_change",): ("gae_critic", "trust_region"),
+    ("step_size",): ("normalized_step", False),
+    ("max_kl", "max_kl_per_dimension", "damped_scaling"): ("normalized_step", True),
+}
+
+
+def unused_fields(env: Environment, config: Any) -> Iterator[tuple[str, str]]:
+    """Yields the name of each field of a config that has no effect, and why.
+
+    Args:
+        env: the environment.
+        config: of an algorithm; fields that it does not have are of no concern.
+    """
+    if not isinstance(env.action, Box):
+        reason = f"the actions of {env.name} are not continuous"
+        yield from ((name, reason) for name in ("log_std_init", "state_dependent_std"))
+    if env.action.size == 1:
+        yield "max_kl_per_dimension", f"the actions of {env.name} have one component"
+    for names, (decisive, value) in OF_ANOTHER_CHOICE.items():
+        found = getattr(config, decisive, value)
+        if found != value:
+            yield from ((name, f"{decisive} is {found}, not {value}") for name in names)
+    if getattr(config, "line_search_steps", 2) == 1:
+        yield "line_search_shrink", "line_search_steps is 1"
