@@ -1,6 +1,5 @@
 """The command `trpo-jax`: hands its arguments on to one of the commands of this folder."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -67,11 +66,10 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
     Args:
         load: imports the script, and returns the function that runs it and returns its exit code.
     """
+    outlive_readers()
     received: list[int] = []
 
     def interrupt(number, _):
-        if number == getattr(signal, "SIGHUP", None):
-            leave_terminal()
         if not received:  # a terminal that closes may send it twice
             received.append(number)
             raise KeyboardInterrupt
@@ -91,10 +89,3 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-
-
-def leave_terminal() -> None:
-    """Lets what is still printed go nowhere, if it went to a terminal that has gone."""
-    for number in (1, 2):
-        if os.isatty(number):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
