@@ -339,7 +339,8 @@ def train(
         except EnvironmentFailure as error:
             if plan.folder is not None and error.__cause__ is not None:  # for its author
                 lines = traceback.format_exception(error.__cause__)
-                write_whole(plan.folder / "error.txt", "".join(lines))
+                with suppress(StorageFailure):  # the error itself says more
+                    write_whole(plan.folder / "error.txt", "".join(lines))
             raise
 
 
