@@ -64,6 +64,10 @@ class Unpromised(ValueError):
     """What an environment returned, in words, and what its space promises in its place."""
 
 
+class MemoryFailure(RuntimeError):
+    """Something that memory had no room for."""
+
+
 class StorageFailure(OSError):
     """Something that could not be written or read back, on a full disk for instance."""
 

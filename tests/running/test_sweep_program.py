@@ -11,13 +11,13 @@ import pytest
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor
-from trpo_jax.running import sweep_program
+from trpo_jax.running import memory, sweep_program
 from trpo_jax.running.loop import LONGEST, Chunk, compile_program, run_chunks
+from trpo_jax.running.memory import free_bytes
 from trpo_jax.running.program import Health
 from trpo_jax.running.sweep_program import (
     compile_sweep,
     even_share,
-    free_bytes,
     run_block,
     score_block,
 )
@@ -94,9 +94,9 @@ def test_free_memory_is_known():
 def test_the_limit_of_a_container_counts(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("300\n")
-    assert list(sweep_program._container_limit(tmp_path)) == [700]
+    assert list(memory._container_limit(tmp_path)) == [700]
     (tmp_path / "memory.max").write_text("max\n")
-    assert next(sweep_program._container_limit(tmp_path)) > 1e15
+    assert next(memory._container_limit(tmp_path)) > 1e15
 
 
 def test_scores_are_of_the_second_half_and_say_what_broke():

@@ -19,7 +19,12 @@ from platformdirs import user_cache_dir
 
 from trpo_jax import algorithms, envs
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.running.plan import choose_seeds, require_at_least
+from trpo_jax.running.plan import (
+    MOST_RUNS,
+    choose_seeds,
+    require_at_least,
+    require_at_most,
+)
 
 MAX_STEPS = 10**15  # whole numbers that a float holds exactly, and some centuries of stepping
 
@@ -200,6 +205,7 @@ def seed_range(first: int, count: int) -> tuple[int, ...]:
         ConfigurationError: if one of them is no seed.
     """
     require_at_least(num_seeds=(count, 1))
+    require_at_most(num_seeds=(count, MOST_RUNS))
     return choose_seeds(range(first, first + count))
 
 

@@ -42,7 +42,7 @@ from trpo_jax.cli.placement import (
 )
 from trpo_jax.cli.sweep_flags import parse_grid, parse_range, refuse_repeats
 from trpo_jax.cli.sweep_report import print_ranking
-from trpo_jax.errors import EnvironmentFailure, PeerFailure, StorageFailure
+from trpo_jax.errors import EnvironmentFailure, MemoryFailure, PeerFailure, StorageFailure
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.running.defaults import defaults_for
 from trpo_jax.running.sweep import SCORES, Sweep, sweep
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{IF_LOST} {kept_of(folder)}", file=sys.stderr)
             cache_compilations()
             found = sweep(**settings, progress=not args.quiet)
-    except (EnvironmentFailure, PeerFailure, StorageFailure) as error:
+    except (EnvironmentFailure, MemoryFailure, PeerFailure, StorageFailure) as error:
         print(f"error: {error}. {kept_of(folder)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the first block
@@ -99,6 +99,7 @@ def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any
         "env_processes": options.processes,
         "env_args": options.args,
         "wrappers": options.wrappers,
+        "env_timeout": options.timeout,
         "config": config_from(args, module),
         "grid": dict(parse_grid(module, text) for text in args.grid),
         "ranges": dict(map(parse_range, args.range)),

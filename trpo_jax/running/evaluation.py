@@ -21,6 +21,7 @@ from trpo_jax.errors import EnvironmentFailure, NotFinite
 from trpo_jax.host_rollout import advance_host_episodes, failures_named, start_host_episodes
 from trpo_jax.processes import to_devices, to_host
 from trpo_jax.rollout import start_episodes
+from trpo_jax.running.memory import shortage_named
 
 EVALUATION = 0xE7A1  # sets the keys of evaluation apart
 # Bounds on an episode in an environment without a time limit; steps on the host are Python's.
@@ -174,7 +175,8 @@ def make_evaluation(
         if env.open is not None:
             return on_host(actor, seeds, number, tell)
         numbers = np.full(len(seeds), number, np.uint32)
-        return to_host(on_device(*place((actor, np.asarray(seeds, np.uint32), numbers))))
+        with shortage_named():
+            return to_host(on_device(*place((actor, np.asarray(seeds, np.uint32), numbers))))
 
     return evaluation
 

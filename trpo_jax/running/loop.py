@@ -28,6 +28,7 @@ from trpo_jax.processes import (
     to_host,
 )
 from trpo_jax.running.host_program import HostState, host_program, stack_states
+from trpo_jax.running.memory import shortage_named
 from trpo_jax.running.program import Health, Program, device_program
 
 OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
@@ -124,9 +125,10 @@ def compile_program(
     Raises:
         EnvironmentFailure: if the environment runs on the host and cannot be started.
     """
-    if algorithm.env.open is None:
-        return device_program(algorithm, seeds, updates_per_chunk, placement)
-    return host_program(algorithm, seeds, updates_per_chunk, num_done, tell)
+    with shortage_named():
+        if algorithm.env.open is None:
+            return device_program(algorithm, seeds, updates_per_chunk, placement)
+        return host_program(algorithm, seeds, updates_per_chunk, num_done, tell)
 
 
 def resume_program(program: Program, state: State) -> Program:
@@ -255,9 +257,9 @@ def advance_chunks(
 
 
 def _advance(program, state, count, alive):
-    with peer_failures_named():
+    with shortage_named(), peer_failures_named():
         state, outputs = program.advance(state, count, alive)
-    return state, *to_host((outputs, state.actor))
+        return state, *to_host((outputs, state.actor))
 
 
 def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

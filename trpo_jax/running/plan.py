@@ -54,6 +54,8 @@ DEFAULT_ENV = "CartPole-v1"
 INTERRUPT = "interrupt"  # Ctrl-C, as what stopped a run or a sweep
 OWN = "own"  # name of an algorithm that comes without a module
 MOST_SEEDS = 2**32
+MOST_RUNS = 10**6  # side by side: their list alone would fill a memory
+MOST = 2**31 - 1  # of what a compiled program counts
 STOP_EVERY = 10  # updates between two looks at the return that a run may stop at
 
 
@@ -230,6 +232,7 @@ def choose_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """
     if isinstance(seeds, int | np.integer):
         require_at_least(seeds=(seeds, 1))
+        require_at_most(seeds=(seeds, MOST_RUNS))
         seeds = range(seeds)
     chosen = tuple(int(seed) for seed in seeds)
     wrong = [seed for seed in chosen if not 0 <= seed < MOST_SEEDS]
@@ -245,6 +248,13 @@ def require_at_least(**numbers: tuple[int | None, int]) -> None:
     for name, (number, low) in numbers.items():
         if number is not None and number < low:
             raise ConfigurationError(f"{name} = {number} must be at least {low}.")
+
+
+def require_at_most(**numbers: tuple[int, int]) -> None:
+    """Raises a ConfigurationError for the first `name=(number, high)` whose number is too large."""
+    for name, (number, high) in numbers.items():
+        if number > high:
+            raise ConfigurationError(f"{name} = {number:,} must be at most {high:,}.")
 
 
 def require_on_device(env: Environment, what: str) -> None:
@@ -334,6 +344,9 @@ def plan_run(
         evaluation_steps=(evaluation_steps, 1),
     )
     num_updates = chosen["total_steps"] // made.steps_per_update
+    require_at_most(
+        evaluation_episodes=(chosen["evaluation_episodes"], MOST), updates=(num_updates, MOST)
+    )
     curves, described = {}, {}
     if schedules:
         if task.module is None:

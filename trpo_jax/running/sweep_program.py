@@ -8,25 +8,23 @@ On the host, runs of a block are threads that share their compiled programs.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 
 from trpo_jax.algorithms.base import Actor, Algorithm
 from trpo_jax.devices import Placement
 from trpo_jax.processes import decided_by_first
 from trpo_jax.running.host_program import compile_host_runs, start_host_runs
 from trpo_jax.running.loop import USUAL, Chunk, Pace, advance_chunks
+from trpo_jax.running.memory import devices_here, free_bytes
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 
 MEMORY_SHARE = 0.5  # of what is free, that a block may take
 CPU_BLOCK = 16  # runs side by side on a CPU: more are slower, since caches no longer hold them
 SCORED = ("num_episodes", "episodic_return", "kl", "step_rejected")  # metrics, where they are there
-CGROUP_FILES = ("memory.max", "memory.current")
 
 Values = Mapping[str, np.ndarray]
 
@@ -89,7 +87,7 @@ def compile_sweep(
         placement: which devices it is on, by whole runs; the default one if None.
     """
     devices = jax.devices()[:1] if placement is None else placement.devices
-    here = [device for device in devices if device.process_index == jax.process_index()]
+    here = devices_here(placement)
     on_cpu = devices[0].platform == "cpu"
     if most is None:
         most = CPU_BLOCK * len(devices) if on_cpu else num_runs
@@ -150,23 +148,6 @@ def even_share(num_runs: int, most: int, num_devices: int) -> int:
     num_blocks = -(-num_runs // max(most, num_devices))
     size = -(-num_runs // num_blocks)
     return -(-size // num_devices) * num_devices
-
-
-def free_bytes(device: jax.Device) -> int:
-    """Returns the memory that is free for arrays on a device, in bytes."""
-    statistics = device.memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    return min(psutil.virtual_memory().available, *_container_limit(Path("/sys/fs/cgroup")))
-
-
-def _container_limit(folder: Path) -> Iterator[int]:
-    """Yields what a container leaves of its memory, if this is one that has a limit."""
-    try:
-        limit, used = ((folder / name).read_text() for name in CGROUP_FILES)
-        yield int(limit) - int(used)
-    except (OSError, ValueError):
-        yield np.iinfo(np.int64).max
 
 
 def run_block(

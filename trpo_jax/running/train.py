@@ -26,6 +26,7 @@ from trpo_jax.errors import (
     ConfigurationError,
     EnvironmentFailure,
     FileGone,
+    MemoryFailure,
     PeerFailure,
     StorageFailure,
 )
@@ -49,6 +50,7 @@ from trpo_jax.records.runs import (
 )
 from trpo_jax.running.defaults import DEFAULTS_FILE, sources_of
 from trpo_jax.running.description import splits_runs
+from trpo_jax.running.estimate import require_memory
 from trpo_jax.running.evaluation import cut_note, evaluation_bound, make_evaluation
 from trpo_jax.running.loop import (
     AgreedStop,
@@ -73,7 +75,8 @@ from trpo_jax.running.progress import (
 )
 from trpo_jax.running.recorder import Columns, Recorder
 
-FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, OSError)  # that a run may end with
+# That a run may end with.
+FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, MemoryFailure, OSError)
 CALLBACK, RETURN = "callback", "return"  # what a run may be stopped by in order, beside INTERRUPT
 
 
@@ -322,6 +325,7 @@ def train(
         init_from=init_from,
         stop_at_return=stop_at_return,
     )
+    require_memory(plan.algorithm, len(plan.seeds), plan.evaluation_episodes, plan.placement)
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
         saved = open_folder(plan, stack)
@@ -525,7 +529,7 @@ def run_program(
         plan.evaluation_episodes,
         placement=plan.placement if whole_runs else None,
         max_steps=plan.evaluation_steps,
-        num_envs=plan.num_envs,
+        num_envs=plan.num_envs if plan.env.open else None,
     )
     with ExitStack() as stack:
         recorder = Recorder(plan, evaluation, saved, learnt_by(program.state), stack)

@@ -1,0 +1,78 @@
+"""Memory: what is free, and refusing beforehand what does not fit."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+
+from trpo_jax.devices import Placement
+from trpo_jax.errors import ConfigurationError, MemoryFailure
+from trpo_jax.processes import decided_by_first
+
+CGROUP_FILES = ("memory.max", "memory.current")
+
+
+def free_bytes(device: jax.Device) -> int:
+    """Returns the memory that is free for arrays on a device, in bytes."""
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return min(psutil.virtual_memory().available, *_container_limit(Path("/sys/fs/cgroup")))
+
+
+def _container_limit(folder: Path) -> Iterator[int]:
+    """Yields what a container leaves of its memory, if this is one that has a limit."""
+    try:
+        limit, used = ((folder / name).read_text() for name in CGROUP_FILES)
+        yield int(limit) - int(used)
+    except (OSError, ValueError):
+        yield np.iinfo(np.int64).max
+
+
+def devices_here(placement: Placement | None) -> list[jax.Device]:
+    """Returns the devices of this process that a placement takes."""
+    devices = jax.devices()[:1] if placement is None else placement.devices
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
+def require_room(
+    what: str,
+    needed: int,
+    device: jax.Device,
+    flags: Sequence[str],
+    at_least: bool = True,
+) -> None:
+    """Raises a ConfigurationError if a device has less free memory than is needed.
+
+    Args:
+        what: needs it, as the subject of a sentence.
+        needed: bytes.
+        device: the device.
+        flags: names of settings that lower it, with their values.
+        at_least: whether it may be more.
+    """
+    free = decided_by_first(lambda: free_bytes(device))
+    if needed > free:
+        raise ConfigurationError(
+            f"{what} needs {'at least ' * at_least}{needed / 1e9:,.1f} GB of memory, and "
+            f"{free / 1e9:,.1f} GB are free on this {device.platform.upper()}. Lower "
+            f"{' or '.join(flags)}."
+        )
+
+
+@contextmanager
+def shortage_named() -> Iterator[None]:
+    """Turns what is raised where memory ends into a `MemoryFailure`."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        text = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+            raise
+        raise MemoryFailure(
+            f"There is not enough memory ({text.splitlines()[0][:200] if text else 'none is left'})"
+            ". Lower --num-seeds, --num-envs, --num-steps, --hidden-sizes or --evaluation-episodes."
+        ) from error
