@@ -127,12 +127,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
         StorageFailure: if it cannot be written, on a full disk for instance.
     """
     unfinished = path.with_name(path.name + ".tmp")
+    with failures_of(path):
+        try:
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+            unfinished.replace(path)
+        except OSError:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+
+
+@contextmanager
+def failures_of(path: Path) -> Iterator[None]:
+    """Turns what is raised where a file cannot be written into a `StorageFailure` that names it."""
     try:
-        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        unfinished.replace(path)
+        yield
+    except StorageFailure:
+        raise
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise StorageFailure(f"{path} cannot be written: {error.strerror or error}") from error
 
 

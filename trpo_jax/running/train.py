@@ -409,7 +409,7 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
     """
     ends = {METRICS: last_update(plan, METRICS)}
     if plan.eval_every:
-        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every - 1
+        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every
     short = min(ends, key=ends.get)
     folder = plan.folder / CHECKPOINTS
     if not folder.is_dir():
