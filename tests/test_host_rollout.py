@@ -193,6 +193,35 @@ def test_a_seed_that_fails_stops_the_others(monkeypatch):
     assert len(steps) <= 1
 
 
+def test_a_pool_lives_in_one_thread_from_its_opening_to_its_closing(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    threads = {}
+
+    def open(seed, num_envs, render=False):
+        threads[seed] = used = {threading.get_ident()}
+        here = lambda: used.add(threading.get_ident())
+
+        def step(actions):
+            here()
+            flags = np.zeros(num_envs, bool)
+            return StepResult(np.zeros((num_envs, 4), np.float32), np.float32(flags), flags, flags)
+
+        def reset(mask):
+            here()
+            return np.zeros((mask.sum(), 4), np.float32)
+
+        return Pool(reset, step, here)
+
+    spaces = envs.make("CartPole-v1")
+    env = host_environment("owned", spaces.observation, spaces.action, None, open)
+    program = host_program(trpo.make(env, trpo.Config(**SETTINGS)), (0, 1, 2), 2)
+    for _ in range(2):
+        program = program._replace(state=program.advance(program.state, 2)[0])
+    program.close()
+    assert all(len(used) == 1 for used in threads.values()), threads
+    assert len(set().union(*threads.values())) == 2
+
+
 def test_the_vine_refuses_what_cannot_be_restarted():
     env = replaying(envs.make("CartPole-v1"))
     with pytest.raises(ConfigurationError, match="cannot be restarted"):

@@ -19,7 +19,7 @@ from trpo_jax.installing import how_to_install, requirements
 from trpo_jax.records.logs import SERVICES
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {*envs.SUITES, *SERVICES, "box2d", "onnx"} - {"gymnax"}
+EXTRAS = {*envs.SUITES, *SERVICES, "box2d", "onnx", "video"} - {"gymnax"}
 EXTRAS |= {extra for _, extra in PLUGINS.values()}
 
 

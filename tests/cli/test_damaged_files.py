@@ -5,16 +5,22 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from refusals import refusal
 
+from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.analysis.diagnosis import find_warnings
 from trpo_jax.analysis.groups import join_runs
 from trpo_jax.cli import compare, diagnose, plot
+from trpo_jax.cli import train as script
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.figures.diagnosis import headline
 from trpo_jax.figures.diagnosis_panels import panels
+from trpo_jax.records.files import locked, write_csv
+from trpo_jax.records.policies import read_policies
 from trpo_jax.records.runs import read_run
+from trpo_jax.running import sweep
 from trpo_jax.running.train import open_folder, train
 
 pytestmark = pytest.mark.xdist_group("damage")  # one worker, so that the run is shared
@@ -22,14 +28,15 @@ pytestmark = pytest.mark.xdist_group("damage")  # one worker, so that the run is
 CONFIG = trpo.Config(
     num_envs=2, num_steps=16, hidden_sizes=(8,), critic_epochs=1, critic_minibatches=2
 )
+OPTIONS = {"seeds": 2, "total_steps": 192, "eval_every": 2, "checkpoint_every": 2}
+OPTIONS |= {"evaluation_episodes": 2, "progress": False}
 TIMES = 40  # each file is damaged
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("damage") / "run"
-    options = {"seeds": 2, "total_steps": 192, "eval_every": 2, "checkpoint_every": 2}
-    train("CartPole-v1", CONFIG, **options, evaluation_episodes=2, progress=False, out=out)
+    train("CartPole-v1", CONFIG, **OPTIONS, out=out)
     return out
 
 
@@ -76,7 +83,13 @@ def compared(folder):
     return compare.compare([pair], "command"), compare.read_curve(pair)
 
 
-COMMANDS = (resume, diagnosed, plotted, compared)
+def judged(folder):
+    env = envs.make("CartPole-v1")
+    read_policies(folder, env)
+    return read_policies(folder, env, checkpoint="latest")
+
+
+COMMANDS = (judged, resume, diagnosed, plotted, compared)
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "evaluations.csv", "summary.json"])
@@ -101,3 +114,117 @@ def test_a_damaged_file_is_one_paragraph_or_no_harm(name, run):
     assert refused > TIMES / 2
     if name.endswith(".csv"):
         assert not list(run.glob("checkpoints/damaged*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "does not say"),
+        ("[]", r"it is \[\], where names and values are"),
+        ("null", "it is None, where"),
+        ('{"command": 3}', "its command is 3"),
+        ("", "cannot be read: Expecting value: line 1"),
+        ('{"config": ', "cannot be read"),
+        ("[" * 100_000, "cannot be read: .*recursion"),
+    ],
+)
+def test_a_description_of_another_shape_is_refused(text, message, run):
+    (run / "config.json").write_text(text)
+    for command in (resume, diagnosed, plotted, compared):
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            command(run)
+        assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "evaluations.csv"])
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda lines: lines[:3] + lines[4:], 4),  # a row is missing
+        (lambda lines: [*lines[:3], lines[2], *lines[3:]], 4),  # and is there twice
+        (lambda lines: [*lines[:3], lines[3].replace(b",", b",x", 1), *lines[4:]], 4),
+        (lambda lines: [*lines[:3], lines[3].rpartition(b",")[0] + b"\r\n", *lines[4:]], 4),
+        (lambda lines: [*lines[:3], b"\xff" + lines[3], *lines[4:]], 4),
+        (lambda lines: [*lines[:3], lines[3][:5] + b"\0" + lines[3][5:], *lines[4:]], 4),
+        (lambda lines: [lines[0].replace(b"update", b"updaxe"), *lines[1:]], 1),
+    ],
+)
+def test_a_damaged_table_is_refused_with_its_line(name, spoil, line, run):
+    lines = (run / name).read_bytes().splitlines(keepends=True)
+    (run / name).write_bytes(b"".join(spoil(lines)))
+    (run / "summary.json").unlink()
+    with pytest.raises(ConfigurationError, match=rf"Line {line} of .*{name} is damaged: .*Put the"):
+        resume(run)
+
+
+def test_a_column_of_another_name_is_refused(run):
+    content = (run / "metrics.csv").read_bytes()
+    (run / "metrics.csv").write_bytes(content.replace(b"kl_max", b"kl_mix"))
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "6")
+    with pytest.raises(ConfigurationError, match=r"other columns .*: kl_max, kl_mix stand in one"):
+        train("CartPole-v1", CONFIG, **OPTIONS, out=run, resume=True)
+
+
+def test_evaluations_that_end_early_are_repeated(run, capsys):
+    lines = (run / "evaluations.csv").read_bytes().splitlines(keepends=True)
+    (run / "evaluations.csv").write_bytes(b"".join(lines[:7]))  # up to update 4
+    (run / "summary.json").unlink()
+    plan = plan_of(["--resume", str(run)])
+    with ExitStack() as stack:
+        assert open_folder(plan, stack).num_updates == 4
+    assert "evaluations.csv lacks rows of updates up to 6" in capsys.readouterr().err
+
+
+@pytest.fixture
+def swept(tmp_path, monkeypatch):
+    """A finished sweep whose runs were never run."""
+
+    def fake(plan, compilation, pending, results, console):
+        for index, seed in pending:
+            numbers = dict.fromkeys(sweep.MEASURED, float(index + seed))
+            results[index, seed] = {"setting": index, "seed": seed, **numbers}
+        rows = sweep.table(plan, results)
+        write_csv(plan.folder / "results.csv", list(rows[0]), [row.values() for row in rows])
+
+    monkeypatch.setattr(sweep, "run_compilation", fake)
+    monkeypatch.setattr(sweep, "write_figures", lambda found: None)
+    go_on(tmp_path / "sweep")
+    return tmp_path / "sweep"
+
+
+def go_on(folder):
+    grid = {"max_kl": [0.003, 0.01], "num_envs": [2, 4]}
+    options = {"seeds": 2, "total_steps": 192, "progress": False, "out": folder}
+    return sweep.sweep("CartPole-v1", CONFIG, grid=grid, **options).results
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "results.csv"])
+def test_a_damaged_file_of_a_sweep_is_one_paragraph_or_no_harm(name, swept):
+    content, before = (swept / name).read_bytes(), go_on(swept)
+    results = (swept / "results.csv").read_bytes()
+    refused = 0
+    for damaged in [*damages(content, seed=3), b"{}", b"[]", b"null"]:
+        (swept / "results.csv").write_bytes(results)
+        (swept / name).write_bytes(damaged)
+        try:
+            found = go_on(swept)
+        except ConfigurationError as error:
+            assert "\n" not in str(error)
+            assert name in str(error) or "The sweep in" in str(error)
+            refused += 1
+            continue
+        places = [(row["setting"], row["seed"], row["max_kl"]) for row in found]
+        assert places == [(row["setting"], row["seed"], row["max_kl"]) for row in before]
+    assert refused > TIMES / 3
+
+
+def test_a_folder_in_use_is_refused_by_every_command_that_writes(swept, run, capsys):
+    argv = ["--algorithms", "trpo", "--total-steps", "2048", "--out", str(swept)]
+    with locked(swept):
+        with pytest.raises(ConfigurationError, match="at this moment"):
+            go_on(swept)
+        assert "at this moment. Wait" in refusal(compare.main, argv, capsys)
+    (run / "summary.json").unlink()
+    with locked(run):
+        assert "at this moment. Wait" in refusal(script.main, ["--resume", str(run)], capsys)

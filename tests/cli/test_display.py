@@ -5,7 +5,12 @@ import pytest
 from rich.console import Console
 
 from trpo_jax.analysis.statistics import summarize
-from trpo_jax.cli.display import print_evaluation, print_missing_episodes, spread_text
+from trpo_jax.cli.display import (
+    print_broken_episodes,
+    print_evaluation,
+    print_missing_episodes,
+    spread_text,
+)
 
 
 def test_many_seeds_are_summed_up():
@@ -52,3 +57,15 @@ def test_a_run_without_an_episode_says_so(ended, told):
     print_missing_episodes(console, metrics)
     assert console.file.getvalue().startswith(told)
     assert bool(console.file.getvalue()) == bool(told)
+
+
+def test_broken_episodes_are_counted_for_each_seed():
+    console = Console(record=True, width=200)
+    metrics = {"seed": np.array([[3] * 2, [4] * 2]), "broken_episodes": np.array([[0, 0], [1, 2]])}
+    print_broken_episodes(console, metrics)
+    text = console.export_text()
+    assert "3 training episodes ended with numbers that are not finite" in text
+    assert "left out: 3 of seed 4." in text
+    for silent in ({}, {"seed": np.zeros((1, 2)), "broken_episodes": np.zeros((1, 2))}):
+        print_broken_episodes(console, silent)
+    assert not console.export_text(clear=False).strip()

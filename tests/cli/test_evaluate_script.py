@@ -1,12 +1,15 @@
 """experiments/evaluate.py as a user meets it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from refusals import refusal
 
+import trpo_jax
 from trpo_jax.cli import evaluate, train
+from trpo_jax.records.runs import read_metrics
 
 pytestmark = [
     pytest.mark.xdist_group("evaluate"),  # one worker, so that the run is shared
@@ -62,6 +65,37 @@ def test_a_checkpoint_is_judged_as_it_was_in_training(run, tmp_path):
     final = tmp_path / "final.json"
     assert evaluate.main([str(run), "--out", str(final)]) == 0
     assert read(final)["stochastic"] == latest["stochastic"]  # update 4 is the last
+
+
+def test_evaluations_of_several_checkpoints_have_files_of_their_own(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    names = ["evaluation.json", "evaluation-best.json", "evaluation-2.json"]
+    for flags in ([], ["--checkpoint", "best"], ["--checkpoint", "2"]):
+        words = [str(folder), "--episodes", "3", "--evaluation-steps", "7", *flags]
+        assert evaluate.main(words) == 0
+    assert all((folder / name).is_file() for name in names)
+    report = read(folder / names[-1])
+    assert report["steps_at_most"] == 7
+    assert report["stochastic"]["episodes_cut"] == [3, 3]
+    assert capsys.readouterr().out.count("12 of 12 evaluation episodes were cut after 7") == 3
+    assert "evaluation-best.json exists" in refusal(
+        evaluate.main, [str(folder), "--checkpoint", "best"], capsys
+    )
+
+
+def test_a_policy_is_loaded_from_a_checkpoint(run):
+    rows = read_metrics(run / "evaluations.csv")
+    observations = np.random.default_rng(0).normal(size=(20, 3))
+    for which, update in (("latest", 4), (2, 2)):
+        returns = rows["evaluation_return"][:, rows["update"][0] == update][:, 0]
+        act = trpo_jax.load_policy(run, checkpoint=which)
+        seed = 3 + int(np.argmax(returns))
+        of_seed = trpo_jax.load_policy(run, seed, checkpoint=which)
+        np.testing.assert_array_equal(act(observations), of_seed(observations))
+    final = trpo_jax.load_policy(run / "policy.msgpack", 3)
+    latest = trpo_jax.load_policy(run / "policy.msgpack", 3, checkpoint="latest")
+    np.testing.assert_array_equal(final(observations), latest(observations))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from trpo_jax import envs
 from trpo_jax.cli.environment_flags import argument, make_stored, options_from
 from trpo_jax.envs.options import name_of, parameters_of, parse_value, stored_options, text_of
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.records.runs import differing_settings
 from trpo_jax.running.plan import plan_run
 
 OWN = """
@@ -173,7 +174,7 @@ def test_a_wrapper_that_cannot_work_is_refused(own, name):
 def flags(*words, env=None):
     arguments = [argument(word) for word in words if "=" in word]
     wrappers = [word for word in words if "=" not in word]
-    return argparse.Namespace(env=env, env_arg=arguments, wrapper=wrappers)
+    return argparse.Namespace(env=env, env_arg=arguments, wrapper=wrappers, env_timeout=None)
 
 
 def test_a_stored_run_is_made_anew_as_it_was(own, tmp_path):
@@ -187,6 +188,17 @@ def test_a_stored_run_is_made_anew_as_it_was(own, tmp_path):
     assert make_stored(description, flags("limit=5")).time_limit == 10
     assert make_stored(description, flags(env="CartPole-v1")).time_limit == 500
     assert stored_options({"env": "CartPole-v1"}) == envs.Options(processes=False)
+
+
+def test_a_timeout_is_stored_and_may_change_when_a_run_goes_on():
+    plan = plan_run("gym/CartPole-v1", env_timeout=7.5)
+    assert plan.description["env_timeout"] == 7.5
+    assert "--env-timeout=7.5" in plan.description["command"]
+    assert stored_options(plan.description).timeout == 7.5
+    assert not differing_settings(plan.description, plan_run("gym/CartPole-v1").description)
+    for env in ("CartPole-v1", envs.make("CartPole-v1")):
+        with pytest.raises(ConfigurationError, match=r"env_timeout = 7.5 .* CartPole-v1 is not"):
+            plan_run(env, env_timeout=7.5)
 
 
 def test_a_run_with_something_unnamed_has_no_command_and_is_not_made_anew():

@@ -1,4 +1,5 @@
 import resource
+from contextlib import closing
 
 import gymnasium
 import host_tasks
@@ -16,7 +17,10 @@ from trpo_jax.algorithms.base import Learnt
 from trpo_jax.envs.base import ArraySpec, MultiDiscrete, to_environment_action
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.acting import make_act
-from trpo_jax.records.policies import save_policy
+from trpo_jax.records.checkpoints import Checkpoints
+from trpo_jax.records.files import write_json
+from trpo_jax.records.policies import describe_policy, save_policy
+from trpo_jax.running.host_program import HostState
 
 SEEDS = (4, 9)
 
@@ -164,6 +168,25 @@ def test_numbers_are_told_from_their_one_hot_form(tmp_path):
     for wrong in (number, -1, 2.5, "3", None):
         with pytest.raises(ValueError, match="FrozenLake-misc was given"):
             act(wrong)
+
+
+def test_a_policy_is_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
+    algorithm, actor, path = saved(tmp_path, envs.make("CartPole-v1"))
+    path.unlink()
+    states = [algorithm.init(jax.random.key(i)) for i in SEEDS]
+    description = {"policy": describe_policy(algorithm), "seeds": list(SEEDS)}
+    write_json(tmp_path / "config.json", description)
+    with closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        checkpoints.save(7, HostState(actor, tuple(states)), 1.0, {})
+    act = trpo_jax.load_policy(tmp_path, 9, checkpoint="latest")
+    observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    own = jax.tree.map(lambda x: x[1], actor)
+    expected = algorithm.policy(own, jnp.asarray(observations)).mode()
+    np.testing.assert_array_equal(act(observations), expected)
+    with pytest.raises(ConfigurationError, match=r"no checkpoint 'best' in .* There are: 7, lat"):
+        trpo_jax.load_policy(tmp_path, checkpoint="best")
+    with pytest.raises(ConfigurationError, match="was stopped before it wrote policy"):
+        trpo_jax.load_policy(tmp_path)
 
 
 def test_a_flipped_bit_is_refused(tmp_path):

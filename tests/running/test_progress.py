@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from trpo_jax.running.loop import Chunk
-from trpo_jax.running.progress import has_bar, progress_console, with_progress
+from trpo_jax.running.progress import duration, has_bar, progress_console, with_progress
 
 
 def chunks(returns=(20.0, 30.0)):
@@ -52,3 +52,7 @@ def test_a_notebook_has_a_bar_where_it_can_and_else_plain_lines(widgets, monkeyp
     monkeypatch.setattr("trpo_jax.running.progress.find_spec", lambda name: widgets or None)
     console = progress_console(visible=True)
     assert has_bar(console) == console.is_jupyter == widgets
+
+
+def test_long_durations_are_hours():
+    assert [duration(x) for x in (0.4, 119.0, 20898.2)] == ["0 s", "119 s", "5:48:18"]

@@ -24,11 +24,11 @@ from trpo_jax.analysis.groups import join_runs
 from trpo_jax.analysis.returns import running_return
 from trpo_jax.cli import train as script
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.envs.base import Pool, StepResult, host_environment
+from trpo_jax.envs.base import ArraySpec, Discrete, Pool, StepResult, host_environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.figures.curves import learning_curve
 from trpo_jax.figures.diagnosis_panels import panels
-from trpo_jax.records.files import cell
+from trpo_jax.records.files import cell, write_json
 from trpo_jax.records.policies import load_policy
 from trpo_jax.records.runs import SUMMARY, read_metrics, read_run
 from trpo_jax.running.defaults import defaults
@@ -190,7 +190,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rival", [False, True])
-def test_a_folder_that_is_moved_ends_the_run_and_loses_no_policy(tmp_path, elsewhere, rival):
+def test_a_folder_that_is_moved_ends_the_run_and_loses_no_policy(
+    tmp_path, elsewhere, rival, capsys
+):
     folder = tmp_path / "run"
 
     def callback(chunk):
@@ -199,11 +201,15 @@ def test_a_folder_that_is_moved_ends_the_run_and_loses_no_policy(tmp_path, elsew
             if rival:
                 folder.mkdir()
                 (folder / "metrics.csv").write_text("of another")
+                (folder / "config.json").write_text("{}")
 
     with pytest.raises(StorageFailure, match=r"metrics\.csv is gone .* --resume goes on") as caught:
         again(folder, callback=callback)
     assert caught.value.run.num_updates == 2
-    assert not folder.exists() or [path.name for path in folder.iterdir()] == ["metrics.csv"]
+    found = [path.name for path in folder.glob("*")]
+    assert sorted(found) == (["config.json", "metrics.csv"] if rival else [])
+    assert script.report_failure(caught.value, folder, None) == 1
+    assert capsys.readouterr().err.endswith(f". {folder} holds nothing of this run.\n")
     (path,) = elsewhere.glob("*/policy.msgpack")
     assert str(caught.value).endswith(f"The policies are in {path}")
     assert load_policy(path)(np.zeros(4, np.float32)) in (0, 1)
@@ -247,6 +253,44 @@ def test_an_environment_on_the_host(tmp_path):
     assert 1 <= caught.value.run.num_updates <= 4
     assert (tmp_path / "run" / "checkpoints" / str(caught.value.run.num_updates)).is_dir()
     assert "host_tasks.py" in (tmp_path / "run" / "error.txt").read_text()
+
+
+def test_a_run_goes_on_with_the_origin_that_it_began_with(tmp_path):
+    """An environment that shows the time begins at another one whenever it is made."""
+
+    def plan(origin, **options):
+        spec = ArraySpec((1,), np.dtype(np.float32), origin=origin and np.array([origin]))
+        env = host_environment("clock", spec, Discrete(2), None, print)
+        return plan_run(env, CONFIG, seeds=2, out=tmp_path / "run", **options)
+
+    first = plan(1_700_000_000_000)
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "config.json", first.description)
+    for origin in (1_700_000_000_777, None):
+        later = plan(origin, resume=True)
+        for env in (later.env, later.algorithm.env):
+            assert env.observation.origin.tolist() == [1_700_000_000_000]
+        assert later.description["policy"] == first.description["policy"]
+
+
+def test_evaluation_opens_no_copies_beside_those_of_training():
+    spec = ArraySpec((1,), np.dtype(np.float32))
+    opened, most = set(), []
+
+    def open(seeds, num_envs, render=False):
+        opened.add(seeds)
+        most.append(num_envs * len(opened))
+        numbers, flags = np.zeros((num_envs, 1), np.float32), np.zeros(num_envs, bool)
+        return Pool(
+            lambda mask: numbers[mask],
+            lambda actions: StepResult(numbers, numbers[:, 0], flags, flags),
+            lambda: opened.discard(seeds),
+        )
+
+    env = host_environment("counted", spec, Discrete(2), 5, open)
+    train(env, CONFIG, **RUN | {"seeds": 1})
+    assert most == [CONFIG.num_envs] * 2
+    assert not opened
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from trpo_jax.cli.display import (
 )
 from trpo_jax.cli.placement import IF_LOST, join_processes, placement_words
 from trpo_jax.cli.run_flags import parse_run
+from trpo_jax.errors import FileGone
 from trpo_jax.processes import is_first
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
 from trpo_jax.running.loop import NonFiniteError, broken_text
@@ -76,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report_failure(error: Exception, folder: Path | None, args: argparse.Namespace | None) -> int:
     """Says why a run failed and what is left of it; returns the exit code."""
     run = getattr(error, "run", None)
-    there = folder is not None and (folder / DESCRIPTION).is_file()
-    kept = f"{folder} keeps what was written." if there else "Nothing that was written is left."
+    moved = isinstance(error.__cause__, FileGone)  # and another run may have taken its place
+    there = folder is not None and (folder / DESCRIPTION).is_file() and not moved
+    kept = f"{folder} keeps what was written." if there else f"{folder} holds nothing of this run."
     if run is not None and there:
         no_policies = isinstance(error, PolicyFailure)
         kept = kept_of(run, args, None if no_policies else "each seed's last good policy")

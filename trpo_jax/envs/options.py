@@ -67,6 +67,11 @@ def stored_options(description: Mapping[str, Any]) -> Options:
         ConfigurationError: if it came from Python, with a value or a wrapper that has no name.
     """
     texts, wrappers = description.get("env_args", {}), description.get("wrappers", [])
+    if not isinstance(texts, dict) or not isinstance(wrappers, list):
+        raise ConfigurationError(
+            f"config.json is damaged: its env_args, {texts!r}, must be a dictionary, and its "
+            f"wrappers, {wrappers!r}, a list."
+        )
     unnamed = [name for name, text in texts.items() if text is None]
     unnamed += ["wrappers"] if None in wrappers else []
     if unnamed:

@@ -95,7 +95,7 @@ def _shown(spec: ArraySpec, observation: Any) -> np.ndarray:
         # Integers of a set are numbers even where there are as many as the set has.
         number = layout["kind"] == "discrete" and values.dtype.kind in "iu"
         if not number and values.shape[max(0, values.ndim - 1) :] == spec.shape:
-            return values.astype(spec.dtype)
+            return centre(spec, values)
     return centre(spec, flatten(layout, observation))
 
 

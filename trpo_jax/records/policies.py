@@ -171,7 +171,7 @@ def read_policies(
         observation, action = _spaces_of(data)
         num_seeds = len(data["seeds"])
     if env is not None:
-        _require_same_spaces(path, data, env)
+        observation, action = _spaces_in(path, data, env)
     if agent is None and data["network"] is None:
         raise ConfigurationError(
             f"{path} holds the parameters of a network that was handed in, which the library "
@@ -184,8 +184,8 @@ def read_policies(
             policy = agent.policy
         init = lambda key: Actor(policy.init(key), init_statistics(observation.shape))
         shapes = jax.eval_shape(jax.vmap(init), _keys(num_seeds))
-        names = {f"actor/{name}" for name in named_leaves(shapes)}
-        arrays = {x.removeprefix("actor/"): y for x, y in data["arrays"].items() if x in names}
+        of_actor = [name for name in data["arrays"] if name.startswith("actor/")]
+        arrays = {name.removeprefix("actor/"): data["arrays"][name] for name in of_actor}
         what = f"{path} holds the parameters of another network than "
         what += "the one that it describes" if agent is None else "this agent's"
         actor = to_state(shapes, arrays, what)
@@ -229,12 +229,12 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
         ConfigurationError: naming what differs, if the algorithm cannot go on with it.
     """
     path, data = _read(Path(path))
-    _require_same_spaces(path, data, algorithm.env)
+    _spaces_in(path, data, algorithm.env)
     own = describe_policy(algorithm)
-    settings = lambda described: (
-        {x: described.get(x) for x in SETTINGS} | (described["network"] or {})
+    both_built = bool(data["network"] and own["network"])  # or the shapes below tell
+    theirs, ours = (
+        {x: y.get(x) for x in SETTINGS} | (y["network"] if both_built else {}) for y in (data, own)
     )
-    theirs, ours = settings(data), settings(own)
     different = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
     if different:
         listed = ", ".join(f"{x} = {theirs.get(x)}, not {ours.get(x)}" for x in different)
@@ -379,18 +379,36 @@ def _damage_named(path: Path):
         raise ConfigurationError(f"{path} is damaged or no policy file: {reason}.") from error
 
 
-def _require_same_spaces(path: Path, data: dict[str, Any], env: Environment) -> None:
+def _spaces_in(path: Path, data: dict[str, Any], env: Environment) -> tuple[ArraySpec, Action]:
+    """Returns the spaces of an environment as the networks of a file see them.
+
+    Number types and layouts are its own, and large numbers have the origin that the networks know.
+
+    Raises:
+        ConfigurationError: if they are not those of the file.
+    """
     with _damage_named(path):
-        observation, action = _spaces_of(data)
-    for what, own, other in (
-        ("observations", observation[:2], env.observation[:2]),
-        ("actions", action, env.action),
+        shown, taken = _spaces_of(data)
+    if data["format"] in OLD_FORMATS and type(taken) is type(env.action) is not Box:
+        taken = taken._replace(start=env.action.start)  # which they did not know
+    for what, own, other, same in (
+        ("observations", shown[:2], env.observation[:2], shown[:2] == env.observation[:2]),
+        ("actions", taken, env.action, _essence(taken) == _essence(env.action)),
     ):
-        if type(own) is not type(other) or not all(map(np.array_equal, own, other)):
+        if not same:
             raise ConfigurationError(
                 f"{path} was trained in {data['environment']}, whose {what} are {own}; those "
                 f"of {env.name} are {other}. A policy acts only where both are the same."
             )
+    return with_origin(env, shown).observation, env.action
+
+
+def _essence(action: Action) -> tuple[Any, ...]:
+    """Returns what two descriptions of the same actions have in common."""
+    if isinstance(action, Box):
+        return Box, *(np.asarray(x, np.float32).tolist() for x in action)
+    starts = np.zeros(action.size, int) + np.asarray(action.start or 0)
+    return type(action), action.num_actions, starts.tolist()
 
 
 def _spaces_of(data: dict[str, Any]) -> tuple[ArraySpec, Action]:

@@ -25,6 +25,8 @@ KINDS = {
     **dict.fromkeys(("seed", "num_seeds", "total_steps", "evaluation_episodes"), int),
     **dict.fromkeys(("config", "versions", "device", "evaluation"), dict),
     **{"command": list[str] | NoneType, "seeds": list[int], "env_processes": bool | NoneType},
+    **dict.fromkeys(("max_kl", "entropy_coef", "uncertainty_exponent"), float | int),
+    "decay_steps": int,
     **{"wall_seconds": float | int, "episodes_per_seed": int},
     **{"per_seed": list[float | int | NoneType]},
 }
@@ -85,17 +87,17 @@ def read_run(
     for name in (DESCRIPTION, METRICS):
         if not (folder / name).is_file():
             raise ConfigurationError(f"{folder} is no folder of a run: there is no {name} in it.")
-    description = read_description(folder)
+    description = read_description(folder, *described)
     metrics = read_metrics(folder / METRICS, description.get("seeds"))
     if not metrics:
         raise NoUpdateError(f"The run in {folder} has not finished an update yet.")
-    missing = [name for name in described if name not in description]
-    missing += [name for name in measured if name not in metrics]
+    missing = [name for name in measured if name not in metrics]
     if missing:
         raise ConfigurationError(
-            f"The run in {folder} cannot be used, since it does not say its {', '.join(missing)}, "
-            "as a run of trpo_jax does."
+            f"The run in {folder} cannot be used, since its {METRICS} has no column "
+            f"{', '.join(missing)}."
         )
+    require_kinds(folder / DESCRIPTION, description.get("config", {}), ())
     return StoredRun(folder, description, metrics)
 
 

@@ -16,6 +16,7 @@ from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.envs.observations import centre
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.host_rollout import failures_named
+from trpo_jax.installing import how_to_install
 from trpo_jax.records.files import write_whole
 from trpo_jax.running.sweep_program import free_bytes
 
@@ -179,8 +180,8 @@ def require_video() -> None:
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
-            "An .mp4 needs the package imageio-ffmpeg, which the extra video brings: "
-            "pip install 'trpo_jax[video]', or uv sync --extra video. A .gif needs nothing more."
+            "An .mp4 needs the package imageio-ffmpeg, and a .gif needs nothing more. Install it "
+            f"with: {how_to_install('video')}"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """What a run looks like in a terminal, in a notebook, and where neither is."""
 
+import datetime
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ def progress_console(visible: bool) -> Console:
             quiet=not visible, highlight=False, force_jupyter=False, force_terminal=False
         )
     return console
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration as text: seconds up to two minutes, then hours, minutes and seconds."""
+    return f"{seconds:.0f} s" if seconds < 120 else str(datetime.timedelta(seconds=round(seconds)))
 
 
 def has_bar(console: Console) -> bool:
@@ -100,7 +106,7 @@ def with_progress(
             due = update * PLAIN_LINES // num_updates
             if not has_bar(console) and (lives() or due > printed):
                 left = chunk.seconds / update * (num_updates - update)
-                console.print(f"update {update:,}/{num_updates:,}  {status}  {left:.0f} s left")
+                console.print(f"update {update:,}/{num_updates:,}  {status}  {duration(left)} left")
                 printed = due
             yield chunk
 
@@ -159,6 +165,6 @@ def sweep_progress(
             done += num_block_runs
             if not has_bar(console):
                 left = seconds / num_block_runs * (num_runs - done)
-                console.print(f"run {done:,}/{num_runs:,}  {status}  {left:.0f} s left")
+                console.print(f"run {done:,}/{num_runs:,}  {status}  {duration(left)} left")
 
         yield show

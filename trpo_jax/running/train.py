@@ -528,7 +528,7 @@ def run_program(
         plan.evaluation_episodes,
         placement=plan.placement if whole_runs else None,
         max_steps=plan.evaluation_steps,
-        num_envs=plan.num_envs,
+        num_envs=plan.num_envs if plan.env.open else None,
     )
     with ExitStack() as stack:
         recorder = Recorder(plan, evaluation, saved, learnt_by(program.state), stack)
