@@ -35,6 +35,7 @@ from trpo_jax.running.description import (
     provenance,
     refuse_other_processes,
 )
+from trpo_jax.running.estimate import require_memory
 from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import most_updates
 from trpo_jax.running.plan import (
@@ -438,6 +439,7 @@ def run_compilation(
     num_updates = plan.total_steps // algorithm.steps_per_update
     make = lambda values: module.make(plan.task.env, config.replace(**values))
     room = most_updates(len(pending))
+    require_memory(algorithm, 1, plan.evaluation_episodes, plan.placement)
     with console.status("Compiling"):
         if plan.task.env.open is None:
             program = compile_sweep(make, fields, len(pending), room, plan.batch, plan.placement)
