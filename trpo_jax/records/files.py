@@ -61,7 +61,8 @@ def causes_kept(folder: Path | None) -> Iterator[None]:
     except EnvironmentFailure as error:
         if folder is not None and error.__cause__ is not None:
             lines = traceback.format_exception(error.__cause__)
-            write_whole(folder / "error.txt", "".join(lines))
+            with suppress(StorageFailure):  # the error itself says more
+                write_whole(folder / "error.txt", "".join(lines))
         raise
 
 
