@@ -135,6 +135,16 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
     add_processes_flag(group, defaults["env_processes"])
     add_environment_flags(group)
+    help_text = (
+        "start every seed from what the best seed of the finished run in FOLDER has learnt: its "
+        "policy, its critic and its statistics"
+    )
+    add("--init-from", type=Path, metavar="FOLDER", help=help_text)
+    help_text = (
+        "end the run once the mean return of the latest 20 training episodes, or a few more, is at "
+        f"least X for each seed; looked at after every {STOP_EVERY}th update"
+    )
+    add("--stop-at-return", type=float, metavar="X", help=help_text)
     add = parser.add_argument_group("evaluation").add_argument
     episodes = defaults["evaluation_episodes"]
     help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
@@ -144,6 +154,11 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         "every N-th update; the best ones are kept as a checkpoint (default: 0, only in the end)"
     )
     add("--eval-every", default=0, type=int, metavar="N", help=help_text)
+    help_text = (
+        "steps of an evaluation episode at the most (default: the time limit of the environment, "
+        "or without one 100,000 on the device and 1,000 on the host)"
+    )
+    add("--evaluation-steps", type=int, metavar="N", help=help_text)
     add = parser.add_argument_group("checkpoints and files").add_argument
     help_text = (
         "save the whole state after every N-th update; 0 never (default: as often as costs no "
@@ -153,25 +168,10 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     help_text = "checkpoints kept beside the best, the latest ones (default: 3)"
     add("--keep-checkpoints", default=3, type=int, metavar="N", help=help_text)
     help_text = (
-        "steps of an evaluation episode at the most (default: the time limit of the environment, "
-        "or without one 100,000 on the device and 1,000 on the host)"
-    )
-    add("--evaluation-steps", type=int, metavar="N", help=help_text)
-    help_text = (
-        "start from what the finished run in FOLDER has learnt: its policies, critics and "
-        "statistics, each seed from the same seed, or from the best one if there is no such seed"
-    )
-    add("--init-from", type=Path, metavar="FOLDER", help=help_text)
-    help_text = (
         "go on with the run in FOLDER after its latest checkpoint, with its own settings, as if "
         "it had never stopped; a larger --total-steps makes it longer, also if it is finished"
     )
     add("--resume", type=Path, metavar="FOLDER", help=help_text)
-    help_text = (
-        "end the run once the mean return of the latest 20 training episodes, or a few more, is at "
-        f"least X for each seed; looked at after every {STOP_EVERY}th update"
-    )
-    add("--stop-at-return", type=float, metavar="X", help=help_text)
     help_text = f"write to more than metrics.csv: {', '.join(SERVICES)}, with commas between"
     add("--log", type=services, default=(), metavar="NAMES", help=help_text)
     help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"

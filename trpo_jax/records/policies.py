@@ -113,7 +113,7 @@ class Policies(NamedTuple):
         Raises:
             ConfigurationError: if there is no such seed.
         """
-        seed = self.seeds[int(np.argmax(self.scores))] if seed is None else seed
+        seed = self.seeds[best_of(self.scores)] if seed is None else seed
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
         return make_act(
@@ -203,6 +203,11 @@ def read_policies(
     )
 
 
+def best_of(scores: Sequence[float] | np.ndarray) -> int:
+    """Returns the index of the best score; that of a seed whose numbers broke is NaN."""
+    return int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
+
+
 def acting_by(
     policy: Policy, normalized: bool
 ) -> Callable[[Actor, Num[Array, "B ..."]], Distribution]:
@@ -218,7 +223,8 @@ def acting_by(
 def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) -> Learnt:
     """Returns what each of some seeds is to start from, of what another run has learnt.
 
-    A seed starts from the same seed of the other run, or from its best one if it has no such seed.
+    All of them start from its seed with the best evaluation: a seed that was caught in a poor
+    optimum would not leave it.
 
     Args:
         path: the other run's folder, or its `policy.msgpack`.
@@ -247,9 +253,7 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
             f"{path} was written by an earlier version and holds no critic, which a run needs to "
             "start from it. Train the policies again."
         )
-    stored = data["seeds"]
-    best = int(np.argmax(data["scores"]))
-    rows = [stored.index(seed) if seed in stored else best for seed in seeds]
+    rows = [best_of(data["scores"])] * len(seeds)
     arrays = {name: x[rows] for name, x in data["arrays"].items()}
     init = lambda key: learnt_of(algorithm.init(key))
     shapes = jax.eval_shape(jax.vmap(init), _keys(len(rows)))

@@ -4,7 +4,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
@@ -33,8 +32,8 @@ from trpo_jax.errors import (
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
-from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
-from trpo_jax.records.policies import learnt_from, save_policy
+from trpo_jax.records.files import causes_kept, create_run_folder, locked, write_json, write_whole
+from trpo_jax.records.policies import best_of, learnt_from, save_policy
 from trpo_jax.records.runs import (
     BROKEN_SEEDS,
     CHECKPOINTS,
@@ -162,7 +161,7 @@ class Run(NamedTuple):
             ConfigurationError: if the run has no such seed.
         """
         if seed is None:
-            best = 0 if self.evaluation is None else int(np.nanargmax(self.evaluation.per_seed))
+            best = 0 if self.evaluation is None else best_of(self.evaluation.per_seed)
             seed = self.seeds[best]
         if seed not in self.seeds:
             raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
@@ -281,9 +280,8 @@ def train(
             as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
         evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
             if None, or without one 100,000 on the device and 1,000 on the host.
-        init_from: folder of a finished run, or its `policy.msgpack`, to start from: its policies,
-            critics and statistics. A seed starts from the same seed, or from the best one where
-            there is no such seed.
+        init_from: folder of a finished run, or its `policy.msgpack`, to start from: every seed
+            starts from the policy, the critic and the statistics of its best seed.
         stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
             this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
             is looked at after every tenth update.
@@ -330,7 +328,7 @@ def train(
     with ExitStack() as stack:
         saved = open_folder(plan, stack)
         say_plan(plan, saved, console)
-        try:
+        with causes_kept(plan.folder):
             host = " and starting environments" if plan.env.open else ""
             with console.status(f"Compiling{host}") as status:
                 tell = status.update if has_bar(console) else console.print
@@ -340,11 +338,6 @@ def train(
             )
             with closing(program):
                 return run_program(plan, program, saved, console, callback, started)
-        except EnvironmentFailure as error:
-            if plan.folder is not None and error.__cause__ is not None:  # for its author
-                lines = traceback.format_exception(error.__cause__)
-                write_whole(plan.folder / "error.txt", "".join(lines))
-            raise
 
 
 def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
@@ -416,7 +409,7 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
     """
     ends = {METRICS: last_update(plan, METRICS)}
     if plan.eval_every:
-        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every - 1
+        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every
     short = min(ends, key=ends.get)
     folder = plan.folder / CHECKPOINTS
     if not folder.is_dir():
