@@ -140,7 +140,8 @@ def interrupted(number):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_a_signal_ends_a_script_in_order_at_any_time(number, code, capsys):
+def test_a_signal_ends_a_script_in_order_at_any_time(number, code, monkeypatch, capsys):
+    monkeypatch.setattr(os, "_exit", sys.exit)
     ours = lambda: interrupted(number)
     if number != signal.SIGINT:  # after which another signal is one of its own
         assert ended(lambda: ours) == code

@@ -1,5 +1,6 @@
 """The command `trpo-jax`: hands its arguments on to one of the commands of this folder."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -68,24 +69,30 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
     """
     outlive_readers()
     received: list[int] = []
+    loading = True
 
-    def interrupt(number, _):
+    def interrupt(number, frame):
+        if loading:  # libraries make another error of Ctrl-C, or none; and nothing is lost yet
+            print("Interrupted.", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
         if not received:  # a terminal that closes may send it twice
             received.append(number)
             raise KeyboardInterrupt
 
-    numbers = [getattr(signal, name, signal.SIGINT) for name in ("SIGTERM", "SIGHUP")]
-    numbers = [x for x in numbers if signal.getsignal(x) is signal.SIG_DFL]  # but under nohup
-    for number in numbers:
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # but nohup and & let them be ignored
+    numbers = [getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler in usual}
+    for number in before:
         signal.signal(number, interrupt)
     try:
         main = load()
         from trpo_jax.cli.placement import exit_with  # imports jax
 
+        loading = False
         exit_with(main, received)
-    except KeyboardInterrupt:  # while modules were imported
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(128 + received[0] if received else 130)
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
