@@ -1,6 +1,7 @@
 """The host's way to a trajectory is the device's: the same actions, statistics and updates."""
 
 import threading
+import time
 from functools import partial
 
 import jax
@@ -198,6 +199,7 @@ def test_a_pool_lives_in_one_thread_from_its_opening_to_its_closing(monkeypatch)
     threads = {}
 
     def open(seed, num_envs, render=False):
+        time.sleep(0.1)
         threads[seed] = used = {threading.get_ident()}
         here = lambda: used.add(threading.get_ident())
 
@@ -214,7 +216,11 @@ def test_a_pool_lives_in_one_thread_from_its_opening_to_its_closing(monkeypatch)
 
     spaces = envs.make("CartPole-v1")
     env = host_environment("owned", spaces.observation, spaces.action, None, open)
-    program = host_program(trpo.make(env, trpo.Config(**SETTINGS)), (0, 1, 2), 2)
+    monkeypatch.setattr("trpo_jax.running.host_program.TELL_EVERY", 0.02)
+    said = []
+    algorithm = trpo.make(env, trpo.Config(**SETTINGS))
+    program = host_program(algorithm, (0, 1, 2), 2, tell=said.append)
+    assert said[0].startswith("Starting 4 environments a seed: 0 of 3 seeds after 0 s")
     for _ in range(2):
         program = program._replace(state=program.advance(program.state, 2)[0])
     program.close()

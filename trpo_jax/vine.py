@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Discrete, Environment, to_environment_action
-from trpo_jax.envs.episodes import Episode
+from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.episodes import Episode, step_episode
 from trpo_jax.trust_region import Surrogate
 
 
@@ -69,25 +69,21 @@ def branch_return(
     """
 
     def body(carry, t):
-        state, observation, length, action, total, discount, live = carry
+        episode, observation, action, total, discount, live = carry
         step_key, act_key = jax.random.split(jax.random.fold_in(key, t))
-        state, result = env.step(step_key, state, to_environment_action(env.action, action))
-        length += 1
-        truncated = result.truncated
-        if env.time_limit is not None:
-            truncated |= length >= env.time_limit
-        total += jnp.where(live, discount * result.reward, 0.0)
-        next_discount = jnp.where(result.terminated, 0.0, gamma * discount)
+        episode, step = step_episode(env, step_key, episode, action)
+        total += jnp.where(live, discount * step.reward, 0.0)
+        next_discount = jnp.where(step.terminated, 0.0, gamma * discount)
         discount = jnp.where(live, next_discount, discount)
         # What follows the end is run but not looked at.
-        observation = jnp.where(live, result.observation, observation)
-        live &= ~(result.terminated | truncated)
+        observation = jnp.where(live, step.next_observation, observation)
+        live &= ~step.done
         action = act(act_key, observation)
-        return (state, observation, length, action, total, discount, live), None
+        return (episode, observation, action, total, discount, live), None
 
     start = (jnp.zeros(()), jnp.ones(()), jnp.ones((), bool))
-    carry = (episode.state, episode.observation, episode.length, action, *start)
-    (_, observation, _, _, total, discount, _), _ = jax.lax.scan(body, carry, jnp.arange(num_steps))
+    carry = (episode._replace(first=jnp.zeros((), bool)), episode.observation, action, *start)
+    (_, observation, _, total, discount, _), _ = jax.lax.scan(body, carry, jnp.arange(num_steps))
     return total + discount * value(observation)
 
 

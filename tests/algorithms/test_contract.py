@@ -101,6 +101,15 @@ def test_it_runs_where_float64_is_enabled(name):
     assert types(learnt) == types(state)
 
 
+@pytest.mark.usefixtures("x64")
+def test_so_do_other_solvers_and_explorations():
+    algorithm = make("trpo", solver="kronecker", exploration="colored", gae_critic="trust_region")
+    state = algorithm.init(jax.random.key(0))
+    learnt, _ = jax.jit(algorithm.update)(state)
+    types = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
+    assert types(learnt) == types(state)
+
+
 def test_a_step_in_bfloat16_is_searched_along():
     params, step = jnp.zeros(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)
     evaluate = lambda x: (x[0].astype(jnp.float32), x[0].astype(jnp.float32))

@@ -313,6 +313,32 @@ def test_reward_scaling_divides_by_the_deviation_of_discounted_sums():
     np.testing.assert_allclose(state.rollout.reward_sums, total, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        (lambda count: 1.0, 1.0),
+        (lambda count: 1e6 + 0 * count, 1.0),
+        (lambda count: 1e-6 + 0 * count, 1e-6),
+        (lambda count: 1 + 1e-5 * count, 100.0),  # hardly varies
+        (lambda count: 1e8 * (1 + 1e-5 * count), 100.0),
+        (lambda count: 5e-9 * (count == 2), 1 / np.sqrt(5 / 36)),  # tiny, but nothing else is there
+    ],
+)
+def test_scaled_rewards_are_of_a_size_that_a_critic_can_be_fitted_to(reward, expected):
+    """With a gamma of 0 the critic's targets are the scaled rewards themselves."""
+    env = probes.counter(time_limit=6)
+
+    def step(key, count, action):
+        new, result = env.step(key, count, action)
+        return new, result._replace(reward=jnp.asarray(reward(count), jnp.float32))
+
+    config = trpo.Config(**(SMALL | {"num_steps": 36}), scale_rewards=True, gamma=0.0)
+    algorithm = trpo.make(env._replace(step=step), config)
+    state, trajectory = algorithm.collect(algorithm.init(jax.random.key(0)))
+    _, fit_input, _ = algorithm.improve(state, trajectory)
+    np.testing.assert_allclose(np.abs(fit_input.targets).max(), expected, rtol=0.2)
+
+
 def test_a_state_saved_and_restored_goes_on_bit_for_bit(one_update):
     algorithm, state, *_ = one_update
     update = jax.jit(algorithm.update)

@@ -35,6 +35,7 @@ CONTINUOUS_ONLY = {"qprop"}
 RESTARTING = {"trpo_vine"}
 BY_PYTHON = {"UV_RUN_RECURSION_DEPTH": "1", "UV_INTERNAL__PARENT_INTERPRETER": "python"}
 TABLES = tomllib.loads(DEFAULTS_FILE.read_text())
+SAME = TABLES.pop("same")
 
 
 @pytest.mark.parametrize("algorithm", TABLES)
@@ -46,6 +47,10 @@ def test_every_default_is_a_field_of_a_matching_algorithm_and_every_pattern_matc
         assert set(table) <= fields | RUN_SETTINGS
         for pattern in patterns.split("|"):
             assert fnmatch.filter([*gymnax.registered_envs, *OTHER_SUITES], pattern)
+
+
+def test_every_task_that_is_the_same_elsewhere_is_one_of_gymnax():
+    assert {*SAME.values()} <= {*gymnax.registered_envs}
 
 
 def test_the_prefix_of_gymnax_changes_no_default():

@@ -19,7 +19,7 @@ from trpo_jax.figures.diagnosis import headline
 from trpo_jax.figures.diagnosis_panels import panels
 from trpo_jax.records.files import locked, write_csv
 from trpo_jax.records.policies import read_policies
-from trpo_jax.records.runs import read_run
+from trpo_jax.records.runs import read_metrics, read_run
 from trpo_jax.running import sweep
 from trpo_jax.running.train import open_folder, train
 
@@ -168,12 +168,23 @@ def test_a_column_of_another_name_is_refused(run):
 
 def test_evaluations_that_end_early_are_repeated(run, capsys):
     lines = (run / "evaluations.csv").read_bytes().splitlines(keepends=True)
-    (run / "evaluations.csv").write_bytes(b"".join(lines[:7]))  # up to update 4
+    (run / "evaluations.csv").write_bytes(b"".join(lines[:5]))  # up to update 2
     (run / "summary.json").unlink()
     plan = plan_of(["--resume", str(run)])
     with ExitStack() as stack:
         assert open_folder(plan, stack).num_updates == 4
     assert "evaluations.csv lacks rows of updates up to 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [1, 5, 7])
+def test_an_evaluation_in_which_a_run_was_stopped_is_done(kept, run, finished):
+    lines = (run / "evaluations.csv").read_bytes().splitlines(keepends=True)
+    (run / "evaluations.csv").write_bytes(b"".join(lines[:kept]))
+    (run / "summary.json").unlink()
+    found = train("CartPole-v1", CONFIG, **OPTIONS, out=run, resume=True).evaluations
+    before = read_metrics(finished / "evaluations.csv")
+    for name in before.keys() - {"seconds", "evaluation_seconds"}:
+        np.testing.assert_allclose(found[name], before[name], rtol=1e-6, err_msg=name)
 
 
 @pytest.fixture

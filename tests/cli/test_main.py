@@ -5,9 +5,12 @@ The wheel is built, installed and used by
     uv run pytest -n0 -m heavy tests/cli/test_main.py
 """
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -107,10 +110,49 @@ def test_the_wheel_works_alone(tmp_path):
     run(command, "train", *names, "--total-steps", "1024", "--out", "own", cwd=folder)
     run(command, "train", "--total-steps", "8192", "--num-seeds", "1", "--out", "run", cwd=folder)
     names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
-    assert {path.name for path in (folder / "run").iterdir()} == names
+    assert {path.name for path in (folder / "run").iterdir()} == names | {"checkpoints"}
     run(command, "evaluate", "run", "--episodes", "3", cwd=folder)
     run(command, "render", "run", "--steps", "5", cwd=folder)
     run(command, "plot", "run", cwd=folder)
     run(command, "diagnose", "run", cwd=folder)
     help_text = run(python, "-m", "trpo_jax", "--help", cwd=folder).stdout
     assert help_text == main.HELP
+
+
+def ended(load):
+    with pytest.raises(SystemExit) as stop:
+        main.end_in_order(load)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    return stop.value.code
+
+
+def interrupted(number):
+    """Does what a script does that a signal ends: it is told by Ctrl-C, and says so."""
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    except KeyboardInterrupt:
+        os.kill(os.getpid(), signal.SIGTERM)  # while it writes its files
+        time.sleep(0.1)
+        return 130
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_a_script_in_order_at_any_time(number, code, monkeypatch, capsys):
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    ours = lambda: interrupted(number)
+    if number != signal.SIGINT:  # after which another signal is one of its own
+        assert ended(lambda: ours) == code
+    assert ended(lambda: os.kill(os.getpid(), number) or time.sleep(5)) == code  # by an import
+    assert ended(lambda: lambda: os.kill(os.getpid(), number) or time.sleep(5)) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # by nohup
+    try:
+        assert ended(lambda: lambda: os.kill(os.getpid(), signal.SIGHUP) or 7) == 7
+    finally:
+        signal.signal(signal.SIGHUP, before)

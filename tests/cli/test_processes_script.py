@@ -251,3 +251,17 @@ def test_placements_are_said_again_on_resuming():
 def test_what_devices_do_not_divide_is_refused_by_name(words, message, monkeypatch, capsys):
     monkeypatch.setattr(placement, "choose_devices", lambda wanted: jax.devices()[:1] * wanted)
     assert re.search(message, refusal(train.main, ["--devices", "4", *words], capsys))
+
+
+@pytest.mark.heavy
+def test_a_signal_to_one_process_stops_both_in_order(tmp_path):
+    out = tmp_path / "out"
+    words = [*TRAIN, "--total-steps", "1e7", "--out", str(out)]
+    started = two_processes.start(words, tmp_path)
+    two_processes.wait_for(out / "checkpoints" / "5", started)
+    started[1].terminate()
+    codes, printed = two_processes.wait(started, tmp_path)
+    assert codes == [130, 143], printed
+    updates = re.search(r"up to update (\d+) of", printed[0])[1]
+    assert (out / "checkpoints" / updates / "digest").is_file()
+    assert f"goes on after update {updates}" in printed[0]

@@ -40,7 +40,8 @@ def finished_run(tmp_path_factory):
 def test_the_files_of_a_run(finished_run):
     folder, _ = finished_run
     names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == names | {"checkpoints"}
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["15"]  # of the end
 
 
 def test_config_says_everything_needed_to_run_it_again(finished_run):
@@ -203,8 +204,8 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_its_files(tmp_path, c
     settings = ["--critic-lr", "1e38", "--num-seeds", "2", "--total-steps", "4096"]
     assert train.main([*settings, "--out", str(out), *SMALL]) == 1
     error = capsys.readouterr().err
-    assert "Update" in error
-    assert "of seed" in error
+    assert "Seed 0 stopped: update" in error
+    assert "Seed 1 stopped: update" in error
     names = {path.name for path in out.iterdir()} - {"learning_curve.png"}  # of at least an update
     assert names == {"config.json", "metrics.csv", "policy.msgpack"}
     assert np.isfinite(trpo_jax.load_policy(out / "policy.msgpack")(jnp.zeros(4)))

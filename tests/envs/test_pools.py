@@ -260,10 +260,11 @@ def test_processes_check_alike_and_leave_nobody_behind():
         pool.reset(EVERYWHERE)
         with pytest.raises(EnvironmentFailure, match=r"\(1,\).*promises .*\(2,\) \(copy 1 of 2\)"):
             pool.step(np.zeros(2, int))
+    assert not multiprocessing.active_children()
+    with closing(open_pool("odd", Odd, LAYOUT, Discrete(2), [0], processes=True)) as pool:
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        with pytest.raises(EnvironmentFailure, match=r"processes died.*exit code -9.*copy 1 of 2"):
-            pool.reset(EVERYWHERE)
-            pool.reset(EVERYWHERE)
+        with pytest.raises(EnvironmentFailure, match=r"processes died.*exit code -9.*copy 1 of 1"):
+            pool.reset(EVERYWHERE[:1])
     assert not multiprocessing.active_children()
     with pytest.raises(EnvironmentFailure, match="no floor"):
         open_pool("odd", Made("unmade"), LAYOUT, Discrete(2), [0, 1], processes=True)

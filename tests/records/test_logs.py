@@ -1,4 +1,5 @@
 import csv
+import errno
 import re
 import struct
 import sys
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.installing import how_to_install
 from trpo_jax.records.logs import (
     csv_log,
@@ -130,6 +131,20 @@ def test_tensorboard_has_a_series_for_each_seed(tmp_path):
     assert found["charts/episodic_return", 200] == 4.0
     assert ("charts/episodic_return", 200) not in scalars(tmp_path / "seed_4")
     np.testing.assert_allclose(found["losses/approx_kl", 100], 0.01)
+
+
+def test_a_full_disk_under_tensorboard_names_its_folder(tmp_path, monkeypatch):
+    tensorboardX = pytest.importorskip("tensorboardX")
+
+    def full(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = tensorboard_log(tmp_path / "board", (4, 5), DESCRIPTION)
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorboardX.SummaryWriter, "flush", full)
+        with pytest.raises(StorageFailure, match=r"board cannot be written: No space left"):
+            log.write(rows(1, 0.0, 2.0, [[1.5, NAN], [3.0, 4.0]]))
+    log.close()
 
 
 def test_tensorboard_knows_the_hyperparameters(tmp_path):

@@ -9,8 +9,9 @@ from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Categorical, DiagGaussian
+from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
 from trpo_jax.envs.gymnasium import environment_seeds
-from trpo_jax.errors import EnvironmentFailure
+from trpo_jax.errors import EnvironmentFailure, NotFinite
 from trpo_jax.normalization import init_statistics
 from trpo_jax.records.acting import make_act
 from trpo_jax.running.evaluation import (
@@ -128,6 +129,31 @@ def test_episodes_on_the_host_are_played_by_few_copies(name, max_steps, length, 
     assert opened == [3]
     np.testing.assert_array_equal(returns, [[4.0 * length] * 7])
     assert (cut == is_cut).all()
+
+
+def test_an_episode_that_ends_with_no_numbers_is_played_again(capsys):
+    """On the host; on the device its return is no number, which ends the run."""
+
+    def host(broken_episodes):
+        ends = iter(range(100))
+
+        def step(actions):
+            yes, broken = np.ones(1, bool), next(ends) in broken_episodes
+            reward = np.full(1, np.nan if broken else 2.0)
+            return StepResult(np.zeros((1, 1), np.float32), reward, yes, ~yes)
+
+        pool = Pool(lambda mask: np.zeros((1, 1), np.float32), step, lambda: None)
+        spec = counter().observation
+        return host_environment("host", spec, Discrete(2), None, lambda *_: pool)
+
+    actor, policy = constant(0)
+    play = lambda env: make_evaluation(env, policy, 3, num_envs=1)(actor, (0,)).returns
+    np.testing.assert_array_equal(play(host({0, 2})), [[2.0] * 3])
+    assert (
+        "2 evaluation episodes of host ended with numbers that are not" in capsys.readouterr().err
+    )
+    with pytest.raises(NotFinite, match="host ended 4 episodes of an evaluation"):
+        play(host(range(100)))
 
 
 def test_what_never_ends_is_bounded_and_shows_how_far_it_is(monkeypatch):

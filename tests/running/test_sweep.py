@@ -117,7 +117,7 @@ def test_a_sweep_on_the_host_goes_on_after_a_failure_and_closes_its_environments
         yield next(chunks)
         if len(blocks) == 2:
             chunks.close()
-            raise EnvironmentFailure("gym/Counter-v0 failed")
+            raise EnvironmentFailure("gym/Counter-v0 failed") from ValueError("the floor")
         yield from chunks
 
     monkeypatch.setattr(module, "run_block", run_block)
@@ -126,6 +126,7 @@ def test_a_sweep_on_the_host_goes_on_after_a_failure_and_closes_its_environments
     with pytest.raises(EnvironmentFailure):
         sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **options)
     assert host_tasks.Counter.closed >= before + 2 * len(blocks) * CONFIG.num_envs
+    assert "ValueError: the floor" in (tmp_path / "sweep" / "error.txt").read_text()
     written = (tmp_path / "sweep" / "results.csv").read_text()
     whole = sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **options)
     assert len(blocks) == 3

@@ -20,17 +20,23 @@ from trpo_jax.cli.environment_flags import (
     make_stored,
     options_from,
 )
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
+from trpo_jax.errors import (
+    ConfigurationError,
+    EnvironmentFailure,
+    MemoryFailure,
+    StorageFailure,
+)
 from trpo_jax.records.files import make_parents, write_json
 from trpo_jax.records.policies import read_policies, with_origin
 from trpo_jax.records.runs import read_description
+from trpo_jax.running.estimate import require_evaluation_memory
 from trpo_jax.running.evaluation import (
     cut_note,
     evaluation_bound,
     make_evaluation,
     require_finite_returns,
 )
-from trpo_jax.running.plan import require_at_least
+from trpo_jax.running.plan import MOST, require_at_least, require_at_most
 from trpo_jax.running.progress import evaluation_progress
 
 MODES = ("deterministic", "stochastic")
@@ -40,7 +46,7 @@ OWN_EPISODES = 2**30  # numbers of evaluations during training are below
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, soft_wrap=True)
-    with user_errors(EnvironmentFailure, StorageFailure):
+    with user_errors(EnvironmentFailure, MemoryFailure, StorageFailure):
         args = build_parser().parse_args(argv)
         of_checkpoint = f"-{args.checkpoint}" if args.checkpoint else ""
         out = args.out or args.folder / f"evaluation{of_checkpoint}.json"
@@ -52,10 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"interval needs, and --number {args.number} at least 1."
             )
         require_at_least(evaluation_steps=(args.evaluation_steps, 1))
+        require_at_most(episodes=(args.episodes, MOST))
         description = read_description(args.folder, "env", "algorithm", "config", "seeds")
         env = make_stored(description, args)
         stored = read_policies(args.folder, env, checkpoint=args.checkpoint)
         env = with_origin(env, stored.observation)
+        num_seeds = len(stored.seeds)
+        require_evaluation_memory(env, num_seeds, args.episodes, None, "--episodes")
         make_parents(out)
         cache_compilations()
         played = {}

@@ -67,34 +67,32 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
     Args:
         load: imports the script, and returns the function that runs it and returns its exit code.
     """
+    outlive_readers()
     received: list[int] = []
+    loading = True
 
-    def interrupt(number, _):
-        if number == getattr(signal, "SIGHUP", None):
-            leave_terminal()
+    def interrupt(number, frame):
+        if loading:  # libraries make another error of Ctrl-C, or none; and nothing is lost yet
+            print("Interrupted.", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
         if not received:  # a terminal that closes may send it twice
             received.append(number)
             raise KeyboardInterrupt
 
-    numbers = [getattr(signal, name, signal.SIGINT) for name in ("SIGTERM", "SIGHUP")]
-    numbers = [x for x in numbers if signal.getsignal(x) is signal.SIG_DFL]  # but under nohup
-    for number in numbers:
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # but nohup and & let them be ignored
+    numbers = [getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler in usual}
+    for number in before:
         signal.signal(number, interrupt)
     try:
         main = load()
         from trpo_jax.cli.placement import exit_with  # imports jax
 
+        loading = False
         exit_with(main, received)
-    except KeyboardInterrupt:  # while modules were imported
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(128 + received[0] if received else 130)
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def leave_terminal() -> None:
-    """Lets what is still printed go nowhere, if it went to a terminal that has gone."""
-    for number in (1, 2):
-        if os.isatty(number):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        for number, handler in before.items():
+            signal.signal(number, handler)

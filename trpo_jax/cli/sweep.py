@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cache_compilations()
             found = sweep(**settings, progress=not args.quiet)
     except (EnvironmentFailure, MemoryFailure, PeerFailure, StorageFailure) as error:
-        print(f"error: {error}. {kept_of(folder)}", file=sys.stderr)
+        print(f"error: {str(error).rstrip('.')}. {kept_of(folder)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the first block
         print(f"Interrupted. {kept_of(folder)}", file=sys.stderr)

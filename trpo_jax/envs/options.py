@@ -181,7 +181,10 @@ def parameters_of(maker: Callable[..., Any]) -> set[str] | None:
     makers = [x.__init__ for x in maker.__mro__ if "__init__" in vars(x)] if is_class else [maker]
     names: set[str] = set()
     for function in makers:
-        parameters = inspect.signature(function).parameters.values()
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except ValueError:  # of one that is written in C
+            return None
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         names |= {x.name for x in parameters if x.kind in by_name}
         if not any(x.kind == inspect.Parameter.VAR_KEYWORD for x in parameters):

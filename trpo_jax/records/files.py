@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trpo_jax.errors import ConfigurationError, StorageFailure
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 
 LOCK = ".lock"  # in a folder that a process writes to; it names the process
 
@@ -50,6 +51,19 @@ def make_parents(path: Path) -> None:
         raise ConfigurationError(
             f"The folder {path.parent} cannot be made: {error}. Choose another one with --out."
         ) from error
+
+
+@contextmanager
+def causes_kept(folder: Path | None) -> Iterator[None]:
+    """Writes the stack trace of an environment's own error into a folder, as `error.txt`."""
+    try:
+        yield
+    except EnvironmentFailure as error:
+        if folder is not None and error.__cause__ is not None:
+            lines = traceback.format_exception(error.__cause__)
+            with suppress(StorageFailure):  # the error itself says more
+                write_whole(folder / "error.txt", "".join(lines))
+        raise
 
 
 @contextmanager
@@ -114,12 +128,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
         StorageFailure: if it cannot be written, on a full disk for instance.
     """
     unfinished = path.with_name(path.name + ".tmp")
+    with failures_of(path):
+        try:
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+            unfinished.replace(path)
+        except OSError:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+
+
+@contextmanager
+def failures_of(path: Path) -> Iterator[None]:
+    """Turns what is raised where a file cannot be written into a `StorageFailure` that names it."""
     try:
-        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        unfinished.replace(path)
+        yield
+    except StorageFailure:
+        raise
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
         raise StorageFailure(f"{path} cannot be written: {error.strerror or error}") from error
 
 

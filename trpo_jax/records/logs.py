@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.errors import ConfigurationError, FileGone, StorageFailure
+from trpo_jax.errors import ConfigurationError, FileGone
 from trpo_jax.installing import how_to_install
-from trpo_jax.records.files import cell, write_csv
+from trpo_jax.records.files import cell, failures_of, write_csv
 from trpo_jax.records.runs import read_rows
 
 Row = Mapping[str, int | float | np.floating]
@@ -78,18 +78,14 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
                 f"{path} has other columns than this run writes: {names} stand in one of both. "
                 "Put its first line back as it was."
             )
-        try:
-            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise FileNotFoundError(None, "another file is in its place")
+        with failures_of(path):
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                raise FileGone(
+                    f"{path} is gone: it was moved or removed while the run wrote to it. --resume "
+                    "goes on from a folder that was moved"
+                )
             writer.writerows([cell(row[name]) for name in columns] for row in rows)
             file.flush()
-        except FileNotFoundError as error:
-            raise FileGone(
-                f"{path} is gone ({error.strerror}): it was moved or removed while the run wrote "
-                "to it. --resume goes on from a folder that was moved"
-            ) from error
-        except OSError as error:
-            raise StorageFailure(f"{path} cannot be written: {error.strerror}") from error
 
     def close() -> None:
         with suppress(OSError):  # of rows that could not be written, which has been reported
@@ -181,15 +177,17 @@ def tensorboard_log(
             writer.file_writer.add_summary(summary)
 
     def write(rows: Sequence[Row]) -> None:
-        for row in rows:
-            for tag, value in tagged(row).items():
-                writers[row["seed"]].add_scalar(tag, value, row["env_steps"])
-        for writer in writers.values():
-            writer.flush()
+        with failures_of(folder):
+            for row in rows:
+                for tag, value in tagged(row).items():
+                    writers[row["seed"]].add_scalar(tag, value, row["env_steps"])
+            for writer in writers.values():
+                writer.flush()
 
     def close() -> None:
-        for writer in writers.values():
-            writer.close()
+        with suppress(OSError):  # which has been reported
+            for writer in writers.values():
+                writer.close()
 
     return Log(write, close)
 

@@ -33,6 +33,7 @@ from trpo_jax.host_rollout import (
 )
 from trpo_jax.normalization import update_statistics
 from trpo_jax.rollout import random_actions
+from trpo_jax.running.memory import SIZES, compiled_bytes, require_room
 from trpo_jax.running.program import Health, Program, as_metrics, check, cpu_options
 
 TELL_EVERY = 10.0  # seconds between words about environments that start
@@ -351,6 +352,8 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
     rollout, keys = state.rollout, action_keys(next_key(state), num_steps)
     choose((state.actor, values), keys, 0, rollout.episodes, rollout.acting)  # which compiles it
     improve = improve.lower(values, state, trajectory).compile(cpu_options())
+    needed = compiled_bytes(improve)
+    require_room("An update", needed, jax.devices()[0], SIZES, at_least=False)
     fit = fit.lower(values, improved.critic, *to_fit).compile(cpu_options())
 
     def programs(values):

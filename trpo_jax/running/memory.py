@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from trpo_jax.errors import ConfigurationError, MemoryFailure
 from trpo_jax.processes import decided_by_first
 
 CGROUP_FILES = ("memory.max", "memory.current")
+SIZES = ("--num-seeds", "--num-envs", "--num-steps", "--hidden-sizes")  # that memory goes by
 
 
 def free_bytes(device: jax.Device) -> int:
@@ -30,6 +32,13 @@ def _container_limit(folder: Path) -> Iterator[int]:
         yield int(limit) - int(used)
     except (OSError, ValueError):
         yield np.iinfo(np.int64).max
+
+
+def compiled_bytes(executable: Any) -> int:
+    """Returns the memory that a `jax.stages.Compiled` needs on each device, with all it returns."""
+    memory = executable.memory_analysis()
+    inputs = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    return inputs + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 
 def devices_here(placement: Placement | None) -> list[jax.Device]:
@@ -74,5 +83,5 @@ def shortage_named() -> Iterator[None]:
             raise
         raise MemoryFailure(
             f"There is not enough memory ({text.splitlines()[0][:200] if text else 'none is left'})"
-            ". Lower --num-seeds, --num-envs, --num-steps, --hidden-sizes or --evaluation-episodes."
+            f". Lower {', '.join(SIZES)} or --evaluation-episodes."
         ) from error

@@ -18,7 +18,7 @@ from trpo_jax.envs.base import sound
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import to_devices
-from trpo_jax.running.memory import devices_here, require_room
+from trpo_jax.running.memory import SIZES, compiled_bytes, devices_here, require_room
 
 RUNS_ONCE = {"xla_backend_optimization_level": 0}  # compiles three times as fast
 RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles a fourth faster, and runs as fast
@@ -89,9 +89,7 @@ class CompiledRuns(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Memory that `advance` needs on each device, state and outputs included."""
-        memory = self.executable.memory_analysis()
-        inputs = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-        return inputs + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return compiled_bytes(self.executable)
 
 
 def device_program(
@@ -104,8 +102,7 @@ def device_program(
     runs = compile_runs(lambda _: algorithm, len(seeds), (), updates_per_chunk, placement)
     here = devices_here(placement)
     share = len(here) if here[0].platform == "cpu" else 1  # devices of a CPU share its memory
-    flags = ["--num-seeds", "--num-envs", "--num-steps", "--hidden-sizes"]
-    require_room("This run", runs.num_bytes * share, here[0], flags, at_least=False)
+    require_room("This run", runs.num_bytes * share, here[0], SIZES, at_least=False)
     return Program(
         algorithm.env.name,
         runs.init(as_seeds(seeds), ()),

@@ -18,6 +18,7 @@ from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.files import (
+    causes_kept,
     cell,
     create_run_folder,
     locked,
@@ -34,6 +35,7 @@ from trpo_jax.running.description import (
     provenance,
     refuse_other_processes,
 )
+from trpo_jax.running.estimate import require_memory
 from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import most_updates
 from trpo_jax.running.plan import (
@@ -256,7 +258,7 @@ def sweep(
     plan = plan._replace(description=description)
     refuse_other_processes(description, score=score, batch=batch)
     console = progress_console(progress and is_first())
-    with ExitStack() as stack:
+    with ExitStack() as stack, causes_kept(plan.folder):
         return run_sweep(plan, score, console, stack)
 
 
@@ -437,6 +439,7 @@ def run_compilation(
     num_updates = plan.total_steps // algorithm.steps_per_update
     make = lambda values: module.make(plan.task.env, config.replace(**values))
     room = most_updates(len(pending))
+    require_memory(algorithm, 1, plan.evaluation_episodes, plan.placement)
     with console.status("Compiling"):
         if plan.task.env.open is None:
             program = compile_sweep(make, fields, len(pending), room, plan.batch, plan.placement)

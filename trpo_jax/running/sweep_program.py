@@ -19,7 +19,7 @@ from trpo_jax.devices import Placement
 from trpo_jax.processes import decided_by_first
 from trpo_jax.running.host_program import compile_host_runs, start_host_runs
 from trpo_jax.running.loop import USUAL, Chunk, Pace, advance_chunks
-from trpo_jax.running.memory import devices_here, free_bytes
+from trpo_jax.running.memory import SIZES, devices_here, free_bytes, require_room
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 
 MEMORY_SHARE = 0.5  # of what is free, that a block may take
@@ -93,11 +93,13 @@ def compile_sweep(
         most = CPU_BLOCK * len(devices) if on_cpu else num_runs
     size = even_share(num_runs, most, len(devices))
     runs = _compile(make, fields, size, updates_per_chunk, placement)
-    needed = runs.num_bytes * (len(here) if on_cpu else 1)  # devices of a CPU share its memory
+    share = len(here) if on_cpu else 1  # devices of a CPU share its memory
+    needed = runs.num_bytes * share
     room = decided_by_first(lambda: int(free_bytes(here[0]) * MEMORY_SHARE))
     if needed > room:
         size = even_share(num_runs, max(1, size * room // needed), len(devices))
         runs = _compile(make, fields, size, updates_per_chunk, placement)
+    require_room("A block of runs", runs.num_bytes * share, here[0], SIZES[1:], at_least=False)
 
     def start(seeds: Sequence[int], values: Values) -> Program:
         fill = lambda x: np.concatenate([x, np.repeat(x[-1:], size - len(seeds))])

@@ -4,7 +4,6 @@ import shutil
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
@@ -33,7 +32,7 @@ from trpo_jax.errors import (
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
-from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
+from trpo_jax.records.files import causes_kept, create_run_folder, locked, write_json, write_whole
 from trpo_jax.records.policies import best_of, learnt_from, save_policy
 from trpo_jax.records.runs import (
     BROKEN_SEEDS,
@@ -329,7 +328,7 @@ def train(
     with ExitStack() as stack:
         saved = open_folder(plan, stack)
         say_plan(plan, saved, console)
-        try:
+        with causes_kept(plan.folder):
             host = " and starting environments" if plan.env.open else ""
             with console.status(f"Compiling{host}") as status:
                 tell = status.update if has_bar(console) else console.print
@@ -339,11 +338,6 @@ def train(
             )
             with closing(program):
                 return run_program(plan, program, saved, console, callback, started)
-        except EnvironmentFailure as error:
-            if plan.folder is not None and error.__cause__ is not None:  # for its author
-                lines = traceback.format_exception(error.__cause__)
-                write_whole(plan.folder / "error.txt", "".join(lines))
-            raise
 
 
 def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
@@ -415,7 +409,7 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
     """
     ends = {METRICS: last_update(plan, METRICS)}
     if plan.eval_every:
-        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every - 1
+        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every
     short = min(ends, key=ends.get)
     folder = plan.folder / CHECKPOINTS
     if not folder.is_dir():
