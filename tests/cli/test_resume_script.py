@@ -169,8 +169,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_checkpoints_before(stopped, fini
         command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit, timeout=300
     )
     assert result.returncode == 1, result.stderr
-    assert "metrics.csv cannot be written: File too large. " in result.stderr
-    assert "policy.msgpack cannot be written: File too large. The policies are " in result.stderr
+    assert "metrics.csv cannot be written: File too large" in result.stderr
     assert "Traceback" not in result.stderr
     assert "holds the run up to update 5 of 6" in result.stderr
     assert f"--resume {stopped} goes on after update 4" in result.stderr
