@@ -150,6 +150,21 @@ def test_a_signal_ends_a_script_in_order_at_any_time(number, code, monkeypatch, 
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_heard_where_python_ignores_what_is_raised(number, code, capsys):
+    class Garbage:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    def script():
+        Garbage()
+        time.sleep(5)
+
+    assert ended(lambda: script) == code
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
 def test_a_signal_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # by nohup
     try:

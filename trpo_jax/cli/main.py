@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -12,6 +13,7 @@ import trpo_jax
 from trpo_jax.cli.streams import outlive_readers
 from trpo_jax.errors import unknown_name
 
+AGAIN_AFTER = 0.05  # seconds
 COMMANDS = {
     "train": "train an algorithm on an environment, several seeds in one program",
     "sweep": "try many values of hyperparameters, as few compiled programs as can be",
@@ -81,6 +83,15 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
             received.append(number)
             raise KeyboardInterrupt
 
+    def ignored(unraisable):
+        """Sends a signal again that came while garbage was collected, where Python ignores it."""
+        if unraisable.exc_type is KeyboardInterrupt:
+            number = received.pop() if received else signal.SIGINT
+            threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), number)).start()
+        else:
+            hook(unraisable)
+
+    hook, sys.unraisablehook = sys.unraisablehook, ignored
     usual = (signal.SIG_DFL, signal.default_int_handler)  # but nohup and & let them be ignored
     numbers = [getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
     before = {number: signal.getsignal(number) for number in numbers}
@@ -94,5 +105,6 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
         loading = False
         exit_with(main, received)
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
