@@ -29,7 +29,7 @@ from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import StorageFailure, unknown_name
 from trpo_jax.figures.curves import comparison, file_of
 from trpo_jax.records.files import locked, write_json, write_whole
-from trpo_jax.records.runs import read_description, read_summary
+from trpo_jax.records.runs import finished_scores, read_description, read_summary
 
 LABEL = "interquartile mean over seeds"
 BENCHMARKS_FILE = Path(__file__).parent / "reproduce.toml"
@@ -113,7 +113,7 @@ def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]
     rows = {}
     for task, run in finished.items():
         summary = read_summary(run.folder)
-        scores = np.array(summary["evaluation"]["per_seed"])
+        scores = finished_scores(summary)
         rows[task] = {
             "env": run.env,
             "per_seed": scores.tolist(),

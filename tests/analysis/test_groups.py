@@ -11,7 +11,7 @@ from trpo_jax.analysis.groups import (
     steps_to,
 )
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.records.runs import find_runs, read_run
+from trpo_jax.records.runs import find_runs, finished_scores, read_run, read_summary
 
 NAN = np.nan
 GROUP = Group(
@@ -122,3 +122,10 @@ def test_a_run_without_an_evaluation_is_named(tmp_path):
     write_run(tmp_path / "a")
     with pytest.raises(ConfigurationError, match=r"/a has no evaluation"):
         read_evaluations(joined(tmp_path)["CartPole-v1"]["trpo"])
+
+
+def test_a_seed_that_stopped_has_no_score(tmp_path):
+    write_run(tmp_path / "a", returns=[[1], [2]], evaluations=[10, None])
+    with pytest.raises(ConfigurationError, match=r"/a has no score: it stopped"):
+        read_evaluations(joined(tmp_path)["CartPole-v1"]["trpo"])
+    np.testing.assert_array_equal(finished_scores(read_summary(tmp_path / "a")), [10])

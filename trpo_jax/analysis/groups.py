@@ -124,7 +124,8 @@ def read_evaluations(group: Group) -> np.ndarray:
     """Returns the mean return of each seed's final policy over fresh episodes, `[num_seeds]`.
 
     Raises:
-        ConfigurationError: if a run has not been evaluated, since it has not come to its end.
+        ConfigurationError: if a run or one of its seeds has not been evaluated, since it has not
+            come to its end.
     """
     scores = []
     for run in group.runs:
@@ -133,6 +134,11 @@ def read_evaluations(group: Group) -> np.ndarray:
             raise ConfigurationError(
                 f"The run in {run.folder} has {len(run.metrics['seed'])} seeds, and its summary "
                 f"scores of {len(of_run)}. Leave that run out."
+            )
+        if None in of_run:
+            raise ConfigurationError(
+                f"A seed of the run in {run.folder} has no score: it stopped, since its numbers "
+                "were not finite. Leave that run out."
             )
         scores += of_run
     return np.array(scores, float)

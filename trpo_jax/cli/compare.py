@@ -40,10 +40,12 @@ from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
     differing_settings,
+    finished_scores,
     read_description,
     read_run,
     read_summary,
 )
+from trpo_jax.running.loop import broken_text
 from trpo_jax.running.plan import INTERRUPT
 from trpo_jax.running.train import FAILURES, train
 
@@ -263,8 +265,11 @@ def execute(pairs: Sequence[Pair], console: Console) -> bool:
             jax.clear_caches()  # compiled programs of finished runs would fill the memory
             if run.stopped_by == INTERRUPT:
                 raise KeyboardInterrupt
+            if run.broken:
+                print(f"error: {broken_text(run.broken)}", file=sys.stderr)
+                failed = True
         summary = read_summary(pair.folder)
-        score = summarize(np.array(summary["evaluation"]["per_seed"])).iqm
+        score = summarize(finished_scores(summary)).iqm
         seconds = summary.get("wall_seconds", np.nan)
         earlier = "  (finished earlier)" if before else ""
         console.print(f"{name} IQM {return_text(score):>10} {seconds:9.1f} s{earlier}")
@@ -305,7 +310,7 @@ def measure(pair: Pair, threshold: float | None) -> dict[str, Any]:
     if not pair.is_finished():
         return {"missing": f"The run stopped before its end; see {pair.folder}."}
     summary, metrics = read_summary(pair.folder), read_run(pair.folder, (), MEASURED).metrics
-    scores = np.array(summary["evaluation"]["per_seed"])
+    scores = finished_scores(summary)
     row = {
         "flags": list(pair.argv),
         "total_steps": int(metrics["env_steps"][0, -1]),

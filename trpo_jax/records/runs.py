@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
@@ -119,6 +119,11 @@ def read_description(folder: Path, *needed: str) -> dict[str, Any]:
         first, count = description["seed"], description["num_seeds"]
         description["seeds"] = list(range(first, first + count))
     return description
+
+
+def finished_scores(summary: Mapping[str, Any]) -> np.ndarray:
+    """Returns the scores in a summary, of the seeds that came to their end."""
+    return np.array([x for x in summary["evaluation"]["per_seed"] if x is not None], float)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
