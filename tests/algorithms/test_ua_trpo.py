@@ -57,7 +57,7 @@ def test_with_more_environments_it_tends_to_trpo(cartpole):
     """
 
     def shortfall(num_envs):
-        metrics = first_update(cartpole, [0.0, 10.0], num_envs=num_envs, num_steps=8, damping=0.01)
+        metrics = first_update(cartpole, [0.0, 10.0], num_envs=num_envs, num_steps=32, damping=0.01)
         plain, aware = metrics["gradient_dot_direction"]
         return float(1 - aware / plain)
 

@@ -120,7 +120,7 @@ def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
         (["--fps", "60"], "--fps 60 is more than the 50"),
         (["--out", str(tmp_path / "episode.avi")], "must be a .gif or an .mp4"),
         (["--width", "100000"], "--width 100,000 is more than the 65,535 pixels"),
-        (["--checkpoint", "best"], "There are no checkpoints in"),
+        (["--checkpoint", "best"], "There is no checkpoint 'best' in"),
     ):
         with pytest.raises(SystemExit, match="2"):
             render.main([*arguments, *flags])

@@ -64,6 +64,8 @@ def test_a_loaded_policy_acts_as_the_trained_one(tmp_path, name, normalize):
         )
     best = trpo_jax.load_policy(path)
     np.testing.assert_array_equal(best(observations), policy(observations))
+    compiled = jax.jit(lambda observations: policy(observations))(observations)
+    np.testing.assert_allclose(compiled, policy(observations), rtol=1e-5, atol=1e-6)
     save_policy(path, algorithm, Learnt(actor), SEEDS[::-1], [-5.0, np.nan])  # the second broke
     first = trpo_jax.load_policy(path, seed=SEEDS[1])
     np.testing.assert_array_equal(trpo_jax.load_policy(path)(observations), first(observations))

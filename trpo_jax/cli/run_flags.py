@@ -62,7 +62,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
             "in its own: leave --out away."
         )
     if resumed is not None:  # a run that goes on for longer keeps its schedules
-        begun = read_description(Path(resumed))["config"]
+        begun = read_description(Path(resumed), "config")["config"]
         followed = [name for name, x in vars(args).items() if isinstance(x, Follows)]
         vars(args).update({name: begun[name] for name in followed if name in begun})
     config = config_from(args, module)

@@ -32,6 +32,8 @@ class ActingPolicy(NamedTuple):
     too, in which integers are one-hot. Normalisation, scaling and clipping are inside. Without a
     key the action is the policy's mode, with a key it is drawn from the policy.
 
+    Inside a compiled program it takes what its network is shown, and returns JAX's arrays.
+
     Attributes:
         environment: name of the environment that it was trained in.
         observation: what its network is shown.
@@ -58,9 +60,12 @@ class ActingPolicy(NamedTuple):
         Raises:
             ValueError: if it is none that the environment shows.
         """
-        shown = self.shown(observation)
+        traced = isinstance(observation, jax.core.Tracer)
+        shown = observation if traced else self.shown(observation)
         batch_shape = shown.shape[: shown.ndim - len(self.observation.shape)]
         actions = self.choose(self.actor, shown.reshape(-1, *self.observation.shape), key)
+        if traced:
+            return actions.reshape((*batch_shape, *actions.shape[1:]))
         actions = to_space_action(self.action, actions)
         # The index makes a number of an array without axes, which can be an index itself.
         actions = actions.reshape((*batch_shape, *actions.shape[1:]))

@@ -251,11 +251,17 @@ def _broken_number(
     ]
     bad = [~sound(x) for x, _ in kinds]
     broken = jnp.stack([x.any(axis=1) for x in bad]).any(axis=0)
-    step = jnp.argmax(broken)
+    first = _first(broken)
+    step = jnp.minimum(first, num_steps - 1)
     component, value = jnp.int32(-1), jnp.float32(0)
     for (x, component_of), where in zip(kinds, bad, strict=True):
-        index = jnp.argmax(where[step])
-        here = where[step, index]
+        index = _first(where[step])
+        here = index < x.shape[1]
         component = jnp.where(here, component_of(index), component)
         value = jnp.where(here, x[step, index].astype(jnp.float32), value)
-    return jnp.where(broken.any(), step, -1), component, value
+    return jnp.where(first < num_steps, step, -1), component, value
+
+
+def _first(where: Bool[Array, " N"]) -> Int[Array, ""]:
+    """Returns the index of the first True, or N; no device needs the parts of the others for it."""
+    return jnp.min(jnp.where(where, jnp.arange(len(where)), len(where)))
