@@ -80,6 +80,11 @@ def test_what_the_grid_lists_is_not_drawn_as_well():
         ({"ranges": {"gamma": (0.9, 1, "log1m")}, "num_random": 4}, r"less than 1 on the scale"),
         ({"ranges": {"gamma": (0.9, 0.8)}, "num_random": 4}, r"low must be less than high"),
         ({"ranges": {"max_kl": (0.1, 0.2)}}, r"Give random as well, 64"),
+        (
+            {"grid": {"max_kl": range(1, 3001), "damping": range(3000)}},
+            r"give 9,000,000 settings, and a sweep has 100,000",
+        ),
+        ({"grid": {"gamma": [0.9, 0.8]}, "num_random": 60_000}, r"give 120,000 settings"),
         ({"num_random": 0}, r"random = 0 must be at least 1"),
         ({}, r"Nothing is swept"),
     ],

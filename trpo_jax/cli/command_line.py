@@ -19,6 +19,7 @@ from platformdirs import user_cache_dir
 
 from trpo_jax import algorithms, envs
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.installing import how_to_install
 from trpo_jax.running.plan import (
     MOST_RUNS,
     choose_seeds,
@@ -92,9 +93,9 @@ class ListEnvironments(argparse.Action):
             found = envs.names()
         for names in found.values():
             print(*names or (), sep="\n", end="\n" if names else "")
-        missing = ", ".join(suite for suite, names in found.items() if names is None)
-        if missing:
-            print(f"Suites that are not installed: {missing}. Each is an extra.", file=sys.stderr)
+        for suite, names in found.items():
+            if names is None:
+                print(f"{suite} is not installed: {how_to_install(suite)}", file=sys.stderr)
         raise SystemExit(0)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import numpy as np
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 SCALES = ("linear", "log", "log1m")
+MOST_SETTINGS = 100_000  # a day and more of the shortest runs
 
 Setting = dict[str, Any]
 
@@ -76,6 +79,12 @@ def plan_settings(
             "Nothing is swept. Give a grid, such as max_kl = 0.003, 0.01, 0.03, or random = 64, "
             "with ranges of your own if you like, such as max_kl = (0.001, 0.1, log)."
         )
+    number = math.prod([num_random or 1, *map(len, grid.values())])
+    if number > MOST_SETTINGS:
+        raise ConfigurationError(
+            f"The grid and random give {number:,} settings, and a sweep has {MOST_SETTINGS:,} at "
+            "the most. Leave values out, or draw fewer settings at random."
+        )
     chosen = [dict(zip(grid, x, strict=True)) for x in itertools.product(*grid.values())]
     if num_random is None:
         return chosen
@@ -90,9 +99,9 @@ def _listed(base: Any, name: str, values: Any) -> list[Any]:
         raise ConfigurationError(f"The grid of {name} must be a list of values, not {values!r}.")
     plain = [x.item() if isinstance(x, np.generic) else x for x in values]
     plain = [tuple(x) if isinstance(x, list) else x for x in plain]
-    for value in plain:
-        if plain.count(value) > 1:
-            raise ConfigurationError(f"The grid of {name} has {value} twice.")
+    value, times = Counter(plain).most_common(1)[0]
+    if times > 1:
+        raise ConfigurationError(f"The grid of {name} has {value} twice.")
     return plain
 
 
