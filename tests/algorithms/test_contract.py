@@ -85,10 +85,12 @@ def test_rewards_that_say_nothing_move_nothing(name):
             metrics.append(metric["reward_signal"])
         return [state.actor.policy_params for state in states], metrics
 
-    for constant in (0.0, -1.5):
+    for constant in (0.0, 1.5):
         (start, *params), metrics = run(jnp.array([constant, constant]))
         assert [bool(x) for x in metrics] == [False, False]
         chex.assert_trees_all_equal(start, *params)
+    _, metrics = run(jnp.array([0.0, -1.5]))  # an end of the episode would escape it
+    assert [bool(x) for x in metrics] == [False, True]
 
 
 @pytest.mark.usefixtures("x64")

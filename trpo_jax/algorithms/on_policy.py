@@ -59,12 +59,13 @@ class RewardRange(NamedTuple):
     def signal(self) -> Bool[Array, ""]:
         """Whether one action can have been better than another, as far as rewards say.
 
-        Where all rewards are the same, to rounding, all actions are alike, unless a reward other
-        than 0 can be lost or escaped by termination. Advantages then are the critic's errors.
+        Where all rewards are the same, to rounding, all actions are alike, and advantages are the
+        critic's errors. Two things make a difference: a positive reward can be lost, which the
+        first termination shows, and a negative one can be escaped, which is to be looked for.
         """
         largest = jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
         differ = self.high - self.low > 10 * jnp.finfo(jnp.float32).eps * largest
-        return differ | (self.terminated & (largest > 0))
+        return differ | (self.low < 0) | (self.terminated & (largest > 0))
 
 
 class TrainState(NamedTuple):
