@@ -11,7 +11,7 @@ The rooms, in the order in which an update goes through them: `envs`, `rollout`,
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _MODULES = {  # of each public name
     "trpo_jax.running.train": ("Run", "train"),
