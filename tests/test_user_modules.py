@@ -9,6 +9,7 @@ from refusals import refusal
 from trpo_jax import algorithms, envs
 from trpo_jax.cli import compare, evaluate, render, sweep, train
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.running.plan import plan_run
 
 TASKS = """
 import trpo_jax
@@ -150,6 +151,13 @@ def test_an_error_in_an_own_algorithm_names_its_file(write, name, message):
     )
     with pytest.raises(ConfigurationError, match=message):
         algorithms.get(name)
+
+
+def test_an_error_while_an_own_algorithm_is_made_names_its_line(write):
+    write(own="from trpo_jax.algorithms.trpo import Config\n\ndef make(env, config):\n    1 / 0\n")
+    message = r"'own' cannot be made. \S+own.py, line 4, in make: ZeroDivisionError"
+    with pytest.raises(ConfigurationError, match=message):
+        plan_run("CartPole-v1", algorithm="own")
 
 
 def test_own_modules_serve_every_script(write, tmp_path, capsys):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trpo_jax import algorithms, envs
+from trpo_jax import algorithms, envs, user_modules
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.schedules import (
@@ -197,6 +197,19 @@ def with_options(env: Environment, options: envs.Options) -> Environment:
     return env if options.timeout is None else with_timeout(env, options.timeout)
 
 
+def make_of(task: Task, config: Any, **own: Any) -> Algorithm:
+    """Returns the algorithm of a task with a config.
+
+    Raises:
+        ConfigurationError: if it cannot be made; it names the line of a module of the user's own.
+    """
+    if task.name in algorithms.ALGORITHMS:
+        return task.module.make(task.env, config, **own)
+    what = f"The algorithm {task.name!r} cannot be made"
+    with user_modules.errors_located(what, getattr(task.module, "__file__", task.name)):
+        return task.module.make(task.env, config, **own)
+
+
 def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]:
     """Returns the command line that does a task with some settings."""
     usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
@@ -318,7 +331,7 @@ def plan_run(
         task = task._replace(env=_seen_as_before(task.env, out if resume else None, init_from))
         own = {} if agent is None else {"agent": agent}
         task = task._replace(named=task.named and agent is None)
-        make = partial(task.module.make, task.env, **own)
+        make = partial(make_of, task, **own)
         made = make(task.config)
     tuned = task.tuned
     if begun and task.module is not None and total_steps is not None:

@@ -45,6 +45,7 @@ from trpo_jax.running.plan import (
     choose_seeds,
     choose_task,
     command_of,
+    make_of,
     require_at_least,
     require_on_device,
 )
@@ -305,7 +306,7 @@ def require_two_batches(plan: SweepPlan) -> None:
     """Raises a ConfigurationError if a setting cannot work, or leaves no second half of a run."""
     task = plan.task
     for setting in plan.settings:
-        steps = task.module.make(task.env, task.config.replace(**setting)).steps_per_update
+        steps = make_of(task, task.config.replace(**setting)).steps_per_update
         if plan.total_steps < 2 * steps:
             raise ConfigurationError(
                 f"total_steps = {plan.total_steps:,} is less than two batches of {steps:,} steps. "
