@@ -65,7 +65,11 @@ def test_sources_are_the_tables_that_apply(name, sources):
 
 @pytest.mark.parametrize(
     ("name", "line"),
-    [("gym/CartPole-v1", "Defaults: those of CartPole-v1 in defaults.toml\n"), ("CartPole-v1", "")],
+    [
+        ("gym/CartPole-v1", "Defaults: table CartPole-v1 of defaults.toml\n"),
+        ("gym/Swimmer-v5", "Defaults: tables */* and gym/Swimmer-v* of defaults.toml\n"),
+        ("CartPole-v1", ""),
+    ],
 )
 def test_a_run_says_whose_defaults_it_took(name, line):
     console = Console(file=io.StringIO())

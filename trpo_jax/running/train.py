@@ -485,7 +485,8 @@ def say_defaults(plan: RunPlan, console: Console) -> None:
     """Prints whose settings a run has where it says nothing else, if not those of its own name."""
     sources = sources_of(plan.name, plan.description["env"])
     if sources and sources != [plan.description["env"]]:
-        console.print(f"Defaults: those of {' and '.join(sources)} in {DEFAULTS_FILE.name}")
+        tables = f"table{'s' * (len(sources) > 1)} {' and '.join(sources)}"
+        console.print(f"Defaults: {tables} of {DEFAULTS_FILE.name}")
 
 
 def compile_plan(plan: RunPlan, saved: Saved | None, tell: Callable[[str], None]) -> Program:
