@@ -78,10 +78,14 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     two_processes.wait_for(out / "checkpoints" / "10", started)
     started[1].kill()
     codes, printed = two_processes.wait(started, tmp_path)
-    assert codes == [1, -9]
-    assert "another process of this run ended" in printed[0].lower()
+    # It notices the loss itself, or JAX aborts it, for instance in a barrier of a checkpoint; how to
+    # go on was printed at its start, too.
+    assert codes[0] in (1, -signal.SIGABRT)
+    assert codes[1] == -9
     assert f"train.py --resume {out} --shard environments --distributed" in printed[0]
-    assert "--process-id 0 goes on after update" in printed[0]
+    if codes[0] == 1:
+        assert "another process of this run ended" in printed[0].lower()
+        assert "--process-id 0 goes on after update" in printed[0]
     assert "Traceback" not in printed[0]
     assert not (out / "summary.json").exists()
 
@@ -112,7 +116,7 @@ def test_without_the_first_process_the_other_ends_too(tmp_path):
     # JAX aborts it, or it notices the loss itself; how to go on was printed at its start.
     assert codes[0] == -9
     assert codes[1] in (1, -signal.SIGABRT)
-    assert "If the first process is lost, JAX aborts" in printed[1]
+    assert "If another process is lost, JAX may abort" in printed[1]
     assert f"train.py --resume {out} --distributed" in printed[1]
     assert "goes on after" in printed[1]
 

@@ -30,7 +30,7 @@ from trpo_jax.running.plan import require_on_device
 
 SEEDS, ENVIRONMENTS = "seeds", "environments"
 ALL = "all"
-IF_LOST = "If the first process is lost, JAX aborts the others with a stack trace."
+IF_LOST = "If another process is lost, JAX may abort this one with a stack trace."
 FIRST_LEAVES_AFTER = 2.0  # seconds
 
 
