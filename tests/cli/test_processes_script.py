@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 
 import jax
@@ -78,8 +79,8 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     two_processes.wait_for(out / "checkpoints" / "10", started)
     started[1].kill()
     codes, printed = two_processes.wait(started, tmp_path)
-    # It notices the loss itself, or JAX aborts it, for instance in a barrier of a checkpoint; how to
-    # go on was printed at its start, too.
+    # It notices the loss itself, or JAX aborts it, as in a barrier of a checkpoint. How to go on
+    # was printed at its start, too.
     assert codes[0] in (1, -signal.SIGABRT)
     assert codes[1] == -9
     assert f"train.py --resume {out} --shard environments --distributed" in printed[0]
@@ -262,7 +263,8 @@ def test_a_signal_to_one_process_stops_both_in_order(tmp_path):
     out = tmp_path / "out"
     words = [*TRAIN, "--total-steps", "1e7", "--out", str(out)]
     started = two_processes.start(words, tmp_path)
-    two_processes.wait_for(out / "checkpoints" / "5", started)
+    two_processes.wait_for(out / "checkpoints" / "5" / "digest", started)
+    time.sleep(0.4)  # until both are done with the checkpoint
     started[1].terminate()
     codes, printed = two_processes.wait(started, tmp_path)
     assert codes == [130, 143], printed

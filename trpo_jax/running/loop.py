@@ -240,9 +240,10 @@ def advance_chunks(
     state, done = program.state, num_done
     most = 1 if math.isfinite(pace.seconds) else program.updates_per_chunk
     alive = np.ones(len(program.seeds), bool) if alive is None else alive
+    late = None  # Ctrl-C that came too late to be told after the last chunk
     while done < num_updates:
         decide = partial(next_count, done, num_updates, most, pace.intervals)
-        count = decided_by_first(decide)
+        count, early = finish(partial(decided_by_first, decide))
         started = time.perf_counter()
         given = partial(_advance, program, state, count, alive)
         (state, outputs, actor), interrupt = finish(given)
@@ -250,7 +251,8 @@ def advance_chunks(
         metrics, health = jax.tree.map(lambda x, n=count: x[:, :n], outputs)
         seconds, done, alive = seconds + taken, done + count, alive & health.finite.all(axis=1)
         most = int(min(program.updates_per_chunk, max(1, pace.seconds * count / taken)))
-        stopping = any_of(interrupt is not None)
+        interrupted = any(x is not None for x in (late, early, interrupt))
+        stopping, late = finish(partial(any_of, interrupted))
         yield Chunk(done - count + 1, done, mark_missing(metrics), health, state, actor, seconds)
         if stopping:
             raise AgreedStop
