@@ -35,6 +35,7 @@ OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an epis
 CHUNK_SECONDS = 1.0  # so long the host sees nothing of a run, and Ctrl-C waits
 MOST_UPDATES, MOST_ROWS = 1024, 2**16  # that a program has room for: of a seed, of all seeds
 LISTED = 8  # seeds in a message
+_untold: list[KeyboardInterrupt] = []  # Ctrl-C that the other processes are to be told of
 
 
 class Pace(NamedTuple):
@@ -193,6 +194,7 @@ def finish(function: Callable[[], Any]) -> tuple[Any, KeyboardInterrupt | None]:
     """Returns the result of a function, and the Ctrl-C that came meanwhile, if one did.
 
     The function runs in a thread of its own, which no signal reaches. A second Ctrl-C is raised.
+    One of several processes keeps the Ctrl-C until all of them stop, after their next chunk.
     """
     result, once = Future(), threading.Lock()
 
@@ -208,7 +210,11 @@ def finish(function: Callable[[], Any]) -> tuple[Any, KeyboardInterrupt | None]:
         return result.result(), None
     except KeyboardInterrupt as interrupt:
         _thread.start_new_thread(run, ())  # it may have come before the first
-        return result.result(), interrupt
+        value = result.result()
+        if jax.process_count() == 1:
+            return value, interrupt
+        _untold.append(interrupt)
+        return value, None
 
 
 def advance_chunks(
@@ -241,6 +247,7 @@ def advance_chunks(
     most = 1 if math.isfinite(pace.seconds) else program.updates_per_chunk
     alive = np.ones(len(program.seeds), bool) if alive is None else alive
     late = None  # Ctrl-C that came too late to be told after the last chunk
+    _untold.clear()
     while done < num_updates:
         decide = partial(next_count, done, num_updates, most, pace.intervals)
         count, early = finish(partial(decided_by_first, decide))
@@ -251,7 +258,7 @@ def advance_chunks(
         metrics, health = jax.tree.map(lambda x, n=count: x[:, :n], outputs)
         seconds, done, alive = seconds + taken, done + count, alive & health.finite.all(axis=1)
         most = int(min(program.updates_per_chunk, max(1, pace.seconds * count / taken)))
-        interrupted = any(x is not None for x in (late, early, interrupt))
+        interrupted = bool(_untold) or any(x is not None for x in (late, early, interrupt))
         stopping, late = finish(partial(any_of, interrupted))
         yield Chunk(done - count + 1, done, mark_missing(metrics), health, state, actor, seconds)
         if stopping:
