@@ -40,6 +40,8 @@ def test_a_full_disk_behind_a_stream_is_no_failure():
     for _ in range(3):
         print("x" * 10_000, file=stream, flush=True)
     stream.close()
+    with pytest.raises(OSError), open("/dev/full", "w") as plain:
+        print("x", file=plain, flush=True)
 
 
 def test_a_pipe_to_head_ends_quietly():

@@ -115,7 +115,7 @@ def test_spaces_in_which_nothing_can_be_learnt_are_refused(env, message):
 @pytest.mark.parametrize("time_limit", [None, 1, np.int64(50), np.uint8(200), np.array(7)])
 def test_usable_spaces_and_any_integer_as_a_time_limit(time_limit):
     for action in (Discrete(1), MultiDiscrete((1, 2), (-5, 3)), box_of([0], [0]), box_of(-1, 1)):
-        require_usable(env_of(action, dtype="uint8", time_limit=time_limit))
+        assert require_usable(env_of(action, dtype="uint8", time_limit=time_limit)) is None
 
 
 def test_far_bounds_are_a_warning_and_those_that_mean_none_are_not():

@@ -76,8 +76,8 @@ def test_an_info_that_nobody_reads_breaks_nothing():
     step = lambda: (np.zeros(2, np.float32), 1.0, False, False, next(infos))
     with closing(pool_of(step=step)) as pool:
         pool.reset(EVERYWHERE)
-        pool.step(np.zeros(2, int))
-        pool.step(np.zeros(2, int))
+        steps = [pool.step(np.zeros(2, int)) for _ in range(2)]
+    assert [step.reward.tolist() for step in steps] == [[1.0, 1.0]] * 2
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an epis
 CHUNK_SECONDS = 1.0  # so long the host sees nothing of a run, and Ctrl-C waits
 MOST_UPDATES, MOST_ROWS = 1024, 2**16  # that a program has room for: of a seed, of all seeds
 LISTED = 8  # seeds in a message
-_untold: list[KeyboardInterrupt] = []  # Ctrl-C that the other processes are to be told of
+_interrupts: list[KeyboardInterrupt] = []  # Ctrl-C for which the run has not stopped yet
 
 
 class Pace(NamedTuple):
@@ -190,11 +190,12 @@ def next_count(done: int, num_updates: int, most: int, intervals: Sequence[int])
     return min(most, *(end - done for end in ends))
 
 
-def finish(function: Callable[[], Any]) -> tuple[Any, KeyboardInterrupt | None]:
-    """Returns the result of a function, and the Ctrl-C that came meanwhile, if one did.
+def finish(function: Callable[[], Any]) -> Any:
+    """Returns the result of a function, which Ctrl-C does not end before its time.
 
-    The function runs in a thread of its own, which no signal reaches. A second Ctrl-C is raised.
-    One of several processes keeps the Ctrl-C until all of them stop, after their next chunk.
+    The function runs in a thread of its own, which no signal reaches. A first Ctrl-C is kept: for
+    `stop_if_interrupted`, or until all processes stop, after their next chunk. A second one is
+    raised.
     """
     result, once = Future(), threading.Lock()
 
@@ -207,14 +208,17 @@ def finish(function: Callable[[], Any]) -> tuple[Any, KeyboardInterrupt | None]:
 
     try:
         _thread.start_new_thread(run, ())
-        return result.result(), None
+        return result.result()
     except KeyboardInterrupt as interrupt:
         _thread.start_new_thread(run, ())  # it may have come before the first
-        value = result.result()
-        if jax.process_count() == 1:
-            return value, interrupt
-        _untold.append(interrupt)
-        return value, None
+        _interrupts.append(interrupt)
+        return result.result()
+
+
+def stop_if_interrupted() -> None:
+    """Raises the Ctrl-C that `finish` has kept; several processes agree on it in their chunks."""
+    if _interrupts and jax.process_count() == 1:
+        raise _interrupts.pop()
 
 
 def advance_chunks(
@@ -246,22 +250,20 @@ def advance_chunks(
     state, done = program.state, num_done
     most = 1 if math.isfinite(pace.seconds) else program.updates_per_chunk
     alive = np.ones(len(program.seeds), bool) if alive is None else alive
-    late = None  # Ctrl-C that came too late to be told after the last chunk
-    _untold.clear()
+    _interrupts.clear()
     while done < num_updates:
         decide = partial(next_count, done, num_updates, most, pace.intervals)
-        count, early = finish(partial(decided_by_first, decide))
+        count = finish(partial(decided_by_first, decide))
         started = time.perf_counter()
-        given = partial(_advance, program, state, count, alive)
-        (state, outputs, actor), interrupt = finish(given)
+        state, outputs, actor = finish(partial(_advance, program, state, count, alive))
         taken = time.perf_counter() - started
         metrics, health = jax.tree.map(lambda x, n=count: x[:, :n], outputs)
         seconds, done, alive = seconds + taken, done + count, alive & health.finite.all(axis=1)
         most = int(min(program.updates_per_chunk, max(1, pace.seconds * count / taken)))
-        interrupted = bool(_untold) or any(x is not None for x in (late, early, interrupt))
-        stopping, late = finish(partial(any_of, interrupted))
+        stopping = finish(partial(any_of, bool(_interrupts)))
         yield Chunk(done - count + 1, done, mark_missing(metrics), health, state, actor, seconds)
         if stopping:
+            _interrupts.clear()
             raise AgreedStop
 
 

@@ -25,7 +25,7 @@ from trpo_jax.records.runs import (
     read_metrics,
 )
 from trpo_jax.running.evaluation import Played, require_finite_returns
-from trpo_jax.running.loop import Broken, Chunk, finish, learnt_by
+from trpo_jax.running.loop import Broken, Chunk, finish, learnt_by, stop_if_interrupted
 from trpo_jax.running.plan import RunPlan
 
 BEFORE_THE_FIRST = -1  # number of the update before all rows, also those of update 0
@@ -171,9 +171,8 @@ class Recorder:
             StorageFailure: if a file cannot be written.
             EnvironmentFailure: if the environment fails in an evaluation.
         """
-        _, interrupt = finish(partial(self._keep, chunk))
-        if interrupt is not None:
-            raise interrupt
+        finish(partial(self._keep, chunk))
+        stop_if_interrupted()
         score = self._evaluate()
         if self.checkpoints is not None and self._alive().any():
             self.checkpoints.offer(chunk, score)
@@ -332,13 +331,12 @@ class RunCheckpoints:
         if self.latest == chunk.last_update or self._every == 0:
             return
         started = time.perf_counter()
-        _, interrupt = finish(partial(self._write, chunk, evaluation_return))
+        finish(partial(self._write, chunk, evaluation_return))
         self._expected = time.perf_counter() - started
         self._last_seconds = chunk.seconds
         self.latest = chunk.last_update
         self.cost += self._expected
-        if interrupt is not None:
-            raise interrupt
+        stop_if_interrupted()
 
     def _write(self, chunk: Chunk, evaluation_return: float) -> None:
         self._opened = self._opened or self._open()

@@ -298,31 +298,9 @@ def train(
         StorageFailure: if a file cannot be written.
         PeerFailure: if another process of the run is gone.
     """
+    settings = {name: x for name, x in locals().items() if name not in ("progress", "callback")}
     started = time.perf_counter()
-    plan = plan_run(
-        env,
-        config,
-        algorithm=algorithm,
-        agent=agent,
-        seeds=seeds,
-        total_steps=total_steps,
-        evaluation_episodes=evaluation_episodes,
-        env_processes=env_processes,
-        env_args=env_args,
-        wrappers=wrappers,
-        env_timeout=env_timeout,
-        eval_every=eval_every,
-        checkpoint_every=checkpoint_every,
-        keep_checkpoints=keep_checkpoints,
-        out=out,
-        resume=resume,
-        log=log,
-        placement=placement,
-        schedules=schedules,
-        evaluation_steps=evaluation_steps,
-        init_from=init_from,
-        stop_at_return=stop_at_return,
-    )
+    plan = plan_run(**settings)
     require_memory(plan.algorithm, len(plan.seeds), plan.evaluation_episodes, plan.placement)
     console = progress_console(progress and is_first())
     with ExitStack() as stack:
