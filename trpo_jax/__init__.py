@@ -14,7 +14,8 @@ from typing import Any
 __version__ = "0.4.0"
 
 _MODULES = {  # of each public name
-    "trpo_jax.running.train": ("Run", "train"),
+    "trpo_jax.running.results": ("Run",),
+    "trpo_jax.running.train": ("train",),
     "trpo_jax.running.sweep": ("Sweep", "sweep"),
     "trpo_jax.running.defaults": ("defaults",),
     "trpo_jax.records.policies": ("load_policy",),

@@ -33,7 +33,8 @@ from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.defaults import defaults
 from trpo_jax.running.description import config_to_dict, flags_of
 from trpo_jax.running.evaluation import EVALUATION, evaluate, make_evaluation
-from trpo_jax.running.plan import RunPlan, require_on_device
+from trpo_jax.running.plan import RunPlan
+from trpo_jax.running.task import require_on_device
 
 FINAL_EPISODES = 64
 VARIANTS = (

@@ -21,7 +21,8 @@ from trpo_jax.records.files import locked, write_csv
 from trpo_jax.records.policies import read_policies
 from trpo_jax.records.runs import read_metrics, read_run
 from trpo_jax.running import sweep
-from trpo_jax.running.train import open_folder, train
+from trpo_jax.running.folder import open_folder
+from trpo_jax.running.train import train
 
 pytestmark = pytest.mark.xdist_group("damage")  # one worker, so that the run is shared
 

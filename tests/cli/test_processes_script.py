@@ -21,7 +21,7 @@ from trpo_jax.cli import placement, sweep, train
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.runs import read_metrics
-from trpo_jax.running.train import open_folder
+from trpo_jax.running.folder import open_folder
 
 pytestmark = [
     pytest.mark.xdist_group("processes"),  # one worker: two processes at a time are enough

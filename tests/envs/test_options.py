@@ -14,7 +14,7 @@ from trpo_jax import envs
 from trpo_jax.cli.environment_flags import argument, make_stored, options_from
 from trpo_jax.envs.options import name_of, parameters_of, parse_value, stored_options, text_of
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.records.runs import differing_settings
+from trpo_jax.records.resuming import differing_settings
 from trpo_jax.running.plan import plan_run
 
 OWN = """

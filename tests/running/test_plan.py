@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from trpo_jax.algorithms import npg, trpo, ua_trpo
-from trpo_jax.records.runs import differing_settings
+from trpo_jax.records.resuming import differing_settings
 from trpo_jax.running.plan import plan_run
 
 RUN = {"seeds": 1, "total_steps": 4096}

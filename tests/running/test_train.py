@@ -34,7 +34,8 @@ from trpo_jax.records.runs import SUMMARY, read_metrics, read_run
 from trpo_jax.running.defaults import defaults
 from trpo_jax.running.loop import NonFiniteError
 from trpo_jax.running.plan import plan_run
-from trpo_jax.running.train import PolicyFailure, train
+from trpo_jax.running.results import PolicyFailure
+from trpo_jax.running.train import train
 
 pytestmark = [
     pytest.mark.xdist_group("train"),  # one worker, so that the run is shared

@@ -36,10 +36,10 @@ from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, comparison, file_of
 from trpo_jax.records.files import locked, write_json, write_whole
+from trpo_jax.records.resuming import differing_settings
 from trpo_jax.records.runs import (
     DESCRIPTION,
     SUMMARY,
-    differing_settings,
     finished_scores,
     read_description,
     read_run,

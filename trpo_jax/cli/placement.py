@@ -26,7 +26,7 @@ from trpo_jax.devices import (
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import is_first, join, leave
-from trpo_jax.running.plan import require_on_device
+from trpo_jax.running.task import require_on_device
 
 SEEDS, ENVIRONMENTS = "seeds", "environments"
 ALL = "all"

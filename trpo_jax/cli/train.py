@@ -24,7 +24,8 @@ from trpo_jax.errors import FileGone
 from trpo_jax.processes import is_first
 from trpo_jax.records.runs import CHECKPOINTS, DESCRIPTION
 from trpo_jax.running.loop import NonFiniteError, broken_text
-from trpo_jax.running.train import FAILURES, RETURN, PolicyFailure, Run, train
+from trpo_jax.running.results import PolicyFailure, Run
+from trpo_jax.running.train import FAILURES, RETURN, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -113,12 +113,10 @@ class Policies(NamedTuple):
         Raises:
             ConfigurationError: if there is no such seed.
         """
-        seed = self.seeds[best_of(self.scores)] if seed is None else seed
-        if seed not in self.seeds:
-            raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
+        index = index_of(seed, self.seeds, self.scores)
         return make_act(
             self.policy,
-            jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor),
+            jax.tree.map(lambda x: x[index], self.actor),
             self.environment,
             self.observation,
             self.action,
@@ -201,6 +199,19 @@ def read_policies(
         acting_by(policy, data["normalize_observations"]),
         data.get("what", "final policies"),
     )
+
+
+def index_of(seed: int | None, seeds: Sequence[int], scores: Sequence[float] | np.ndarray) -> int:
+    """Returns the index of a seed; of that with the best score if None.
+
+    Raises:
+        ConfigurationError: if there is no such seed.
+    """
+    if seed is None:
+        return best_of(scores)
+    if seed not in seeds:
+        raise ConfigurationError(f"The run has no seed {seed}. It has {list(seeds)}.")
+    return seeds.index(seed)
 
 
 def best_of(scores: Sequence[float] | np.ndarray) -> int:

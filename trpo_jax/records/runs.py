@@ -15,10 +15,6 @@ from trpo_jax.errors import ConfigurationError
 DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
 EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
-# Of a description: what may differ when a run goes on.
-BROKEN_SEEDS = "broken_seeds"
-FREE = ("command", "device", "placement", "policy", "started", "env_timeout")
-FREE += ("stop_at_return", BROKEN_SEEDS)
 # Of what kind the values in the JSON files of a run or a sweep are, where they are there.
 KINDS = {
     **dict.fromkeys(("env", "algorithm", "placement", "started"), str),
@@ -182,45 +178,6 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(x, *get_args(kind)) for x in value)
     return isinstance(value, kind)
-
-
-def differing_settings(asked: dict[str, Any], found: dict[str, Any]) -> str:
-    """Returns in words which settings of two descriptions differ; nothing if none does.
-
-    Versions of a package count as the same where only their last part differs; see
-    `differing_patches`. Those of trpo_jax do not.
-    """
-    patches = _patches(asked, found)
-    asked, found = (_flat_settings(description) for description in (asked, found))
-    found |= {name: asked[name] for name in patches}
-    names = [name for name in asked | found if asked.get(name) != found.get(name)]
-    return ", ".join(f"{x} = {found.get(x)!r}, not {asked.get(x)!r}" for x in names)
-
-
-def differing_patches(asked: dict[str, Any], found: dict[str, Any]) -> str:
-    """Returns in words of which packages two descriptions have versions that are nearly the same.
-
-    With them numbers may differ in rounding, and environments in detail.
-    """
-    patches = _patches(asked, found)
-    return ", ".join(f"{name} {now}, not {before}" for name, (now, before) in patches.items())
-
-
-def _patches(asked: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    minor = lambda version: str(version).split(".")[:2]
-    now, before = (description.get("versions", {}) for description in (asked, found))
-    return {
-        name: (version, before[name])
-        for name, version in now.items()
-        if version != before.get(name) and minor(version) == minor(before.get(name))
-        if name != "trpo_jax"
-    }
-
-
-def _flat_settings(description: dict[str, Any]) -> dict[str, Any]:
-    chosen = {name: x for name, x in description.items() if name not in FREE}
-    parts = (chosen.pop(name, {}) for name in ("config", "versions", "jax"))
-    return {name: x for part in parts for name, x in part.items()} | chosen
 
 
 def read_metrics(path: Path, seeds: Sequence[int] | None = None) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.host_rollout import failures_named
 from trpo_jax.installing import how_to_install
 from trpo_jax.records.files import write_whole
-from trpo_jax.running.sweep_program import free_bytes
+from trpo_jax.running.memory import require_room
 
 COLORS = 64  # of a GIF: half the size of all 256, and hardly to be told from them
 MAX_FPS = 50  # of a GIF: frames that follow closer are shown at a tenth of a second by browsers
@@ -73,14 +73,18 @@ def play(
             "Playground, Gymnasium and EnvPool have."
         )
     draw_later = env.render is not None  # all at once
-    room = free_bytes(jax.local_devices(backend="cpu")[0])
     views: list[Any] = []
     total_reward, done = 0.0, False
 
     def picture(frame: Any, step: int, last: bool) -> Image.Image:
         frame = np.asarray(frame)
         height = max(1, round(frame.shape[0] * width / frame.shape[1]))
-        require_room(room, len(views) + 1, width, height + CAPTION)
+        require_room(
+            f"Picture {len(views) + 1} of {width:,} x {height:,} pixels",
+            width * (height + CAPTION) * PIXEL_BYTES,
+            jax.local_devices(backend="cpu")[0],
+            [f"--width ({width:,})", f"--steps ({num_steps:,})"],
+        )
         text = f"step {step:,}" + (", cut" if last and not done else "")
         return captioned(frame, width, height, text)
 
@@ -126,17 +130,6 @@ def _on_host(env, choose, seed, num_steps) -> Iterator[tuple[Callable[[], Any], 
             if done:
                 break
             observations = result.observation
-
-
-def require_room(room: int, number: int, width: int, height: int) -> None:
-    """Raises a ConfigurationError if pictures need more bytes than there is room for."""
-    size = number * width * height * PIXEL_BYTES
-    if size > room:
-        raise ConfigurationError(
-            f"{number:,} pictures of {width:,} x {height:,} pixels need {size / 1e9:,.1f} GB, and "
-            f"{room / 1e9:,.1f} GB are free. Lower --width, or show fewer steps with --every or "
-            "--steps."
-        )
 
 
 def captioned(frame: np.ndarray, width: int, height: int, text: str) -> Image.Image:

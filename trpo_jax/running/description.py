@@ -15,7 +15,7 @@ from trpo_jax import envs
 from trpo_jax.devices import RUNS, Placement
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import exchange
-from trpo_jax.records.runs import differing_settings
+from trpo_jax.records.resuming import differing_settings
 
 JAX_SETTINGS = ("default_prng_impl", "threefry_partitionable", "enable_x64")
 JAX_SETTINGS += ("default_matmul_precision",)

@@ -139,38 +139,7 @@ def start_host_runs(
     broken_by: dict[int, str] = {}
     stopping = threading.Event()
 
-    def in_threads(
-        function: Callable[..., Any], *args: Any, tell: Callable[[str], None] | None = None
-    ) -> list[Any]:
-        def call(*args):
-            try:
-                return None if stopping.is_set() else function(*args)
-            except Stopping:
-                return None
-            except BaseException:
-                stopping.set()  # or the other seeds would go on to the end of the chunk
-                raise
-
-        futures = [
-            threads[index % len(threads)].submit(call, index, *seed_args)
-            for index, seed_args in enumerate(zip(*args, strict=True))
-        ]
-        began, pending = time.monotonic(), futures
-        try:
-            while pending:
-                done, pending = wait(pending, TELL_EVERY if tell else None, FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                if tell and pending:
-                    tell(
-                        f"Starting {num_envs} environments a seed: {len(futures) - len(pending)} "
-                        f"of {len(futures)} seeds after {time.monotonic() - began:.0f} s"
-                    )
-        except BaseException:
-            stopping.set()
-            wait(futures)
-            raise
-        return [future.result() for future in futures]
+    in_threads = partial(side_by_side, threads, stopping)
 
     def open_and_start(index, seed, state):
         with failures_named(env):
@@ -186,7 +155,9 @@ def start_host_runs(
             thread.end()
 
     try:
-        states = in_threads(open_and_start, seeds, states, tell=tell)
+        starting = f"Starting {num_envs} environments a seed"
+        told = tell and (lambda words: tell(f"{starting}: {words}"))
+        states = in_threads(open_and_start, seeds, states, tell=told)
     except BaseException:
         close()
         raise
@@ -217,6 +188,52 @@ def start_host_runs(
         close,
         broken_by,
     )
+
+
+def side_by_side(
+    threads: Sequence[OwnThread],
+    stopping: threading.Event,
+    function: Callable[..., Any],
+    *args: Any,
+    tell: Callable[[str], None] | None = None,
+) -> list[Any]:
+    """Returns what a function gives for each seed, always called in the thread of that seed.
+
+    Args:
+        threads: the threads; seed k has number k modulo their number.
+        stopping: set where a call fails, so that the others end soon; theirs is then None.
+        function: `(index of the seed, argument of the seed, ...) -> result`.
+        args: each with one argument for each seed.
+        tell: called with words about how many seeds are done, where they take long.
+    """
+
+    def call(*args):
+        try:
+            return None if stopping.is_set() else function(*args)
+        except Stopping:
+            return None
+        except BaseException:
+            stopping.set()  # or the other seeds would go on to the end of the chunk
+            raise
+
+    futures = [
+        threads[index % len(threads)].submit(call, index, *seed_args)
+        for index, seed_args in enumerate(zip(*args, strict=True))
+    ]
+    began, pending = time.monotonic(), futures
+    try:
+        while pending:
+            done, pending = wait(pending, TELL_EVERY if tell else None, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            if tell and pending:
+                ready, seconds = len(futures) - len(pending), time.monotonic() - began
+                tell(f"{ready} of {len(futures)} seeds after {seconds:.0f} s")
+    except BaseException:
+        stopping.set()
+        wait(futures)
+        raise
+    return [future.result() for future in futures]
 
 
 def _choose_or_stop(choose, stopping, *args):

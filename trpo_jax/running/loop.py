@@ -294,13 +294,7 @@ def run_chunks(
 
     Its actor stays at the last one that is finite, and its metrics are NaN from then on.
 
-    Args:
-        program: from `compile_program`; used up by the run.
-        num_updates: updates in the whole run.
-        num_done: updates that were done before.
-        seconds: training time of those.
-        pace: how long chunks are.
-        broken: the seeds that stopped before.
+    All arguments but `broken`, the seeds that stopped before, are those of `advance_chunks`.
 
     Raises:
         NonFiniteError: when all seeds have stopped, naming them. All updates before the last one

@@ -1,9 +1,7 @@
 """The settings of a run, chosen, checked and described before anything is compiled."""
 
 import math
-import shlex
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trpo_jax import algorithms, envs, user_modules
-from trpo_jax.algorithms import trpo
+from trpo_jax import envs
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.schedules import (
     Schedule,
@@ -23,64 +20,40 @@ from trpo_jax.algorithms.schedules import (
     scheduled,
     started,
 )
-from trpo_jax.algorithms.unused import unused_fields
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
-from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.logs import SERVICES, require_service
 from trpo_jax.records.policies import describe_policy, learnt_from, stored_observation, with_origin
-from trpo_jax.records.runs import (
-    DESCRIPTION,
-    SUMMARY,
-    differing_settings,
-    read_description,
-    read_run,
-)
-from trpo_jax.running.defaults import Defaults, defaults
+from trpo_jax.records.resuming import begun_steps, refuse_to_resume
+from trpo_jax.records.runs import DESCRIPTION, read_description
+from trpo_jax.running.defaults import defaults
 from trpo_jax.running.description import (
     as_json,
     config_to_dict,
     describe_placement,
-    flags_of,
     provenance,
     refuse_other_processes,
     splits_runs,
 )
 from trpo_jax.running.loop import USUAL, Pace
+from trpo_jax.running.task import (
+    DEFAULT_ENV,
+    OWN,
+    Task,
+    choose_task,
+    command_of,
+    make_of,
+    with_options,
+    without_effect,
+)
 
-DEFAULT_ENV = "CartPole-v1"
 INTERRUPT = "interrupt"  # Ctrl-C, as what stopped a run or a sweep
-OWN = "own"  # name of an algorithm that comes without a module
 MOST_SEEDS = 2**32
 MOST_RUNS = 10**6  # side by side: their list alone would fill a memory
 MOST = 2**31 - 1  # of what a compiled program counts
 STOP_EVERY = 10  # updates between two looks at the return that a run may stop at
-
-
-class Task(NamedTuple):
-    """An algorithm's module on an environment, with a config.
-
-    Attributes:
-        env: the environment.
-        env_name: the name that it was chosen by.
-        module: of the algorithm; None of an `Algorithm` that was made already.
-        name: of the algorithm.
-        config: of the algorithm.
-        tuned: settings where nothing else is said.
-        named: whether environment and algorithm are names that the scripts know.
-        options: that the environment was made with.
-    """
-
-    env: Environment
-    env_name: str
-    module: ModuleType | None
-    name: str
-    config: Any
-    tuned: Defaults
-    named: bool
-    options: envs.Options = envs.Options()
 
 
 class RunPlan(NamedTuple):
@@ -148,95 +121,6 @@ class RunPlan(NamedTuple):
         return USUAL._replace(intervals=intervals)
 
 
-def choose_task(
-    env: str | Environment,
-    config: Any,
-    algorithm: str | ModuleType | None,
-    total_steps: int | None,
-    options: envs.Options,
-) -> Task:
-    """Returns the task of a run or a sweep; see `trpo_jax.train` for the arguments.
-
-    Raises:
-        ConfigurationError: if a name is unknown, config and algorithm do not belong together, or
-            the environment cannot be made.
-    """
-    module = _module_of(algorithm, config)
-    name = algorithms.name_of(module)
-    env_name = env if isinstance(env, str) else env.name
-    tuned = defaults(module, env_name, total_steps)
-    if config is None:
-        config = tuned.config
-    if not isinstance(config, module.Config):
-        raise ConfigurationError(
-            f"The config is a {type(config).__name__} of {type(config).__module__}, and {name} "
-            f"takes a Config of {module.__name__}. Leave algorithm away, or give it its own config."
-        )
-    by_name = isinstance(algorithm, str) or name in algorithms.ALGORITHMS
-    named = isinstance(env, str) and by_name and options.named
-    if options.processes is None:
-        options = options._replace(processes=tuned.env_processes)
-    if isinstance(env, str):
-        env = envs.make(env, **options._asdict())
-    else:
-        env = with_options(env, options)
-    return Task(env, env_name, module, name, config, tuned, named, options)
-
-
-def with_options(env: Environment, options: envs.Options) -> Environment:
-    """Returns an environment that is made already, with the timeout of some options.
-
-    Raises:
-        ConfigurationError: if other options are to change it.
-    """
-    if options.args or options.wrappers:
-        raise ConfigurationError(
-            f"env_args and wrappers belong to an environment that is made by its name, and "
-            f"{env.name} is made already. Give them to trpo_jax.make_env, or give the name."
-        )
-    return env if options.timeout is None else with_timeout(env, options.timeout)
-
-
-def make_of(task: Task, config: Any, **own: Any) -> Algorithm:
-    """Returns the algorithm of a task with a config.
-
-    Raises:
-        ConfigurationError: if it cannot be made; it names the line of a module of the user's own.
-    """
-    if task.name in algorithms.ALGORITHMS:
-        return task.module.make(task.env, config, **own)
-    what = f"The algorithm {task.name!r} cannot be made"
-    with user_modules.errors_located(what, getattr(task.module, "__file__", task.name)):
-        return task.module.make(task.env, config, **own)
-
-
-def command_of(task: Task, command: str = "train", **settings: Any) -> list[str]:
-    """Returns the command line that does a task with some settings."""
-    usual, chosen = (config_to_dict(config) for config in (task.tuned.config, task.config))
-    changed = {name: x for name, x in chosen.items() if not np.array_equal(x, usual[name])}
-    names = {"env": (task.env_name, DEFAULT_ENV), "algorithm": (task.name, "trpo")}
-    names["env_processes"] = (task.options.processes, task.tuned.env_processes)
-    names = {name: x for name, (x, default) in names.items() if x != default}
-    flags = [*flags_of(names | settings | changed), *task.options.flags()]
-    return ["trpo-jax", command, *flags]
-
-
-def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
-    if isinstance(algorithm, str):
-        return algorithms.get(algorithm)
-    if algorithm is None and config is None:
-        return trpo
-    module = sys.modules[type(config).__module__] if algorithm is None else algorithm
-    missing = [name for name in ("Config", "make") if not hasattr(module, name)]
-    if missing:
-        raise ConfigurationError(
-            f"{getattr(module, '__name__', module)} is no module of an algorithm: it has no "
-            f"{' and no '.join(missing)}. Give algorithm a name, a module with both, or an "
-            "Algorithm."
-        )
-    return module
-
-
 def choose_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     """Returns seeds 0 to n - 1 for a number n, and otherwise the seeds themselves.
 
@@ -270,15 +154,6 @@ def require_at_most(**numbers: tuple[int, int]) -> None:
             raise ConfigurationError(f"{name} = {number:,} must be at most {high:,}.")
 
 
-def require_on_device(env: Environment, what: str) -> None:
-    """Raises a ConfigurationError if an environment cannot be part of a compiled program."""
-    if env.open is not None:
-        raise ConfigurationError(
-            f"{what} in one compiled program, and {env.name} runs on the host. Choose an "
-            "environment of the accelerator."
-        )
-
-
 def plan_run(
     env: str | Environment = DEFAULT_ENV,
     config: Any = None,
@@ -310,22 +185,12 @@ def plan_run(
         ConfigurationError: if a setting cannot work.
     """
     folder = None if out is None else Path(out)
-    begun = decided_by_first(lambda: _begun(folder)) if resume and folder is not None else None
+    begun = decided_by_first(lambda: begun_steps(folder)) if resume and folder is not None else None
     tuned_for = begun or total_steps  # a run that goes on for longer keeps its schedules
     options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout)
     if isinstance(algorithm, Algorithm):
-        own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
-        if config is not None or agent is not None or not own_env:
-            raise ConfigurationError(
-                "An Algorithm has its own environment, config and agent. Leave env, config and "
-                "agent away, or give the module of the algorithm in its place."
-            )
-        env, own_config = algorithm.env, algorithm.config
-        env = with_options(env, options)
-        tuned = defaults("trpo", env.name, tuned_for)
-        options = options._replace(processes=bool(env_processes))
-        task = Task(env, env.name, None, OWN, own_config, tuned, False, options)
-        made = algorithm._replace(env=env)
+        task, made = _own_task(env, config, algorithm, agent, tuned_for, options)
+        make = None
     else:
         task = choose_task(env, config, algorithm, tuned_for, options)
         task = task._replace(env=_seen_as_before(task.env, out if resume else None, init_from))
@@ -362,16 +227,8 @@ def plan_run(
     )
     curves, described = {}, {}
     if schedules:
-        if task.module is None:
-            raise ConfigurationError(
-                "An Algorithm is made already, with numbers that stay as they are. Give its module "
-                "and its config for schedules."
-            )
-        for name, schedule in schedules.items():
-            require_real(task.config, name)
-            curves[name], described[name] = curve_of(schedule, begun or chosen["total_steps"])
-        named = task.named and all(isinstance(x, str) for x in schedules.values())
-        task = task._replace(config=started(task.config, curves), named=named)
+        schedule_steps = begun or chosen["total_steps"]
+        task, curves, described = _with_schedules(task, make, schedules, schedule_steps)
         require_schedules(task.config, curves, max(num_updates, 1), made.steps_per_update)
         made = scheduled(make, task.config, curves)
     if num_updates < 1:
@@ -411,7 +268,7 @@ def plan_run(
     refuse_other_processes(description, log=log, keep=keep_checkpoints, resume=resume)
     resumed = begun is not None
     if resumed:
-        _refuse_to_resume(folder, description)
+        refuse_to_resume(folder, description)
     elif init_from is not None:
         learnt_from(init_from, made, chosen["seeds"])
     return RunPlan(
@@ -437,20 +294,51 @@ def plan_run(
     )
 
 
-def _begun(folder: Path) -> int | None:
-    """Returns the steps that the run in a folder was to have; None if there is no run."""
-    there = (folder / DESCRIPTION).is_file()
-    return read_description(folder, "total_steps")["total_steps"] if there else None
+def _own_task(
+    env: str | Environment,
+    config: Any,
+    algorithm: Algorithm,
+    agent: Any,
+    total_steps: int | None,
+    options: envs.Options,
+) -> tuple[Task, Algorithm]:
+    """Returns the task of an algorithm that is made already, and the algorithm with its options.
+
+    Raises:
+        ConfigurationError: if something is given that it has of its own.
+    """
+    own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
+    if config is not None or agent is not None or not own_env:
+        raise ConfigurationError(
+            "An Algorithm has its own environment, config and agent. Leave env, config and "
+            "agent away, or give the module of the algorithm in its place."
+        )
+    env = with_options(algorithm.env, options)
+    tuned = defaults("trpo", env.name, total_steps)
+    options = options._replace(processes=bool(options.processes))
+    task = Task(env, env.name, None, OWN, algorithm.config, tuned, False, options)
+    return task, algorithm._replace(env=env)
 
 
-def without_effect(task: Task, schedules: Iterable[str] = ()) -> Iterator[str]:
-    """Yields a sentence for each hyperparameter that was chosen, and has no effect."""
-    if task.module is None:
-        return
-    own, tuned, chosen = map(config_to_dict, (task.module.Config(), task.tuned.config, task.config))
-    for name, reason in unused_fields(task.env, task.config):
-        if name in schedules or (name in chosen and chosen[name] not in (own[name], tuned[name])):
-            yield f"{name} = {chosen[name]} has no effect: {reason}."
+def _with_schedules(
+    task: Task, make: Any, schedules: Mapping[str, str | Schedule], total_steps: int
+) -> tuple[Task, dict[str, Schedule], dict[str, str]]:
+    """Returns the task at the start of its schedules, the schedules, and their descriptions.
+
+    Raises:
+        ConfigurationError: if a hyperparameter cannot have a schedule, or a text is none.
+    """
+    if make is None:
+        raise ConfigurationError(
+            "An Algorithm is made already, with numbers that stay as they are. Give its module "
+            "and its config for schedules."
+        )
+    curves, described = {}, {}
+    for name, schedule in schedules.items():
+        require_real(task.config, name)
+        curves[name], described[name] = curve_of(schedule, total_steps)
+    named = task.named and all(isinstance(x, str) for x in schedules.values())
+    return task._replace(config=started(task.config, curves), named=named), curves, described
 
 
 def _command(
@@ -488,28 +376,3 @@ def _seen_as_before(
     elif env.open is not None and init_from is not None:
         shown = stored_observation(init_from)
     return env if shown is None else with_origin(env, shown)
-
-
-def _refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
-    """Raises a ConfigurationError if a run is finished, or was started with other settings.
-
-    It may go on to more steps than it was started with, also if it is finished.
-    """
-    found = read_description(folder, "command", "config", "versions", "total_steps")
-    asked, begun = description["total_steps"], found["total_steps"]
-    if (folder / SUMMARY).is_file() and asked <= begun:
-        num_updates = read_run(folder).metrics["update"].shape[1]
-        raise ConfigurationError(
-            f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
-            f"{SUMMARY} says what came of them. To go on to more than its {begun:,} steps, give a "
-            "larger total_steps."
-        )
-    different = differing_settings(description, found | {"total_steps": max(asked, begun)})
-    if different:
-        command = found["command"]
-        anew = f"use its own command: {shlex.join(command)}" if command else "choose another folder"
-        raise ConfigurationError(
-            f"The run in {folder} has {different}. It can only go on as it was: leave other "
-            "settings away, and install those versions (python3 -m uv run --with jax==... for "
-            f"instance). Only the last part of a version may differ. To start anew, {anew}"
-        )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State, learnt_of
 from trpo_jax.devices import Placement
@@ -116,11 +116,6 @@ def device_program(
 def as_seeds(seeds: Sequence[int]) -> UInt32[np.ndarray, " R"]:
     """Returns seeds as `CompiledRuns.init` takes them."""
     return np.asarray(seeds, np.uint32)
-
-
-def seed_keys(seeds: Sequence[int]) -> Key[Array, " R"]:
-    """Returns the keys that runs of these seeds start from."""
-    return jax.vmap(jax.random.key)(as_seeds(seeds))
 
 
 def compile_runs(

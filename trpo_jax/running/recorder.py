@@ -16,14 +16,8 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.checkpoints import NOT_EVALUATED, Checkpoints, Saved
 from trpo_jax.records.logs import Log, Row, csv_log, tensorboard_log, wandb_log
-from trpo_jax.records.runs import (
-    BROKEN_SEEDS,
-    CHECKPOINTS,
-    EVALUATIONS,
-    METRICS,
-    read_description,
-    read_metrics,
-)
+from trpo_jax.records.resuming import BROKEN_SEEDS
+from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, METRICS, read_description, read_metrics
 from trpo_jax.running.evaluation import Played, require_finite_returns
 from trpo_jax.running.loop import Broken, Chunk, finish, learnt_by, stop_if_interrupted
 from trpo_jax.running.plan import RunPlan

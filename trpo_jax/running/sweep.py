@@ -26,7 +26,8 @@ from trpo_jax.records.files import (
     write_json,
     write_whole,
 )
-from trpo_jax.records.runs import as_numbers, damaged, differing_settings, read_object, read_rows
+from trpo_jax.records.resuming import differing_settings
+from trpo_jax.records.runs import as_numbers, damaged, read_object, read_rows
 from trpo_jax.running.defaults import SPACES_FILE, defaults_for
 from trpo_jax.running.description import (
     as_json,
@@ -38,17 +39,7 @@ from trpo_jax.running.description import (
 from trpo_jax.running.estimate import require_memory
 from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import most_updates
-from trpo_jax.running.plan import (
-    DEFAULT_ENV,
-    INTERRUPT,
-    Task,
-    choose_seeds,
-    choose_task,
-    command_of,
-    make_of,
-    require_at_least,
-    require_on_device,
-)
+from trpo_jax.running.plan import INTERRUPT, choose_seeds, require_at_least
 from trpo_jax.running.progress import progress_console, sweep_progress
 from trpo_jax.running.sweep_plan import Compilation, Setting, compilations, plan_settings
 from trpo_jax.running.sweep_program import (
@@ -56,6 +47,14 @@ from trpo_jax.running.sweep_program import (
     compile_sweep,
     run_block,
     score_block,
+)
+from trpo_jax.running.task import (
+    DEFAULT_ENV,
+    Task,
+    choose_task,
+    command_of,
+    make_of,
+    require_on_device,
 )
 
 MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")

@@ -1,59 +1,40 @@
 """A whole training run by one call: progress, metrics, policies, evaluation, picture, files."""
 
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
+from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.schedules import Schedule
-from trpo_jax.analysis.returns import return_text
-from trpo_jax.analysis.statistics import ScoreSummary, summarize
+from trpo_jax.analysis.statistics import summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment, wide_bounds
 from trpo_jax.envs.options import Wrapper
 from trpo_jax.errors import (
-    ConfigurationError,
     EnvironmentFailure,
-    FileGone,
     MemoryFailure,
     PeerFailure,
-    StorageFailure,
 )
-from trpo_jax.processes import decided_by_first, is_first
-from trpo_jax.records.acting import ActingPolicy, make_act
-from trpo_jax.records.checkpoints import Checkpoints, Saved, to_state
-from trpo_jax.records.files import causes_kept, create_run_folder, locked, write_json, write_whole
-from trpo_jax.records.policies import best_of, learnt_from, save_policy
-from trpo_jax.records.runs import (
-    BROKEN_SEEDS,
-    CHECKPOINTS,
-    DESCRIPTION,
-    EVALUATIONS,
-    METRICS,
-    POLICY,
-    SUMMARY,
-    differing_patches,
-    differing_settings,
-    read_description,
-    read_metrics,
-)
+from trpo_jax.processes import is_first
+from trpo_jax.records.checkpoints import Saved, to_state
+from trpo_jax.records.files import causes_kept
+from trpo_jax.records.policies import learnt_from
+from trpo_jax.records.resuming import differing_patches
 from trpo_jax.running.defaults import DEFAULTS_FILE, sources_of
 from trpo_jax.running.description import splits_runs
 from trpo_jax.running.estimate import require_memory
 from trpo_jax.running.evaluation import cut_note, evaluation_bound, make_evaluation
+from trpo_jax.running.folder import open_folder
 from trpo_jax.running.loop import (
     AgreedStop,
-    Broken,
     Chunk,
     NonFiniteError,
     broken_text,
@@ -64,7 +45,7 @@ from trpo_jax.running.loop import (
     run_chunks,
     start_from,
 )
-from trpo_jax.running.plan import DEFAULT_ENV, INTERRUPT, STOP_EVERY, RunPlan, plan_run
+from trpo_jax.running.plan import INTERRUPT, STOP_EVERY, RunPlan, plan_run
 from trpo_jax.running.program import Program
 from trpo_jax.running.progress import (
     evaluation_progress,
@@ -72,134 +53,13 @@ from trpo_jax.running.progress import (
     progress_console,
     with_progress,
 )
-from trpo_jax.running.recorder import Columns, Recorder
+from trpo_jax.running.recorder import Recorder
+from trpo_jax.running.results import Evaluation, PolicyFailure, Run, write_policy, write_summary
+from trpo_jax.running.task import DEFAULT_ENV
 
 # That a run may end with.
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, MemoryFailure, OSError)
 CALLBACK, RETURN = "callback", "return"  # what a run may be stopped by in order, beside INTERRUPT
-
-
-class PolicyFailure(StorageFailure):
-    """Policies that the folder of their run could not take; the message says where they are."""
-
-
-class Evaluation(NamedTuple):
-    """What the final policies returned over fresh episodes.
-
-    Attributes:
-        returns: of each episode, `[num_seeds, E]`.
-        cut: whether it was cut by the bound on its steps, `[num_seeds, E]`.
-        per_seed: mean return of each seed, `[num_seeds]`.
-        summary: statistics over seeds.
-    """
-
-    returns: np.ndarray
-    cut: np.ndarray
-    per_seed: np.ndarray
-    summary: ScoreSummary
-
-
-class Run(NamedTuple):
-    """A run that came to its end, or as far as it came.
-
-    Attributes:
-        env: the environment.
-        algorithm: the algorithm.
-        config: of the algorithm; None if it was made from none.
-        seeds: the seeds.
-        metrics: columns of `metrics.csv`, each `[num_seeds, U]`: `seed`, `update`, `env_steps` (of
-            one seed) and `seconds` (of training), then every metric of the algorithm, NaN in
-            `episodic_return` and `episode_length` where no episode ended, and in all of them once
-            a seed has stopped. What a resumed run did
-            before comes from the file, which has seven digits. Empty before the first update.
-        evaluation: of the final policies, NaN for seeds that stopped, which its summary is without;
-            None if the run was interrupted, or stopped by the callback.
-        evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
-        learnt: what the seeds have learnt, leading axis `[num_seeds]`, on the host.
-        num_updates: updates done.
-        seconds: training time, without compilation and all else.
-        compile_seconds: time spent compiling.
-        costs: seconds of evaluations during training and of checkpoints, by name.
-        folder: where its files are, if it has files.
-        stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", "return" (all seeds
-            reached `stop_at_return`), or the name of an exception; None if it did not.
-        title: algorithm and environment in words.
-        name: of the algorithm.
-        broken: the seeds that stopped since their numbers were not finite: at which update, why.
-    """
-
-    env: Environment
-    algorithm: Algorithm
-    config: Any
-    seeds: tuple[int, ...]
-    metrics: Columns
-    evaluation: Evaluation | None
-    evaluations: Columns
-    learnt: Learnt
-    num_updates: int
-    seconds: float
-    compile_seconds: float
-    costs: dict[str, float]
-    folder: Path | None
-    stopped_by: str | None
-    title: str
-    name: str
-    broken: dict[int, Broken]
-
-    @property
-    def actor(self) -> Actor:
-        """What acting needs, leading axis `[num_seeds]`, on the host."""
-        return self.learnt.actor
-
-    def policy(self, seed: int | None = None) -> ActingPolicy:
-        """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
-
-        Args:
-            seed: whose policy; that with the best evaluation if None, or the first without one.
-
-        Raises:
-            ConfigurationError: if the run has no such seed.
-        """
-        if seed is None:
-            best = 0 if self.evaluation is None else best_of(self.evaluation.per_seed)
-            seed = self.seeds[best]
-        if seed not in self.seeds:
-            raise ConfigurationError(f"The run has no seed {seed}. It has {list(self.seeds)}.")
-        env, algorithm = self.env, self.algorithm
-        return make_act(
-            algorithm.policy,
-            jax.tree.map(lambda x: x[self.seeds.index(seed)], self.actor),
-            env.name,
-            env.observation,
-            env.action,
-            algorithm.agent and algorithm.agent.policy.settings,
-            getattr(self.config, "normalize_observations", False),
-        )
-
-    def plot(self) -> Any:
-        """Returns a matplotlib figure of the return of training episodes.
-
-        Raises:
-            ConfigurationError: if the metrics have no return.
-        """
-        from trpo_jax.figures.curves import learning_curve
-
-        if "episodic_return" not in self.metrics:
-            found = ", ".join(self.metrics) or "none, for there was no update"
-            raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
-        env_steps = self.metrics["env_steps"][0]
-        returns = self.metrics["episodic_return"]
-        return learning_curve(env_steps, returns, self.title, self.name)
-
-    def __repr__(self) -> str:
-        """Returns the run in one line."""
-        parts = [f"Run of {self.title}", f"{len(self.seeds)} seeds", f"{self.num_updates} updates"]
-        parts.append(f"{self.seconds:.1f} s")
-        if self.evaluation is not None:
-            parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
-        parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
-        parts += [f"without seed {seed}" for seed in self.broken]
-        return f"<{', '.join(parts)}>"
 
 
 def train(
@@ -316,113 +176,6 @@ def train(
             )
             with closing(program):
                 return run_program(plan, program, saved, console, callback, started)
-
-
-def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
-    """Creates the folder of a new run, or returns the checkpoint that a resumed one goes on from.
-
-    The folder is locked until the stack closes.
-
-    Raises:
-        ConfigurationError: if the folder cannot be used.
-        StorageFailure: if a process cannot read what the first one has found.
-        PeerFailure: if another process is gone.
-    """
-    if plan.folder is None:
-        return None
-    found = None
-
-    def decide():
-        nonlocal found
-        stack.enter_context(locked(plan.folder))
-        if plan.resumed:
-            found = find_checkpoint(plan)
-            lengthen(plan, found)
-            return found and found.num_updates
-        create_run_folder(plan.folder)
-        write_json(plan.folder / DESCRIPTION, plan.description)
-        return None
-
-    number = decided_by_first(decide)
-    if not (plan.folder / DESCRIPTION).is_file():
-        raise ConfigurationError(
-            f"The first process has created {plan.folder}, and this one does not see it. All of "
-            "them have to: choose a folder on a shared disk with --out."
-        )
-    if number is None or found is not None:
-        return found
-    with closing(Checkpoints(plan.folder / CHECKPOINTS, read_only=True)) as checkpoints:
-        return checkpoints.read(number)
-
-
-def lengthen(plan: RunPlan, saved: Saved | None) -> None:
-    """Writes down that a run goes on to more steps, if it does; what came of fewer stays beside.
-
-    Raises:
-        ConfigurationError: if a finished run has no checkpoint to go on from.
-    """
-    begun, steps = read_description(plan.folder), plan.description["total_steps"]
-    if steps <= begun["total_steps"]:
-        return
-    summary, policy = plan.folder / SUMMARY, plan.folder / POLICY
-    if summary.is_file():
-        if saved is None:
-            raise ConfigurationError(
-                f"The run in {plan.folder} is finished and has no checkpoint to go on from. Start "
-                "the longer run in another folder."
-            )
-        beside = lambda path: path.with_stem(f"{path.stem}-{begun['total_steps']}")
-        if policy.is_file():
-            shutil.copyfile(policy, beside(policy))
-        summary.rename(beside(summary))
-    changed = {name: plan.description[name] for name in ("total_steps", "command")}
-    write_json(plan.folder / DESCRIPTION, begun | changed)
-
-
-def find_checkpoint(plan: RunPlan) -> Saved | None:
-    """Returns the latest checkpoint that a run can go on from, and says which ones it cannot.
-
-    Raises:
-        ConfigurationError: if it is from a run with other settings.
-    """
-    ends = {METRICS: last_update(plan, METRICS)}
-    if plan.eval_every:
-        ends[EVALUATIONS] = last_update(plan, EVALUATIONS) + plan.eval_every
-    short = min(ends, key=ends.get)
-    folder = plan.folder / CHECKPOINTS
-    if not folder.is_dir():
-        return None
-    with closing(Checkpoints(folder)) as checkpoints:
-        for found in checkpoints.newest_first():
-            if isinstance(found, StorageFailure):
-                print(f"warning: {found} It was renamed; the one before is tried.", file=sys.stderr)
-                continue
-            longer = {"total_steps": plan.description["total_steps"]}
-            different = differing_settings(plan.description, found.description | longer)
-            if different:
-                raise ConfigurationError(
-                    f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
-                    f"{different}. Take it out of that folder to go on with an earlier one."
-                )
-            if ends[short] >= found.num_updates:
-                return found
-            print(
-                f"warning: {plan.folder / short} lacks rows of updates up to "
-                f"{found.num_updates}, which the latest checkpoint is of; the one before is tried.",
-                file=sys.stderr,
-            )
-    return None
-
-
-def last_update(plan: RunPlan, name: str) -> int:
-    """Returns the last update that a CSV file of a run has rows of; -1 if it has none.
-
-    Raises:
-        ConfigurationError: if the file is damaged.
-    """
-    path = plan.folder / name
-    columns = read_metrics(path, plan.seeds) if path.is_file() else {}
-    return int(columns["update"][0, -1]) if columns else -1
 
 
 def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
@@ -593,71 +346,3 @@ def learn(
             if recorder.reached(threshold):
                 return RETURN
     return None
-
-
-def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> None:
-    """Writes the policies of a run, and its picture where there is something to draw.
-
-    Raises:
-        PolicyFailure: if the folder cannot take the policies, on a full disk or where it was
-            removed. It tells what else went wrong, and where the policies are.
-        StorageFailure: if the picture cannot be written, and nothing went wrong before.
-    """
-    if plan.folder is None or not is_first():
-        return
-    scores = None
-    if run.evaluation is not None:  # a seed that has stopped is never the best
-        scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf).tolist()
-    save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores)
-    try:
-        if isinstance(cause, FileGone):  # and the folder may be that of another run by now
-            raise cause
-        save(plan.folder / POLICY)
-    except OSError as error:
-        said = str(error) if cause in (None, error) else f"{str(cause).rstrip('.')}. {error}"
-        try:
-            path = Path(tempfile.mkdtemp(prefix="trpo_jax-"), POLICY)
-            save(path)
-            failure = PolicyFailure(f"{said}. The policies are in {path}")
-        except OSError as other:
-            failure = PolicyFailure(f"{said}. The policies are lost: {other}")
-        failure.run = run
-        raise failure from error
-    if "episodic_return" in run.metrics:
-        from trpo_jax.figures.curves import file_of
-
-        picture = file_of(run.plot(), "png", 150)
-        with nullcontext() if cause is None else suppress(StorageFailure):  # of the same disk
-            write_whole(plan.folder / "learning_curve.png", picture)
-
-
-def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
-    """Writes the policies with their scores and `summary.json` of a run that is finished."""
-    write_policy(plan, run)
-    if plan.folder is None or not is_first():
-        return
-    total_steps = run.num_updates * plan.algorithm.steps_per_update
-    per_seed = run.evaluation.per_seed
-    write_json(
-        plan.folder / SUMMARY,
-        {
-            "env": plan.env.name,
-            "algorithm": plan.name,
-            "num_seeds": len(run.seeds),
-            "total_steps": total_steps,
-            "env_steps_per_second": total_steps * len(run.seeds) / run.seconds,
-            "compile_seconds": run.compile_seconds,
-            "training_seconds": run.seconds,
-            **{f"{name}_seconds": seconds for name, seconds in run.costs.items()},
-            "wall_seconds": wall_seconds,
-            "stopped_by": run.stopped_by,
-            BROKEN_SEEDS: {str(seed): x._asdict() for seed, x in run.broken.items()},
-            "evaluation": {
-                "episodes_per_seed": plan.evaluation_episodes,
-                "steps_at_most": evaluation_bound(plan.env, plan.evaluation_steps),
-                "episodes_cut": int(run.evaluation.cut.sum()),
-                "per_seed": [None if np.isnan(x) else x for x in per_seed.tolist()],
-                **run.evaluation.summary._asdict(),
-            },
-        },
-    )

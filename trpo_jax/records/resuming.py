@@ -1,0 +1,83 @@
+"""What decides whether a stored run can go on."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.records.runs import DESCRIPTION, SUMMARY, read_description, read_run
+
+BROKEN_SEEDS = "broken_seeds"
+# Of a description: what may differ when a run goes on.
+FREE = ("command", "device", "placement", "policy", "started", "env_timeout")
+FREE += ("stop_at_return", BROKEN_SEEDS)
+
+
+def differing_settings(asked: dict[str, Any], found: dict[str, Any]) -> str:
+    """Returns in words which settings of two descriptions differ; nothing if none does.
+
+    Versions of a package count as the same where only their last part differs; see
+    `differing_patches`. Those of trpo_jax do not.
+    """
+    patches = _patches(asked, found)
+    asked, found = (_flat_settings(description) for description in (asked, found))
+    found |= {name: asked[name] for name in patches}
+    names = [name for name in asked | found if asked.get(name) != found.get(name)]
+    return ", ".join(f"{x} = {found.get(x)!r}, not {asked.get(x)!r}" for x in names)
+
+
+def differing_patches(asked: dict[str, Any], found: dict[str, Any]) -> str:
+    """Returns in words of which packages two descriptions have versions that are nearly the same.
+
+    With them numbers may differ in rounding, and environments in detail.
+    """
+    patches = _patches(asked, found)
+    return ", ".join(f"{name} {now}, not {before}" for name, (now, before) in patches.items())
+
+
+def _patches(asked: dict[str, Any], found: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    minor = lambda version: str(version).split(".")[:2]
+    now, before = (description.get("versions", {}) for description in (asked, found))
+    return {
+        name: (version, before[name])
+        for name, version in now.items()
+        if version != before.get(name) and minor(version) == minor(before.get(name))
+        if name != "trpo_jax"
+    }
+
+
+def _flat_settings(description: dict[str, Any]) -> dict[str, Any]:
+    chosen = {name: x for name, x in description.items() if name not in FREE}
+    parts = (chosen.pop(name, {}) for name in ("config", "versions", "jax"))
+    return {name: x for part in parts for name, x in part.items()} | chosen
+
+
+def begun_steps(folder: Path) -> int | None:
+    """Returns the steps that the run in a folder was to have; None if there is no run."""
+    there = (folder / DESCRIPTION).is_file()
+    return read_description(folder, "total_steps")["total_steps"] if there else None
+
+
+def refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
+    """Raises a ConfigurationError if a run is finished, or was started with other settings.
+
+    It may go on to more steps than it was started with, also if it is finished.
+    """
+    found = read_description(folder, "command", "config", "versions", "total_steps")
+    asked, begun = description["total_steps"], found["total_steps"]
+    if (folder / SUMMARY).is_file() and asked <= begun:
+        num_updates = read_run(folder).metrics["update"].shape[1]
+        raise ConfigurationError(
+            f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
+            f"{SUMMARY} says what came of them. To go on to more than its {begun:,} steps, give a "
+            "larger total_steps."
+        )
+    different = differing_settings(description, found | {"total_steps": max(asked, begun)})
+    if different:
+        command = found["command"]
+        anew = f"use its own command: {shlex.join(command)}" if command else "choose another folder"
+        raise ConfigurationError(
+            f"The run in {folder} has {different}. It can only go on as it was: leave other "
+            "settings away, and install those versions (python3 -m uv run --with jax==... for "
+            f"instance). Only the last part of a version may differ. To start anew, {anew}"
+        )

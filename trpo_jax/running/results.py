@@ -1,0 +1,219 @@
+"""What comes of a run: numbers, policies, and the files that hold them."""
+
+import tempfile
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
+from trpo_jax.analysis.returns import return_text
+from trpo_jax.analysis.statistics import ScoreSummary
+from trpo_jax.envs.base import Environment
+from trpo_jax.errors import (
+    ConfigurationError,
+    FileGone,
+    StorageFailure,
+)
+from trpo_jax.processes import is_first
+from trpo_jax.records.acting import ActingPolicy, make_act
+from trpo_jax.records.files import write_json, write_whole
+from trpo_jax.records.policies import index_of, save_policy
+from trpo_jax.records.resuming import BROKEN_SEEDS
+from trpo_jax.records.runs import POLICY, SUMMARY
+from trpo_jax.running.evaluation import evaluation_bound
+from trpo_jax.running.loop import (
+    Broken,
+)
+from trpo_jax.running.plan import RunPlan
+from trpo_jax.running.recorder import Columns
+
+
+class PolicyFailure(StorageFailure):
+    """Policies that the folder of their run could not take; the message says where they are."""
+
+
+class Evaluation(NamedTuple):
+    """What the final policies returned over fresh episodes.
+
+    Attributes:
+        returns: of each episode, `[num_seeds, E]`.
+        cut: whether it was cut by the bound on its steps, `[num_seeds, E]`.
+        per_seed: mean return of each seed, `[num_seeds]`.
+        summary: statistics over seeds.
+    """
+
+    returns: np.ndarray
+    cut: np.ndarray
+    per_seed: np.ndarray
+    summary: ScoreSummary
+
+
+class Run(NamedTuple):
+    """A run that came to its end, or as far as it came.
+
+    Attributes:
+        env: the environment.
+        algorithm: the algorithm.
+        config: of the algorithm; None if it was made from none.
+        seeds: the seeds.
+        metrics: columns of `metrics.csv`, each `[num_seeds, U]`: `seed`, `update`, `env_steps` (of
+            one seed) and `seconds` (of training), then every metric of the algorithm, NaN in
+            `episodic_return` and `episode_length` where no episode ended, and in all of them once
+            a seed has stopped. What a resumed run did
+            before comes from the file, which has seven digits. Empty before the first update.
+        evaluation: of the final policies, NaN for seeds that stopped, which its summary is without;
+            None if the run was interrupted, or stopped by the callback.
+        evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
+        learnt: what the seeds have learnt, leading axis `[num_seeds]`, on the host.
+        num_updates: updates done.
+        seconds: training time, without compilation and all else.
+        compile_seconds: time spent compiling.
+        costs: seconds of evaluations during training and of checkpoints, by name.
+        folder: where its files are, if it has files.
+        stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", "return" (all seeds
+            reached `stop_at_return`), or the name of an exception; None if it did not.
+        title: algorithm and environment in words.
+        name: of the algorithm.
+        broken: the seeds that stopped since their numbers were not finite: at which update, why.
+    """
+
+    env: Environment
+    algorithm: Algorithm
+    config: Any
+    seeds: tuple[int, ...]
+    metrics: Columns
+    evaluation: Evaluation | None
+    evaluations: Columns
+    learnt: Learnt
+    num_updates: int
+    seconds: float
+    compile_seconds: float
+    costs: dict[str, float]
+    folder: Path | None
+    stopped_by: str | None
+    title: str
+    name: str
+    broken: dict[int, Broken]
+
+    @property
+    def actor(self) -> Actor:
+        """What acting needs, leading axis `[num_seeds]`, on the host."""
+        return self.learnt.actor
+
+    def policy(self, seed: int | None = None) -> ActingPolicy:
+        """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
+
+        Args:
+            seed: whose policy; that with the best evaluation if None, or the first without one.
+
+        Raises:
+            ConfigurationError: if the run has no such seed.
+        """
+        scores = (0.0,) if self.evaluation is None else self.evaluation.per_seed
+        index = index_of(seed, self.seeds, scores)
+        env, algorithm = self.env, self.algorithm
+        return make_act(
+            algorithm.policy,
+            jax.tree.map(lambda x: x[index], self.actor),
+            env.name,
+            env.observation,
+            env.action,
+            algorithm.agent and algorithm.agent.policy.settings,
+            getattr(self.config, "normalize_observations", False),
+        )
+
+    def plot(self) -> Any:
+        """Returns a matplotlib figure of the return of training episodes.
+
+        Raises:
+            ConfigurationError: if the metrics have no return.
+        """
+        from trpo_jax.figures.curves import learning_curve
+
+        if "episodic_return" not in self.metrics:
+            found = ", ".join(self.metrics) or "none, for there was no update"
+            raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
+        env_steps = self.metrics["env_steps"][0]
+        returns = self.metrics["episodic_return"]
+        return learning_curve(env_steps, returns, self.title, self.name)
+
+    def __repr__(self) -> str:
+        """Returns the run in one line."""
+        parts = [f"Run of {self.title}", f"{len(self.seeds)} seeds", f"{self.num_updates} updates"]
+        parts.append(f"{self.seconds:.1f} s")
+        if self.evaluation is not None:
+            parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
+        parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
+        parts += [f"without seed {seed}" for seed in self.broken]
+        return f"<{', '.join(parts)}>"
+
+
+def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> None:
+    """Writes the policies of a run, and its picture where there is something to draw.
+
+    Raises:
+        PolicyFailure: if the folder cannot take the policies, on a full disk or where it was
+            removed. It tells what else went wrong, and where the policies are.
+        StorageFailure: if the picture cannot be written, and nothing went wrong before.
+    """
+    if plan.folder is None or not is_first():
+        return
+    scores = None
+    if run.evaluation is not None:  # a seed that has stopped is never the best
+        scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf).tolist()
+    save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores)
+    try:
+        if isinstance(cause, FileGone):  # and the folder may be that of another run by now
+            raise cause
+        save(plan.folder / POLICY)
+    except OSError as error:
+        said = str(error) if cause in (None, error) else f"{str(cause).rstrip('.')}. {error}"
+        try:
+            path = Path(tempfile.mkdtemp(prefix="trpo_jax-"), POLICY)
+            save(path)
+            failure = PolicyFailure(f"{said}. The policies are in {path}")
+        except OSError as other:
+            failure = PolicyFailure(f"{said}. The policies are lost: {other}")
+        failure.run = run
+        raise failure from error
+    if "episodic_return" in run.metrics:
+        from trpo_jax.figures.curves import file_of
+
+        picture = file_of(run.plot(), "png", 150)
+        with nullcontext() if cause is None else suppress(StorageFailure):  # of the same disk
+            write_whole(plan.folder / "learning_curve.png", picture)
+
+
+def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
+    """Writes the policies with their scores and `summary.json` of a run that is finished."""
+    write_policy(plan, run)
+    if plan.folder is None or not is_first():
+        return
+    total_steps = run.num_updates * plan.algorithm.steps_per_update
+    per_seed = run.evaluation.per_seed
+    write_json(
+        plan.folder / SUMMARY,
+        {
+            "env": plan.env.name,
+            "algorithm": plan.name,
+            "num_seeds": len(run.seeds),
+            "total_steps": total_steps,
+            "env_steps_per_second": total_steps * len(run.seeds) / run.seconds,
+            "compile_seconds": run.compile_seconds,
+            "training_seconds": run.seconds,
+            **{f"{name}_seconds": seconds for name, seconds in run.costs.items()},
+            "wall_seconds": wall_seconds,
+            "stopped_by": run.stopped_by,
+            BROKEN_SEEDS: {str(seed): x._asdict() for seed, x in run.broken.items()},
+            "evaluation": {
+                "episodes_per_seed": plan.evaluation_episodes,
+                "steps_at_most": evaluation_bound(plan.env, plan.evaluation_steps),
+                "episodes_cut": int(run.evaluation.cut.sum()),
+                "per_seed": [None if np.isnan(x) else x for x in per_seed.tolist()],
+                **run.evaluation.summary._asdict(),
+            },
+        },
+    )
