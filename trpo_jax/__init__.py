@@ -11,7 +11,7 @@ The rooms, in the order in which an update goes through them: `envs`, `rollout`,
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _MODULES = {  # of each public name
     "trpo_jax.running.results": ("Run",),
@@ -20,9 +20,17 @@ _MODULES = {  # of each public name
     "trpo_jax.running.defaults": ("defaults",),
     "trpo_jax.records.policies": ("load_policy",),
     "trpo_jax.records.export": ("export",),
-    "trpo_jax.agent": ("Agent", "Policy", "make_agent", "memoryless"),
+    "trpo_jax.agent": ("Agent", "Policy", "make_agent", "memoryless", "policy_of"),
+    "trpo_jax.recurrent": (
+        "Cell",
+        "RecurrentNetwork",
+        "from_linen_cell",
+        "gru",
+        "lstm",
+        "recurrent",
+    ),
     "trpo_jax.critics": ("Critic", "adam_critic", "trust_region_critic"),
-    "trpo_jax.distributions": ("Categorical", "DiagGaussian", "MultiCategorical"),
+    "trpo_jax.distributions": ("Categorical", "DiagGaussian", "Product", "mask_logits"),
     "trpo_jax.networks": ("Network", "from_linen", "from_nnx"),
     "trpo_jax.algorithms.base": ("Algorithm",),
     "trpo_jax.envs.base": (

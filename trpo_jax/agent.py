@@ -5,21 +5,47 @@ to the next, and `unroll` goes through whole sequences to learn from them. Witho
 `()`, and a `Network` of any library gives the policy by `memoryless`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Num, PRNGKeyArray, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from trpo_jax import exploration
 from trpo_jax.critics import Critic, adam_critic, trust_region_critic
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import (
+    ActionSpec,
+    ArraySpec,
+    Environment,
+    ObservationSpec,
+    split_mask,
+    split_part,
+)
 from trpo_jax.envs.episodes import Episode
 from trpo_jax.exploration import Exploration
-from trpo_jax.networks import Network, make_critic, make_policy, over_two_axes
+from trpo_jax.networks import (
+    Network,
+    ValueHead,
+    from_linen,
+    make_critic,
+    make_policy,
+    make_policy_head,
+    make_torso,
+)
+from trpo_jax.recurrent import (
+    CELLS,
+    Cell,
+    RecurrentNetwork,
+    recurrent,
+    remembers,
+    restarted,
+    without_memory,
+)
 
+NO_MEMORY = "none"
 Params = PyTree[Array]
 
 
@@ -40,9 +66,14 @@ class Policy(NamedTuple):
 
     init: Callable[[PRNGKeyArray], Params]
     carry: Callable[[int], Any]
-    step: Callable[[Params, Any, Num[Array, "B ..."]], tuple[Any, Distribution]]
-    unroll: Callable[[Params, Any, Num[Array, "T B ..."], Bool[Array, "T B"]], Distribution]
+    step: Callable[[Params, Any, Any], tuple[Any, Distribution]]
+    unroll: Callable[[Params, Any, Any, Bool[Array, "T B"]], Distribution]
     settings: Mapping[str, Any] | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it has a memory."""
+        return remembers(self.carry)
 
 
 class ActingState(NamedTuple):
@@ -57,18 +88,6 @@ class ActingState(NamedTuple):
     noise_state: Any
 
 
-class Context(NamedTuple):
-    """What actions depended on besides the observations.
-
-    Attributes:
-        carry: the memory of the policy before each step.
-        noise: what the exploration added.
-    """
-
-    carry: Any
-    noise: Any
-
-
 class Agent(NamedTuple):
     """A policy, a critic and an exploration.
 
@@ -76,6 +95,8 @@ class Agent(NamedTuple):
         policy: what acts.
         critic: what judges states.
         exploration: how actions are drawn from the policy.
+        critic_observation: name of the part of an observation that the policy does not see; None
+            for no part.
 
     Example:
         >>> agent = make_agent(env, config)
@@ -86,6 +107,7 @@ class Agent(NamedTuple):
     policy: Policy
     critic: Critic
     exploration: Exploration
+    critic_observation: str | None = None
 
     def init_acting(self, key: PRNGKeyArray, num_envs: int) -> ActingState:
         """Returns the state that acting in B = `num_envs` environments starts from."""
@@ -99,39 +121,45 @@ class Agent(NamedTuple):
         params: Params,
         key: PRNGKeyArray,
         episodes: Episode,
-        observations: Num[Array, "B ..."],
+        observations: Any,
         state: ActingState,
-    ) -> tuple[Num[Array, "B ..."], Context, ActingState]:
+    ) -> tuple[Any, Any, ActingState]:
         """Draws an action for each of B environments.
 
         Args:
             params: of the policy.
             key: consumed by the draws.
             episodes: running episodes, leading axis `[B]`.
-            observations: their observations as the policy sees them.
+            observations: their observations as networks see them.
             state: from `init_acting`, or from the step before.
 
         Returns:
-            The actions, what they depended on besides the observations, and the state to go on
-            with.
+            The actions, the noise that they depended on besides the observations, and the state to
+            go on with.
         """
-        carry = _restarted(self.policy, episodes.first, state.carry)
-        next_carry, distribution = self.policy.step(params, carry, observations)
+        carry = restarted(self.policy.carry, episodes.first, state.carry)
+        carry, distribution = self.step(params, carry, observations)
         actions, noise, noise_state = self.exploration.act(
             key, distribution, state.noise_state, episodes
         )
-        return actions, Context(carry, noise), ActingState(next_carry, noise_state)
+        return actions, noise, ActingState(carry, noise_state)
+
+    def step(self, params: Params, carry: Any, observations: Any) -> tuple[Any, Distribution]:
+        """Returns the next memory of the policy, and its distributions, for B observations."""
+        return self.policy.step(params, carry, split_part(observations, self.critic_observation)[0])
 
     def distributions(self, params: Params, batch: Any) -> Distribution:
         """Returns what the actions of a batch `[T, B]` were drawn from, at these parameters.
 
         Args:
             params: of the policy.
-            batch: with the fields `observations`, `first` and `context`, in the order of time.
+            batch: with the fields `observations`, `first`, `carry` `[1, B, ...]` and `noise`, in
+                the order of time.
         """
-        carry = jax.tree.map(lambda x: x[0], batch.context.carry)
-        distribution = self.policy.unroll(params, carry, batch.observations, batch.first)
-        return self.exploration.condition(distribution, batch.context.noise)
+        carry = jax.tree.map(lambda x: x[0], batch.carry)
+        observations, _ = split_part(batch.observations, self.critic_observation)
+        distribution = self.policy.unroll(params, carry, observations, batch.first)
+        return self.exploration.condition(distribution, batch.noise)
 
 
 def memoryless(network: Network) -> Policy:
@@ -141,13 +169,17 @@ def memoryless(network: Network) -> Policy:
         >>> network = Network(init, lambda params, x: Categorical(x @ params["w"]))
         >>> policy = memoryless(network)
     """
-    unroll = over_two_axes(network.apply)
-    return Policy(
-        init=network.init,
-        carry=lambda num_envs: (),
-        step=lambda params, carry, observations: ((), network.apply(params, observations)),
-        unroll=lambda params, carry, observations, first: unroll(params, observations),
-    )
+    return policy_of(without_memory(network))
+
+
+def policy_of(network: RecurrentNetwork) -> Policy:
+    """Returns the policy that a network with a memory is; its outputs are distributions.
+
+    Example:
+        >>> policy = policy_of(recurrent(features, 64, gru(32), head))
+    """
+    unroll = lambda *args: network.unroll(*args)[0]
+    return Policy(network.init, network.carry, network.step, unroll)
 
 
 def make_agent(env: Environment, config: Any) -> Agent:
@@ -157,31 +189,120 @@ def make_agent(env: Environment, config: Any) -> Agent:
         env: the environment.
         config: of an on-policy algorithm; without a field `exploration`, the noise is `white`.
     """
+    hidden = config.critic_observation or env.critic_observation
     settings = {
         "hidden_sizes": config.hidden_sizes,
         "activation": config.activation,
         "state_dependent_std": config.state_dependent_std,
+        "memory": config.memory,
+        "memory_size": config.memory_size,
     }
-    network = make_policy(env.observation, env.action, log_std_init=config.log_std_init, **settings)
-    values = make_critic(
-        env.observation, hidden_sizes=config.hidden_sizes, activation=config.activation
+    shown = split_part(env.observation, hidden)[0]
+    policy = build_policy(
+        shown,
+        env.action,
+        log_std_init=config.log_std_init,
+        checkpoint=config.memory_checkpoint,
+        **settings,
+    )
+    values = build_critic(
+        env.observation,
+        config.hidden_sizes,
+        config.activation,
+        config.memory,
+        config.memory_size,
+        config.memory_checkpoint,
     )
     return Agent(
-        policy=memoryless(network)._replace(settings=settings),
+        policy=policy,
         critic=CRITICS[config.gae_critic](values, config),
         exploration=EXPLORATIONS[getattr(config, "exploration", "white")](env, config),
+        critic_observation=hidden,
     )
 
 
-def _restarted(policy: Policy, first: Bool[Array, " B"], carry: Any) -> Any:
-    """Returns the carry `[B]`, fresh where an episode starts."""
-    expand = lambda x: first.reshape(-1, *[1] * (x.ndim - 1))
-    fresh = policy.carry(first.shape[0])
-    return jax.tree.map(lambda new, old: jnp.where(expand(old), new, old), fresh, carry)
+def build_policy(
+    observation: ObservationSpec,
+    action: ActionSpec,
+    *,
+    hidden_sizes: Sequence[int],
+    activation: str,
+    state_dependent_std: bool,
+    log_std_init: Float[Array, ""] | float = 0.0,
+    memory: str = NO_MEMORY,
+    memory_size: int = 0,
+    checkpoint: bool = False,
+) -> Policy:
+    """Returns the policy that settings describe; see `make_policy` and `trpo_jax.recurrent`."""
+    settings = {
+        "hidden_sizes": hidden_sizes,
+        "activation": activation,
+        "state_dependent_std": state_dependent_std,
+        "memory": memory,
+        "memory_size": memory_size,
+    }
+    if memory == NO_MEMORY:
+        of_network = {name: settings[name] for name in list(settings)[:3]}
+        network = make_policy(observation, action, log_std_init=log_std_init, **of_network)
+        return memoryless(network)._replace(settings=settings)
+    head = make_policy_head(action, log_std_init, state_dependent_std)
+    network = _remembering(
+        observation,
+        head,
+        lambda module, params, joined, seen: module.apply(params, joined, split_mask(seen)[1]),
+        hidden_sizes,
+        activation,
+        CELLS[memory](memory_size),
+        checkpoint,
+    )
+    return policy_of(network)._replace(settings=settings)
+
+
+def build_critic(
+    observation: ObservationSpec,
+    hidden_sizes: Sequence[int],
+    activation: str,
+    memory: str,
+    memory_size: int,
+    checkpoint: bool,
+) -> RecurrentNetwork:
+    """Returns the network of a critic that settings describe; its outputs are values."""
+    if memory == NO_MEMORY:
+        network = make_critic(observation, hidden_sizes=hidden_sizes, activation=activation)
+        return without_memory(network)
+    return _remembering(
+        observation,
+        ValueHead(),
+        lambda module, params, joined, seen: module.apply(params, joined),
+        hidden_sizes,
+        activation,
+        CELLS[memory](memory_size),
+        checkpoint,
+    )
+
+
+def _remembering(
+    observation: ObservationSpec,
+    head: nn.Module,
+    apply_head: Callable[..., Any],
+    hidden_sizes: Sequence[int],
+    activation: str,
+    cell: Cell,
+    checkpoint: bool,
+) -> RecurrentNetwork:
+    """Returns the network of a torso, a cell and a head."""
+    torso = make_torso(observation, hidden_sizes, activation)
+    features = from_linen(torso, observation)
+    joined = ArraySpec((hidden_sizes[-1] + cell.size,), np.dtype(np.float32))
+    network = Network(
+        from_linen(head, joined).init,
+        lambda params, x, seen: apply_head(head, {"params": params}, x, seen),
+    )
+    return recurrent(features, hidden_sizes[-1], cell, network, checkpoint)
 
 
 # What the names in a config stand for.
-CRITICS: dict[str, Callable[[Network, Any], Critic]] = {
+CRITICS: dict[str, Callable[[RecurrentNetwork, Any], Critic]] = {
     "adam": lambda network, config: adam_critic(
         network,
         learning_rate=config.critic_lr,

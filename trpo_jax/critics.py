@@ -11,11 +11,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.fisher import gauss_newton_product
-from trpo_jax.minibatches import group_samples, shuffled_minibatches, take_minibatch
-from trpo_jax.networks import Network, over_two_axes
+from trpo_jax.minibatches import Minibatches
+from trpo_jax.networks import Network
+from trpo_jax.recurrent import RecurrentNetwork, remembers, without_memory
 from trpo_jax.solvers import conjugate_gradient
 
 
@@ -26,56 +27,120 @@ class CriticState(NamedTuple):
     optimizer: optax.OptState
 
 
+class Sequences(NamedTuple):
+    """B sequences of T steps, as a critic sees them.
+
+    Attributes:
+        carry: the memory of the critic before the first step, `[B, ...]`; `()` without one.
+        observations: as networks see them, a tree of arrays `[T, B, ...]`.
+        first: whether an episode starts, `[T, B]`.
+    """
+
+    carry: Any
+    observations: Any
+    first: Bool[Array, "T B"]
+
+
 class Critic(NamedTuple):
     """What judges states.
 
     Attributes:
         init: `key -> state`; the state has a field `params`.
-        values: `(params, observations [T, B, ...]) -> values [T, B]`.
-        fit: `(key, state, observations [T, B, ...], targets [T, B]) -> (state, loss)`.
+        values: `(params, sequences) -> (values [T, B], carries [T, B, ...])`, where carries are
+            the memory after each step.
+        fit: `(key, state, sequences, targets [T, B]) -> (state, loss)`.
+        carry: `num_envs -> carry`, the memory at the start of episodes, `[B, ...]`.
     """
 
     init: Callable[[PRNGKeyArray], Any]
-    values: Callable[[PyTree[Array], Num[Array, "T B ..."]], Float[Array, "T B"]]
-    fit: Callable[
-        [PRNGKeyArray, Any, Num[Array, "T B ..."], Float[Array, "T B"]],
-        tuple[Any, Float[Array, ""]],
-    ]
+    values: Callable[[PyTree[Array], Sequences], tuple[Float[Array, "T B"], Any]]
+    fit: Callable[[PRNGKeyArray, Any, Sequences, Float[Array, "T B"]], tuple[Any, Float[Array, ""]]]
+    carry: Callable[[int], Any] = lambda num_envs: ()
 
 
 def adam_critic(
-    network: Network,
+    network: Network | RecurrentNetwork,
     *,
     learning_rate: Float[Array, ""] | float = 1e-3,
     epochs: int = 10,
     minibatches: int = 16,
 ) -> Critic:
-    """Returns the critic whose values a network gives, fitted by Adam; see `fit_critic`."""
-    values = over_two_axes(network.apply)
+    """Returns the critic whose values a network gives, fitted by Adam; see `fit_critic`.
 
-    def fit(key, state, observations, targets):
+    Example:
+        >>> critic = adam_critic(Network(init, lambda params, x: x @ params["w"]))
+    """
+    network = with_carry(network)
+
+    def fit(key, state, sequences, targets):
         return fit_critic(
             key,
-            values,
+            network.unroll,
             state,
-            observations,
+            sequences,
             targets,
             learning_rate=learning_rate,
             epochs=epochs,
             minibatches=minibatches,
+            whole_sequences=remembers(network.carry),
         )
 
-    return Critic(lambda key: init_critic(network.init(key)), values, fit)
+    return Critic(
+        lambda key: init_critic(network.init(key)), _values_of(network), fit, network.carry
+    )
 
 
-def trust_region_critic(network: Network, *, max_change: Float[Array, ""] | float = 0.1) -> Critic:
+def trust_region_critic(
+    network: Network | RecurrentNetwork, *, max_change: Float[Array, ""] | float = 0.1
+) -> Critic:
     """Returns the critic whose values a network gives, fitted by `trust_region_fit`."""
-    values = over_two_axes(network.apply)
+    network = with_carry(network)
+    values = _values_of(network)
 
-    def fit(key, state, observations, targets):
-        return trust_region_fit(values, state, observations, targets, max_change=max_change)
+    def fit(key, state, sequences, targets):
+        return trust_region_fit(
+            lambda params: values(params, sequences)[0], state, targets, max_change=max_change
+        )
 
-    return Critic(lambda key: init_critic(network.init(key)), values, fit)
+    return Critic(lambda key: init_critic(network.init(key)), values, fit, network.carry)
+
+
+def with_carry(network: Network | RecurrentNetwork) -> RecurrentNetwork:
+    """Returns a network as one with a carry."""
+    return without_memory(network) if isinstance(network, Network) else network
+
+
+def _values_of(network: RecurrentNetwork) -> Callable[[PyTree[Array], Sequences], Any]:
+    return lambda params, sequences: network.unroll(params, *sequences)
+
+
+def following_values(
+    critic: Critic,
+    params: PyTree[Array],
+    carries: Any,
+    observations: PyTree[Num[Array, "T B ..."]],
+) -> Float[Array, "T B"]:
+    """Returns V(s'_t) of what followed each step, seen with the memory after that step.
+
+    Args:
+        critic: the critic.
+        params: of the critic.
+        carries: the memory after each step, `[T, B, ...]`.
+        observations: what followed each step.
+    """
+    leading = jax.tree.leaves(observations)[0].shape[:2]
+    if not jax.tree.leaves(carries):
+        return critic.values(params, Sequences((), observations, jnp.zeros(leading, bool)))[0]
+    num_steps, num_envs = leading
+    # Each step is the only one of a sequence of its own; the environment varies slowest.
+    flat = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    sequences = Sequences(
+        jax.tree.map(flat, carries),
+        jax.tree.map(lambda x: flat(x)[None], observations),
+        jnp.zeros((1, num_steps * num_envs), bool),
+    )
+    values, _ = critic.values(params, sequences)
+    return values.reshape(num_envs, num_steps).T
 
 
 def init_critic(params: PyTree[Array]) -> CriticState:
@@ -86,14 +151,15 @@ def init_critic(params: PyTree[Array]) -> CriticState:
 
 def fit_critic(
     key: PRNGKeyArray,
-    apply: Callable[[PyTree[Array], Num[Array, "..."]], Float[Array, "..."]],
+    unroll: Callable[..., tuple[Float[Array, "T B"], Any]],
     critic: CriticState,
-    observations: Num[Array, "T B ..."],
+    sequences: Sequences,
     targets: Float[Array, "T B"],
     *,
     learning_rate: Float[Array, ""] | float,
     epochs: int,
     minibatches: int,
+    whole_sequences: bool = False,
 ) -> tuple[CriticState, Float[Array, ""]]:
     """Minimises the mean squared error of V(s) - target by Adam (Kingma and Ba 2015).
 
@@ -101,39 +167,43 @@ def fit_critic(
 
     Args:
         key: consumed to shuffle.
-        apply: `(params, observations) -> values`.
+        unroll: `(params, carry, observations, first) -> (values, carries)`.
         critic: state to start from.
-        observations: of B environments in T steps.
+        sequences: of B environments in T steps.
         targets: what V should be at them.
         learning_rate: Adam's step size.
         epochs: passes over the samples.
         minibatches: parts of each pass; must divide T * B.
+        whole_sequences: whether parts are of whole sequences; the largest number of parts that
+            divides both `minibatches` and B then takes the place of `minibatches`.
 
     Returns:
         The fitted critic, and the mean squared error over the last pass.
     """
     optimizer = optax.adam(learning_rate)
-    groups = group_samples((observations, targets), minibatches)
+    carry = jax.tree.map(lambda x: x[None], sequences.carry)
+    batch = (carry, sequences.observations, sequences.first, targets)
+    parts = Minibatches(batch, minibatches, whole_sequences)
 
-    def loss(params, minibatch_observations, minibatch_targets):
-        values = apply(params, minibatch_observations)
+    def loss(params, minibatch):
+        carry, observations, first, minibatch_targets = minibatch
+        carry = jax.tree.map(lambda x: x[0], carry)
+        values, _ = unroll(params, carry, observations, first)
         chex.assert_equal_shape([values, minibatch_targets])
         return jnp.mean((values - minibatch_targets) ** 2)
 
     def minibatch_step(critic, indices):
-        value, gradient = jax.value_and_grad(loss)(critic.params, *take_minibatch(groups, indices))
+        value, gradient = jax.value_and_grad(loss)(critic.params, parts.take(indices))
         updates, moments = optimizer.update(gradient, critic.optimizer)
         return CriticState(optax.apply_updates(critic.params, updates), moments), value
 
-    parts = shuffled_minibatches(key, groups, epochs, minibatches)
-    critic, losses = jax.lax.scan(minibatch_step, critic, parts)
-    return critic, jnp.mean(losses[-minibatches:])
+    critic, losses = jax.lax.scan(minibatch_step, critic, parts.shuffled(key, epochs))
+    return critic, jnp.mean(losses[-parts.count :])
 
 
 def trust_region_fit(
-    apply: Callable[[PyTree[Array], Num[Array, "..."]], Float[Array, "..."]],
+    values_of: Callable[[PyTree[Array]], Float[Array, "*batch"]],
     critic: CriticState,
-    observations: Num[Array, "..."],
     targets: Float[Array, "*batch"],
     *,
     max_change: Float[Array, ""] | float,
@@ -149,10 +219,9 @@ def trust_region_fit(
     the region is taken as it is; the paper would lengthen it up to the bound.
 
     Args:
-        apply: `(params, observations) -> values`.
+        values_of: `params -> values`.
         critic: state to start from; its optimiser is left alone.
-        observations: observations, `[*batch, ...]`.
-        targets: what V should be at them.
+        targets: what the values should be.
         max_change: the bound; 0.5 lets the values change by as much as they are wrong.
         damping: added to the diagonal of H.
         cg_iters: conjugate-gradient iterations.
@@ -162,14 +231,12 @@ def trust_region_fit(
     """
     params = critic.params
     with jax.default_matmul_precision("float32"):
-        values, pull_back = jax.vjp(lambda p: apply(p, observations), params)
+        values, pull_back = jax.vjp(values_of, params)
         chex.assert_equal_shape([values, targets])
         errors = targets - values
         (gradient,) = pull_back(errors / errors.size)
         squared_error = jnp.mean(errors**2)
-        product = gauss_newton_product(
-            lambda p: apply(p, observations), params, lambda _, u: u / u.size
-        )
+        product = gauss_newton_product(values_of, params, lambda _, u: u / u.size)
         damped = lambda v: optax.tree.add_scale(product(v), damping, v)
         solution = conjugate_gradient(damped, gradient, cg_iters)
     # After conjugate gradient x.(H + damping I)x = gradient.x, at least the mean squared change.

@@ -10,24 +10,26 @@ which `trpo_jax.fisher` computes without knowing which distribution it holds.
 Every KL divergence is KL(self || other) in nats, summed over the action's dimensions.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+NEVER = -1e9  # a logit; its exponential is 0 beside that of any other
 
 
 @runtime_checkable
 class Distribution(Protocol):
     """What the rest of the library asks of an action distribution; `*batch` are leading axes."""
 
-    def sample(self, key: PRNGKeyArray) -> Num[Array, "..."]:
-        """Draws one action for each batch element."""
+    def sample(self, key: PRNGKeyArray) -> Any:
+        """Draws one action for each batch element, an array or a tree of arrays."""
 
-    def mode(self) -> Num[Array, "..."]:
+    def mode(self) -> Any:
         """Returns the most probable action of each batch element."""
 
-    def log_prob(self, action: Num[Array, "..."]) -> Float[Array, "*batch"]:
+    def log_prob(self, action: Any) -> Float[Array, "*batch"]:
         """Returns the log-probability (density) of each action, in nats."""
 
     def entropy(self) -> Float[Array, "*batch"]:
@@ -126,39 +128,62 @@ class DiagGaussian(NamedTuple):
         return DiagGaussian(tangent.mean * jnp.exp(-2 * self.log_std), 2 * tangent.log_std)
 
 
-class MultiCategorical(NamedTuple):
-    """K independent choices; actions are integer vectors `[*batch, K]`.
+class Product(NamedTuple):
+    """Independent parts, chosen together; an action is a tree like `factors`.
 
     Attributes:
-        factors: one `Categorical` for each choice; they may differ in their number of actions.
+        factors: a tree of dictionaries and tuples, whose leaves are distributions.
     """
 
-    factors: tuple[Categorical, ...]
+    factors: Any
 
-    def sample(self, key: PRNGKeyArray) -> Int[Array, "*batch K"]:
-        """Draws one action vector for each batch element."""
-        keys = jax.random.split(key, len(self.factors))
-        draws = [factor.sample(k) for factor, k in zip(self.factors, keys, strict=True)]
-        return jnp.stack(draws, axis=-1)
+    def sample(self, key: PRNGKeyArray) -> Any:
+        """Draws one action for each batch element."""
+        factors, structure = _parts(self)
+        keys = jax.random.split(key, len(factors))
+        return structure.unflatten(x.sample(k) for x, k in zip(factors, keys, strict=True))
 
-    def mode(self) -> Int[Array, "*batch K"]:
-        """Returns the most probable action vector."""
-        return jnp.stack([factor.mode() for factor in self.factors], axis=-1)
+    def mode(self) -> Any:
+        """Returns the most probable action."""
+        factors, structure = _parts(self)
+        return structure.unflatten(factor.mode() for factor in factors)
 
-    def log_prob(self, action: Int[Array, "*batch K"]) -> Float[Array, "*batch"]:
-        """Returns the log-probability of each action vector."""
-        return sum(factor.log_prob(action[..., k]) for k, factor in enumerate(self.factors))
+    def log_prob(self, action: Any) -> Float[Array, "*batch"]:
+        """Returns the log-probability of each action: the sum over its parts."""
+        factors, structure = _parts(self)
+        pairs = zip(factors, structure.flatten_up_to(action), strict=True)
+        return sum(factor.log_prob(part) for factor, part in pairs)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Returns the sum of the factors' entropies."""
-        return sum(factor.entropy() for factor in self.factors)
+        return sum(factor.entropy() for factor in _parts(self)[0])
 
-    def kl(self, other: "MultiCategorical") -> Float[Array, "*batch"]:
+    def kl(self, other: "Product") -> Float[Array, "*batch"]:
         """Returns the sum of the factors' divergences."""
-        pairs = zip(self.factors, other.factors, strict=True)
+        pairs = zip(_parts(self)[0], _parts(other)[0], strict=True)
         return sum(factor.kl(other_factor) for factor, other_factor in pairs)
 
-    def fisher_product(self, tangent: "MultiCategorical") -> "MultiCategorical":
+    def fisher_product(self, tangent: "Product") -> "Product":
         """Returns the product with the block-diagonal metric, one block a factor."""
-        pairs = zip(self.factors, tangent.factors, strict=True)
-        return MultiCategorical(tuple(factor.fisher_product(v) for factor, v in pairs))
+        factors, structure = _parts(self)
+        pairs = zip(factors, _parts(tangent)[0], strict=True)
+        return Product(structure.unflatten(factor.fisher_product(v) for factor, v in pairs))
+
+
+def _parts(product: Product) -> tuple[list[Distribution], Any]:
+    return jax.tree.flatten(product.factors, is_leaf=lambda x: hasattr(x, "fisher_product"))
+
+
+def mask_logits(
+    logits: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"]
+) -> Float[Array, "*batch A"]:
+    """Returns the logits of a `Categorical` that never chooses an action that is not legal.
+
+    An illegal action has the logit `NEVER`, far below all others but finite. Its probability is
+    exactly 0, so entropy, KL divergence and Fisher metric are those of the legal actions, and no
+    derivative passes through it.
+
+    Example:
+        >>> Categorical(mask_logits(logits, observations["action_mask"]))
+    """
+    return jnp.where(legal, logits, jnp.asarray(NEVER, logits.dtype))

@@ -12,9 +12,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key, Num, PRNGKeyArray
+from jaxtyping import Array, Key, Num, PRNGKeyArray, PyTree
 
-from trpo_jax.envs.base import LARGEST, Environment, Pool, sound, to_environment_action
+from trpo_jax.envs.base import (
+    LARGEST,
+    Environment,
+    Pool,
+    choices_of,
+    path_name,
+    sound,
+    split_mask,
+    to_environment_action,
+)
 from trpo_jax.envs.episodes import Episode, Transition, judge
 from trpo_jax.envs.observations import centre
 from trpo_jax.errors import (
@@ -25,29 +34,27 @@ from trpo_jax.errors import (
     environment_failure,
 )
 
-Choose = Callable[..., tuple[Num[Array, "B ..."], Num[Array, "B ..."], Any, Any]]
+Choose = Callable[..., tuple[Any, Any, Any, Any]]
 
 
-def make_choose(
-    env: Environment, act: Callable[..., tuple[Num[Array, "B ..."], Any, Any]]
-) -> Choose:
+def make_choose(env: Environment, act: Callable[..., tuple[Any, Any, Any]]) -> Choose:
     """Returns the compiled program that chooses the actions of one step.
 
     Args:
         env: the environment.
-        act: `(actor, key, episodes [B], acting_state) -> (actions [B, ...], context,
+        act: `(actor, key, episodes [B], acting_state) -> (actions [B, ...], noise,
             acting_state)`.
 
     Returns:
         `(actor, keys [T], t, episodes, acting_state) -> (actions as the environment takes them,
-        actions, context, acting_state)`.
+        actions, noise, acting_state)`.
     """
 
     @jax.jit
     def choose(actor, keys, t, episodes, acting_state):
-        actions, context, acting_state = act(actor, keys[t], episodes, acting_state)
+        actions, noise, acting_state = act(actor, keys[t], episodes, acting_state)
         given = jax.vmap(lambda action: to_environment_action(env.action, action))(actions)
-        return given, actions, context, acting_state
+        return given, actions, noise, acting_state
 
     return choose
 
@@ -65,8 +72,8 @@ def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
     )
 
 
-def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> np.ndarray:
-    """Returns the first observations of the k environments in a mask, `[k, ...]`.
+def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> PyTree[np.ndarray]:
+    """Returns the first observations of the k environments in a mask, each array `[k, ...]`.
 
     Raises:
         EnvironmentFailure: if the environment fails; NotFinite if its numbers are not sound.
@@ -74,6 +81,7 @@ def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> np.ndarray:
     with failures_named(env):
         observations = centre(env.observation, pool.reset(mask))
     require_sound(env, {"an observation": observations}, mask, "from a reset")
+    require_legal_action(env, observations, mask)
     return observations
 
 
@@ -115,15 +123,18 @@ def host_rollout(
     episodes = jax.tree.map(np.asarray, episodes)
     steps = []
     for t in range(num_steps):
-        given, actions, context, acting_state = choose(actor, keys, t, episodes, acting_state)
+        given, actions, noise, acting_state = choose(actor, keys, t, episodes, acting_state)
         episodes, transition = advance_host_episodes(env, pool, episodes, given)
-        kept = jax.tree.map(np.asarray, {"action": actions, "context": context})
+        kept = jax.tree.map(np.asarray, {"action": actions, "noise": noise})
         steps.append(transition._replace(**kept))
     return episodes, acting_state, jax.tree.map(lambda *xs: np.stack(xs), *steps)
 
 
 def advance_host_episodes(
-    env: Environment, pool: Pool, episodes: Episode, actions: Num[Array | np.ndarray, "B ..."]
+    env: Environment,
+    pool: Pool,
+    episodes: Episode,
+    actions: PyTree[Num[Array | np.ndarray, "B ..."]],
 ) -> tuple[Episode, Transition]:
     """Does what `advance_episode` does, for a pool.
 
@@ -137,7 +148,7 @@ def advance_host_episodes(
         EnvironmentFailure: if the environment fails; NotFinite if its numbers are not sound.
     """
     with failures_named(env):
-        result = pool.step(np.asarray(actions))
+        result = pool.step(jax.tree.map(np.asarray, actions))
         shown = centre(env.observation, result.observation)
     result = result._replace(observation=shown)
     transition = judge(env, episodes, actions, result, np)
@@ -146,8 +157,10 @@ def advance_host_episodes(
     require_sound(env, numbers, going_on, "in step {:,} of an episode", transition.length)
     observation = shown
     if done.any():
-        observation = observation.copy()
-        observation[done] = reset_pool(env, pool, done)
+        observation = jax.tree.map(
+            partial(_replaced, done), observation, reset_pool(env, pool, done)
+        )
+    require_legal_action(env, observation, ~done)
     return Episode(
         state=(),
         observation=observation,
@@ -156,6 +169,13 @@ def advance_host_episodes(
         total_reward=np.where(done, np.float32(0), transition.total_reward),
         whole=episodes.whole | done,
     ), transition
+
+
+def _replaced(mask: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Returns an array `[B, ...]` with other rows, `[k, ...]`, where the mask is."""
+    old = old.copy()
+    old[mask] = new
+    return old
 
 
 @contextmanager
@@ -171,7 +191,7 @@ def failures_named(env: Environment) -> Iterator[None]:
 
 def require_sound(
     env: Environment,
-    numbers: dict[str, np.ndarray],
+    numbers: dict[str, Any],
     mask: np.ndarray,
     when: str,
     length: np.ndarray | None = None,
@@ -180,14 +200,16 @@ def require_sound(
 
     Args:
         env: the environment.
-        numbers: by what they are, leading axis `[B]`, or `[k]` of the k copies in the mask.
+        numbers: by what they are, trees of arrays with the leading axis `[B]`, or `[k]` of the k
+            copies in the mask.
         mask: which copies are meant, `[B]`.
         when: they came, with the length in it.
         length: number of the step in each episode, `[B]`.
     """
-    for what, values in numbers.items():
+    for path, values in jax.tree_util.tree_flatten_with_path(numbers)[0]:
         if sound(values, np).all():
             continue
+        what = path[0].key + (f", in its part {path_name('', path[1:])}" if path[1:] else "")
         copies = np.flatnonzero(mask)
         rows = values if len(values) == len(copies) else values[mask]
         bad = np.argwhere(~sound(rows, np))
@@ -203,3 +225,35 @@ def require_sound(
             f"{copy + 1} of {len(mask)}). Numbers from {LARGEST:g} on cannot be learnt from in 32 "
             "bits: a wrapper of the environment can replace, clip or scale them."
         )
+
+
+def require_legal_action(env: Environment, observations: Any, mask: np.ndarray) -> None:
+    """Raises an EnvironmentFailure if an environment leaves no action to choose from.
+
+    Args:
+        env: the environment.
+        observations: a tree of arrays with the leading axis `[B]`, or `[k]` of the k copies in the
+            mask.
+        mask: which copies are meant, `[B]`.
+    """
+    legal = split_mask(observations)[1]
+    if legal is None:
+        return
+    copies = np.flatnonzero(mask)
+    flat = [x.reshape(len(x), -1) != 0 for x in jax.tree.leaves(legal)]
+    flat = np.concatenate(flat, axis=1)
+    rows = flat if len(flat) == len(copies) else flat[copies]
+    parts = np.split(rows, np.cumsum(choices_of(env.action))[:-1], axis=1)
+    for number, part in enumerate(parts):
+        if not part.any(axis=1).all():
+            copy = copies[np.argmin(part.any(axis=1))]
+            raise EnvironmentFailure(no_legal_action(env.name, number, len(parts), int(copy)))
+
+
+def no_legal_action(name: str, choice: int, num_choices: int, copy: int) -> str:
+    """Returns the words for a state in which no action is legal."""
+    of = f" for choice {choice + 1} of {num_choices}" if num_choices > 1 else ""
+    return (
+        f"Environment {name} showed an action_mask without a legal action{of} (copy {copy + 1}), "
+        "in a state where an action must be chosen. Such a state is the end of an episode."
+    )

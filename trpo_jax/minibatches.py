@@ -3,6 +3,7 @@
 A batch `[T, B]` is shuffled within groups of neighbouring environments, the smallest that equal
 parts allow, and each minibatch takes as many samples from every group. So it is a fair sample of
 all environments, and a device that holds whole groups finds its share of each minibatch at hand.
+Where a network has a memory, what is shuffled are whole sequences, one of each environment.
 """
 
 import math
@@ -11,6 +12,45 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
+
+
+class Minibatches:
+    """A batch in parts.
+
+    Attributes:
+        count: number of parts of each pass.
+
+    Example:
+        >>> parts = Minibatches((observations, targets), 16)
+        >>> observations, targets = parts.take(parts.shuffled(key, epochs=10)[0])
+    """
+
+    def __init__(self, batch: Any, count: int, whole_sequences: bool = False):
+        """Groups the samples of a batch.
+
+        Args:
+            batch: a tree of arrays `[T, B, ...]`, or `[1, B, ...]` with whole sequences.
+            count: parts of each pass, which must divide T * B.
+            whole_sequences: whether a part has all steps of some environments; their number is
+                then the greatest common divisor of `count` and B.
+        """
+        self.whole_sequences = whole_sequences
+        num_envs = jax.tree.leaves(batch)[0].shape[1]
+        self.count = math.gcd(count, num_envs) if whole_sequences else count
+        if whole_sequences:
+            batch = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1)[None], batch)
+        self.groups = group_samples(batch, self.count)
+
+    def shuffled(self, key: PRNGKeyArray, epochs: int) -> Int[Array, "parts n G"]:
+        """Returns indices of the parts of several passes, each in an order of its own."""
+        return shuffled_minibatches(key, self.groups, epochs, self.count)
+
+    def take(self, indices: Int[Array, "n G"]) -> Any:
+        """Returns a part: samples `[n, G, ...]`, or whole sequences `[T, n * G, ...]`."""
+        part = take_minibatch(self.groups, indices)
+        if not self.whole_sequences:
+            return part
+        return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, *x.shape[2:]), 0, 1), part)
 
 
 def group_size(num_steps: int, minibatches: int) -> int:

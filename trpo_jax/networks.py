@@ -14,11 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
-from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, Product, mask_logits
+from trpo_jax.envs.base import (
+    MASK,
+    ActionSpec,
+    ArraySpec,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    ObservationSpec,
+    choices_of,
+    split_mask,
+)
+from trpo_jax.observing import seen_spec
 
 LARGE_IMAGE = 36  # pixels
 # Of the logarithm of a standard deviation; the code of SAC (Haarnoja et al. 2018, arXiv:1801.01290)
@@ -73,24 +83,34 @@ class Network(NamedTuple):
     apply: Callable[..., Any]
 
 
-def from_linen(module: nn.Module, *inputs: ArraySpec) -> Network:
+def from_linen(module: nn.Module, *inputs: ObservationSpec) -> Network:
     """Returns the network of a flax linen module.
 
     Args:
-        module: the module; it is called with a batch `[N, *shape]` of each input.
-        *inputs: shape and dtype of one of each input: `env.observation`, most often.
+        module: the module; it is called with a batch `[N, *shape]` of each input as networks see it
+            (see `trpo_jax.observing`).
+        *inputs: specs of one of each input: `env.observation`, most often.
 
     Example:
         >>> network = from_linen(MyPolicy(), env.observation)
     """
 
     def init(key):  # the examples are made here: a described network is to cost no memory
-        return module.init(key, *(jnp.zeros((1, *spec.shape), spec.dtype) for spec in inputs))
+        return module.init(key, *(example_seen(spec) for spec in inputs))
 
     return Network(
         init=lambda key: init(key)["params"],
         apply=lambda params, *batches: module.apply({"params": params}, *batches),
     )
+
+
+def example_seen(observation: ObservationSpec) -> Any:
+    """Returns zeros in place of a batch of one observation, as networks see it."""
+    seen, mask = seen_spec(observation), split_mask(observation)[1]
+    zeros = jax.tree.map(lambda spec: jnp.zeros((1, *spec.shape), spec.dtype), seen)
+    if mask is None:
+        return zeros
+    return zeros | {MASK: jax.tree.map(lambda spec: jnp.ones((1, *spec.shape), bool), mask)}
 
 
 def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
@@ -117,9 +137,9 @@ def over_two_axes(apply: Callable[..., Any]) -> Callable[..., Any]:
     matrix products would take half as long again on a CPU.
     """
 
-    def apply_over_two_axes(params: PyTree[Array], *batches: Num[Array, "T B ..."]) -> Any:
-        num_steps, num_envs = batches[0].shape[:2]
-        flat = [jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]) for x in batches]
+    def apply_over_two_axes(params: PyTree[Array], *batches: Any) -> Any:
+        num_steps, num_envs = jax.tree.leaves(batches)[0].shape[:2]
+        flat = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), batches)
         return jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(num_envs, num_steps, *x.shape[1:]), 0, 1),
             apply(params, *flat),
@@ -134,27 +154,33 @@ class Torso(nn.Module):
     Images are `[*batch, height, width, channels]`. Small ones see the convolution of the MinAtar
     paper (16 filters of 3x3, stride 1; Young and Tian 2019, arXiv:1903.03176), those of at least
     `LARGE_IMAGE` pixels a side the two of the first DQN (16 of 8x8, stride 4, then 32 of 4x4,
-    stride 2; Mnih et al. 2013, arXiv:1312.5602).
+    stride 2; Mnih et al. 2013, arXiv:1312.5602). The arrays of a tree are joined before the first
+    fully connected layer, in the order of their names; an `action_mask` is left out.
 
     Attributes:
-        observation_shape: shape of one observation; three axes mean an image (of 3x3 or more).
+        shapes: shape of each array of an observation; three axes mean an image (of 3x3 or more).
         hidden_sizes: width of each fully connected layer.
         activation: name of the nonlinearity, a key of `ACTIVATIONS`.
     """
 
-    observation_shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     hidden_sizes: Sequence[int]
     activation: str
 
     @nn.compact
-    def __call__(self, observations: Num[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, observations: PyTree[Num[Array, "..."]]) -> Float[Array, "..."]:
         activation = ACTIVATIONS[self.activation]
         kernel_init = orthogonal(math.sqrt(2.0))
-        x = observations.astype(jnp.float32)
-        batch_shape = x.shape[: x.ndim - len(self.observation_shape)]
-        for features, size, stride in convolutions(self.observation_shape):
-            x = activation(nn.Dense(features, kernel_init=kernel_init)(_patches(x, size, stride)))
-        x = x.reshape(*batch_shape, -1)
+        flat = []
+        leaves = jax.tree.leaves(split_mask(observations)[0])
+        for x, shape in zip(leaves, self.shapes, strict=True):
+            x = x.astype(jnp.float32)
+            batch_shape = x.shape[: x.ndim - len(shape)]
+            for features, size, stride in convolutions(shape):
+                patches = _patches(x, size, stride)
+                x = activation(nn.Dense(features, kernel_init=kernel_init)(patches))
+            flat.append(x.reshape(*batch_shape, -1))
+        x = jnp.concatenate(flat, axis=-1) if len(flat) > 1 else flat[0]
         for size in self.hidden_sizes:
             x = activation(nn.Dense(size, kernel_init=kernel_init)(x))
         return x
@@ -182,54 +208,90 @@ def _patches(
     )
 
 
-class CategoricalHead(nn.Module):
-    """Features to a `Categorical` over `num_actions`."""
+class PolicyHead(nn.Module):
+    """Features to the distribution of an action: a product, where it has several parts.
 
-    num_actions: int
-
-    @nn.compact
-    def __call__(self, features: Float[Array, "..."]) -> Categorical:
-        return Categorical(_policy_head(self.num_actions)(features))
-
-
-class MultiCategoricalHead(nn.Module):
-    """Features to a `MultiCategorical` with `num_actions[k]` actions in factor k."""
-
-    num_actions: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, features: Float[Array, "..."]) -> MultiCategorical:
-        return MultiCategorical(
-            tuple(Categorical(_policy_head(n)(features)) for n in self.num_actions)
-        )
-
-
-class GaussianHead(nn.Module):
-    """Features to a `DiagGaussian` over `size` dimensions.
-
-    log_std is clipped to `LOG_STD_BOUNDS`. The distribution is what results, so that its KL
-    divergences and its Fisher metric are exact: no step gets beyond a bound, and a log_std that is
-    there has no gradient.
+    The log_std of a `Box` is clipped to `LOG_STD_BOUNDS`. The distribution is what results, so that
+    its KL divergences and its Fisher metric are exact: no step gets beyond a bound, and a log_std
+    that is there has no gradient.
 
     Attributes:
-        size: number of action dimensions.
+        parts: the specs in an action.
+        structure: the tree that they are the leaves of.
         log_std_init: initial logarithm of the standard deviation.
         state_dependent_std: whether log_std is a function of the features or one free vector.
     """
 
-    size: int
+    parts: tuple[Discrete | MultiDiscrete | Box, ...]
+    structure: Any
     log_std_init: Float[Array, ""] | float
     state_dependent_std: bool
 
     @nn.compact
-    def __call__(self, features: Float[Array, "..."]) -> DiagGaussian:
-        mean = _policy_head(self.size)(features)
-        initial = nn.initializers.constant(self.log_std_init)
-        if self.state_dependent_std:
-            log_std = _policy_head(self.size, bias_init=initial)(features)
-        else:
-            log_std = self.param("log_std", initial, (self.size,), jnp.float32)
-        return DiagGaussian(mean, jnp.broadcast_to(jnp.clip(log_std, *LOG_STD_BOUNDS), mean.shape))
+    def __call__(
+        self, features: Float[Array, "..."], mask: PyTree[Bool[Array, "..."]] = None
+    ) -> Distribution:
+        choices = choices_of(self.parts)
+        legal = [None] * len(choices) if mask is None else split_choices(mask, features, choices)
+
+        def choose(num_actions: int) -> Categorical:
+            logits, allowed = _policy_layer(num_actions)(features), legal.pop(0)
+            return Categorical(logits if allowed is None else mask_logits(logits, allowed))
+
+        def normal(size: int, name: str) -> DiagGaussian:
+            mean = _policy_layer(size)(features)
+            initial = nn.initializers.constant(self.log_std_init)
+            if self.state_dependent_std:
+                log_std = _policy_layer(size, bias_init=initial)(features)
+            else:
+                log_std = self.param(name, initial, (size,), jnp.float32)
+            clipped = jnp.clip(log_std, *LOG_STD_BOUNDS)
+            return DiagGaussian(mean, jnp.broadcast_to(clipped, mean.shape))
+
+        found: list[Distribution] = []
+        for index, part in enumerate(self.parts):
+            match part:
+                case Discrete(num_actions):
+                    found.append(choose(num_actions))
+                case MultiDiscrete(num_actions):
+                    found.append(Product(tuple(choose(n) for n in num_actions)))
+                case Box():
+                    suffix = f"_{index}" if len(self.parts) > 1 else ""
+                    found.append(normal(part.size, f"log_std{suffix}"))
+        if jax.tree_util.treedef_is_leaf(self.structure):
+            return found[0]
+        return Product(self.structure.unflatten(found))
+
+
+def split_choices(
+    mask: PyTree[Bool[Array, "..."]], features: Float[Array, "*batch F"], choices: Sequence[int]
+) -> list[Bool[Array, "*batch A"]]:
+    """Returns which values of each choice are legal.
+
+    Args:
+        mask: of a batch of observations, a tree of arrays with one number for each value of each
+            choice, in order.
+        features: of the same batch.
+        choices: number of values of each choice.
+    """
+    batch_shape = features.shape[:-1]
+    flat = [x.reshape(*batch_shape, -1) for x in jax.tree.leaves(mask)]
+    return jnp.split(jnp.concatenate(flat, axis=-1), np.cumsum(choices)[:-1], axis=-1)
+
+
+class PolicyModule(nn.Module):
+    """Observations to the distribution of an action.
+
+    Attributes:
+        layers: observations to features, and features to the distribution.
+    """
+
+    layers: tuple[Torso, PolicyHead]
+
+    def __call__(self, observations: PyTree[Num[Array, "..."]]) -> Distribution:
+        """Returns the distributions of a batch of observations."""
+        torso, head = self.layers
+        return head(torso(observations), split_mask(observations)[1])
 
 
 class ValueHead(nn.Module):
@@ -247,23 +309,23 @@ class ActionValue(nn.Module):
     (arXiv:1509.02971, section 7).
     """
 
-    observation_shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     hidden_sizes: Sequence[int]
     activation: str
 
     @nn.compact
     def __call__(
-        self, observations: Num[Array, "..."], actions: Float[Array, "..."]
+        self, observations: PyTree[Num[Array, "..."]], actions: Float[Array, "..."]
     ) -> Float[Array, "..."]:
-        seen = Torso(self.observation_shape, self.hidden_sizes[:-1], self.activation)(observations)
+        seen = Torso(self.shapes, self.hidden_sizes[:-1], self.activation)(observations)
         joined = jnp.concatenate([seen, actions], axis=-1)
-        last = Torso(joined.shape[-1:], self.hidden_sizes[-1:], self.activation)
+        last = Torso((joined.shape[-1:],), self.hidden_sizes[-1:], self.activation)
         return ValueHead()(last(joined))
 
 
 def make_policy(
-    observation: ArraySpec,
-    action: Discrete | MultiDiscrete | Box,
+    observation: ObservationSpec,
+    action: ActionSpec,
     *,
     hidden_sizes: Sequence[int] = (64, 64),
     activation: str = "tanh",
@@ -285,37 +347,41 @@ def make_policy(
         state_dependent_std: whether the standard deviation depends on the state, for `Box` actions.
 
     Returns:
-        A `Network` whose output is a `Distribution`.
-
-    Raises:
-        ConfigurationError: if the action space is none of these.
+        A `Network` whose output is a `Distribution`. It reads a part `action_mask` of the
+        observations in its head, and nowhere else.
     """
-    match action:
-        case Discrete(num_actions):
-            head = CategoricalHead(num_actions)
-        case MultiDiscrete(num_actions):
-            head = MultiCategoricalHead(num_actions)
-        case Box():
-            head = GaussianHead(action.size, log_std_init, state_dependent_std)
-        case _:
-            raise ConfigurationError(
-                f"No policy here can produce actions of type {type(action).__name__}. "
-                "Supported: Discrete, MultiDiscrete and Box."
-            )
-    torso = Torso(observation.shape, tuple(hidden_sizes), activation)
-    return from_linen(nn.Sequential([torso, head]), observation)
+    torso = make_torso(observation, hidden_sizes, activation)
+    head = make_policy_head(action, log_std_init, state_dependent_std)
+    return from_linen(PolicyModule((torso, head)), observation)
+
+
+def make_torso(observation: ObservationSpec, hidden_sizes: Sequence[int], activation: str) -> Torso:
+    """Returns the module from observations, as networks see them, to features."""
+    shapes = tuple(tuple(spec.shape) for spec in jax.tree.leaves(seen_spec(observation)))
+    return Torso(shapes, tuple(hidden_sizes), activation)
+
+
+def make_policy_head(
+    action: ActionSpec, log_std_init: Float[Array, ""] | float, state_dependent_std: bool
+) -> PolicyHead:
+    """Returns the module from features to the distribution of an action."""
+    parts, structure = jax.tree.flatten(action)
+    return PolicyHead(tuple(parts), structure, log_std_init, state_dependent_std)
 
 
 def make_critic(
-    observation: ArraySpec, *, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh"
+    observation: ObservationSpec,
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: str = "tanh",
 ) -> Network:
     """Returns a state-value function with parameters of its own; see `make_policy`."""
-    torso = Torso(observation.shape, tuple(hidden_sizes), activation)
+    torso = make_torso(observation, hidden_sizes, activation)
     return from_linen(nn.Sequential([torso, ValueHead()]), observation)
 
 
 def make_action_critic(
-    observation: ArraySpec,
+    observation: ObservationSpec,
     action: Box,
     *,
     hidden_sizes: Sequence[int] = (64, 64),
@@ -326,9 +392,10 @@ def make_action_critic(
     Its `apply` is `(params, observations [N, *shape], actions [N, D]) -> [N]`, for actions as a
     policy chooses them.
     """
-    module = ActionValue(observation.shape, tuple(hidden_sizes), activation)
+    shapes = make_torso(observation, hidden_sizes, activation).shapes
+    module = ActionValue(shapes, tuple(hidden_sizes), activation)
     return from_linen(module, observation, ArraySpec((action.size,), np.dtype(np.float32)))
 
 
-def _policy_head(size: int, **kwargs) -> nn.Dense:
+def _policy_layer(size: int, **kwargs) -> nn.Dense:
     return nn.Dense(size, kernel_init=orthogonal(0.01), **kwargs)

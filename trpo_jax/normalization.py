@@ -106,16 +106,3 @@ def normalize(
     """Returns (x - mean) / deviation, clipped to [-10, 10], for a batch `[*batch, *shape]`."""
     centred = batch.astype(jnp.float32) - statistics.mean - statistics.mean_rest
     return jnp.clip(centred / standard_deviation(statistics), -CLIP, CLIP)
-
-
-def observe(
-    statistics: RunningStatistics, observations: Num[Array, "..."], normalized: bool
-) -> Float[Array, "..."]:
-    """Returns observations as networks see them: float32, and standardised if `normalized`.
-
-    If not, bytes, which pixels come as, become fractions of 255.
-    """
-    if normalized:
-        return normalize(statistics, observations)
-    seen = observations.astype(jnp.float32)
-    return seen / 255 if observations.dtype == jnp.uint8 else seen

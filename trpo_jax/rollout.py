@@ -6,12 +6,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
-from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete
+from trpo_jax.distributions import mask_logits
+from trpo_jax.envs.base import (
+    ActionSpec,
+    Box,
+    Discrete,
+    Environment,
+    MultiDiscrete,
+    choices_of,
+)
 from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
+from trpo_jax.networks import split_choices
 
-Act = Callable[[PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]]
+Act = Callable[[PRNGKeyArray, Episode, Any], tuple[Any, Any, Any]]
 
 
 def start_episodes(env: Environment, key: PRNGKeyArray, num_envs: int) -> Episode:
@@ -21,7 +30,7 @@ def start_episodes(env: Environment, key: PRNGKeyArray, num_envs: int) -> Episod
 
 def rollout(
     env: Environment,
-    act: Callable[[PRNGKeyArray, Num[Array, "B ..."]], Num[Array, "B ..."]],
+    act: Callable[[PRNGKeyArray, Any], Any],
     key: PRNGKeyArray,
     episodes: Episode,
     num_steps: int,
@@ -58,8 +67,8 @@ def rollout_with_state(
 
     Args:
         env: the environment.
-        act: `(key, episodes [B], acting_state) -> (actions [B, ...], context, acting_state)`; the
-            trajectory keeps the context: what the actions depended on besides the observations.
+        act: `(key, episodes [B], acting_state) -> (actions [B, ...], noise, acting_state)`; the
+            trajectory keeps the noise: what the actions depended on besides the observations.
         key: consumed by actions, steps and resets.
         episodes: running episodes, leading axis `[B]`.
         acting_state: what `act` carries from step to step, any pytree.
@@ -82,9 +91,9 @@ def rollout_with_state(
     def body(carry, keys):
         episodes, acting_state = carry
         act_key, env_keys = keys
-        actions, context, acting_state = act(act_key, episodes, acting_state)
+        actions, noise, acting_state = act(act_key, episodes, acting_state)
         episodes, transition = advance(env_keys, episodes, actions)
-        return (episodes, acting_state), transition._replace(context=context)
+        return (episodes, acting_state), transition._replace(noise=noise)
 
     env_keys = jax.random.split(env_key, (num_steps, num_envs, 2))
     keys = jax.random.split(act_key, num_steps), env_keys
@@ -93,20 +102,42 @@ def rollout_with_state(
 
 
 def random_actions(
-    key: PRNGKeyArray, action: Discrete | MultiDiscrete | Box, num_envs: int
-) -> Num[Array, "B ..."]:
+    key: PRNGKeyArray, action: ActionSpec, num_envs: int, mask: Any = None
+) -> PyTree[Num[Array, "B ..."]]:
     """Returns B = `num_envs` random actions, as a policy chooses them.
 
-    Discrete actions are uniform; the components of a `Box` action are standard normal.
+    Discrete actions are uniform among the legal ones; the components of a `Box` action are standard
+    normal.
+
+    Args:
+        key: consumed by the draws.
+        action: what the environment accepts.
+        num_envs: B.
+        mask: which values of each choice are legal, leading axis `[B]`; None for all.
     """
-    match action:
-        case Discrete(num_actions):
-            return jax.random.randint(key, (num_envs,), 0, num_actions)
-        case MultiDiscrete(num_actions):
-            shape = (num_envs, len(num_actions))
-            return jax.random.randint(key, shape, 0, jnp.array(num_actions))
-        case Box():
-            return jax.random.normal(key, (num_envs, action.size), jnp.float32)
+    parts, structure = jax.tree.flatten(action)
+    # A single part has the key to itself.
+    keys = jax.random.split(key, len(parts)) if len(parts) > 1 else [key]
+    choices = choices_of(action)
+    legal = [None] * len(choices)
+    if mask is not None:
+        legal = split_choices(mask, jnp.zeros((num_envs, 0)), choices)
+
+    def draw(part: Discrete | MultiDiscrete | Box, key: PRNGKeyArray) -> Any:
+        if isinstance(part, Box):
+            return jax.random.normal(key, (num_envs, part.size), jnp.float32)
+        allowed = [legal.pop(0) for _ in part.choices]
+        if allowed[0] is None:
+            shape = (num_envs, part.size)
+            drawn = jax.random.randint(key, shape, 0, jnp.array(part.choices))
+            columns = [drawn[:, k] for k in range(part.size)]
+        else:
+            keys = jax.random.split(key, len(allowed))
+            logits = [mask_logits(jnp.zeros(x.shape), x != 0) for x in allowed]
+            columns = [jax.random.categorical(*pair) for pair in zip(keys, logits, strict=True)]
+        return columns[0] if isinstance(part, Discrete) else tuple(columns)
+
+    return structure.unflatten(draw(*pair) for pair in zip(parts, keys, strict=True))
 
 
 def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:

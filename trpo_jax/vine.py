@@ -6,24 +6,25 @@ pytree, so a restart is one more call of `step`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import Discrete, Environment, split_mask
 from trpo_jax.envs.episodes import Episode, step_episode
 from trpo_jax.trust_region import Surrogate
 
 
 def draw_actions(
     key: PRNGKeyArray, env: Environment, distribution: Distribution, num_branches: int
-) -> tuple[Num[Array, "N K ..."], Float[Array, "N K"]]:
+) -> tuple[PyTree[Num[Array, "N K ..."]], Float[Array, "N K"]]:
     """Returns the first actions of the branches and the log-probabilities they were drawn with.
 
-    Uniform and without repetition for discrete actions, so that with as many branches as actions
-    each is tried once; otherwise independent draws from the policy.
+    Uniform and without repetition for discrete actions that are all legal, so that with as many
+    branches as actions each is tried once; otherwise independent draws from the policy.
 
     Args:
         key: consumed by the draws.
@@ -31,7 +32,7 @@ def draw_actions(
         distribution: the policy at N states.
         num_branches: K, at most the number of discrete actions.
     """
-    if not isinstance(env.action, Discrete):
+    if not isinstance(env.action, Discrete) or split_mask(env.observation)[1] is not None:
         keys = jax.random.split(key, num_branches)
         actions = jax.vmap(distribution.sample, out_axes=1)(keys)
         return actions, jax.vmap(distribution.log_prob, in_axes=1, out_axes=1)(actions)
@@ -43,11 +44,11 @@ def draw_actions(
 
 def branch_return(
     env: Environment,
-    act: Callable[[PRNGKeyArray, Num[Array, "..."]], Num[Array, "..."]],
-    value: Callable[[Num[Array, "..."]], Float[Array, ""]],
+    act: Callable[[PRNGKeyArray, Any], Any],
+    value: Callable[[Any], Float[Array, ""]],
     key: PRNGKeyArray,
     episode: Episode,
-    action: Num[Array, "..."],
+    action: Any,
     num_steps: int,
     gamma: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
@@ -76,7 +77,10 @@ def branch_return(
         next_discount = jnp.where(step.terminated, 0.0, gamma * discount)
         discount = jnp.where(live, next_discount, discount)
         # What follows the end is run but not looked at.
-        observation = jnp.where(live, step.next_observation, observation)
+        following = step.next_observation
+        observation = jax.tree.map(
+            lambda new, old: jnp.where(live, new, old), following, observation
+        )
         live &= ~step.done
         action = act(act_key, observation)
         return (episode, observation, action, total, discount, live), None
@@ -99,7 +103,7 @@ def differences(returns: Float[Array, "N K"]) -> Float[Array, "N K"]:
 
 
 def self_normalized_surrogate(
-    actions: Num[Array, "N K ..."],
+    actions: PyTree[Num[Array, "N K ..."]],
     log_probs: Float[Array, "N K"],
     returns: Float[Array, "N K"],
     entropy_coef: Float[Array, ""] | float = 0.0,

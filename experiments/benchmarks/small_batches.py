@@ -146,7 +146,10 @@ def checked_run(run: RunPlan, num_checks: int, num_episodes: int) -> tuple[Any, 
     algorithm, interval = run.algorithm, run.num_updates // num_checks
 
     def true_returns(actor, key) -> Float[Array, " E"]:
-        act = lambda act_key, observations: algorithm.policy(actor, observations).sample(act_key)
+        def act(act_key, carry, observations):
+            carry, distribution = algorithm.policy(actor, carry, observations)
+            return carry, distribution.sample(act_key)
+
         return evaluate(run.env, act, key, num_episodes).returns
 
     def checked_update(state, check_key):

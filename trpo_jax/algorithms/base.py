@@ -5,13 +5,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import ActingState, Agent
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode, Transition
 from trpo_jax.normalization import RunningStatistics
+from trpo_jax.observing import Statistics
 from trpo_jax.rollout import rollout_with_state
 
 State = (
@@ -29,7 +30,7 @@ class Actor(NamedTuple):
     """
 
     policy_params: PyTree[Array]
-    observation_statistics: RunningStatistics
+    observation_statistics: Statistics
 
 
 class Learnt(NamedTuple):
@@ -58,11 +59,21 @@ class RolloutState(NamedTuple):
         episodes: running episodes.
         acting: what acting carries from step to step.
         reward_sums: discounted reward sums of the running episodes.
+        carry: the memory of the policy before the first step of the latest rollout.
+        critic_carry: the memory of the critic after its last step.
     """
 
     episodes: Episode
     acting: ActingState
     reward_sums: Float[Array, " B"]
+    carry: Any = ()
+    critic_carry: Any = ()
+
+    def after(self, episodes: Episode, acting: ActingState) -> "RolloutState":
+        """Returns what goes on from a rollout that ended in these episodes and this state."""
+        return self._replace(
+            episodes=episodes, acting=acting, carry=getattr(self.acting, "carry", ())
+        )
 
 
 class Algorithm(NamedTuple):
@@ -75,29 +86,32 @@ class Algorithm(NamedTuple):
         env: the environment that it is on.
         init: `key -> state`; the state is a pytree with the fields `actor`, `critic`, `rollout` (a
             `RolloutState`), `key` and `num_updates`.
-        act: `(state.actor, key, episodes [B], acting) -> (actions [B, ...], context, acting)`, one
+        act: `(state.actor, key, episodes [B], acting) -> (actions [B, ...], noise, acting)`, one
             step of a rollout.
         improve: `(state, trajectory [T, B]) -> (state, fit_input, metrics)`: all of an update that
             the next rollout waits for, which leaves `state.critic` alone.
         fit: `(state.critic, fit_input) -> (state.critic, metrics)`: the rest of the update.
-        policy: `(state.actor, observations [B, ...]) -> action distribution`, for observations as
-            the environment shows them. Evaluation acts by it.
+        policy: `(state.actor, carry, observations [B, ...]) -> (carry, action distribution)`, for
+            observations as the environment shows them. Evaluation acts by it.
         num_steps: T, steps of each environment in one update.
         steps_per_update: environment steps in one update, of all environments together.
         config: the config that it was made from, if it was.
         agent: the agent that it was made from, if it was.
+        carry: `num_envs -> carry`, the memory of the policy at the start of episodes, `[B, ...]`;
+            `()` without one.
     """
 
     env: Environment
     init: Callable[[PRNGKeyArray], State]
-    act: Callable[[Any, PRNGKeyArray, Episode, Any], tuple[Num[Array, "B ..."], Any, Any]]
+    act: Callable[[Any, PRNGKeyArray, Episode, Any], tuple[Any, Any, Any]]
     improve: Callable[[State, Transition], tuple[State, Any, Metrics]]
     fit: Callable[[Any, Any], tuple[Any, Metrics]]
-    policy: Callable[[Any, Num[Array, "..."]], Distribution]
+    policy: Callable[[Any, Any, Any], tuple[Any, Distribution]]
     num_steps: int
     steps_per_update: int
     config: Any = None
     agent: Agent | None = None
+    carry: Callable[[int], Any] = lambda num_envs: ()
 
     def collect(self, state: State) -> tuple[State, Transition]:
         """Returns the state after a rollout, and the trajectory `[T, B]`."""
@@ -109,8 +123,7 @@ class Algorithm(NamedTuple):
             state.rollout.acting,
             self.num_steps,
         )
-        rollout = state.rollout._replace(episodes=episodes, acting=acting)
-        return state._replace(rollout=rollout), trajectory
+        return state._replace(rollout=state.rollout.after(episodes, acting)), trajectory
 
     def learn(self, state: State, trajectory: Transition) -> tuple[State, Metrics]:
         """Returns the state after learning from a trajectory, and the metrics.

@@ -69,6 +69,11 @@ def choice(default: str, help: str, options: Sequence[str]) -> Any:
     return _static(default, help, str, allowed, lambda x: x in options, choices=tuple(options))
 
 
+def name(default: str, help: str) -> Any:
+    """Returns a static field that holds a name."""
+    return _static(default, help, str, "a name", lambda x: True)
+
+
 def validate(config: Any) -> None:
     """Checks every field of a config that has a concrete value; traced ones are skipped.
 

@@ -11,11 +11,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from trpo_jax.agent import CRITICS, EXPLORATIONS, Agent, make_agent
+from trpo_jax.agent import CRITICS, EXPLORATIONS, NO_MEMORY, Agent, make_agent
 from trpo_jax.algorithms import fields
 from trpo_jax.envs.base import Box, Environment, require_usable
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS, LOG_STD_BOUNDS
+from trpo_jax.recurrent import CELLS, remembers
 
 
 @no_type_check  # `validate` checks the values, and leaves may be arrays
@@ -62,6 +63,20 @@ class OnPolicy:
     )
     state_dependent_std: bool = fields.flag(
         False, "let the standard deviation of continuous actions depend on the state"
+    )
+    memory: str = fields.choice(
+        NO_MEMORY,
+        "what policy and critic remember earlier observations by, each with its own",
+        (NO_MEMORY, *CELLS),
+    )
+    memory_size: int = fields.integer(64, "width of the memory", 1)
+    memory_checkpoint: bool = fields.flag(
+        False, "compute the inside of the memory twice, so that long rollouts need less space"
+    )
+    critic_observation: str = fields.name(
+        "",
+        "part of the observation that only the critic sees, by its name; the environment's own "
+        "choice if empty",
     )
     normalize_observations: bool = fields.flag(
         True, "standardise observations by running statistics"
@@ -154,7 +169,9 @@ def validate(env: Environment, config: OnPolicy) -> None:
         ConfigurationError: naming the first field that cannot work, its value and what is allowed.
     """
     fields.validate(config)
-    require_usable(env)
+    require_usable(
+        env._replace(critic_observation=config.critic_observation or env.critic_observation)
+    )
     batch = config.num_envs * config.num_steps
     if batch % config.critic_minibatches:
         raise ConfigurationError(
@@ -206,19 +223,21 @@ def prepare(env: Environment, config: Any, agent: Agent | None) -> tuple[Any, Ag
 
 def require_no_memory(agent: Agent, reason: str) -> None:
     """Raises a ConfigurationError if the policy of an agent remembers earlier steps."""
-    if jax.tree.leaves(jax.eval_shape(lambda: agent.policy.carry(1))):
+    if agent.policy.remembers or remembers(agent.critic.carry):
         raise ConfigurationError(
-            f"{reason}, and the policy of this agent remembers earlier ones. Choose a policy "
-            "without a memory, or trpo."
+            f"{reason}, and this agent has a memory of earlier ones. Choose memory = {NO_MEMORY}, "
+            "or trpo."
         )
 
 
 def require_continuous(env: Environment, what: str) -> None:
     """Raises a ConfigurationError if the environment's actions are not continuous."""
     if not isinstance(env.action, Box):
+        joint = isinstance(env.action, dict | tuple)
+        kind = "of several parts" if joint else type(env.action).__name__
         raise ConfigurationError(
             f"{what} needs continuous actions, and those of {env.name} are "
-            f"{type(env.action).__name__}. Choose an environment with continuous actions, such as "
+            f"{kind}. Choose an environment with continuous actions, such as "
             "Pendulum-v1, or leave it out."
         )
 

@@ -10,12 +10,13 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms.groups import NaturalGradient, decay, require_no_memory
+from trpo_jax.algorithms.groups import NaturalGradient, decay
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, num_components, split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import MatrixVectorProduct, fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner, with_layers
+from trpo_jax.networks import example_seen
 from trpo_jax.solvers import damped_solver
 from trpo_jax.trust_region import Solve
 
@@ -28,7 +29,7 @@ def kl_radius(
     SB3-contrib and OmniSafe average the KL divergence of a Gaussian policy over the components of
     the action, where others add them up; `max_kl_per_dimension` gives their regions.
     """
-    components = env.action.size if config.max_kl_per_dimension else 1
+    components = num_components(env.action) if config.max_kl_per_dimension else 1
     return config.max_kl * components * decay(config, num_updates, steps_per_update)
 
 
@@ -58,19 +59,25 @@ def fisher_precision(config: NaturalGradient) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def thinned(key: PRNGKeyArray, batch: Any, stride: int) -> Any:
-    """Returns every `stride`-th time step of a batch `[T, ...]`, from a random first one on.
+def thinned(key: PRNGKeyArray, batch: Any, stride: int, axis: int = 0) -> Any:
+    """Returns every `stride`-th time step of a batch `[T, B, ...]`, from a random first one on.
 
     The first one changes from update to update: otherwise a task whose states repeat after as many
     steps would show the metric the same part of them for ever.
+
+    Args:
+        key: decides the first one.
+        batch: a tree of arrays.
+        stride: keep one of so many.
+        axis: 0 for time steps, 1 for environments, which leaves sequences whole.
     """
     if stride == 1:
         return batch
-    length = jax.tree.leaves(batch)[0].shape[0]
+    length = jax.tree.leaves(batch)[0].shape[axis]
     count = length // stride
     first = jax.random.randint(key, (), 0, length - stride * (count - 1))
     rows = first + stride * jnp.arange(count)
-    return jax.tree.map(lambda x: x[rows], batch)
+    return jax.tree.map(lambda x: x[:, rows] if axis else x[rows], batch)
 
 
 def make_solve(
@@ -81,11 +88,12 @@ def make_solve(
     Args:
         config: the config.
         agent: the agent.
-        key: decides which time steps of the batch F is over.
+        key: decides which part of the batch F is over: time steps, or whole sequences where the
+            policy has a memory.
         params: of the policy.
         batch: the batch.
     """
-    part = thinned(key, batch, config.fisher_subsample)
+    part = thinned(key, batch, config.fisher_subsample, axis=int(agent.policy.remembers))
     with fisher_precision(config):
         product = fisher_vector_product(lambda p: agent.distributions(p, part), params)
     return solver_of(config, agent, params, part, product)
@@ -122,8 +130,11 @@ PRECONDITIONERS = {"cg": lambda config, agent, params, batch: None, "kronecker":
 
 def require_solver(env: Environment, config: NaturalGradient, agent: Agent) -> None:
     """Raises a ConfigurationError if the solver of a config cannot serve an agent's policy."""
-    if config.fisher_subsample > 1:
-        require_no_memory(agent, "fisher_subsample above 1 leaves steps of a sequence out")
+    if agent.policy.remembers and config.fisher_subsample > config.num_envs:
+        raise ConfigurationError(
+            f"fisher_subsample = {config.fisher_subsample} keeps every k-th sequence of only "
+            f"num_envs = {config.num_envs}, as the policy has a memory. Choose at most num_envs."
+        )
     if config.solver != "kronecker":
         return
     if isinstance(config.damping, float | int) and config.damping == 0:
@@ -131,7 +142,8 @@ def require_solver(env: Environment, config: NaturalGradient, agent: Agent) -> N
             "damping = 0 leaves the factors of solver = 'kronecker' without an inverse. "
             "Set damping above 0, or solver to cg."
         )
-    observations = jnp.zeros((1, 1, *env.observation.shape), jnp.float32)
+    observations = jax.tree.map(lambda x: x[None], example_seen(env.observation))
+    observations, _ = split_part(observations, agent.critic_observation)
     first, carry = jnp.ones((1, 1), bool), agent.policy.carry(1)
     paths: set[tuple[str, ...]] = set()
 

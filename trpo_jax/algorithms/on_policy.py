@@ -11,23 +11,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from trpo_jax.advantages import discounted_returns, generalized_advantages
-from trpo_jax.agent import Agent, Context
+from trpo_jax.agent import Agent
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, RolloutState, update_keys
-from trpo_jax.algorithms.groups import OnPolicy, require_no_memory
-from trpo_jax.critics import explained_variance
+from trpo_jax.algorithms.groups import OnPolicy
+from trpo_jax.critics import Sequences, explained_variance, following_values
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, split_mask
 from trpo_jax.envs.episodes import Transition, stagger
 from trpo_jax.normalization import (
     RunningStatistics,
     init_statistics,
-    observe,
     standard_deviation,
     update_statistics,
 )
+from trpo_jax.observing import Statistics, init_observing, observe, update_observing
 from trpo_jax.rollout import episode_metrics, random_actions, rollout, start_episodes
 
 RANDOM_STEPS = 128  # of each environment, at the most, that the first statistics are of
@@ -100,16 +100,18 @@ class Batch(NamedTuple):
         observations: s_t as networks see them.
         first: whether s_t is the first of an episode.
         actions: a_t.
-        context: what the actions depended on besides the observations.
+        carry: the memory of the policy before the first step, `[1, B, ...]`.
+        noise: what the actions depended on besides the observations and the memory.
         advantages: A_t, not standardised; 0 where rewards have said nothing yet.
         values: V(s_t) of the critic as it was.
         targets: what the critic is fitted to: the estimate of A_t, and V(s_t).
     """
 
-    observations: Float[Array, "T B ..."]
+    observations: Any
     first: Bool[Array, "T B"]
-    actions: Num[Array, "T B ..."]
-    context: Context
+    actions: Any
+    carry: Any
+    noise: Any
     advantages: Float[Array, "T B"]
     values: Float[Array, "T B"]
     targets: Float[Array, "T B"]
@@ -124,6 +126,7 @@ class StepInput(NamedTuple):
         step_state: what the step kept from the update before.
         trajectory: as the environment gave it, `[T, B]`.
         batch: the same as networks see it, with advantages, `[T, B]`.
+        sequences: what the critic saw of it.
         reward_scale: what rewards were divided by.
         signal: whether rewards have said anything yet; see `RewardRange`.
         num_updates: updates done so far.
@@ -134,16 +137,17 @@ class StepInput(NamedTuple):
     step_state: Any
     trajectory: Transition
     batch: Batch
+    sequences: Sequences
     reward_scale: Float[Array, ""]
     signal: Bool[Array, ""]
     num_updates: Int[Array, ""]
 
 
 class FitInput(NamedTuple):
-    """What the critic is fitted to; arrays have the leading axes `[T, B]`."""
+    """What the critic is fitted to."""
 
     key: PRNGKeyArray
-    observations: Float[Array, "T B ..."]
+    sequences: Sequences
     targets: Float[Array, "T B"]
 
 
@@ -169,12 +173,12 @@ def make(
         init_step_state: `(key, policy params) -> step_state`, for the first update.
         extra_steps: environment steps that the policy step takes in each update.
     """
-    seen = partial(observe, normalized=config.normalize_observations)
+    seen = partial(observe, env.observation, normalized=config.normalize_observations)
 
     def init(key: PRNGKeyArray) -> TrainState:
         keys = jax.random.split(key, 7)
         policy_params = agent.policy.init(keys[0])
-        statistics = init_statistics(env.observation.shape)
+        statistics = init_observing(env.observation)
         if config.normalize_observations and env.open is None:
             statistics = random_statistics(env, keys[5], config.num_envs, config.num_steps)
         return TrainState(
@@ -188,6 +192,8 @@ def make(
                 episodes=stagger(env, start_episodes(env, keys[2], config.num_envs)),
                 acting=agent.init_acting(keys[4], config.num_envs),
                 reward_sums=jnp.zeros(config.num_envs, jnp.float32),
+                carry=agent.policy.carry(config.num_envs),
+                critic_carry=agent.critic.carry(config.num_envs),
             ),
             step_state=init_step_state(keys[6], policy_params),
             key=keys[3],
@@ -203,11 +209,11 @@ def make(
         # For the next rollout: old log-probabilities, KL divergences and the Fisher matrix all
         # assume that the policy saw this batch through the same statistics.
         frozen = state.actor.observation_statistics
-        statistics = update_statistics(frozen, trajectory.observation)
+        statistics = update_observing(env.observation, frozen, trajectory.observation)
         # Adding zero makes what is seen wait for them: the batch would be kept twice otherwise.
         frozen = jax.tree.map(lambda old, new: old + 0 * new, frozen, statistics)
         state = state._replace(actor=state.actor._replace(observation_statistics=frozen))
-        state, step_input = estimate(config, agent, state, trajectory)
+        state, step_input, sequences = estimate(env, config, agent, state, trajectory)
         policy_params, step_state, policy_metrics = policy_step(keys.policy, step_input)
         batch = step_input.batch
         metrics = {
@@ -225,29 +231,37 @@ def make(
             step_state=step_state,
             num_updates=state.num_updates + 1,
         )
-        return state, FitInput(keys.critic, batch.observations, batch.targets), metrics
+        return state, FitInput(keys.critic, sequences, batch.targets), metrics
 
     def fit(critic: Any, fit_input: FitInput) -> tuple[Any, Metrics]:
         critic, loss = agent.critic.fit(
-            fit_input.key, critic, fit_input.observations, fit_input.targets
+            fit_input.key, critic, fit_input.sequences, fit_input.targets
         )
         return critic, {"critic_loss": loss}
 
-    def policy(actor: Actor, observations: Num[Array, "B ..."]) -> Distribution:
-        require_no_memory(agent, "An evaluation and a policy file act from single observations")
+    def policy(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
         observations = seen(actor.observation_statistics, observations)
-        carry = agent.policy.carry(observations.shape[0])
-        return agent.policy.step(actor.policy_params, carry, observations)[1]
+        return agent.step(actor.policy_params, carry, observations)
 
     steps_per_update = config.num_envs * config.num_steps + extra_steps
     return Algorithm(
-        env, init, act, improve, fit, policy, config.num_steps, steps_per_update, config, agent
+        env,
+        init,
+        act,
+        improve,
+        fit,
+        policy,
+        config.num_steps,
+        steps_per_update,
+        config,
+        agent,
+        agent.policy.carry,
     )
 
 
 def random_statistics(
     env: Environment, key: PRNGKeyArray, num_envs: int, num_steps: int
-) -> RunningStatistics:
+) -> Statistics:
     """Returns statistics of the observations that random actions lead to.
 
     A policy must see its first batch through the statistics that it acted by, and these must be
@@ -260,18 +274,20 @@ def random_statistics(
         num_steps: steps of each, of which `RANDOM_STEPS` are taken at the most.
     """
     start_key, run_key = jax.random.split(key)
-    act = lambda key, _: random_actions(key, env.action, num_envs)
+    act = lambda key, shown: random_actions(key, env.action, num_envs, split_mask(shown)[1])
     episodes = start_episodes(env, start_key, num_envs)
     _, trajectory = rollout(env, act, run_key, episodes, min(num_steps, RANDOM_STEPS))
-    return update_statistics(init_statistics(env.observation.shape), trajectory.observation)
+    return update_observing(
+        env.observation, init_observing(env.observation), trajectory.observation
+    )
 
 
 def estimate(
-    config: OnPolicy, agent: Agent, state: TrainState, trajectory: Transition
-) -> tuple[TrainState, StepInput]:
-    """Returns what the policy's step may look at, advantages among it.
+    env: Environment, config: OnPolicy, agent: Agent, state: TrainState, trajectory: Transition
+) -> tuple[TrainState, StepInput, Sequences]:
+    """Returns what the policy's step may look at, advantages among it, and what the critic saw.
 
-    The state comes back with what it keeps of rewards updated.
+    The state comes back with what it keeps of rewards updated, and the critic's memory.
     """
     reward_scale = jnp.ones((), jnp.float32)
     if config.scale_rewards:
@@ -288,14 +304,19 @@ def estimate(
     state = state._replace(reward_range=state.reward_range.widened(trajectory))
     signal = state.reward_range.signal
     observations, next_observations = (
-        observe(state.actor.observation_statistics, x, config.normalize_observations)
+        observe(
+            env.observation, state.actor.observation_statistics, x, config.normalize_observations
+        )
         for x in (trajectory.observation, trajectory.next_observation)
     )
-    values = agent.critic.values(state.critic.params, observations)
+    sequences = Sequences(state.rollout.critic_carry, observations, trajectory.first)
+    values, carries = agent.critic.values(state.critic.params, sequences)
+    critic_carry = jax.tree.map(lambda x: x[-1], carries)
+    state = state._replace(rollout=state.rollout._replace(critic_carry=critic_carry))
     advantages = generalized_advantages(
         trajectory.reward / reward_scale,
         values,
-        agent.critic.values(state.critic.params, next_observations),
+        following_values(agent.critic, state.critic.params, carries, next_observations),
         trajectory.terminated,
         trajectory.truncated,
         config.gamma,
@@ -305,18 +326,21 @@ def estimate(
         observations,
         trajectory.first,
         trajectory.action,
-        trajectory.context,
+        jax.tree.map(lambda x: x[None], state.rollout.carry),
+        trajectory.noise,
         jnp.where(signal, advantages, 0.0),
         values,
         advantages + values,
     )
-    return state, StepInput(
+    step_input = StepInput(
         state.actor,
         state.critic.params,
         state.step_state,
         trajectory,
         batch,
+        sequences,
         reward_scale,
         signal,
         state.num_updates,
     )
+    return state, step_input, sequences

@@ -17,10 +17,10 @@ from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare, require_no_memory
+from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.minibatches import group_samples, shuffled_minibatches, take_minibatch
+from trpo_jax.minibatches import Minibatches
 from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
 
 
@@ -71,7 +71,6 @@ def make(
 ) -> Algorithm:
     """Returns PPO on an environment; see `trpo.make`."""
     config, agent = prepare(env, config or Config(), agent)
-    require_no_memory(agent, "ppo learns from shuffled single steps")
     batch_size = config.num_envs * config.num_steps
     if batch_size % config.policy_minibatches:
         raise ConfigurationError(
@@ -100,18 +99,21 @@ def make(
     def policy_step(key, step_input):
         old_params, batch = step_input.actor.policy_params, step_input.batch
         old_log_probs = agent.distributions(old_params, batch).log_prob(batch.actions)
-        groups = group_samples((batch, old_log_probs), config.policy_minibatches)
+        parts = Minibatches(
+            (batch, old_log_probs), config.policy_minibatches, agent.policy.remembers
+        )
         learning_rate = config.policy_lr * decay(config, step_input.num_updates, batch_size)
 
         def minibatch_step(carry, indices):
             params, moments = carry
-            gradient = jax.grad(loss)(params, *take_minibatch(groups, indices))
+            gradient = jax.grad(loss)(params, *parts.take(indices))
             updates, moments = optimizer.update(gradient, moments)
             return (optax.tree.add_scale(params, -learning_rate, updates), moments), None
 
-        parts = shuffled_minibatches(key, groups, config.policy_epochs, config.policy_minibatches)
         (params, moments), _ = jax.lax.scan(
-            minibatch_step, (old_params, step_input.step_state), parts
+            minibatch_step,
+            (old_params, step_input.step_state),
+            parts.shuffled(key, config.policy_epochs),
         )
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef

@@ -6,12 +6,12 @@ paper's algorithm 1, and eta may depend on the action: either is a bias, and eit
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
@@ -37,7 +37,7 @@ from trpo_jax.critics import CriticState, fit_with_target, init_critic
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import Network, make_action_critic, over_two_axes
-from trpo_jax.normalization import observe
+from trpo_jax.observing import observe
 from trpo_jax.replay import Replay, add_rows, init_replay, sample_rows
 from trpo_jax.trust_region import trust_region_step
 
@@ -67,11 +67,11 @@ class Config(TrustRegion, Exploration, OnPolicy):
 class Experience(NamedTuple):
     """What is remembered of environment steps, as the environment gave it; leading axes `[*B]`."""
 
-    observation: Num[Array, "..."]
+    observation: Any
     action: Float[Array, "*B D"]
     reward: Float[Array, "*B"]
     terminated: Bool[Array, "*B"]
-    next_observation: Num[Array, "..."]
+    next_observation: Any
 
 
 class QState(NamedTuple):
@@ -83,7 +83,7 @@ class QState(NamedTuple):
 
 
 def make_q_fit(
-    config: Config, agent: Agent, q_network: Network
+    env: Environment, config: Config, agent: Agent, q_network: Network
 ) -> Callable[[PRNGKeyArray, StepInput, QState], tuple[QState, Float[Array, ""]]]:
     """Returns `(key, step_input, q_state) -> (q_state, loss)`, which fits Q, its target following.
 
@@ -97,10 +97,12 @@ def make_q_fit(
 
         def loss(params, target_params, rows):
             observations, following = (
-                observe(actor.observation_statistics, x, config.normalize_observations)
+                observe(
+                    env.observation, actor.observation_statistics, x, config.normalize_observations
+                )
                 for x in (rows.observation, rows.next_observation)
             )
-            actions = agent.policy.step(actor.policy_params, carry, following)[1].mode()
+            actions = agent.step(actor.policy_params, carry, following)[1].mode()
             next_values = q_network.apply(target_params, following, actions)
             # Truncation does not stop the target: there was a future, only nobody saw it.
             continuation = jnp.where(rows.terminated, 0.0, next_values)
@@ -140,16 +142,17 @@ def make(
         env.observation, env.action, hidden_sizes=config.hidden_sizes, activation=config.activation
     )
     q_values = over_two_axes(q_network.apply)
-    fit = make_q_fit(config, agent, q_network)
+    fit = make_q_fit(env, config, agent, q_network)
     control_weights = CONTROL_WEIGHTS[config.eta]
 
     def init_step_state(key, policy_params):
+        shown = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), env.observation)
         row = Experience(
-            observation=jax.ShapeDtypeStruct(*env.observation[:2]),
+            observation=shown,
             action=jax.ShapeDtypeStruct((env.action.size,), jnp.float32),
             reward=jax.ShapeDtypeStruct((), jnp.float32),
             terminated=jax.ShapeDtypeStruct((), bool),
-            next_observation=jax.ShapeDtypeStruct(*env.observation[:2]),
+            next_observation=shown,
         )
         params = q_network.init(key)
         return QState(init_replay(row, config.replay_size), init_critic(params), params)

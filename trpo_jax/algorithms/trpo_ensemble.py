@@ -5,12 +5,12 @@ in their initialisation and in the environments that they are fitted to: each ge
 sample of them. The spread of their values weights the states in the metric of the trust region.
 """
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
@@ -26,7 +26,7 @@ from trpo_jax.algorithms.natural_gradient import (
     require_solver,
     solver_of,
 )
-from trpo_jax.critics import Critic
+from trpo_jax.critics import Critic, Sequences
 from trpo_jax.envs.base import Environment
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.trust_region import (
@@ -68,7 +68,7 @@ def make(
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
-        values = member_values(member, step_input.critic_params, batch.observations)
+        values, _ = member_values(member, step_input.critic_params, step_input.sequences)
         spread = jnp.std(values, axis=0)
         weights = uncertainty_weights(spread, config.uncertainty_exponent)
         distribution_fn = lambda p: agent.distributions(p, batch)
@@ -104,27 +104,44 @@ def make_ensemble(member: Critic, size: int) -> Critic:
     def init(key):
         return jax.vmap(member.init)(jax.random.split(key, size))
 
-    def values(params, observations):
-        return jnp.mean(member_values(member, params, observations), axis=0)
+    def carry(num_envs):
+        of_all = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (size, *x.shape)), member.carry(num_envs)
+        )
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), of_all)
 
-    def fit(key, state, observations, targets):
-        def fit_member(key, state):
+    def values(params, sequences):
+        of_all, carries = member_values(member, params, sequences)
+        return jnp.mean(of_all, axis=0), jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), carries)
+
+    def fit(key, state, sequences, targets):
+        def fit_member(key, state, carry):
             draw_key, fit_key = jax.random.split(key)
             num_envs = targets.shape[1]
             envs = jax.random.randint(draw_key, (num_envs,), 0, num_envs)
-            return member.fit(fit_key, state, observations[:, envs], targets[:, envs])
+            drawn = Sequences(
+                jax.tree.map(lambda x: x[envs], carry),
+                *jax.tree.map(lambda x: x[:, envs], sequences[1:]),
+            )
+            return member.fit(fit_key, state, drawn, targets[:, envs])
 
-        state, losses = jax.vmap(fit_member)(jax.random.split(key, size), state)
+        carries = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), sequences.carry)
+        keys = jax.random.split(key, size)
+        state, losses = jax.vmap(fit_member)(keys, state, carries)
         return state, jnp.mean(losses)
 
-    return Critic(init, values, fit)
+    return Critic(init, values, fit, carry)
 
 
 def member_values(
-    member: Critic, params: PyTree[Array], observations: Num[Array, "T B ..."]
-) -> Float[Array, "K T B"]:
-    """Returns the values that each of K members gives."""
-    return jax.vmap(member.values, in_axes=(0, None))(params, observations)
+    member: Critic, params: PyTree[Array], sequences: Sequences
+) -> tuple[Float[Array, "K T B"], Any]:
+    """Returns the values that each of K members gives, and its carries; see `Critic.values`.
+
+    The members are the second axis of the carry, `[B, K, ...]`.
+    """
+    axes = Sequences(1, None, None)
+    return jax.vmap(member.values, in_axes=(0, axes))(params, sequences)
 
 
 def uncertainty_weights(

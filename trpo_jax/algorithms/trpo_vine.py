@@ -16,7 +16,7 @@ from typing import NamedTuple, no_type_check
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax import exploration
 from trpo_jax.advantages import standardize
@@ -31,9 +31,10 @@ from trpo_jax.algorithms.natural_gradient import (
     step_options,
 )
 from trpo_jax.algorithms.on_policy import Batch, StepInput
+from trpo_jax.critics import Sequences
 from trpo_jax.envs.base import Discrete, Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.normalization import observe
+from trpo_jax.observing import observe
 from trpo_jax.trust_region import trust_region_step
 from trpo_jax.vine import branch_return, differences, draw_actions, self_normalized_surrogate
 
@@ -69,7 +70,7 @@ class Branches(NamedTuple):
     """
 
     batch: Batch
-    actions: Num[Array, "N K ..."]
+    actions: PyTree[Num[Array, "N K ..."]]
     log_probs: Float[Array, "N K"]
     returns: Float[Array, "N K"]
 
@@ -129,25 +130,28 @@ def make_branches(
         rows = jax.random.choice(rows_key, num_rows, (config.num_states,), replace=False)
         time, column = jnp.divmod(rows, config.num_envs)
         at_states = lambda tree: jax.tree.map(lambda x: x[time, column], tree)
-        episodes = at_states(step_input.trajectory.context.noise)
+        episodes = at_states(step_input.trajectory.noise)
         batch = jax.tree.map(lambda x: x[:, None], at_states(step_input.batch))
         statistics, params = step_input.actor.observation_statistics, step_input.actor.policy_params
-        seen = lambda x: observe(statistics, x, config.normalize_observations)
+        seen = lambda x: observe(env.observation, statistics, x, config.normalize_observations)
+        one = lambda observation: jax.tree.map(lambda x: x[None], seen(observation))
         actions, log_probs = draw_actions(
             actions_key,
             env,
-            agent.policy.step(params, (), batch.observations[:, 0])[1],
+            agent.step(params, (), jax.tree.map(lambda x: x[:, 0], batch.observations))[1],
             num_branches,
         )
 
         def act(key, observation):
-            distribution = agent.policy.step(params, (), seen(observation)[None])[1]
-            return distribution.sample(key)[0]
+            distribution = agent.step(params, (), one(observation))[1]
+            return jax.tree.map(lambda x: x[0], distribution.sample(key))
 
         def value(observation):
             if not config.branch_bootstrap:
                 return jnp.zeros(())
-            values = agent.critic.values(step_input.critic_params, seen(observation)[None, None])
+            shown = jax.tree.map(lambda x: x[None], one(observation))
+            sequences = Sequences((), shown, jnp.zeros((1, 1), bool))
+            values, _ = agent.critic.values(step_input.critic_params, sequences)
             # Before a reward has said anything, it is noise that would be followed.
             return jnp.where(step_input.signal, step_input.reward_scale * values[0, 0], 0.0)
 

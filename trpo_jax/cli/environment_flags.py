@@ -8,6 +8,7 @@ from trpo_jax import envs
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.options import parse_value, stored_options
 
+OBSERVE_PREVIOUS = "trpo_jax.envs.wrappers:observe_previous"
 CAPITALS = {word.lower(): word for word in ("True", "False", "None")}
 
 
@@ -35,6 +36,8 @@ def add_environment_flags(parser: argparse._ActionsContainer) -> None:
         "my_module:my_function; several are applied in order"
     )
     add("--wrapper", **repeated, metavar="MODULE:NAME", help=help_text)
+    help_text = "show the previous action and reward beside the observation"
+    add("--observe-previous", action="store_true", help=help_text)
     help_text = (
         "give up when a reset or a step of the copies of an environment of gym/ or envpool/ takes "
         "longer than this many seconds (default: never)"
@@ -58,7 +61,8 @@ def argument(text: str) -> tuple[str, Any]:
 def options_from(args: argparse.Namespace) -> envs.Options:
     """Returns the options of the environment that flags ask for."""
     processes = getattr(args, "env_processes", None)
-    return envs.Options(dict(args.env_arg), tuple(args.wrapper), processes, args.env_timeout)
+    wrappers = (*args.wrapper, *([OBSERVE_PREVIOUS] if args.observe_previous else []))
+    return envs.Options(dict(args.env_arg), wrappers, processes, args.env_timeout)
 
 
 def make_stored(

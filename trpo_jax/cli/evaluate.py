@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stochastic=mode == "stochastic",
                 max_steps=args.evaluation_steps,
                 num_envs=description.get("config", {}).get("num_envs"),
+                carry=stored.carry,
             )
             title = f"{mode.capitalize()} policy, {args.episodes} episodes a seed"
             number = args.number + OWN_EPISODES

@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -58,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             env = with_origin(env, act.observation)
             make_parents(out)
             cache_compilations()
-            choose = partial(act.choose, act.actor)
-            film = play(env, choose, args.episode, args.steps, args.every, args.width)
+            film = play(env, act, args.episode, args.steps, args.every, args.width)
             write_animation(out, film.images, args.fps)
     size = out.stat().st_size / 1000
     cut = ", cut there (--steps)" if film.cut else ""

@@ -113,11 +113,21 @@ def make(
 @no_type_check
 def _make(name, args, wrappers, processes) -> "Environment":
     from trpo_jax.envs.base import Environment
+    from trpo_jax.envs.wrappers import NO_VELOCITY, NO_VELOCITY_SUFFIX, hide
 
     suite, own_name = suite_of(name)
     args, wrappers = dict(args or {}), load_wrappers(wrappers)
+    whole_name = own_name.removesuffix(NO_VELOCITY_SUFFIX)
+    if whole_name != own_name and whole_name in NO_VELOCITY and suite in ("gymnax", "gym"):
+        whole = _make(name.removesuffix(NO_VELOCITY_SUFFIX), args, (), processes)
+        env = hide(whole, NO_VELOCITY[whole_name])
+        return wrap(name, env, wrappers, Environment)._replace(name=name)
     if suite == "gym":
-        return _import_suite(suite, name).make(own_name, args, wrappers, bool(processes))
+        # This library's own wrappers are for environments of all suites.
+        own = [x for x in wrappers if getattr(x, "__module__", "") == hide.__module__]
+        others = [x for x in wrappers if x not in own]
+        env = _import_suite(suite, name).make(own_name, args, others, bool(processes))
+        return wrap(name, env, own, Environment)
     if processes:
         raise ConfigurationError(
             f"Only environments of gym/ can run in processes of their own, not {name!r}. Leave "

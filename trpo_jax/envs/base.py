@@ -8,40 +8,51 @@ which starts a `Pool` of them; `trpo_jax.host_rollout` steps it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree, Shaped
 
 from trpo_jax.errors import ConfigurationError
 
 NO_BOUND = 1e18  # a bound as large means that there is none; 32 bits cannot square it
+INT32 = np.dtype(np.int32)
 MAX_LIMIT = 2**31 - 1  # of steps in an episode
 WIDE = 1e5  # bounds that are farther apart are hardly those that a policy is to span
+MASK = "action_mask"  # name of the part of an observation that says which actions are legal
+SHOWN = "observation"  # name of an array that other parts are put beside
 LARGEST = 1e15  # observations and rewards of which 32 bits can sum the squares are smaller
 
 
-class ArraySpec(NamedTuple):
-    """What a network is shown of one observation.
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of an observation, which is such an array, or a dictionary or a tuple of trees.
 
     Attributes:
         shape: its shape.
         dtype: its dtype, of 32 bits at the most.
-        layout: what the environment itself shows, as plain data; see `trpo_jax.envs.observations`.
-            None if that is this array.
-        origin: what is subtracted from the flattened observation, in the precision of the
-            environment, before it is cast to `dtype`; None for nothing.
+        num_values: of integers, how many values each component has: one number for all of them, or
+            a number for each. The values are 0 to num_values - 1. None where that is not known.
+        origin: what is subtracted from the environment's own numbers, in their precision, before
+            they are cast to `dtype`; None for nothing.
+        own_dtype: dtype of the environment's own numbers, where it is another one.
+        channels_first: whether the environment's own image has its channels first.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    layout: dict[str, Any] | None = None
+    num_values: tuple[int, ...] | None = None
     origin: np.ndarray | None = None
+    own_dtype: np.dtype | None = None
+    channels_first: bool = False
 
 
-class Discrete(NamedTuple):
+@dataclass(frozen=True)
+class Discrete:
     """One integer action, which policies see as one of {0, ..., num_actions - 1}.
 
     Attributes:
@@ -52,34 +63,50 @@ class Discrete(NamedTuple):
 
     num_actions: int
     start: int = 0
-    dtype: np.dtype = np.dtype(np.int32)
+    dtype: np.dtype = INT32
 
     @property
     def size(self) -> int:
         """Number of components."""
         return 1
 
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Number of values of each choice."""
+        return (self.num_actions,)
 
-class MultiDiscrete(NamedTuple):
-    """A vector of integer actions, component k of which has num_actions[k] values.
+
+@dataclass(frozen=True)
+class MultiDiscrete:
+    """An array of integer actions, component k of which has num_actions[k] values.
+
+    Policies see it as a tuple of K integers, K = `size`.
 
     Attributes:
         num_actions: how many there are, of each component.
         start: the environment's own number of the first, of each component; () for zeros.
         dtype: of the environment's own numbers.
+        shape: of the environment's own array; `[K]` if None.
     """
 
     num_actions: tuple[int, ...]
     start: tuple[int, ...] = ()
-    dtype: np.dtype = np.dtype(np.int32)
+    dtype: np.dtype = INT32
+    shape: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
         """Number of components."""
         return len(self.num_actions)
 
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Number of values of each choice."""
+        return tuple(self.num_actions)
 
-class Box(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class Box:
     """A real array within bounds; policies see it as a vector of `size` components.
 
     Attributes:
@@ -97,6 +124,11 @@ class Box(NamedTuple):
         return math.prod(self.low.shape)
 
     @property
+    def choices(self) -> tuple[int, ...]:
+        """Number of values of each choice: it has none."""
+        return ()
+
+    @property
     def scaling(self) -> "BoxScaling":
         """How a policy's action becomes the environment's."""
         low = np.where(self.low > -NO_BOUND, self.low, -np.inf).astype(np.float32)
@@ -106,6 +138,50 @@ class Box(NamedTuple):
         offset = np.where(bounded, 0.5 * (finite_low + finite_high), np.clip(0, low, high))
         scale = np.where(bounded, 0.5 * (finite_high - finite_low), 1)
         return BoxScaling(offset.astype(np.float32), scale.astype(np.float32), low, high)
+
+
+# Trees of dictionaries and tuples, whose leaves are specs.
+ActionSpec = PyTree
+ObservationSpec = PyTree
+
+
+def num_components(action: ActionSpec) -> int:
+    """Returns the number of components of all parts of an action."""
+    return sum(part.size for part in jax.tree.leaves(action))
+
+
+def choices_of(action: ActionSpec) -> tuple[int, ...]:
+    """Returns the number of values of each discrete choice in an action, in order."""
+    return tuple(n for part in jax.tree.leaves(action) for n in part.choices)
+
+
+def with_mask(observation: ObservationSpec, mask: Any) -> ObservationSpec:
+    """Returns an observation, or its spec, with a mask of legal actions beside it."""
+    parts = observation if isinstance(observation, Mapping) else {SHOWN: observation}
+    return {**parts, MASK: mask}
+
+
+def path_name(what: str, path: tuple[Any, ...]) -> str:
+    """Returns the name of a part of a tree, such as `observation["camera"]`."""
+    return what + "".join(
+        f'["{key.key}"]' if isinstance(key, jax.tree_util.DictKey) else f"[{key.idx}]"
+        for key in path
+    )
+
+
+def split_mask(observation: Any) -> tuple[Any, Any]:
+    """Returns an observation, or its spec, without the mask of legal actions, and the mask or None.
+
+    The mask is the part that is named `action_mask`, of a dictionary.
+    """
+    return split_part(observation, MASK)
+
+
+def split_part(observation: Any, name: str | None) -> tuple[Any, Any]:
+    """Returns an observation, or its spec, without the part of that name, and that part or None."""
+    if not isinstance(observation, Mapping) or name not in observation:
+        return observation, None
+    return {key: x for key, x in observation.items() if key != name}, observation[name]
 
 
 class BoxScaling(NamedTuple):
@@ -125,13 +201,14 @@ class StepResult(NamedTuple):
     """What one step of one environment gives.
 
     Attributes:
-        observation: the observation that follows the action, before any reset.
+        observation: the observation that follows the action, before any reset, a tree as the
+            environment's `observation` says.
         reward: float32 scalar.
         terminated: whether the episode ended by the task's own rules.
         truncated: whether it was cut short, by a time limit for instance.
     """
 
-    observation: Num[Array, "..."]
+    observation: PyTree[Num[Array, "..."]]
     reward: Float[Array, ""]
     terminated: Bool[Array, ""]
     truncated: Bool[Array, ""]
@@ -142,7 +219,7 @@ class Pool(NamedTuple):
 
     Attributes:
         reset: `mask [B] -> observations [k, ...]` of the k environments in the mask, which start
-            new episodes. Observations are flat, in the environment's own precision; see
+            new episodes. Observations are in the environment's own precision; see
             `trpo_jax.envs.observations.centre`.
         step: `actions [B, ...] -> StepResult` with leading axis `[B]`, for actions from
             `to_environment_action`; a finished environment must be reset before the next one.
@@ -152,7 +229,7 @@ class Pool(NamedTuple):
             other functions are called in one thread, which is that it was opened in.
     """
 
-    reset: Callable[[np.ndarray], np.ndarray]
+    reset: Callable[[np.ndarray], Any]
     step: Callable[[np.ndarray], StepResult]
     close: Callable[[], None]
     render: Callable[[], np.ndarray] | None = None
@@ -166,8 +243,10 @@ class Environment(NamedTuple):
         name: the name that `trpo_jax.envs.make` knows it by.
         reset: `key -> (state, observation)`.
         step: `(key, state, action) -> (state, StepResult)`, without resetting.
-        observation: what it shows.
-        action: what it accepts.
+        observation: what it shows: an `ArraySpec`, or a tree of them, of dictionaries and tuples.
+            A part of a dictionary that is named `action_mask` says which actions are legal: a
+            boolean for each value of each discrete choice of the action, in order.
+        action: what it accepts: a `Discrete`, `MultiDiscrete` or `Box`, or a tree of them.
         time_limit: number of steps after which an episode is truncated, any integer, or None.
         expensive_reset: whether a reset costs much more than a step; then the episodes of a rollout
             begin from states made in advance, see `trpo_jax.rollout.rollout`.
@@ -177,31 +256,34 @@ class Environment(NamedTuple):
             its `step` is an error. None of all others.
         render: `[state, ...] -> [frame [H, W, 3] of bytes, ...]`, not compiled; None where it
             cannot be drawn, or draws itself on the host.
+        critic_observation: name of the part of an observation that the critic sees and the policy
+            does not; None for no part.
     """
 
     name: str
-    reset: Callable[[PRNGKeyArray], tuple[Any, Num[Array, "..."]]]
-    step: Callable[[PRNGKeyArray, Any, Num[Array, "..."]], tuple[Any, StepResult]]
-    observation: ArraySpec
-    action: Discrete | MultiDiscrete | Box
+    reset: Callable[[PRNGKeyArray], tuple[Any, Any]]
+    step: Callable[[PRNGKeyArray, Any, Any], tuple[Any, StepResult]]
+    observation: ObservationSpec
+    action: ActionSpec
     time_limit: int | None
     expensive_reset: bool = False
     restartable: bool = True
     open: Callable[..., Pool] | None = None
     render: Callable[[Sequence[Any]], Sequence[np.ndarray]] | None = None
+    critic_observation: str | None = None
 
 
 def host_environment(
     name: str,
-    observation: ArraySpec,
-    action: Discrete | MultiDiscrete | Box,
+    observation: ObservationSpec,
+    action: ActionSpec,
     time_limit: int | None,
     open: Callable[..., Pool],
 ) -> Environment:
     """Returns an environment that runs on the host."""
 
     def reset(key):
-        return (), jnp.zeros(observation.shape, observation.dtype)
+        return (), jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), observation)
 
     def step(key, state, action):
         raise TypeError(
@@ -214,9 +296,7 @@ def host_environment(
     )
 
 
-def to_environment_action(
-    spec: Discrete | MultiDiscrete | Box, action: Num[Array, "..."]
-) -> Num[Array, "..."]:
+def to_environment_action(spec: ActionSpec, action: Any) -> Any:
     """Returns what the environment is given when the policy chose `action`.
 
     Discrete actions become the environment's own numbers. A policy over a bounded `Box` works in
@@ -227,24 +307,35 @@ def to_environment_action(
 
     Args:
         spec: the environment's actions.
-        action: one action (no batch axes), for a `Box` a vector of `spec.size` components.
+        action: one action (no batch axes): an integer for a `Discrete`, a tuple of integers for a
+            `MultiDiscrete`, a vector of `size` components for a `Box`.
     """
-    if not isinstance(spec, Box):
-        return action + np.array(spec.start, np.int32) if np.any(spec.start) else action
-    offset, scale, low, high = spec.scaling
-    action = action.reshape(spec.low.shape).astype(jnp.float32)
-    return jnp.clip(offset + scale * action, low, high)
+    return jax.tree.map(_to_environment_part, spec, action)
 
 
-def to_space_action(
-    spec: Discrete | MultiDiscrete | Box, actions: Num[Array | np.ndarray, "..."]
-) -> np.ndarray:
-    """Returns actions from `to_environment_action` in the dtype of the environment's own space.
+def _to_environment_part(spec: Discrete | MultiDiscrete | Box, action: Any) -> Any:
+    if isinstance(spec, Box):
+        offset, scale, low, high = spec.scaling
+        action = action.reshape(spec.low.shape).astype(jnp.float32)
+        return jnp.clip(offset + scale * action, low, high)
+    if isinstance(spec, MultiDiscrete):
+        action = jnp.stack(action, axis=-1)
+    action = action + np.array(spec.start, np.int32) if np.any(spec.start) else action
+    shape = getattr(spec, "shape", None)
+    return action if shape is None else action.reshape(shape)
+
+
+def to_space_action(spec: ActionSpec, actions: Any) -> Any:
+    """Returns actions from `to_environment_action` in the dtypes of the environment's own space.
 
     Args:
         spec: the environment's actions.
-        actions: one or several, `[*B, ...]`.
+        actions: one or several, each array `[*B, ...]`.
     """
+    return jax.tree.map(_to_space_part, spec, actions)
+
+
+def _to_space_part(spec: Discrete | MultiDiscrete | Box, actions: Any) -> np.ndarray:
     if not isinstance(spec, Box):
         return np.asarray(actions, spec.dtype)
     # 32 bits may have rounded the bounds outwards.
@@ -267,34 +358,14 @@ def sound(
 
 def require_usable(env: Environment) -> None:
     """Raises a ConfigurationError if nothing can be learnt in the spaces of an environment."""
-    observation, action, limit = env.observation, env.action, env.time_limit
-    shape, dtype = tuple(observation.shape), observation.dtype
-    is_number = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
-    wrong = None
-    if not is_number or jnp.issubdtype(dtype, jnp.complexfloating):
-        wrong = f"observations of dtype {dtype}, and networks take real numbers only"
-    elif math.prod(shape) == 0:
-        wrong = f"observations of shape {shape}, which hold no number"
-    elif limit is not None and not (hasattr(limit, "__index__") and 1 <= limit <= MAX_LIMIT):
+    limit = env.time_limit
+    wrong = _wrong_tree("observation", env.observation, ArraySpec, _wrong_array)
+    wrong = wrong or _wrong_tree(
+        "action", env.action, Discrete | MultiDiscrete | Box, _wrong_action
+    )
+    wrong = wrong or _wrong_parts(env)
+    if limit is not None and not (hasattr(limit, "__index__") and 1 <= limit <= MAX_LIMIT):
         wrong = f"a time limit of {limit!r}, which must be None or an integer from 1 to {MAX_LIMIT}"
-    elif isinstance(action, Discrete | MultiDiscrete):
-        numbers, starts = np.atleast_1d(action.num_actions), np.atleast_1d(action.start)
-        if numbers.size == 0 or numbers.min() < 1:
-            wrong = f"actions {action}, in which there is nothing to choose from"
-        elif action.start != () and (starts.shape != numbers.shape):
-            wrong = f"actions {action}, whose start is not one number for each component"
-        elif starts.size and (starts.min() < -MAX_LIMIT or (starts + numbers).max() > MAX_LIMIT):
-            wrong = f"actions {action}, whose numbers take more than 32 bits"
-    elif isinstance(action, Box):
-        low, high = np.asarray(action.low), np.asarray(action.high)
-        if low.shape != high.shape or low.size == 0 or low.dtype.kind != "f":
-            wrong = f"actions {action}, whose bounds must be two arrays of floats, of one shape"
-        elif not (low <= high).all():
-            index = tuple(np.argwhere(~(low <= high))[0].tolist())
-            wrong = (
-                f"actions whose component {', '.join(map(str, index))} has a lower bound of "
-                f"{low[index]:g} and an upper one of {high[index]:g}"
-            )
     if wrong:
         raise ConfigurationError(
             f"Environment {env.name!r} has {wrong}. Change its spaces, in a wrapper of it for "
@@ -302,17 +373,102 @@ def require_usable(env: Environment) -> None:
         )
 
 
+def _wrong_tree(what: str, tree: Any, kinds: Any, check: Callable[[Any], str | None]) -> str | None:
+    """Returns what is wrong with a tree of specs, with the path of the part; None if nothing is."""
+    for path, part in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not isinstance(part, kinds):
+            of = getattr(kinds, "__name__", kinds)
+            return f"a part {path_name(what, path)} of type {type(part).__name__}, not {of}"
+        if wrong := check(part):
+            return f"{wrong} ({path_name(what, path)})" if path else wrong
+    own = jax.tree.structure(jax.tree.map(lambda _: 0, _plain(tree)))
+    if not jax.tree.leaves(tree) or jax.tree.structure(jax.tree.map(lambda _: 0, tree)) != own:
+        return (
+            f"an {what} that is no tree of dictionaries and tuples with one array or more in it, "
+            "but another container. A named tuple becomes a dictionary by its _asdict()"
+        )
+    return None
+
+
+def _plain(tree: Any) -> Any:
+    """Returns a tree with dictionaries and tuples in place of their subclasses."""
+    if isinstance(tree, Mapping):
+        return {str(key): _plain(x) for key, x in tree.items()}
+    return tuple(map(_plain, tree)) if isinstance(tree, tuple | list) else tree
+
+
+def _wrong_array(spec: ArraySpec) -> str | None:
+    shape, dtype = tuple(spec.shape), spec.dtype
+    is_number = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+    if not is_number or jnp.issubdtype(dtype, jnp.complexfloating):
+        return f"observations of dtype {dtype}, and networks take real numbers only"
+    if math.prod(shape) == 0:
+        return f"observations of shape {shape}, which hold no number"
+    return None
+
+
+def _wrong_action(action: Discrete | MultiDiscrete | Box) -> str | None:
+    if isinstance(action, Box):
+        low, high = np.asarray(action.low), np.asarray(action.high)
+        if low.shape != high.shape or low.size == 0 or low.dtype.kind != "f":
+            return f"actions {action}, whose bounds must be two arrays of floats, of one shape"
+        if not (low <= high).all():
+            index = tuple(np.argwhere(~(low <= high))[0].tolist())
+            return (
+                f"actions whose component {', '.join(map(str, index))} has a lower bound of "
+                f"{low[index]:g} and an upper one of {high[index]:g}"
+            )
+        return None
+    numbers, starts = np.atleast_1d(action.num_actions), np.atleast_1d(action.start)
+    if numbers.size == 0 or numbers.min() < 1:
+        return f"actions {action}, in which there is nothing to choose from"
+    if action.start != () and (starts.shape != numbers.shape):
+        return f"actions {action}, whose start is not one number for each component"
+    if starts.size and (starts.min() < -MAX_LIMIT or (starts + numbers).max() > MAX_LIMIT):
+        return f"actions {action}, whose numbers take more than 32 bits"
+    return None
+
+
+def _wrong_parts(env: Environment) -> str | None:
+    """Returns what is wrong with the parts that have a meaning by their names."""
+    others, mask = split_mask(env.observation)
+    if mask is not None:
+        sizes = [math.prod(spec.shape) for spec in jax.tree.leaves(mask)]
+        choices = choices_of(env.action)
+        if sum(sizes) != sum(choices):
+            return (
+                f'a part {path_name("observation", ())}["{MASK}"] of {sum(sizes)} numbers, and '
+                f"actions with choices among {' + '.join(map(str, choices)) or 'nothing'}: a mask "
+                f"has one number for each value of each choice, {sum(choices)} in all"
+            )
+        if not jax.tree.leaves(others):
+            return "observations that are nothing but a mask of legal actions"
+    name = env.critic_observation
+    if name is not None and (not isinstance(others, Mapping) or name not in others):
+        parts = ", ".join(others) if isinstance(others, Mapping) else "none that have a name"
+        return (
+            f"no part of the observation that is named {name!r}, which only the critic is to see. "
+            f"Its parts: {parts}"
+        )
+    if name is not None and len(others) == 1:
+        return f"an observation of which the policy sees nothing: {name!r} is all of it"
+    return None
+
+
 def wide_bounds(env: Environment) -> str | None:
     """Returns a warning about bounds of actions so far apart that they may mean none."""
-    if not isinstance(env.action, Box):
-        return None
-    scale, (low, high) = env.action.scaling.scale, env.action.scaling[2:]
-    index = np.unravel_index(np.argmax(scale), scale.shape)
-    if scale[index] <= WIDE / 2:
-        return None
-    where = ", ".join(map(str, index))
-    return (
-        f"Component {where} of the actions of {env.name} goes from {low[index]:g} to "
-        f"{high[index]:g}. A policy's first actions are spread over all of that. If these bounds "
-        "mean that there are none, set them to infinity, or to the range that matters."
-    )
+    for path, part in jax.tree_util.tree_flatten_with_path(env.action)[0]:
+        if not isinstance(part, Box):
+            continue
+        scale, (low, high) = part.scaling.scale, part.scaling[2:]
+        index = np.unravel_index(np.argmax(scale), scale.shape)
+        if scale[index] > WIDE / 2:
+            where = ", ".join(map(str, index))
+            of = f" in their part {path_name('action', path)}" if path else ""
+            return (
+                f"Component {where} of the actions of {env.name}{of} goes from {low[index]:g} to "
+                f"{high[index]:g}. A policy's first actions are spread over all of that. If these "
+                "bounds mean that there are none, set them to infinity, or to the range that "
+                "matters."
+            )
+    return None

@@ -1,5 +1,6 @@
 """Adapter for EnvPool 1.x (https://github.com/sail-sg/envpool): C++ environments on threads."""
 
+from dataclasses import replace
 from typing import Any
 
 import envpool
@@ -13,12 +14,8 @@ from trpo_jax.envs.base import (
     host_environment,
     to_space_action,
 )
-from trpo_jax.envs.gymnasium import (
-    action_spec,
-    environment_seeds,
-    layout_of,
-)
-from trpo_jax.envs.observations import flatten, spec_of
+from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec
+from trpo_jax.envs.observations import to_arrays
 from trpo_jax.envs.options import require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
@@ -55,10 +52,10 @@ def make(name: str, **args: Any) -> Environment:
             f"Environment {full_name!r} is played by {spec.config.max_num_players}, and algorithms "
             "here play alone. Choose a task with one player."
         )
-    layout = layout_of(full_name, spec.gymnasium_observation_space)
-    shape = layout.get("shape", ())
-    if len(shape) == 3 and shape[0] < min(shape[1:]):
-        layout["channels_first"] = True
+    observation = observation_spec(full_name, spec.gymnasium_observation_space)
+    shape = getattr(observation, "shape", ())
+    if len(shape) == 3 and shape[0] < min(shape[1:]) and not observation.channels_first:
+        observation = replace(observation, shape=(*shape[1:], shape[0]), channels_first=True)
     action = action_spec(full_name, spec.gymnasium_action_space)
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
@@ -71,16 +68,16 @@ def make(name: str, **args: Any) -> Environment:
         options = {"render_mode": "rgb_array"} if render else {}
         envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **args, **options)
 
-        def reset(mask: np.ndarray) -> np.ndarray:
-            return flatten(layout, envs.reset(options={"reset_mask": mask})[0])
+        def reset(mask: np.ndarray) -> Any:
+            return to_arrays(observation, envs.reset(options={"reset_mask": mask})[0])
 
-        def step(actions: np.ndarray) -> StepResult:
+        def step(actions: Any) -> StepResult:
             observations, *rest, _ = envs.step(to_space_action(action, actions))
-            return StepResult(flatten(layout, observations), *rest)
+            return StepResult(to_arrays(observation, observations), *rest)
 
         return Pool(reset, step, envs.close, lambda: np.stack(envs.render()))
 
     time_limit = int(spec.config.max_episode_steps)
     return host_environment(
-        full_name, spec_of(layout), action, None if time_limit == NEVER else time_limit, open
+        full_name, observation, action, None if time_limit == NEVER else time_limit, open
     )

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from trpo_jax.envs.base import Environment, StepResult, sound, to_environment_action
 
 
 class Episode(NamedTuple):
-    """A running episode; batches have leading axes.
+    """A running episode; batches have leading axes. Observations and actions are trees of arrays.
 
     Attributes:
         state: the environment's own state.
@@ -24,7 +24,7 @@ class Episode(NamedTuple):
     """
 
     state: Any
-    observation: Num[Array, "..."]
+    observation: Any
     first: Bool[Array, "*B"]
     length: Int[Array, "*B"]
     total_reward: Float[Array, "*B"]
@@ -50,21 +50,21 @@ class Transition(NamedTuple):
             return say nothing about the task.
         broken: whether the episode ended with numbers that are not finite, or absurdly large.
             They are left out: the reward is 0, s'_t is s_t, and the step counts as cut short.
-        context: what the action depended on besides the observation, or `()`.
+        noise: what the action depended on besides the observation and the memory, or `()`.
     """
 
-    observation: Num[Array, "..."]
-    action: Num[Array, "..."]
+    observation: Any
+    action: Any
     reward: Float[Array, "*B"]
     terminated: Bool[Array, "*B"]
     truncated: Bool[Array, "*B"]
-    next_observation: Num[Array, "..."]
+    next_observation: Any
     first: Bool[Array, "*B"]
     length: Int[Array, "*B"]
     total_reward: Float[Array, "*B"]
     whole: Bool[Array, "*B"]
     broken: Bool[Array, "*B"]
-    context: Any = ()
+    noise: Any = ()
 
     @property
     def done(self) -> Bool[Array | np.ndarray, "*B"]:
@@ -103,7 +103,7 @@ def advance_episode(
     env: Environment,
     keys: Key[Array, "2"],
     episode: Episode,
-    action: Num[Array, "..."],
+    action: Any,
     start: Callable[[PRNGKeyArray], Episode] | None = None,
 ) -> tuple[Episode, Transition]:
     """Steps one environment and starts a new episode where the old one ended.
@@ -125,7 +125,7 @@ def advance_episode(
 
 
 def step_episode(
-    env: Environment, key: PRNGKeyArray, episode: Episode, action: Num[Array, "..."]
+    env: Environment, key: PRNGKeyArray, episode: Episode, action: Any
 ) -> tuple[Episode, Transition]:
     """Steps one environment, also over the end of its episode; see `advance_episode`."""
     state, result = env.step(key, episode.state, to_environment_action(env.action, action))
@@ -143,7 +143,7 @@ def step_episode(
 def judge(
     env: Environment,
     episode: Episode,
-    action: Num[Array | np.ndarray, "..."],
+    action: Any,
     result: StepResult,
     numpy: Any = jnp,
 ) -> Transition:
@@ -160,18 +160,21 @@ def judge(
     truncated = result.truncated
     if env.time_limit is not None:  # a pool's own counts from its resets
         truncated = truncated | (length >= env.time_limit)
-    axes = tuple(range(numpy.ndim(length), result.observation.ndim))
-    good = sound(result.observation, numpy).all(axis=axes) & sound(result.reward, numpy)
+    batch_axes = numpy.ndim(length)
+    axes = lambda x: tuple(range(batch_axes, x.ndim))
+    good = sound(result.reward, numpy)
+    for x in jax.tree.leaves(result.observation):
+        good = good & sound(x, numpy).all(axis=axes(x))
     broken = ~good & (result.terminated | truncated)
     reward = numpy.where(broken, 0, result.reward).astype(numpy.float32)
-    seen = numpy.expand_dims(broken, axes)
+    kept = lambda old, new: numpy.where(numpy.expand_dims(broken, axes(new)), old, new)
     return Transition(
         observation=episode.observation,
         action=action,
         reward=reward,
         terminated=result.terminated & ~broken,
         truncated=truncated | broken,
-        next_observation=numpy.where(seen, episode.observation, result.observation),
+        next_observation=jax.tree.map(kept, episode.observation, result.observation),
         first=episode.first,
         length=length,
         total_reward=episode.total_reward + reward,

@@ -1,14 +1,16 @@
 """From a suite's own functions to the protocol: what every adapter would otherwise do again."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Num, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from trpo_jax.envs.base import (
+    ActionSpec,
     ArraySpec,
     Box,
     Discrete,
@@ -21,19 +23,21 @@ from trpo_jax.errors import ConfigurationError
 
 def make_environment(
     name: str,
-    reset: Callable[[PRNGKeyArray], tuple[Any, Num[Array, "..."]]],
-    step: Callable[[PRNGKeyArray, Any, Num[Array, "..."]], tuple[Any, Any, Any, Any, Any]],
-    action: Discrete | MultiDiscrete | Box,
+    reset: Callable[[PRNGKeyArray], tuple[Any, Any]],
+    step: Callable[[PRNGKeyArray, Any, Any], tuple[Any, Any, Any, Any, Any]],
+    action: ActionSpec,
     time_limit: int | None,
     *,
     expensive_reset: bool = False,
     render: Callable[[Sequence[Any]], Sequence[np.ndarray]] | None = None,
+    critic_observation: str | None = None,
 ) -> Environment:
     """Returns an environment of two functions that keep to the protocol only roughly.
 
     In many suites a state or an observation has other dtypes or weak types after a reset than after
     a step, and would compile every program twice: both are cast to the dtypes of a step. Rewards
-    become float32 scalars and the flags booleans.
+    become float32 scalars and the flags booleans. Observations become dictionaries, tuples and
+    arrays.
 
     Args:
         name: the environment's name.
@@ -43,21 +47,18 @@ def make_environment(
         time_limit: number of steps after which an episode is truncated, or None.
         expensive_reset: whether a reset costs much more than a step.
         render: `[state, ...] -> [frame, ...]`, if it can be drawn.
+        critic_observation: name of the part of an observation that only the critic sees.
 
     Raises:
-        ConfigurationError: if it shows several arrays or gives several rewards at a time.
+        ConfigurationError: if it gives several rewards at a time.
     """
 
     def first_step(key):
         state, _ = reset(key)
-        return step(key, state, _example(action))[:3]
+        state, observation, reward, *_ = step(key, state, _example(action))
+        return state, as_tree(observation), reward
 
     state_spec, observation_spec, reward_spec = jax.eval_shape(first_step, jax.random.key(0))
-    if not isinstance(observation_spec, jax.ShapeDtypeStruct):
-        raise ConfigurationError(
-            f"Environment {name!r} shows several arrays at a time, and networks here take one. "
-            "Wrap it so that they are joined, and register the wrapped environment with its suite."
-        )
     if reward_spec.size != 1:
         raise ConfigurationError(
             f"Environment {name!r} gives {reward_spec.size} rewards at a time, one to each of its "
@@ -66,7 +67,7 @@ def make_environment(
 
     def cast(state, observation):
         state = jax.tree.map(_as, state, state_spec)
-        return state, jnp.asarray(observation, observation_spec.dtype)
+        return state, jax.tree.map(_as, as_tree(observation), observation_spec)
 
     def cast_step(key, state, action):
         state, observation, reward, terminated, truncated = step(key, state, action)
@@ -82,11 +83,26 @@ def make_environment(
         name=name,
         reset=lambda key: cast(*reset(key)),
         step=cast_step,
-        observation=ArraySpec(observation_spec.shape, np.dtype(observation_spec.dtype)),
+        observation=jax.tree.map(lambda x: ArraySpec(x.shape, np.dtype(x.dtype)), observation_spec),
         action=action,
         time_limit=time_limit,
         expensive_reset=expensive_reset,
         render=render,
+        critic_observation=critic_observation,
+    )
+
+
+def as_tree(observation: Any) -> Any:
+    """Returns an observation as a tree of dictionaries and tuples, by names where it has them."""
+    if isinstance(observation, Mapping):
+        return {str(name): as_tree(x) for name, x in observation.items()}
+    if hasattr(observation, "_asdict"):
+        return as_tree(observation._asdict())
+    if dataclasses.is_dataclass(observation):
+        names = [field.name for field in dataclasses.fields(observation)]
+        return {name: as_tree(getattr(observation, name)) for name in names}
+    return (
+        tuple(map(as_tree, observation)) if isinstance(observation, tuple | list) else observation
     )
 
 
@@ -96,11 +112,14 @@ def _as(x: Any, spec: jax.ShapeDtypeStruct) -> Array:
     return jnp.asarray(x, spec.dtype)
 
 
-def _example(action: Discrete | MultiDiscrete | Box) -> Array:
-    match action:
-        case Discrete():
-            return jnp.zeros((), jnp.int32)
-        case MultiDiscrete(num_actions):
-            return jnp.zeros(len(num_actions), jnp.int32)
-        case Box(low):
-            return jnp.zeros(low.shape, jnp.float32)
+def _example(action: ActionSpec) -> Any:
+    def of_part(part):
+        match part:
+            case Discrete():
+                return jnp.zeros((), jnp.int32)
+            case MultiDiscrete(num_actions):
+                return jnp.zeros(part.shape or len(num_actions), jnp.int32)
+            case Box(low):
+                return jnp.zeros(low.shape, jnp.float32)
+
+    return jax.tree.map(of_part, action)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -16,17 +18,25 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from trpo_jax import user_modules
 from trpo_jax.envs.base import (
+    MASK,
     MAX_LIMIT,
+    ActionSpec,
+    ArraySpec,
     Box,
     Discrete,
     Environment,
     MultiDiscrete,
+    ObservationSpec,
     Pool,
+    choices_of,
     host_environment,
+    path_name,
+    split_mask,
+    with_mask,
 )
-from trpo_jax.envs.observations import Layout, flatten, spec_of
+from trpo_jax.envs.observations import array_spec, integer_spec, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
-from trpo_jax.envs.pools import open_pool
+from trpo_jax.envs.pools import Shows, open_pool
 from trpo_jax.errors import RAISED, ConfigurationError, unknown_name
 from trpo_jax.installing import how_to_install
 
@@ -38,6 +48,9 @@ PLUGINS = {
     "highway_env": (("highway", "parking", "merge", "roundabout", "intersection"), "driving"),
     "minigrid": (("MiniGrid-", "BabyAI-"), "minigrid"),
 }
+INT8 = np.dtype(np.int8)
+MOST_VALUES = 64  # of integers in a Box that are shown one-hot: what has more is a measurement
+MOST_CHOICES = 1_024  # of a component in a Box of integer actions
 CHANNELS = (1, 3, 4)  # of images that have them first
 LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63  # what is larger stands for something else
 
@@ -97,11 +110,9 @@ def make(
     spec, time_limit = env.spec, env.spec.max_episode_steps
     env = wrap(full_name, env, wrappers, gymnasium.Env)
     time_limit = env.spec.max_episode_steps if env.spec else time_limit
-    layout = layout_of(full_name, env.observation_space)
-    observation = spec_of(layout)
-    if observation.dtype == np.float32:
-        observation = observation._replace(origin=_origin(env, layout))
+    observation = observation_spec(full_name, env.observation_space)
     action = action_spec(full_name, env.action_space)
+    shows = _after_reset(full_name, env, observation, choices_of(action))
     with suppress(*RAISED):  # of which a pool says more
         env.close()
 
@@ -110,7 +121,7 @@ def make(
         return open_pool(
             full_name,
             CloudpickleWrapper(partial(_make_copy, spec, wrappers, **options)),
-            layout,
+            shows,
             action,
             environment_seeds(seeds, num_envs),
             processes,
@@ -118,7 +129,7 @@ def make(
 
     # A limit beyond 32 bits never comes.
     time_limit = None if time_limit is None or time_limit > MAX_LIMIT else int(time_limit)
-    return host_environment(full_name, observation, action, time_limit, open)
+    return host_environment(full_name, shows.observation, action, time_limit, open)
 
 
 def _make_copy(spec: EnvSpec, wrappers: Sequence[Callable[..., Any]], **options) -> gymnasium.Env:
@@ -133,20 +144,40 @@ def _hush(name: str) -> None:
         ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
 
 
-def _origin(env: gymnasium.Env, layout: Layout) -> np.ndarray | None:
-    """Returns the large numbers that an environment shows first, 0 for others; None for none.
+def _after_reset(
+    name: str, env: gymnasium.Env, observation: ObservationSpec, choices: tuple[int, ...]
+) -> Shows:
+    """Returns what an environment shows, with what a first reset tells: origins, and a mask."""
+    try:
+        shown, info = env.reset(seed=0)
+        arrays = to_arrays(observation, shown)
+    except RAISED:  # which the first reset of the run reports
+        return Shows(observation)
+    observation = jax.tree.map(_with_origin, observation, arrays)
+    mask = info.get(MASK) if isinstance(info, Mapping) else None
+    own = split_mask(observation)[1]
+    if mask is None or own is not None or not choices:
+        return Shows(observation)
+    if np.size(mask) != sum(choices):
+        raise ConfigurationError(
+            f"Environment {name!r} has an info[{MASK!r}] of {np.size(mask)} numbers, and actions "
+            f"with choices among {' + '.join(map(str, choices))}: a mask has one number for each "
+            "value of each choice. Leave it out, in a wrapper."
+        )
+    spec = ArraySpec(np.shape(mask), np.dtype(bool), own_dtype=INT8)
+    return Shows(with_mask(observation, spec), mask_in_info=True)
+
+
+def _with_origin(spec: ArraySpec, first: np.ndarray) -> ArraySpec:
+    """Returns a spec whose origin are the large numbers that come first, 0 in place of others.
 
     A large offset would hide a signal on top of it as soon as it is cast to 32 bits.
     """
-    try:
-        flat = flatten(layout, env.reset(seed=0)[0])
-    except RAISED:  # which the first reset of the run reports
-        return None
-    if flat.dtype.itemsize < 8:
-        return None
-    size = np.abs(flat.astype(np.float64))
-    origin = np.where((size >= LEAST_ORIGIN) & (size < LARGEST_ORIGIN), flat, 0).astype(flat.dtype)
-    return origin if origin.any() else None
+    if spec.dtype != np.float32 or first.dtype.itemsize < 8:
+        return spec
+    size = np.abs(first.astype(np.float64))
+    origin = np.where((size >= LEAST_ORIGIN) & (size < LARGEST_ORIGIN), first, 0)
+    return replace(spec, origin=origin.astype(first.dtype)) if origin.any() else spec
 
 
 def _check_registered(name: str) -> None:
@@ -176,39 +207,40 @@ def environment_seeds(seeds: int | tuple[int, ...], num_envs: int) -> list[int]:
     return (np.random.SeedSequence(seeds).generate_state(num_envs) >> 1).tolist()
 
 
-def layout_of(name: str, space: gymnasium.Space, part: str = "") -> Layout:
-    """Returns the layout of a space of observations; see `trpo_jax.envs.observations`.
+def observation_spec(
+    name: str, space: gymnasium.Space, path: tuple[Any, ...] = ()
+) -> ObservationSpec:
+    """Returns the spec of a space of observations.
 
     Args:
         name: of the environment, for messages.
         space: the space.
-        part: which part of the observations it is.
+        path: which part of the observations it is.
 
     Raises:
         ConfigurationError: if it cannot be shown to a network.
     """
     match space:
         case spaces.Box() if space.dtype.kind in "biuf":
-            layout = {"kind": "box", "shape": list(space.shape), "dtype": space.dtype.name}
-            first = len(space.shape) == 3 and space.shape[0] in CHANNELS
-            if first and min(space.shape[1:]) > max(CHANNELS) and not part:
-                layout["channels_first"] = True
-            return layout
+            shape = space.shape
+            values = _known_range(space)
+            if values is not None:
+                return integer_spec(shape, space.dtype, values, space.low.min())
+            first = len(shape) == 3 and shape[0] in CHANNELS and min(shape[1:]) > max(CHANNELS)
+            return array_spec(shape, space.dtype, channels_first=first)
         case spaces.Discrete():
-            return {"kind": "discrete", "n": int(space.n), "start": int(space.start)}
+            return integer_spec((), space.dtype, space.n, space.start)
         case spaces.MultiDiscrete():
-            sizes, starts = space.nvec.ravel().tolist(), space.start.ravel().tolist()
-            shape = list(space.shape)
-            return {"kind": "multi_discrete", "shape": shape, "n": sizes, "start": starts}
+            return integer_spec(space.shape, space.dtype, space.nvec, space.start)
         case spaces.MultiBinary():
-            return {"kind": "multi_binary", "shape": list(space.shape)}
+            return ArraySpec(space.shape, np.dtype(bool), (2,), own_dtype=INT8)
         case spaces.Dict():
-            parts = {x: layout_of(name, y, f"{part}/{x}") for x, y in space.items()}
-            return {"kind": "dict", "parts": parts}
+            key = jax.tree_util.DictKey
+            return {x: observation_spec(name, y, (*path, key(x))) for x, y in space.items()}
         case spaces.Tuple():
-            parts = [layout_of(name, y, f"{part}/{i}") for i, y in enumerate(space)]
-            return {"kind": "tuple", "parts": parts}
-    where = f", in their part {part.strip('/')!r}" if part else ""
+            key = jax.tree_util.SequenceKey
+            return tuple(observation_spec(name, y, (*path, key(i))) for i, y in enumerate(space))
+    where = f", in their part {path_name('observation', path)}" if path else ""
     raise ConfigurationError(
         f"Environment {name!r} has observations of type {type(space).__name__}{where}, which "
         "cannot be shown to a network here. Supported: Box of real numbers, Discrete, "
@@ -217,8 +249,22 @@ def layout_of(name: str, space: gymnasium.Space, part: str = "") -> Layout:
     )
 
 
-def action_spec(name: str, space: gymnasium.Space) -> Discrete | MultiDiscrete | Box:
-    """Returns the spec of an action space.
+def _known_range(space: spaces.Box) -> int | None:
+    """Returns how many values the integers of a Box have, where they are few; bytes are many."""
+    if space.dtype.kind not in "iu":
+        return None
+    low, high = int(space.low.min()), int(space.high.max())
+    alike = (space.low == low).all() and (space.high == high).all()
+    return high - low + 1 if alike and high - low < MOST_VALUES else None
+
+
+def action_spec(name: str, space: gymnasium.Space, path: tuple[Any, ...] = ()) -> ActionSpec:
+    """Returns the spec of a space of actions.
+
+    Args:
+        name: of the environment, for messages.
+        space: the space.
+        path: which part of the actions it is.
 
     Raises:
         ConfigurationError: if no policy here can produce such actions.
@@ -226,15 +272,35 @@ def action_spec(name: str, space: gymnasium.Space) -> Discrete | MultiDiscrete |
     match space:
         case spaces.Discrete():
             return Discrete(int(space.n), int(space.start), space.dtype)
-        case spaces.MultiDiscrete() if space.nvec.ndim == 1:
-            starts = tuple(map(int, space.start)) if space.start.any() else ()
-            return MultiDiscrete(tuple(map(int, space.nvec)), starts, space.dtype)
-        case spaces.MultiBinary() if len(space.shape) == 1:
-            return MultiDiscrete((2,) * space.shape[0], (), space.dtype)
+        case spaces.MultiDiscrete():
+            return _choices(space.nvec, space.start, space)
+        case spaces.MultiBinary():
+            return _choices(np.full(space.shape, 2), np.zeros(space.shape, int), space)
         case spaces.Box() if space.dtype.kind == "f":
             return Box(space.low, space.high)
+        case spaces.Box() if space.dtype.kind in "iu" and _few_values(space):
+            low = space.low.astype(np.int64)
+            return _choices(space.high.astype(np.int64) - low + 1, low, space)
+        case spaces.Dict():
+            key = jax.tree_util.DictKey
+            return {x: action_spec(name, y, (*path, key(x))) for x, y in space.items()}
+        case spaces.Tuple():
+            key = jax.tree_util.SequenceKey
+            return tuple(action_spec(name, y, (*path, key(i))) for i, y in enumerate(space))
+    where = f", in their part {path_name('action', path)}" if path else ""
     raise ConfigurationError(
-        f"Environment {name!r} has actions of type {type(space).__name__}, which no policy here "
-        "can produce. Supported: Discrete, MultiDiscrete and MultiBinary of one axis, and Box of "
-        "floating-point numbers."
+        f"Environment {name!r} has actions of type {type(space).__name__}{where}, which no policy "
+        "here can produce. Supported: Discrete, MultiDiscrete, MultiBinary, Box of floating-point "
+        f"numbers, Box of integers with at most {MOST_CHOICES:,} values in each component, and a "
+        "Dict or Tuple of these."
     )
+
+
+def _few_values(space: spaces.Box) -> bool:
+    return float(space.high.max()) - float(space.low.min()) < MOST_CHOICES
+
+
+def _choices(sizes: np.ndarray, starts: np.ndarray, space: gymnasium.Space) -> MultiDiscrete:
+    starts = tuple(map(int, np.ravel(starts))) if np.any(starts) else ()
+    shape = None if len(space.shape) == 1 else space.shape
+    return MultiDiscrete(tuple(map(int, np.ravel(sizes))), starts, space.dtype, shape)

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,8 +28,7 @@ def make(name: str, **args: Any) -> Environment:
 
     gymnax's `step` resets by itself and cannot be told not to, so its parts `step_env` and
     `is_truncated` are called instead (the one `step` that gymnax overrides, DeepSea's, differs in
-    counters that neither observation nor reward depends on). Observations keep their dtype; an
-    integer from a finite set is shown one-hot.
+    counters that neither observation nor reward depends on). Observations keep their dtype.
 
     Args:
         name: a registered name, such as "CartPole-v1"; `gymnax.register` adds to them.
@@ -58,17 +56,16 @@ def make(name: str, **args: Any) -> Environment:
     action = _action_spec(name, env.action_space(params))
     observation_space = env.observation_space(params)
     is_integer = isinstance(observation_space, spaces.Discrete)
-    show = _one_hot(observation_space.n) if is_integer else lambda x: x
 
     def reset(key):
         observation, state = env.reset_env(key, params)
-        return state, show(observation)
+        return state, observation
 
     def step(key, state, action):
         observation, state, reward, terminated, _ = env.step_env(key, state, action, params)
         # The time limit, unless the environment has another rule.
         truncated = env.is_truncated(state, params)
-        return state, show(observation), reward, terminated, truncated
+        return state, observation, reward, terminated, truncated
 
     def render(states):
         visualizer = Visualizer(env, params, states)
@@ -85,12 +82,10 @@ def make(name: str, **args: Any) -> Environment:
 
     time_limit = int(params.max_steps_in_episode)
     made = make_environment(name, reset, step, action, time_limit, render=render)
-    layout = {"kind": "discrete", "n": int(observation_space.n), "start": 0} if is_integer else None
-    return made._replace(observation=made.observation._replace(layout=layout))
-
-
-def _one_hot(num_values: int):
-    return lambda x: jax.nn.one_hot(x, num_values, dtype=jnp.float32)
+    if not is_integer:
+        return made
+    num_values = (int(observation_space.n),)
+    return made._replace(observation=dataclasses.replace(made.observation, num_values=num_values))
 
 
 def _action_spec(name: str, space: Any) -> Discrete | Box:

@@ -1,5 +1,7 @@
 """Adapter for Jumanji 1.x (https://github.com/instadeepai/jumanji)."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,11 +10,12 @@ import jumanji
 import numpy as np
 from jumanji import specs
 
-from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete
-from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.base import MASK, ArraySpec, Box, Discrete, Environment, MultiDiscrete
+from trpo_jax.envs.functional import as_tree, make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
+MOST_VALUES = 64  # of integers that are shown one-hot: what has more is a measurement
 NEVER = np.iinfo(np.int32).max
 
 
@@ -24,10 +27,9 @@ def names() -> list[str]:
 def make(name: str, **args: Any) -> Environment:
     """Returns an environment of Jumanji, such as "Snake-v1", whose class takes the arguments.
 
-    Several arrays are flattened and joined; one alone keeps its shape. The mask of legal actions is
-    not shown: it is part of the state, as its second item. Jumanji ends an episode at the time
-    limit as if the task had; here its own limit never comes, and an episode is truncated after as
-    many steps.
+    Integers of a known range are counted from their smallest value. A mask for all choices of an
+    action together makes these one choice. Jumanji ends an episode at the time limit as if the task
+    had; here its own limit never comes, and an episode is truncated after as many steps.
 
     Raises:
         ConfigurationError: if the name is unknown, it needs a download, or its spaces are not
@@ -48,28 +50,60 @@ def make(name: str, **args: Any) -> Environment:
         time_limit = int(env.time_limit)
         env = jumanji.make(name, **args | {"time_limit": NEVER})
 
-    def split(timestep):
-        fields = timestep.observation._asdict()
-        mask = fields.pop("action_mask", ())
-        leaves = jax.tree.leaves(fields)
-        if len(leaves) == 1:
-            return mask, leaves[0]
-        return mask, jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in leaves])
+    promised = _promised(env.observation_spec)
+    action = _action_spec(full_name, env.action_spec)
+    mask = promised.get(MASK) if isinstance(promised, dict) else None
+    joint = _is_joint(env.action_spec, mask)
+    if joint:
+        sizes, action = action.num_actions, Discrete(math.prod(action.num_actions))
+
+    def show(timestep):
+        return jax.tree.map(_from_zero, promised, as_tree(timestep.observation))
 
     def reset(key):
         state, timestep = env.reset(key)
-        mask, observation = split(timestep)
-        return (state, mask), observation
+        return state, show(timestep)
 
     def step(key, state, action):
-        state, timestep = env.step(state[0], action)
-        mask, observation = split(timestep)
+        if joint:
+            action = jnp.stack(jnp.unravel_index(action, sizes)).astype(jnp.int32)
+        state, timestep = env.step(state, action)
         terminated = timestep.last() & jnp.all(timestep.discount == 0)
         truncated = timestep.last() & ~terminated
-        return (state, mask), observation, timestep.reward, terminated, truncated
+        return state, show(timestep), timestep.reward, terminated, truncated
 
-    action = _action_spec(full_name, env.action_spec)
-    return make_environment(full_name, reset, step, action, time_limit, expensive_reset=True)
+    made = make_environment(full_name, reset, step, action, time_limit, expensive_reset=True)
+    return made._replace(observation=jax.tree.map(_with_range, promised, made.observation))
+
+
+def _promised(spec: specs.Spec) -> Any:
+    """Returns the specs of the arrays in an observation, as a tree."""
+    inner = getattr(spec, "_specs", None)
+    return {name: _promised(x) for name, x in inner.items()} if inner else spec
+
+
+def _num_values(spec: specs.Spec) -> int | None:
+    """Returns how many values the integers of an array have, where they are few."""
+    known = isinstance(spec, specs.BoundedArray) and np.issubdtype(spec.dtype, np.integer)
+    if not known or np.size(spec.minimum) > 1 or np.size(spec.maximum) > 1:
+        return None
+    count = int(np.max(spec.maximum)) - int(np.min(spec.minimum)) + 1
+    return count if count <= MOST_VALUES else None
+
+
+def _from_zero(spec: specs.Spec, x: Any) -> Any:
+    return x if _num_values(spec) is None else x - np.min(spec.minimum).astype(x.dtype)
+
+
+def _with_range(spec: specs.Spec, array: ArraySpec) -> ArraySpec:
+    count = _num_values(spec)
+    return array if count is None else replace(array, num_values=(count,))
+
+
+def _is_joint(action: specs.Spec, mask: specs.Spec | None) -> bool:
+    """Returns whether a mask has a number for each combination of several choices."""
+    several = isinstance(action, specs.MultiDiscreteArray) and action.num_values.size > 1
+    return several and mask is not None and mask.shape == tuple(action.num_values.tolist())
 
 
 def _action_spec(name: str, spec: specs.Array) -> Discrete | MultiDiscrete | Box:

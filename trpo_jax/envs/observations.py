@@ -1,141 +1,124 @@
-"""From what an environment on the host shows to the array that a network sees; NumPy alone.
-
-What it shows is described by a layout, which is plain data, so that files can hold it:
-
-    {"kind": "box", "shape": [3], "dtype": "float32"}     and "channels_first": True of some images
-    {"kind": "discrete", "n": 5, "start": 0}
-    {"kind": "multi_discrete", "shape": [2], "n": [2, 3], "start": [0, 0]}
-    {"kind": "multi_binary", "shape": [4]}
-    {"kind": "dict", "parts": {"name": layout, ...}}
-    {"kind": "tuple", "parts": [layout, ...]}
-
-One `box` keeps its shape. All else becomes a vector: integers from a finite set are shown one-hot,
-the parts of a dictionary are joined in the order of their names.
-"""
+"""From what an environment on the host shows to the arrays that its spec promises; NumPy alone."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from trpo_jax.envs.base import ArraySpec
+from trpo_jax.envs.base import ArraySpec, ObservationSpec, path_name
 from trpo_jax.errors import Unpromised
 
-Layout = dict[str, Any]
+BIG = (np.dtype(np.uint32), np.dtype(np.int32))  # integers that a float32 stands for
 
 
-def spec_of(layout: Layout) -> ArraySpec:
-    """Returns the spec of what a network is shown: numbers of 32 bits at the most."""
-    flat = flatten(layout, example(layout))
-    wide = flat.dtype.itemsize == 8 or flat.dtype == np.uint32
-    return ArraySpec(flat.shape, np.dtype(np.float32) if wide else flat.dtype, layout)
+def array_spec(shape: tuple[int, ...], dtype: Any, **fields: Any) -> ArraySpec:
+    """Returns the spec of an environment's own array: networks see 32 bits at the most."""
+    own = np.dtype(dtype)
+    wide = own.itemsize == 8 or own in BIG
+    shown = np.dtype(np.float32) if wide else own
+    if fields.get("channels_first"):
+        shape = (*shape[1:], shape[0])
+    return ArraySpec(tuple(shape), shown, own_dtype=None if shown == own else own, **fields)
 
 
-def flatten(layout: Layout, observation: Any) -> np.ndarray:
-    """Returns what an environment shows as one array, in the environment's own precision.
+def integer_spec(shape: tuple[int, ...], dtype: Any, num_values: Any, start: Any) -> ArraySpec:
+    """Returns the spec of integers from a known range, whose first number is `start`."""
+    origin = np.broadcast_to(np.asarray(start, np.int64), shape).copy() if np.any(start) else None
+    own = np.dtype(dtype)
+    return ArraySpec(
+        tuple(shape),
+        np.dtype(np.int32),
+        tuple(int(n) for n in np.ravel(num_values)),
+        origin,
+        None if own == np.int32 else own,
+    )
+
+
+def to_arrays(observation: ObservationSpec, shown: Any) -> Any:
+    """Returns what an environment shows as the arrays of its spec, in its own precision.
 
     Args:
-        layout: of the environment.
-        observation: one, or several: each array in it then has the same axes before its own.
+        observation: the spec.
+        shown: one observation, or several: each array in it then has the same axes before its own.
 
     Raises:
-        Unpromised: if it is not what the layout says.
+        Unpromised: if it is not what the spec says.
     """
-    if layout["kind"] != "box":
-        return _vector(layout, observation, "")
-    x = _box(layout, observation, "")
-    return np.moveaxis(x, -3, -1) if layout.get("channels_first") else x
+    return _checked(observation, shown, ())
 
 
-def centre(spec: ArraySpec, flat: np.ndarray) -> np.ndarray:
-    """Returns flattened observations as networks see them: without their origin, and cast.
+def _checked(spec: ObservationSpec, shown: Any, path: tuple[Any, ...]) -> Any:
+    if isinstance(spec, ArraySpec):
+        return _array(spec, shown, path)
+    if isinstance(spec, Mapping):
+        if not isinstance(shown, Mapping) or not spec.keys() <= shown.keys():
+            raise _wrong(path, shown, f"a dictionary of {', '.join(spec)}")
+        key = jax.tree_util.DictKey
+        return {name: _checked(x, shown[name], (*path, key(name))) for name, x in spec.items()}
+    if not isinstance(shown, tuple | list) or len(shown) != len(spec):
+        raise _wrong(path, shown, f"a tuple of {len(spec)}")
+    pairs = enumerate(zip(spec, shown, strict=True))
+    return tuple(_checked(*pair, (*path, jax.tree_util.SequenceKey(i))) for i, pair in pairs)
+
+
+def _array(spec: ArraySpec, shown: Any, path: tuple[Any, ...]) -> np.ndarray:
+    x, shape = np.asarray(shown), tuple(spec.shape)
+    if spec.channels_first:
+        shape = (shape[-1], *shape[:-1])
+    dtype = np.dtype(spec.own_dtype or spec.dtype)
+    kinds = "biu" if dtype.kind in "biu" else "biuf"
+    promised = f"{dtype}, shape {shape}"
+    if spec.num_values is not None:
+        low = 0 if spec.origin is None else spec.origin
+        high = low + np.reshape(spec.num_values, -1 if len(spec.num_values) == 1 else shape) - 1
+        promised = f"integers from {np.min(low)} to {np.max(high)}, shape {shape}"
+    if x.shape[max(0, x.ndim - len(shape)) :] != shape or x.dtype.kind not in kinds:
+        raise _wrong(path, x, promised)
+    if spec.num_values is not None:
+        if (x < low).any() or (x > high).any():
+            raise _wrong(path, x, promised)
+    elif x.dtype != dtype and dtype.kind in "iu" and x.size:
+        limits = np.iinfo(dtype)
+        if x.min() < limits.min or x.max() > limits.max:
+            raise _wrong(path, x, f"{dtype}, from {limits.min} to {limits.max}")
+    x = x.astype(dtype, copy=False)
+    return np.moveaxis(x, -3, -1) if spec.channels_first else x
+
+
+def centre(observation: ObservationSpec, arrays: Any) -> Any:
+    """Returns arrays from `to_arrays` as the spec says: without their origin, and cast.
 
     A signal on top of a large number, such as a time or a price, would be lost in 32 bits.
     """
+    return jax.tree.map(_centred, observation, arrays)
+
+
+def _centred(spec: ArraySpec, x: np.ndarray) -> np.ndarray:
     if spec.origin is None:
-        return np.asarray(flat, spec.dtype)
-    distance = np.asarray(flat, np.float64) - np.asarray(spec.origin, np.float64)
-    if np.issubdtype(flat.dtype, np.integer):  # which 64 bits subtract exactly, if they do not wrap
-        exact = (flat - spec.origin.astype(flat.dtype)).view(np.int64)
+        return np.asarray(x, spec.dtype)
+    distance = np.asarray(x, np.float64) - np.asarray(spec.origin, np.float64)
+    if np.issubdtype(x.dtype, np.integer):  # which 64 bits subtract exactly, if they do not wrap
+        wide = np.uint64 if x.dtype == np.uint64 else np.int64
+        exact = (x.astype(wide) - spec.origin.astype(wide)).view(np.int64)
         distance = np.where(np.abs(distance) < 2.0**62, exact, distance)
     return distance.astype(spec.dtype)
 
 
-def example(layout: Layout) -> Any:
-    """Returns an observation of a layout, all zeros or the first of a set."""
-    match layout:
-        case {"kind": "dict", "parts": parts}:
-            return {name: example(part) for name, part in parts.items()}
-        case {"kind": "tuple", "parts": parts}:
-            return tuple(example(part) for part in parts)
-        case {"kind": "discrete" | "multi_discrete", "start": start}:
-            return np.reshape(start, layout.get("shape", ()))
-    return np.zeros(layout["shape"], layout.get("dtype", np.int8))
+def batch_shape(observation: ObservationSpec, arrays: Any) -> tuple[int, ...]:
+    """Returns the axes that arrays of an observation have before those of the spec."""
+    spec, x = jax.tree.leaves(observation)[0], jax.tree.leaves(arrays)[0]
+    return tuple(x.shape[: x.ndim - len(spec.shape)])
 
 
-def _vector(layout: Layout, observation: Any, name: str) -> np.ndarray:
-    match layout:
-        case {"kind": "dict", "parts": parts}:
-            if not isinstance(observation, Mapping) or not parts.keys() <= observation.keys():
-                raise _wrong(name, observation, f"a dictionary of {', '.join(parts)}")
-            flat = [_vector(parts[x], observation[x], f"{name}/{x}") for x in sorted(parts)]
-            return np.concatenate(flat, axis=-1)
-        case {"kind": "tuple", "parts": parts}:
-            if not isinstance(observation, tuple | list) or len(observation) != len(parts):
-                raise _wrong(name, observation, f"a tuple of {len(parts)}")
-            pairs = enumerate(zip(parts, observation, strict=True))
-            return np.concatenate([_vector(*pair, f"{name}/{i}") for i, pair in pairs], axis=-1)
-        case {"kind": "discrete", "n": n, "start": start}:
-            return _one_hot(_integers(layout, observation, name, start, start + n - 1) - start, n)
-        case {"kind": "multi_discrete", "n": sizes, "start": starts, "shape": shape}:
-            low, n = (np.reshape(x, shape) for x in (starts, sizes))
-            indices = _integers(layout, observation, name, low, low + n - 1) - low
-            indices = indices.reshape(*indices.shape[: indices.ndim - len(shape)], -1)
-            hot = [_one_hot(indices[..., i], size) for i, size in enumerate(sizes)]
-            return np.concatenate(hot, axis=-1)
-        case {"kind": "multi_binary"}:
-            x = _integers(layout, observation, name, 0, 1).astype(np.int8)
-        case _:
-            x = _box(layout, observation, name)
-    shape = layout["shape"]
-    return x.reshape(*x.shape[: x.ndim - len(shape)], math.prod(shape))
+def num_numbers(observation: ObservationSpec) -> int:
+    """Returns how many numbers an observation has."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(observation))
 
 
-def _one_hot(indices: Any, n: int) -> np.ndarray:
-    return (np.expand_dims(indices, -1) == np.arange(n)).astype(np.int32)
-
-
-def _integers(layout: Layout, observation: Any, name: str, low: Any, high: Any) -> np.ndarray:
-    shape = tuple(layout.get("shape", ()))
-    x = np.asarray(observation)
-    whole = np.issubdtype(x.dtype, np.integer) or x.dtype == bool
-    if not whole or x.shape[x.ndim - len(shape) :] != shape:
-        raise _wrong(name, x, f"integers, shape {shape}")
-    x = x.astype(np.int64)
-    if (x < low).any() or (x > high).any():
-        raise _wrong(name, x, f"integers from {np.min(low)} to {np.max(high)}")
-    return x
-
-
-def _box(layout: Layout, observation: Any, name: str) -> np.ndarray:
-    shape, dtype = tuple(layout["shape"]), np.dtype(layout["dtype"])
-    x = np.asarray(observation)
-    if x.shape[max(0, x.ndim - len(shape)) :] != shape:
-        raise _wrong(name, x, f"{dtype}, shape {shape}")
-    if x.dtype != dtype:
-        whole = dtype.kind in "iu"
-        if x.dtype.kind not in ("biu" if whole else "biuf"):
-            raise _wrong(name, x, f"{dtype}, shape {shape}")
-        limits = np.iinfo(dtype) if whole else None
-        if whole and x.size and (x.min() < limits.min or x.max() > limits.max):
-            raise _wrong(name, x, f"{dtype}, from {limits.min} to {limits.max}")
-        x = x.astype(dtype)
-    return x.astype(np.int64) if dtype == np.int32 else x  # one-hot integers alone have 32 bits
-
-
-def _wrong(name: str, found: Any, promised: str) -> Unpromised:
-    part = f", in its part {name.strip('/')!r}" if name else ""
+def _wrong(path: tuple[Any, ...], found: Any, promised: str) -> Unpromised:
+    part = f", in its part {path_name('observation', path)}" if path else ""
     return Unpromised(
         f"an observation of {in_words(found)}{part}, where its space promises {promised}"
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pgx
 
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import MASK, SHOWN, Discrete, Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
@@ -19,7 +19,8 @@ def make(name: str, **args: Any) -> Environment:
     """Returns a game of pgx, such as "2048" or "minatar-breakout"; they have no time limit.
 
     Its class takes the arguments, such as `sticky_action_prob` of the games of MinAtar.
-    An illegal move loses the game; which are legal is in its state, as `legal_action_mask`.
+    An illegal move loses the game; which are legal is shown beside the board, as `action_mask`, in
+    the games that have illegal ones.
 
     Raises:
         ConfigurationError: if the name is unknown, or the game takes several players.
@@ -35,12 +36,17 @@ def make(name: str, **args: Any) -> Environment:
             "alone. Single-player games of pgx: 2048 and minatar-*."
         )
 
+    def show(state):
+        if "minatar" in name:  # all actions are legal
+            return state.observation
+        return {SHOWN: state.observation, MASK: state.legal_action_mask}
+
     def reset(key):
         state = env.init(key)
-        return state, state.observation
+        return state, show(state)
 
     def step(key, state, action):
         state = env.step(state, action, key)
-        return state, state.observation, state.rewards, state.terminated, state.truncated
+        return state, show(state), state.rewards, state.terminated, state.truncated
 
     return make_environment(full_name, reset, step, Discrete(env.num_actions), None)

@@ -13,6 +13,8 @@ from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
+PRIVILEGED = "privileged_state"
+
 
 def names() -> list[str]:
     """Returns the names that `make` knows."""
@@ -25,7 +27,7 @@ def make(name: str, **args: Any) -> Environment:
     The arguments are entries of its config, with dots in the names of inner ones.
 
     Its physics is MJX, in JAX where there is no GPU, else Playground's default. Of an environment
-    with observations for actor and critic apart, both see the actor's.
+    with observations for actor and critic apart, `privileged_state` is the critic's alone.
 
     Raises:
         ConfigurationError: if the name is unknown, or its robot must be downloaded and cannot be.
@@ -41,20 +43,19 @@ def make(name: str, **args: Any) -> Environment:
             f"{error}. The tasks of dm_control, such as playground/CheetahRun, need no download."
         ) from error
 
-    def show(state):
-        return state.obs["state"] if isinstance(state.obs, dict) else state.obs
-
     def reset(key):
         state = env.reset(key)
-        return state, show(state)
+        return state, state.obs
 
     def step(key, state, action):
         state = env.step(state, action)
-        return state, show(state), state.reward, state.done > 0, False
+        return state, state.obs, state.reward, state.done > 0, False
 
     def render(states):
         return env.render(states, height=240, width=320)
 
+    size = env.observation_size
+    has_privileged = isinstance(size, Mapping) and PRIVILEGED in size
     ones = np.ones(env.action_size, np.float32)
     time_limit = int(env._config.episode_length)
     return make_environment(
@@ -65,6 +66,7 @@ def make(name: str, **args: Any) -> Environment:
         time_limit,
         expensive_reset=True,
         render=render,
+        critic_observation=PRIVILEGED if has_privileged else None,
     )
 
 

@@ -9,14 +9,23 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete, Pool, StepResult, to_space_action
-from trpo_jax.envs.observations import Layout, flatten, in_words
+from trpo_jax.envs.base import (
+    MASK,
+    ActionSpec,
+    ObservationSpec,
+    Pool,
+    StepResult,
+    to_space_action,
+    with_mask,
+)
+from trpo_jax.envs.observations import in_words, to_arrays
 from trpo_jax.errors import RAISED, Unpromised, environment_failure
 
 # Each worker imports the main script, which imports these: once for all.
@@ -24,12 +33,24 @@ PRELOADED = ["flax.linen", "optax", "gymnasium", "trpo_jax.envs.pools"]
 GOODBYE = 2.0  # seconds that processes have for closing their environments
 
 
+class Shows(NamedTuple):
+    """What an environment shows.
+
+    Attributes:
+        observation: its spec.
+        mask_in_info: whether the mask of legal actions comes with `info`.
+    """
+
+    observation: ObservationSpec
+    mask_in_info: bool = False
+
+
 class Copy:
     """One copy of an environment with the interface of Gymnasium."""
 
-    def __init__(self, make: Callable[[], Any], layout: Layout):
+    def __init__(self, make: Callable[[], Any], shows: Shows):
         """Makes the copy."""
-        self.env, self.layout = make(), layout
+        self.env, self.shows = make(), shows
 
     def ask(self, command: str, *args: Any) -> None:
         """Says which method is to be called next, and with what."""
@@ -40,14 +61,22 @@ class Copy:
         command, args = self.asked
         return getattr(self, command)(*args)
 
-    def reset(self, seed: int | None) -> np.ndarray:
+    def reset(self, seed: int | None) -> Any:
         """Returns the first observation of an episode."""
         returned = self.env.reset() if seed is None else self.env.reset(seed=seed)
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise Unpromised(f"{in_words(returned)} from reset, not (observation, info)")
-        return flatten(self.layout, returned[0])
+        return self.arrays(*returned)
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
+    def arrays(self, observation: Any, info: Any) -> Any:
+        """Returns what it shows as the arrays of its spec."""
+        if self.shows.mask_in_info:
+            if not isinstance(info, Mapping) or MASK not in info:
+                raise Unpromised(f"an info without {MASK!r}, which it had after its first reset")
+            observation = with_mask(observation, info[MASK])
+        return to_arrays(self.shows.observation, observation)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool]:
         """Returns the observation, the reward, and whether the episode terminated or truncated."""
         returned = self.env.step(action)
         if not isinstance(returned, tuple) or len(returned) != 5:
@@ -55,9 +84,9 @@ class Copy:
                 f"{in_words(returned)} from step, not (observation, reward, terminated, "
                 "truncated, info)"
             )
-        observation, reward, terminated, truncated, _ = returned  # nobody reads the info
+        observation, reward, terminated, truncated, info = returned
         return (
-            flatten(self.layout, observation),
+            self.arrays(observation, info),
             float(_number("reward", reward)),
             bool(_number("flag terminated", terminated)),
             bool(_number("flag truncated", truncated)),
@@ -79,13 +108,13 @@ class Copy:
 class Process:
     """A `Copy` in a process of its own."""
 
-    def __init__(self, make: Callable[[], Any], layout: Layout):
+    def __init__(self, make: Callable[[], Any], shows: Shows):
         """Starts the process, whose first answer says that it is ready."""
         # A fork of this process could inherit a lock that XLA's threads hold.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, make, layout), daemon=True)
+        self.process = context.Process(target=work, args=(other, make, shows), daemon=True)
         self.process.start()
         other.close()
 
@@ -119,7 +148,7 @@ class Process:
             raise pickle.loads(value)
 
 
-def work(pipe: Any, make: Callable[[], Any], layout: Layout) -> None:
+def work(pipe: Any, make: Callable[[], Any], shows: Shows) -> None:
     """Answers what a `Process` asks, until that closes the copy or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers in order
     copy, command = None, "make"
@@ -127,7 +156,7 @@ def work(pipe: Any, make: Callable[[], Any], layout: Layout) -> None:
         while command != "end":
             try:
                 if copy is None:
-                    copy, value = Copy(make, layout), None
+                    copy, value = Copy(make, shows), None
                 else:
                     value = copy.answer()
                 answer = True, value
@@ -147,8 +176,8 @@ def work(pipe: Any, make: Callable[[], Any], layout: Layout) -> None:
 def open_pool(
     name: str,
     make: Callable[[], Any],
-    layout: Layout,
-    action: Discrete | MultiDiscrete | Box,
+    shows: Shows,
+    action: ActionSpec,
     seeds: Sequence[int],
     processes: bool = False,
 ) -> Pool:
@@ -157,7 +186,7 @@ def open_pool(
     Args:
         name: of the environment, for messages.
         make: makes one copy; for processes it can be pickled.
-        layout: of its observations.
+        shows: what it shows.
         action: its actions.
         seeds: of each copy, which decide all of its episodes.
         processes: whether each copy runs in a process of its own.
@@ -183,18 +212,19 @@ def open_pool(
                 raise named(error, index) from error
         return found
 
-    def reset(mask: np.ndarray) -> np.ndarray:
+    def reset(mask: np.ndarray) -> Any:
         indices = np.flatnonzero(mask).tolist()
         for index in indices:
             copies[index].ask("reset", first_seeds.pop(index, None))
-        return np.stack(answers(indices))
+        return _stacked(answers(indices))
 
-    def step(actions: np.ndarray) -> StepResult:
-        for copy, given in zip(copies, to_space_action(action, actions), strict=True):
-            copy.ask("step", given)
+    def step(actions: Any) -> StepResult:
+        given = to_space_action(action, actions)
+        for index, copy in enumerate(copies):
+            copy.ask("step", jax.tree.map(lambda x, i=index: x[i], given))
         observations, rewards, *flags = zip(*answers(range(len(copies))), strict=True)
         flags = [np.array(flag, bool) for flag in flags]
-        return StepResult(np.stack(observations), np.array(rewards, np.float64), *flags)
+        return StepResult(_stacked(observations), np.array(rewards, np.float64), *flags)
 
     def render() -> np.ndarray:
         for copy in copies:
@@ -223,7 +253,7 @@ def open_pool(
     try:
         for index in range(len(seeds)):
             try:
-                copies.append((Process if processes else Copy)(make, layout))
+                copies.append((Process if processes else Copy)(make, shows))
             except RAISED as error:
                 raise named(error, index) from error
         if processes:  # which start side by side
@@ -233,6 +263,10 @@ def open_pool(
         close()
         raise
     return Pool(reset, step, close, render, kill)
+
+
+def _stacked(observations: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *xs: np.stack(xs), *observations)
 
 
 def _number(what: str, value: Any) -> Any:

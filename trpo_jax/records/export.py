@@ -6,6 +6,7 @@ actions as the environment takes them, `[N, ...]`.
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,10 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
 from trpo_jax.networks import convolutions
 from trpo_jax.normalization import CLIP, standard_deviation
+from trpo_jax.observing import is_standardized, seen_spec
 from trpo_jax.records.acting import ActingPolicy
 from trpo_jax.records.files import write_whole
+from trpo_jax.recurrent import remembers
 
 
 def export(policy: ActingPolicy, path: str | Path) -> None:
@@ -29,7 +32,8 @@ def export(policy: ActingPolicy, path: str | Path) -> None:
 
     `.npz` holds arrays that a few lines of NumPy run (see `docs/policies.md`), `.onnx` a model for
     onnxruntime and others, `.jax` a program that `jax.export.deserialize` reads, for CPUs, GPUs and
-    TPUs.
+    TPUs. A policy with a memory becomes a program `(carry, observations) -> (carry, actions)`,
+    whose first carry is zeros.
 
     Args:
         policy: from `load_policy` or `Run.policy`.
@@ -76,15 +80,22 @@ def layers_of(policy: ActingPolicy) -> Layers:
     """Returns the layers of a policy that the library built.
 
     Raises:
-        ConfigurationError: if it was handed in.
+        ConfigurationError: if it was handed in, has a memory, or its observations or actions have
+            several parts.
     """
+    several = any(isinstance(x, dict | tuple) for x in (policy.observation, policy.action))
+    if several or remembers(policy.carry):
+        kind = "a memory" if remembers(policy.carry) else "observations or actions of several parts"
+        raise ConfigurationError(
+            f"The policy of {policy.environment} has {kind}, which only the format .jax can hold."
+        )
     if policy.network is None:
         raise ConfigurationError(
             f"The policy of {policy.environment} has a network that was handed in, whose layers "
             "the library does not know. Export it as .jax, which holds any network."
         )
     mean, deviation, clip = np.zeros(()), np.ones(()), np.inf
-    if policy.normalized:
+    if policy.normalized and is_standardized(policy.observation):
         statistics = policy.actor.observation_statistics
         mean, clip = np.float64(statistics.mean) + np.float64(statistics.mean_rest), CLIP
         deviation = np.asarray(standard_deviation(statistics))
@@ -96,7 +107,7 @@ def layers_of(policy: ActingPolicy) -> Layers:
         head = head[:1]
     kernels, biases = ([np.asarray(x[name]) for x in torso] for name in ("kernel", "bias"))
     joined = [np.concatenate([x[name] for x in head], axis=-1) for name in ("kernel", "bias")]
-    windows = [layer[1:] for layer in convolutions(policy.observation.shape)]
+    windows = [layer[1:] for layer in convolutions(seen_spec(policy.observation).shape)]
     windows += [(0, 0)] * (len(torso) + 1 - len(windows))
     return Layers(
         mean,
@@ -150,7 +161,7 @@ def _to_onnx(policy: ActingPolicy) -> bytes:
         ) from error
     from onnx import TensorProto, helper, numpy_helper
 
-    layers, action, (shape, dtype) = layers_of(policy), policy.action, policy.observation[:2]
+    layers, action, spec = layers_of(policy), policy.action, policy.observation
     nodes, constants = [], {}
 
     def add(kind, *inputs, outputs=1, **attributes):
@@ -194,11 +205,11 @@ def _to_onnx(policy: ActingPolicy) -> bytes:
         kind, shape_out = TensorProto.INT64, _shape(action)
         x = add("Reshape", add("Add", x, starts), np.array([-1, *shape_out]))
     nodes.append(helper.make_node("Identity", [x], ["actions"]))
-    in_kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    in_kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
     graph = helper.make_graph(
         nodes,
         "policy",
-        [helper.make_tensor_value_info("observations", in_kind, ["n", *shape])],
+        [helper.make_tensor_value_info("observations", in_kind, ["n", *spec.shape])],
         [helper.make_tensor_value_info("actions", kind, ["n", *shape_out])],
         list(constants.values()),
     )
@@ -210,11 +221,16 @@ def _to_onnx(policy: ActingPolicy) -> bytes:
 
 def _to_jax(policy: ActingPolicy) -> bytes:
     (size,) = jax.export.symbolic_shape("n")
-    shape, dtype = policy.observation[:2]
-    program = jax.jit(lambda observations: policy.choose(policy.actor, observations, None))
-    exported = jax.export.export(program, platforms=("cpu", "cuda", "tpu"))(
-        jax.ShapeDtypeStruct((size, *shape), dtype)
+    batch = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype), policy.observation
     )
+    carry = jax.eval_shape(lambda: policy.carry(1))
+    if jax.tree.leaves(carry):
+        carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), carry)
+        program, args = jax.jit(partial(policy.step, key=None)), (carry, batch)
+    else:
+        program, args = jax.jit(lambda observations: policy.step((), observations)[1]), (batch,)
+    exported = jax.export.export(program, platforms=("cpu", "cuda", "tpu"))(*args)
     return bytes(exported.serialize())
 
 

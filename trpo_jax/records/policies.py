@@ -1,5 +1,6 @@
 """Trained policies as files that need neither the environment nor the training code to act."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -10,23 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization
-from jaxtyping import Array, Num
 
-from trpo_jax.agent import Agent, Policy, memoryless
+from trpo_jax.agent import Agent, Policy, build_policy
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, learnt_of
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, MultiDiscrete
+from trpo_jax.envs.base import ActionSpec, Environment, ObservationSpec, split_part
 from trpo_jax.errors import ConfigurationError, StorageFailure
-from trpo_jax.networks import make_policy
-from trpo_jax.normalization import RunningStatistics, init_statistics, observe
-from trpo_jax.records.acting import ActingPolicy, Action, make_act
-from trpo_jax.records.checkpoints import Checkpoints, named_leaves, to_arrays, to_state
+from trpo_jax.observing import init_observing, observe
+from trpo_jax.records.acting import ActingPolicy, make_act
+from trpo_jax.records.checkpoints import Checkpoints, to_arrays, to_state
 from trpo_jax.records.files import write_whole
 from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, POLICY, read_description, read_metrics
+from trpo_jax.records.spaces import essence, from_plain, to_plain
 
-FORMAT = 3
-OLD_FORMATS = (1, 2)  # without a digest, a critic and a layout; 2 where a network was handed in
-ACTIONS = {kind.__name__: kind for kind in (Discrete, MultiDiscrete, Box)}
+FORMAT = 4
 SETTINGS = ("normalize_observations", "scale_rewards")  # of a config, that networks depend on
 
 
@@ -67,13 +65,9 @@ def describe_policy(algorithm: Algorithm) -> dict[str, Any]:
     settings = policy and policy.settings
     return {
         "environment": env.name,
-        "observation": {
-            "shape": list(env.observation.shape),
-            "dtype": np.dtype(env.observation.dtype).name,
-            "layout": env.observation.layout,
-            "origin": _to_plain(env.observation.origin),
-        },
-        "action": _action_to_dict(env.action),
+        "observation": to_plain(env.observation),
+        "critic_observation": algorithm.agent and algorithm.agent.critic_observation,
+        "action": to_plain(env.action),
         "network": settings
         and {name: list(x) if isinstance(x, tuple) else x for name, x in settings.items()},
         **{name: bool(getattr(algorithm.config, name, False)) for name in SETTINGS},
@@ -85,26 +79,29 @@ class Policies(NamedTuple):
 
     Attributes:
         environment: name of the one that they were trained in.
-        observation: what their network is shown.
-        action: what it takes.
-        network: the arguments of `make_policy`; None of a network that was handed in.
+        observation: what they see, without what only the critic sees.
+        action: what the environment takes.
+        network: the arguments of `build_policy`; None of a network that was handed in.
         normalized: whether their networks are shown standardised observations.
         seeds: the seeds.
         scores: evaluation return of each.
         actor: of all seeds, leading axis `[num_seeds]`.
-        policy: `(actor, observations [B, ...]) -> action distribution`, of one seed.
+        policy: `(actor, carry, observations [B, ...]) -> (carry, action distribution)`, of one
+            seed.
+        carry: `num_envs -> carry`, the memory at the start of episodes.
         what: which policies these are.
     """
 
     environment: str
-    observation: ArraySpec
-    action: Action
+    observation: ObservationSpec
+    action: ActionSpec
     network: Mapping[str, Any] | None
     normalized: bool
     seeds: tuple[int, ...]
     scores: tuple[float, ...]
     actor: Actor
-    policy: Callable[[Actor, Num[Array, "..."]], Distribution]
+    policy: Callable[[Actor, Any, Any], tuple[Any, Distribution]]
+    carry: Callable[[int], Any]
     what: str
 
     def of_seed(self, seed: int | None = None) -> ActingPolicy:
@@ -116,6 +113,7 @@ class Policies(NamedTuple):
         index = index_of(seed, self.seeds, self.scores)
         return make_act(
             self.policy,
+            self.carry,
             jax.tree.map(lambda x: x[index], self.actor),
             self.environment,
             self.observation,
@@ -139,7 +137,8 @@ def load_policy(
 
     It takes one observation or a batch of them, as the environment shows them, and returns NumPy
     actions as the environment accepts them: normalisation, scaling and clipping are inside. Without
-    a key it takes the policy's mode, with a key it draws from the policy.
+    a key it takes the policy's mode, with a key it draws from the policy. A policy with a memory
+    remembers what it was shown; call `act.start()` where an episode starts.
 
     Args:
         path: a run's folder, or a `policy.msgpack`.
@@ -167,9 +166,10 @@ def read_policies(
     path, data = _read(Path(path), checkpoint)
     with _damage_named(path):
         observation, action = _spaces_of(data)
-        num_seeds = len(data["seeds"])
+        num_seeds, hidden = len(data["seeds"]), data["critic_observation"]
     if env is not None:
         observation, action = _spaces_in(path, data, env)
+    observation = split_part(observation, hidden)[0]
     if agent is None and data["network"] is None:
         raise ConfigurationError(
             f"{path} holds the parameters of a network that was handed in, which the library "
@@ -177,12 +177,17 @@ def read_policies(
         )
     with _damage_named(path):
         if agent is None:
-            policy = memoryless(make_policy(observation, action, **data["network"]))
+            policy = build_policy(observation, action, **data["network"])
         else:
             policy = agent.policy
-        init = lambda key: Actor(policy.init(key), init_statistics(observation.shape))
+        init = lambda key: Actor(policy.init(key), init_observing(observation))
         shapes = jax.eval_shape(jax.vmap(init), _keys(num_seeds))
-        of_actor = [name for name in data["arrays"] if name.startswith("actor/")]
+        of_critic = f"actor/observation_statistics/{hidden}/"
+        of_actor = [
+            name
+            for name in data["arrays"]
+            if name.startswith("actor/") and not name.startswith(of_critic)
+        ]
         arrays = {name.removeprefix("actor/"): data["arrays"][name] for name in of_actor}
         what = f"{path} holds the parameters of another network than "
         what += "the one that it describes" if agent is None else "this agent's"
@@ -196,7 +201,8 @@ def read_policies(
         tuple(data["seeds"]),
         tuple(data["scores"]),
         actor,
-        acting_by(policy, data["normalize_observations"]),
+        acting_by(policy, observation, hidden, data["normalize_observations"]),
+        policy.carry,
         data.get("what", "final policies"),
     )
 
@@ -220,13 +226,21 @@ def best_of(scores: Sequence[float] | np.ndarray) -> int:
 
 
 def acting_by(
-    policy: Policy, normalized: bool
-) -> Callable[[Actor, Num[Array, "B ..."]], Distribution]:
-    """Returns `(actor, observations [B, ...]) -> action distribution` of a policy."""
+    policy: Policy, observation: ObservationSpec, hidden: str | None, normalized: bool
+) -> Callable[[Actor, Any, Any], tuple[Any, Distribution]]:
+    """Returns `(actor, carry, observations [B, ...]) -> (carry, distribution)` of a policy.
 
-    def act(actor: Actor, observations: Num[Array, "B ..."]) -> Distribution:
-        seen = observe(actor.observation_statistics, observations, normalized)
-        return policy.step(actor.policy_params, policy.carry(seen.shape[0]), seen)[1]
+    Args:
+        policy: the policy.
+        observation: what it sees.
+        hidden: name of a part that it does not see, which may be there.
+        normalized: whether it sees standardised observations.
+    """
+
+    def act(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
+        shown, _ = split_part(observations, hidden)
+        seen = observe(observation, actor.observation_statistics, shown, normalized)
+        return policy.step(actor.policy_params, carry, seen)
 
     return act
 
@@ -259,11 +273,6 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
             f"The policies in {path} were trained with {listed}. A run can start from them only "
             "with the same networks."
         )
-    if data["format"] in OLD_FORMATS:
-        raise ConfigurationError(
-            f"{path} was written by an earlier version and holds no critic, which a run needs to "
-            "start from it. Train the policies again."
-        )
     rows = [best_of(data["scores"])] * len(seeds)
     arrays = {name: x[rows] for name, x in data["arrays"].items()}
     init = lambda key: learnt_of(algorithm.init(key))
@@ -276,7 +285,7 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
     return to_state(shapes, arrays, f"{path} holds the parameters of other networks")
 
 
-def stored_observation(source: str | Path | Mapping[str, Any]) -> ArraySpec | None:
+def stored_observation(source: str | Path | Mapping[str, Any]) -> ObservationSpec | None:
     """Returns what networks are shown, of a policy file, its folder, or the description of a run.
 
     A description of before says nothing of it, and gives None.
@@ -285,9 +294,14 @@ def stored_observation(source: str | Path | Mapping[str, Any]) -> ArraySpec | No
     return data and _spaces_of(data)[0]
 
 
-def with_origin(env: Environment, shown: ArraySpec) -> Environment:
-    """Returns an environment whose observations are seen from the origin of other ones."""
-    return env._replace(observation=env.observation._replace(origin=shown.origin))
+def with_origin(env: Environment, shown: ObservationSpec) -> Environment:
+    """Returns an environment whose observations are seen from the origins of other ones."""
+    origins = dict(jax.tree_util.tree_flatten_with_path(shown)[0])
+    seen = lambda path, own: dataclasses.replace(own, origin=origins[path].origin)
+    moved = jax.tree_util.tree_map_with_path(
+        lambda path, own: seen(path, own) if path in origins else own, env.observation
+    )
+    return env._replace(observation=moved)
 
 
 def _read(path: Path, checkpoint: str | int | None = None) -> tuple[Path, dict[str, Any]]:
@@ -304,16 +318,6 @@ def _read(path: Path, checkpoint: str | int | None = None) -> tuple[Path, dict[s
     return path, _read_file(path)
 
 
-def _statistics(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns stored statistics, also those of files of before, which held squared deviations."""
-    if "squared_deviations" not in stored:
-        return stored
-    count, mean, squared = (stored[name] for name in ("count", "mean", "squared_deviations"))
-    per_sample = squared / np.maximum(count, 1).reshape(-1, *[1] * (squared.ndim - 1))
-    rest, count = np.zeros_like(mean), count.astype(np.uint32)
-    return RunningStatistics(count, mean, rest, np.sqrt(per_sample))._asdict()
-
-
 def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigurationError(f"There is no policy file {path}. A finished run leaves one.")
@@ -323,10 +327,12 @@ def _read_file(path: Path) -> dict[str, Any]:
             if data["digest"] != _digest(data["content"]):
                 raise ValueError("its digest says that it is not as it was written")
             data = {"format": FORMAT, **serialization.msgpack_restore(data["content"])}
-        elif data["format"] in OLD_FORMATS:
-            statistics = _statistics(data["observation_statistics"])
-            parts = {"policy_params": data["policy_params"], "observation_statistics": statistics}
-            data["arrays"] = {f"actor/{name}": x for name, x in named_leaves(parts).items()}
+        elif data["format"] < FORMAT:
+            raise ConfigurationError(
+                f"{path} was written by an earlier version, in format {data['format']}; this one "
+                f"reads format {FORMAT}. Train the policies again, or load them with the version "
+                "that wrote them."
+            )
         else:
             raise ValueError(f"its format is {data['format']}, and {FORMAT} is the newest")
         if not data["seeds"] or len(data["scores"]) != len(data["seeds"]):
@@ -394,7 +400,9 @@ def _damage_named(path: Path):
         raise ConfigurationError(f"{path} is damaged or no policy file: {reason}.") from error
 
 
-def _spaces_in(path: Path, data: dict[str, Any], env: Environment) -> tuple[ArraySpec, Action]:
+def _spaces_in(
+    path: Path, data: dict[str, Any], env: Environment
+) -> tuple[ObservationSpec, ActionSpec]:
     """Returns the spaces of an environment as the networks of a file see them.
 
     Number types and layouts are its own, and large numbers have the origin that the networks know.
@@ -404,13 +412,13 @@ def _spaces_in(path: Path, data: dict[str, Any], env: Environment) -> tuple[Arra
     """
     with _damage_named(path):
         shown, taken = _spaces_of(data)
-    if data["format"] in OLD_FORMATS and type(taken) is type(env.action) is not Box:
-        taken = taken._replace(start=env.action.start)  # which they did not know
-    for what, own, other, same in (
-        ("observations", shown[:2], env.observation[:2], shown[:2] == env.observation[:2]),
-        ("actions", taken, env.action, _essence(taken) == _essence(env.action)),
-    ):
-        if not same:
+    hidden = data["critic_observation"]
+    pairs = {
+        "observations": [split_part(x, hidden)[0] for x in (shown, env.observation)],
+        "actions": [taken, env.action],
+    }
+    for what, (own, other) in pairs.items():
+        if essence(own) != essence(other):
             raise ConfigurationError(
                 f"{path} was trained in {data['environment']}, whose {what} are {own}; those "
                 f"of {env.name} are {other}. A policy acts only where both are the same."
@@ -418,52 +426,8 @@ def _spaces_in(path: Path, data: dict[str, Any], env: Environment) -> tuple[Arra
     return with_origin(env, shown).observation, env.action
 
 
-def _essence(action: Action) -> tuple[Any, ...]:
-    """Returns what two descriptions of the same actions have in common."""
-    if isinstance(action, Box):
-        return Box, *(np.asarray(x, np.float32).tolist() for x in action)
-    starts = np.zeros(action.size, int) + np.asarray(action.start or 0)
-    return type(action), action.num_actions, starts.tolist()
-
-
-def _spaces_of(data: dict[str, Any]) -> tuple[ArraySpec, Action]:
-    shown = data["observation"]
-    shape, dtype = tuple(shown["shape"]), np.dtype(shown["dtype"])
-    origin = _from_plain(shown.get("origin"))
-    return ArraySpec(shape, dtype, shown.get("layout"), origin), _action_from(data["action"])
-
-
-def _action_to_dict(action: Action) -> dict[str, Any]:
-    fields = {name: _to_plain(x) for name, x in action._asdict().items()}
-    return {"kind": type(action).__name__, **fields}
-
-
-def _action_from(data: dict[str, Any]) -> Action:
-    match data:
-        case {"kind": kind, **fields}:
-            return ACTIONS[kind](**{name: _from_plain(x) for name, x in fields.items()})
-        case {"discrete": number}:  # of old formats
-            return Discrete(number)
-        case {"multi_discrete": numbers}:
-            return MultiDiscrete(tuple(numbers))
-    return Box(data["low"], data["high"])
-
-
-def _to_plain(x: Any) -> Any:
-    """Returns a value as JSON holds it; numbers of an array as text, for some may be infinite."""
-    if isinstance(x, np.ndarray):
-        return {"array": x.astype(str).tolist(), "dtype": x.dtype.name}
-    if isinstance(x, np.dtype):
-        return x.name
-    return list(x) if isinstance(x, tuple) else x
-
-
-def _from_plain(x: Any) -> Any:
-    if isinstance(x, dict):
-        return np.array(x["array"]).astype(x["dtype"])
-    if isinstance(x, str):
-        return np.dtype(x)
-    return tuple(x) if isinstance(x, list) else x
+def _spaces_of(data: dict[str, Any]) -> tuple[ObservationSpec, ActionSpec]:
+    return from_plain(data["observation"]), from_plain(data["action"])
 
 
 def _keys(count: int) -> jax.ShapeDtypeStruct:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Num
 from PIL import Image, ImageDraw, ImageFont
 
 from trpo_jax.envs.base import Environment, StepResult
@@ -17,6 +16,7 @@ from trpo_jax.envs.observations import centre
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.host_rollout import failures_named
 from trpo_jax.installing import how_to_install
+from trpo_jax.records.acting import ActingPolicy
 from trpo_jax.records.files import write_whole
 from trpo_jax.running.memory import require_room
 
@@ -45,7 +45,7 @@ class Film(NamedTuple):
 
 def play(
     env: Environment,
-    choose: Callable[[Num[Array | np.ndarray, "1 ..."]], Num[Array, "1 ..."]],
+    act: ActingPolicy,
     seed: int,
     num_steps: int,
     every: int = 1,
@@ -55,8 +55,7 @@ def play(
 
     Args:
         env: the environment.
-        choose: `observations [1, ...] -> actions [1, ...]`, as networks see them and as the
-            environment takes them.
+        act: the policy that plays.
         seed: decides the episode.
         num_steps: steps of it at the most.
         every: steps from one frame to the next; the last step has one, too.
@@ -89,7 +88,7 @@ def play(
         return captioned(frame, width, height, text)
 
     episode = _on_device if env.open is None else _on_host
-    for step, (view, reward, done) in enumerate(episode(env, choose, seed, num_steps)):
+    for step, (view, reward, done) in enumerate(episode(env, act, seed, num_steps)):
         total_reward += reward
         last = done or step == num_steps
         if step % every == 0 or last:
@@ -102,13 +101,15 @@ def play(
     return Film([image for image, _, _ in views], step, total_reward, not done)
 
 
-def _on_device(env, choose, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
+def _on_device(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
     reset_key, run_key = jax.random.split(jax.random.key(seed))
     step = jax.jit(env.step)
     state, observation = jax.jit(env.reset)(reset_key)
+    carry = act.carry(1)
     yield lambda: state, 0.0, False
     for t in range(num_steps):
-        action = choose(observation[None])[0]
+        carry, actions = act.step(carry, jax.tree.map(lambda x: x[None], observation))
+        action = jax.tree.map(lambda x: x[0], actions)
         state, result = step(jax.random.fold_in(run_key, t), state, action)
         done = bool(result.terminated | result.truncated) or t + 1 == env.time_limit
         yield lambda state=state: state, float(result.reward), done
@@ -117,14 +118,14 @@ def _on_device(env, choose, seed, num_steps) -> Iterator[tuple[Callable[[], Any]
         observation = result.observation
 
 
-def _on_host(env, choose, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
+def _on_host(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
     with failures_named(env), closing(env.open(seed, 1, render=True)) as pool:
         draw = lambda: pool.render()[0]
-        observations = pool.reset(np.ones(1, bool))
+        observations, carry = pool.reset(np.ones(1, bool)), act.carry(1)
         yield draw, 0.0, False
         for t in range(num_steps):
-            actions = choose(centre(env.observation, observations))
-            result: StepResult = pool.step(np.asarray(actions))
+            carry, actions = act.step(carry, centre(env.observation, observations))
+            result: StepResult = pool.step(jax.tree.map(np.asarray, actions))
             done = bool(result.terminated[0] | result.truncated[0]) or t + 1 == env.time_limit
             yield draw, float(result.reward[0]), done
             if done:

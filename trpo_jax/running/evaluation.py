@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.devices import Placement
@@ -20,6 +20,7 @@ from trpo_jax.envs.episodes import step_episode
 from trpo_jax.errors import EnvironmentFailure, NotFinite
 from trpo_jax.host_rollout import advance_host_episodes, failures_named, start_host_episodes
 from trpo_jax.processes import to_devices, to_host
+from trpo_jax.recurrent import restarted
 from trpo_jax.rollout import start_episodes
 from trpo_jax.running.memory import shortage_named
 
@@ -59,10 +60,11 @@ def cut_note(cut: np.ndarray, bound: int) -> str | None:
 
 def evaluate(
     env: Environment,
-    act: Callable[[PRNGKeyArray, Num[Array, "E ..."]], Num[Array, "E ..."]],
+    act: Callable[[PRNGKeyArray, Any, Any], tuple[Any, Any]],
     key: PRNGKeyArray,
     num_episodes: int,
     max_steps: int | None = None,
+    carry: Any = (),
 ) -> Played:
     """Returns what E = `num_episodes` fresh episodes come to.
 
@@ -71,48 +73,51 @@ def evaluate(
 
     Args:
         env: the environment.
-        act: `(key, observations [E, ...]) -> actions [E, ...]`.
+        act: `(key, carry, observations [E, ...]) -> (carry, actions [E, ...])`.
         key: consumed by resets, actions and steps.
         num_episodes: E.
         max_steps: the most steps of an episode; the time limit, or `DEVICE_STEPS`, if None.
+        carry: the memory of the policy at the start, `[E, ...]`.
     """
     reset_key, run_key = jax.random.split(key)
     step_all = jax.vmap(partial(step_episode, env))
     bound = evaluation_bound(env, max_steps)
 
-    def unfinished(carry):
-        step, _, finished, _ = carry
+    def unfinished(state):
+        step, _, _, finished, _ = state
         return ~jnp.all(finished) & (step < bound)
 
-    def body(carry):
-        step, episodes, finished, returns = carry
+    def body(state):
+        step, carry, episodes, finished, returns = state
         act_key, env_key = jax.random.split(jax.random.fold_in(run_key, step))
-        actions = act(act_key, episodes.observation)
+        carry, actions = act(act_key, carry, episodes.observation)
         env_keys = jax.random.split(env_key, num_episodes)
         episodes, transition = step_all(env_keys, episodes, actions)
         ended = jnp.where(transition.broken, jnp.nan, transition.total_reward)
         returns = jnp.where(finished, returns, ended)
-        return step + 1, episodes, finished | transition.done, returns
+        return step + 1, carry, episodes, finished | transition.done, returns
 
     start = (
         jnp.zeros((), jnp.int32),
+        carry,
         start_episodes(env, reset_key, num_episodes),
         jnp.zeros(num_episodes, bool),
         jnp.zeros(num_episodes, jnp.float32),
     )
-    _, _, finished, returns = jax.lax.while_loop(unfinished, body, start)
+    *_, finished, returns = jax.lax.while_loop(unfinished, body, start)
     return Played(returns, ~finished)
 
 
 def make_evaluation(
     env: Environment,
-    policy: Callable[[Actor, Num[Array, "E ..."]], Distribution],
+    policy: Callable[[Actor, Any, Any], tuple[Any, Distribution]],
     num_episodes: int,
     *,
     stochastic: bool = False,
     placement: Placement | None = None,
     max_steps: int | None = None,
     num_envs: int | None = None,
+    carry: Callable[[int], Any] = lambda num_envs: (),
 ) -> Callable[..., Played]:
     """Returns the function that plays E = `num_episodes` fresh episodes with each seed's policy.
 
@@ -124,12 +129,13 @@ def make_evaluation(
 
     Args:
         env: the environment.
-        policy: of the algorithm.
+        policy: of the algorithm: `(actor, carry, observations [E, ...]) -> (carry, distribution)`.
         num_episodes: E.
         stochastic: whether actions are drawn from the policy; else they are its mode.
         placement: which devices the seeds are split over; all are on the default one if None.
         max_steps: the most steps of an episode; see `evaluation_bound`.
         num_envs: copies of an environment on the host that are open at a time; E if None.
+        carry: of the algorithm: `num_envs -> carry`, the memory at the start of episodes.
     """
     batched, shardings, place = jax.vmap, {}, lambda values: values
     if placement is not None:
@@ -143,16 +149,20 @@ def make_evaluation(
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         return jax.random.fold_in(key, number)
 
-    def act(actor, key, observations):
-        distribution = policy(actor, observations)
-        return distribution.sample(key) if stochastic else distribution.mode()
+    def act(actor, key, memory, observations):
+        memory, distribution = policy(actor, memory, observations)
+        return memory, distribution.sample(key) if stochastic else distribution.mode()
 
     @partial(jax.jit, **shardings)
     @batched
     def on_device(actor: Actor, seed: Array, number: Array) -> Played:
-        return evaluate(env, partial(act, actor), key_of(seed, number), num_episodes, max_steps)
+        key, start = key_of(seed, number), carry(num_episodes)
+        return evaluate(env, partial(act, actor), key, num_episodes, max_steps, start)
 
-    given = jax.jit(lambda *args: jax.vmap(partial(to_environment_action, env.action))(act(*args)))
+    @jax.jit
+    def given(actor, key, memory, observations, first):
+        memory, actions = act(actor, key, restarted(carry, first, memory), observations)
+        return memory, jax.vmap(partial(to_environment_action, env.action))(actions)
 
     def on_host(actor, seeds, number, tell):
         played = []
@@ -160,9 +170,18 @@ def make_evaluation(
             of_seed = jax.tree.map(lambda x, i=index: x[i], actor)
             place = (EVALUATION, seed, *((number,) if number else ()))
             say = tell and (lambda words, seed=seed: tell(f"seed {seed}, {words}"))
-            key, choose = key_of(np.uint32(seed), number), partial(given, of_seed)
             played.append(
-                evaluate_on_host(env, choose, key, place, num_episodes, max_steps, num_envs, say)
+                evaluate_on_host(
+                    env,
+                    partial(given, of_seed),
+                    key_of(np.uint32(seed), number),
+                    place,
+                    num_episodes,
+                    max_steps,
+                    num_envs,
+                    say,
+                    carry,
+                )
             )
         return Played(*(np.stack(x) for x in zip(*played, strict=True)))
 
@@ -194,13 +213,14 @@ def require_finite_returns(env: Environment, seeds: Sequence[int], returns: np.n
 
 def evaluate_on_host(
     env: Environment,
-    act: Callable[[PRNGKeyArray, Num[Array, "B ..."]], Num[Array, "B ..."]],
+    act: Callable[[PRNGKeyArray, Any, Any, Any], tuple[Any, Any]],
     key: PRNGKeyArray,
     seeds: tuple[int, ...],
     num_episodes: int,
     max_steps: int | None = None,
     num_envs: int | None = None,
     tell: Callable[[str], None] | None = None,
+    carry: Callable[[int], Any] = lambda num_envs: (),
 ) -> Played:
     """Does what `evaluate` does, for an environment that runs on the host.
 
@@ -210,13 +230,15 @@ def evaluate_on_host(
 
     Args:
         env: the environment.
-        act: `(key, observations [B, ...]) -> actions [B, ...]`, as the environment takes them.
+        act: `(key, carry, observations [B, ...], first [B]) -> (carry, actions [B, ...])`, as the
+            environment takes them; `first` says where an episode starts.
         key: consumed by actions.
         seeds: set the episodes.
         num_episodes: E.
         max_steps: the most steps of an episode; the time limit, or `HOST_STEPS`, if None.
         num_envs: copies at the most; E if None.
         tell: called with words about how far it is.
+        carry: `num_envs -> carry`, the memory of the policy.
 
     Raises:
         EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
@@ -229,11 +251,13 @@ def evaluate_on_host(
         opened = env.open(seeds, num_copies)
     returns, cut = np.zeros(num_episodes, np.float32), np.zeros(num_episodes, bool)
     number = np.arange(num_copies)  # of each copy's episode; those from E on do not count
-    step, num_broken, told = 0, 0, time.monotonic()
+    step, num_broken, told, memory = 0, 0, time.monotonic(), carry(num_copies)
     with closing(opened) as pool:
         episodes = start_host_episodes(env, pool, num_copies)
         while (number < num_episodes).any():
-            actions = act(jax.random.fold_in(key, step), episodes.observation)
+            memory, actions = act(
+                jax.random.fold_in(key, step), memory, episodes.observation, episodes.first
+            )
             episodes, transition = advance_host_episodes(env, pool, episodes, actions)
             step += 1
             num_broken += transition.broken.sum()

@@ -19,7 +19,7 @@ import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, State, update_keys
 from trpo_jax.algorithms.on_policy import RANDOM_STEPS
-from trpo_jax.envs.base import Environment, Pool
+from trpo_jax.envs.base import Environment, Pool, split_mask
 from trpo_jax.envs.episodes import Transition, stagger
 from trpo_jax.envs.threads import OwnThread, close_in
 from trpo_jax.errors import NotFinite
@@ -31,7 +31,7 @@ from trpo_jax.host_rollout import (
     make_choose,
     start_host_episodes,
 )
-from trpo_jax.normalization import update_statistics
+from trpo_jax.observing import update_observing
 from trpo_jax.rollout import random_actions
 from trpo_jax.running.memory import SIZES, compiled_bytes, require_room
 from trpo_jax.running.program import Health, Program, as_metrics, check, cpu_options
@@ -179,7 +179,7 @@ def start_host_runs(
         return stack_states(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
 
     return Program(
-        env.name,
+        env,
         stack_states(states),
         advance,
         tuple(seeds),
@@ -255,7 +255,12 @@ def start(algorithm: Algorithm, pool: Pool, state: State, warm_up: bool) -> Stat
     env, num_envs = algorithm.env, state.rollout.episodes.length.shape[0]
     if warm_up and getattr(algorithm.config, "normalize_observations", False):
         choose = make_choose(
-            env, lambda actor, key, *_: (random_actions(key, env.action, num_envs), (), ())
+            env,
+            lambda actor, key, episodes, _: (
+                random_actions(key, env.action, num_envs, split_mask(episodes.observation)[1]),
+                (),
+                (),
+            ),
         )
         episodes, num_steps = start_host_episodes(env, pool, num_envs), algorithm.num_steps
         key = jax.random.fold_in(state.key, NO_UPDATE)
@@ -263,7 +268,8 @@ def start(algorithm: Algorithm, pool: Pool, state: State, warm_up: bool) -> Stat
             env, pool, choose, (), key, episodes, (), min(num_steps, RANDOM_STEPS)
         )
         statistics = state.actor.observation_statistics
-        statistics = jax.jit(update_statistics)(statistics, trajectory.observation)
+        update = jax.jit(partial(update_observing, env.observation))
+        statistics = update(statistics, trajectory.observation)
         state = state._replace(actor=state.actor._replace(observation_statistics=statistics))
     episodes = stagger(env, start_host_episodes(env, pool, num_envs))
     return state._replace(rollout=state.rollout._replace(episodes=episodes))
@@ -308,7 +314,7 @@ def advance_seed(
         except NotFinite as error:
             broke(str(error))
             return None
-        return rollout._replace(episodes=episodes, acting=acting), trajectory
+        return rollout.after(episodes, acting), trajectory
 
     batch, outputs = collect(state), []
     while batch is not None:
@@ -349,7 +355,12 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
     def improve(values, state, trajectory):
         improved, fit_input, metrics = make(values).improve(state, trajectory)
         metrics = as_metrics(metrics)
-        return improved, fit_input, metrics, check(improved, metrics, trajectory)
+        return (
+            improved,
+            fit_input,
+            metrics,
+            check(improved, metrics, trajectory, algorithm.env.action),
+        )
 
     @jax.jit
     def fit(values, critic, fit_input, metrics, health):
@@ -388,7 +399,7 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
 def trajectory_shapes(algorithm: Algorithm, state: State) -> Transition:
     """Returns shapes and dtypes of a trajectory."""
     episodes = state.rollout.episodes
-    actions, context, _ = jax.eval_shape(
+    actions, noise, _ = jax.eval_shape(
         algorithm.act, state.actor, state.key, episodes, state.rollout.acting
     )
     flag = jax.ShapeDtypeStruct(episodes.length.shape, bool)
@@ -404,7 +415,7 @@ def trajectory_shapes(algorithm: Algorithm, state: State) -> Transition:
         total_reward=episodes.total_reward,
         whole=flag,
         broken=flag,
-        context=context,
+        noise=noise,
     )
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((algorithm.num_steps, *x.shape), x.dtype), step

@@ -19,7 +19,7 @@ import numpy as np
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, State, learnt_of
 from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import LARGEST
+from trpo_jax.envs.base import LARGEST, ObservationSpec, path_name
 from trpo_jax.processes import (
     any_of,
     decided_by_first,
@@ -29,7 +29,7 @@ from trpo_jax.processes import (
 )
 from trpo_jax.running.host_program import HostState, host_program, stack_states
 from trpo_jax.running.memory import shortage_named
-from trpo_jax.running.program import Health, Program, device_program
+from trpo_jax.running.program import NO_LEGAL_ACTION, Health, Program, device_program
 
 OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
 CHUNK_SECONDS = 1.0  # so long the host sees nothing of a run, and Ctrl-C waits
@@ -331,18 +331,34 @@ def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
             value = chunk.health.broken_value[index, first]
             component = chunk.health.broken_component[index, first]
             reward = f"a reward of {value:g}"
-            observation = f"an observation whose component {component} is {value:g}"
+            observation = _component_named(program.env.observation, component, value)
             reason = (
-                f"environment {program.env_name} returned "
+                f"environment {program.env.name} returned "
                 f"{reward if component < 0 else observation}, in step {step + 1:,} of update "
                 f"{update:,}. Numbers that are not finite, or from {LARGEST:g} on, cannot be "
                 "learnt from"
             )
+            if component == NO_LEGAL_ACTION:
+                reason = (
+                    f"environment {program.env.name} showed an action_mask without a legal action, "
+                    f"in step {step + 1:,} of update {update:,}. Such a state is the end of an "
+                    "episode"
+                )
         elif index in program.broken_by:
             said = program.broken_by[index].rstrip(".")
             reason = f"in update {update:,}, {said[0].lower()}{said[1:]}"
         found[program.seeds[index]] = Broken(update, reason)
     return found
+
+
+def _component_named(observation: ObservationSpec, component: int, value: float) -> str:
+    """Returns the words for a component of an observation, counted over all of its arrays."""
+    for path, spec in jax.tree_util.tree_flatten_with_path(observation)[0]:
+        if component < math.prod(spec.shape):
+            part = f" in its part {path_name('', path)}" if path else ""
+            return f"an observation whose component {component}{part} is {value:g}"
+        component -= math.prod(spec.shape)
+    raise IndexError(component)
 
 
 def broken_text(broken: Mapping[int, Broken]) -> str:

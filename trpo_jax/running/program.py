@@ -14,12 +14,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State, learnt_of
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import sound
+from trpo_jax.envs.base import ActionSpec, Environment, choices_of, sound, split_mask
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.networks import split_choices
 from trpo_jax.processes import to_devices
 from trpo_jax.running.memory import SIZES, compiled_bytes, devices_here, require_room
 
+NO_LEGAL_ACTION = -2
 RUNS_ONCE = {"xla_backend_optimization_level": 0}  # compiles three times as fast
 RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles a fourth faster, and runs as fast
 
@@ -30,8 +32,9 @@ class Health(NamedTuple):
     Attributes:
         finite: whether all numbers of the update are finite, and those before it.
         broken_step: the first step of the rollout in which the environment's own were not sound,
-            see `trpo_jax.envs.base.sound`, or -1.
-        broken_component: of the observation in that step; -1 if it was the reward.
+            see `trpo_jax.envs.base.sound`, or in which no action was legal; or -1.
+        broken_component: of the arrays of the observation in that step, one after another; -1 if it
+            was the reward, -2 if no action was legal.
         broken_value: the number there.
     """
 
@@ -45,7 +48,7 @@ class Program(NamedTuple):
     """A training run, compiled and initialised.
 
     Attributes:
-        env_name: name of the environment.
+        env: the environment.
         state: states of all seeds; its field `actor` has the leading axis `[num_seeds]`.
         advance: `(state, count, alive=None) -> (state, (metrics, health))` runs `count` updates, at
             most `updates_per_chunk`; metrics and health have the leading axes `[num_seeds, count]`
@@ -60,7 +63,7 @@ class Program(NamedTuple):
             where it is the environment that says so.
     """
 
-    env_name: str
+    env: Environment
     state: State
     advance: Callable[..., tuple[State, tuple[Metrics, Health]]]
     seeds: tuple[int, ...]
@@ -104,7 +107,7 @@ def device_program(
     share = len(here) if here[0].platform == "cpu" else 1  # devices of a CPU share its memory
     require_room("This run", runs.num_bytes * share, here[0], SIZES, at_least=False)
     return Program(
-        algorithm.env.name,
+        algorithm.env,
         runs.init(as_seeds(seeds), ()),
         lambda state, count, alive=None: runs.advance(state, (), count, alive),
         tuple(seeds),
@@ -145,7 +148,7 @@ def compile_runs(
             collected, trajectory = algorithm.collect(state)
             learnt, metrics = algorithm.learn(collected, trajectory)
             metrics = as_metrics(metrics)
-            health = check(learnt, metrics, trajectory)
+            health = check(learnt, metrics, trajectory, algorithm.env.action)
             health = health._replace(finite=finite & health.finite)
             kept = jax.tree.map(
                 lambda new, old: jnp.where(health.finite, new, old),
@@ -223,28 +226,35 @@ def as_metrics(metrics: Metrics) -> dict[str, Float[Array, ""]]:
     return {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
 
 
-def check(learnt: State, metrics: Metrics, trajectory: Transition) -> Health:
-    """Returns the health of an update."""
+def check(learnt: State, metrics: Metrics, trajectory: Transition, action: ActionSpec) -> Health:
+    """Returns the health of an update, in an environment with these actions."""
     leaves = jax.tree.leaves((metrics, learnt.actor))
     numbers = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-    step, component, value = _broken_number(trajectory)
+    step, component, value = _broken_number(trajectory, action)
     finite = [step < 0, *(jnp.isfinite(x).all() for x in numbers)]
     return Health(jnp.stack(finite).all(), step, component, value)
 
 
 def _broken_number(
-    trajectory: Transition,
+    trajectory: Transition, action: ActionSpec
 ) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
     """Returns step, component of the observation or -1, and value of the first unsound number."""
     num_steps = trajectory.reward.shape[0]
     rows = lambda x: x.reshape(num_steps, -1)
-    size = trajectory.observation[0, 0].size
     kinds = [(rows(trajectory.reward), lambda index: -1)]
-    kinds += [
-        (rows(x), lambda index: index % size)
-        for x in (trajectory.observation, trajectory.next_observation)
-    ]
+    for tree in (trajectory.observation, trajectory.next_observation):
+        before = 0  # components of the arrays that come first
+        for x in jax.tree.leaves(tree):
+            size = x[0, 0].size
+            kinds.append((rows(x), lambda index, size=size, before=before: before + index % size))
+            before += size
     bad = [~sound(x) for x, _ in kinds]
+    mask = split_mask(trajectory.observation)[1]
+    if mask is not None:
+        parts = split_choices(mask, trajectory.reward[..., None], choices_of(action))
+        none = jnp.stack([~(x != 0).any(axis=-1) for x in parts]).any(axis=0)
+        kinds.append((jnp.zeros_like(trajectory.reward), lambda index: NO_LEGAL_ACTION))
+        bad.append(none)
     broken = jnp.stack([x.any(axis=1) for x in bad]).any(axis=0)
     first = _first(broken)
     step = jnp.minimum(first, num_steps - 1)

@@ -11,7 +11,7 @@ import numpy as np
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, split_part
 from trpo_jax.errors import (
     ConfigurationError,
     FileGone,
@@ -115,11 +115,13 @@ class Run(NamedTuple):
         scores = (0.0,) if self.evaluation is None else self.evaluation.per_seed
         index = index_of(seed, self.seeds, scores)
         env, algorithm = self.env, self.algorithm
+        hidden = algorithm.agent and algorithm.agent.critic_observation
         return make_act(
             algorithm.policy,
+            algorithm.carry,
             jax.tree.map(lambda x: x[index], self.actor),
             env.name,
-            env.observation,
+            split_part(env.observation, hidden)[0],
             env.action,
             algorithm.agent and algorithm.agent.policy.settings,
             getattr(self.config, "normalize_observations", False),

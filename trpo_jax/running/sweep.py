@@ -462,6 +462,7 @@ def run_compilation(
         plan.evaluation_episodes,
         placement=plan.placement,
         num_envs=config.num_envs,
+        carry=algorithm.carry,
     )
     blocks = [pending[start : start + size] for start in range(0, len(pending), size)]
     per_update = algorithm.steps_per_update

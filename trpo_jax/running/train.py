@@ -254,6 +254,7 @@ def run_program(
         placement=plan.placement if whole_runs else None,
         max_steps=plan.evaluation_steps,
         num_envs=plan.num_envs if plan.env.open else None,
+        carry=plan.algorithm.carry,
     )
     with ExitStack() as stack:
         recorder = Recorder(plan, evaluation, saved, learnt_by(program.state), stack)

@@ -1,0 +1,66 @@
+"""What environments show and accept, as plain data that JSON and msgpack hold."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from trpo_jax.envs.base import ActionSpec, ArraySpec, Box, Discrete, MultiDiscrete, ObservationSpec
+
+KINDS = {kind.__name__: kind for kind in (ArraySpec, Discrete, MultiDiscrete, Box)}
+
+
+def to_plain(specs: ObservationSpec | ActionSpec) -> Any:
+    """Returns a tree of specs as plain data."""
+    if isinstance(specs, dict):
+        return {"dict": {name: to_plain(x) for name, x in specs.items()}}
+    if isinstance(specs, tuple):
+        return {"tuple": [to_plain(x) for x in specs]}
+    fields = {x.name: getattr(specs, x.name) for x in dataclasses.fields(specs)}
+    return {"kind": type(specs).__name__} | {name: _value_to(x) for name, x in fields.items()}
+
+
+def from_plain(data: dict[str, Any]) -> Any:
+    """Returns the tree of specs that `to_plain` described."""
+    if "dict" in data:
+        return {name: from_plain(x) for name, x in data["dict"].items()}
+    if "tuple" in data:
+        return tuple(from_plain(x) for x in data["tuple"])
+    fields = {name: _value_from(x) for name, x in data.items() if name != "kind"}
+    return KINDS[data["kind"]](**fields)
+
+
+def essence(specs: ObservationSpec | ActionSpec) -> Any:
+    """Returns what two descriptions of the same specs have in common, whatever numbers hold them.
+
+    Number types, origins and layouts of the environment's own are left out.
+    """
+    leaves, structure = jax.tree.flatten(specs)
+    return str(structure), [_essence(x) for x in leaves]
+
+
+def _essence(spec: ArraySpec | Discrete | MultiDiscrete | Box) -> Any:
+    if isinstance(spec, ArraySpec):
+        return tuple(spec.shape), np.dtype(spec.dtype).name, spec.num_values
+    if isinstance(spec, Box):
+        return "Box", *(np.asarray(x, np.float32).tolist() for x in (spec.low, spec.high))
+    starts = np.zeros(spec.size, int) + np.asarray(spec.start or 0)
+    return type(spec).__name__, spec.choices, starts.tolist(), getattr(spec, "shape", None)
+
+
+def _value_to(x: Any) -> Any:
+    """Returns a value as JSON holds it; numbers of an array as text, for some may be infinite."""
+    if isinstance(x, np.ndarray):
+        return {"array": x.astype(str).tolist(), "dtype": x.dtype.name}
+    if isinstance(x, np.dtype | type):
+        return np.dtype(x).name
+    return [int(n) for n in x] if isinstance(x, tuple) else x
+
+
+def _value_from(x: Any) -> Any:
+    if isinstance(x, dict):
+        return np.array(x["array"]).astype(x["dtype"])
+    if isinstance(x, str):
+        return np.dtype(x)
+    return tuple(x) if isinstance(x, list) else x
