@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Bool, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
@@ -23,7 +23,7 @@ from trpo_jax.envs.observations import batch_shape, centre, to_arrays
 from trpo_jax.recurrent import remembers, restarted
 
 
-@dataclass
+@dataclass(eq=False)  # hashed by identity, so that jax.jit takes it
 class ActingPolicy:
     """The policy of one seed: `(observation, key=None) -> action`, NumPy's on both sides.
 
@@ -63,6 +63,11 @@ class ActingPolicy:
     carry: Callable[[int], Any]
     _memory: Any = field(default=None, repr=False)
 
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether it has a memory."""
+        return remembers(self.carry)
+
     def start(self, where: Bool[np.ndarray, "..."] | None = None) -> None:
         """Forgets what was shown before: an episode starts.
 
@@ -86,7 +91,7 @@ class ActingPolicy:
                 than the policy remembers.
         """
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(observation))
-        if traced and remembers(self.carry):
+        if traced and self.remembers:
             raise ValueError(
                 f"The policy of {self.environment} has a memory, which a compiled program passes "
                 "on by itself: carry, actions = act.step(carry, observations), beginning with "
@@ -104,7 +109,7 @@ class ActingPolicy:
             )
         memory, actions = self.choose(self.actor, memory, flat, key)
         if not traced:
-            self._memory = (count, memory) if remembers(self.carry) else None
+            self._memory = (count, memory) if self.remembers else None
             actions = to_space_action(self.action, actions)
         return jax.tree.map(lambda spec, x: _reshaped(spec, x, batch), self.action, actions)
 
@@ -165,7 +170,7 @@ def make_act(
     """
 
     @jax.jit
-    def choose(actor, carry, observations, key=None) -> tuple[Any, Array]:
+    def choose(actor, carry, observations, key=None):
         carry, distribution = policy(actor, carry, observations)
         actions = distribution.mode() if key is None else distribution.sample(key)
         return carry, jax.vmap(partial(to_environment_action, action))(actions)
