@@ -1,14 +1,15 @@
 """A trained policy of one seed, as a function from what an environment shows to what it takes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, PRNGKeyArray
+from jaxtyping import Array, Bool, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
@@ -68,7 +69,7 @@ class ActingPolicy:
         """Whether it has a memory."""
         return remembers(self.carry)
 
-    def start(self, where: Bool[np.ndarray, "..."] | None = None) -> None:
+    def start(self, where: Bool[Array | np.ndarray, "..."] | Sequence[bool] | None = None) -> None:
         """Forgets what was shown before: an episode starts.
 
         Args:
@@ -81,7 +82,7 @@ class ActingPolicy:
         where = np.ravel(np.asarray(where, bool))
         if len(where) != count:
             raise ValueError(f"The policy remembers {count} environments, not {len(where)}.")
-        self._memory = count, restarted(self.carry, where, memory)
+        self._memory = count, restarted(self.carry, jnp.asarray(where), memory)
 
     def __call__(self, observation: Any, key: PRNGKeyArray | None = None) -> Any:
         """Returns the action for an observation, or those for a batch of them.
