@@ -39,7 +39,10 @@ def policies(key):
     def product(params):
         x = mlp(params, observations)
         return Product(
-            {"push": DiagGaussian(x[..., :1], 0.3 * x[..., 1:2]), "turn": (Categorical(x[..., 2:]),)}
+            {
+                "push": DiagGaussian(x[..., :1], 0.3 * x[..., 1:2]),
+                "turn": (Categorical(x[..., 2:]),),
+            }
         )
 
     def state_dependent_gaussian(params):

@@ -29,6 +29,7 @@ from trpo_jax.exploration import Exploration
 from trpo_jax.networks import (
     Network,
     ValueHead,
+    example_seen,
     from_linen,
     make_critic,
     make_policy,
@@ -293,12 +294,14 @@ def _remembering(
     """Returns the network of a torso, a cell and a head."""
     torso = make_torso(observation, hidden_sizes, activation)
     features = from_linen(torso, observation)
-    joined = ArraySpec((hidden_sizes[-1] + cell.size,), np.dtype(np.float32))
+    example = lambda key: features.apply(features.init(key), example_seen(observation))
+    num_features = jax.eval_shape(example, jax.random.key(0)).shape[-1]
+    joined = ArraySpec((num_features + cell.size,), np.dtype(np.float32))
     network = Network(
         from_linen(head, joined).init,
         lambda params, x, seen: apply_head(head, {"params": params}, x, seen),
     )
-    return recurrent(features, hidden_sizes[-1], cell, network, checkpoint)
+    return recurrent(features, num_features, cell, network, checkpoint)
 
 
 # What the names in a config stand for.
