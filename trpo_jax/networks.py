@@ -296,10 +296,10 @@ class PolicyModule(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """Features `[*batch, F]` to values `[*batch]`."""
+    """Features `[*batch, F]` to values `[*batch]`, whatever actions are legal."""
 
     @nn.compact
-    def __call__(self, features: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, features: Float[Array, "..."], mask: Any = None) -> Float[Array, "..."]:
         return nn.Dense(1, kernel_init=orthogonal(1.0))(features)[..., 0]
 
 
