@@ -155,6 +155,18 @@ def test_every_time_step_comes_into_the_metric(length, stride):
     assert (jnp.diff(kept, axis=1) == stride).all()
 
 
+@pytest.mark.parametrize(("num_envs", "stride"), [(8, 2), (10, 4), (7, 7)])
+def test_whole_sequences_are_kept_where_environments_are_left_out(num_envs, stride):
+    step, env = jnp.indices((5, num_envs))
+    batch = {"step": step, "env": env, "carry": env[:1]}
+    keys = jax.random.split(jax.random.key(0), 64)
+    kept = jax.vmap(lambda key: thinned(key, batch, stride, axis=1))(keys)
+    assert kept["env"].shape == (64, 5, num_envs // stride)
+    np.testing.assert_array_equal(kept["step"], np.broadcast_to(step[:, :1], kept["env"].shape))
+    np.testing.assert_array_equal(kept["env"], kept["carry"].repeat(5, axis=1))
+    assert set(kept["carry"].ravel().tolist()) == set(range(num_envs))
+
+
 @pytest.mark.parametrize("module", [trpo, ua_trpo])
 def test_only_fisher_vector_products_may_be_less_precise(cartpole, module):
     def products(precision):

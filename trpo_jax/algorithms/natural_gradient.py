@@ -151,12 +151,12 @@ def require_solver(env: Environment, config: NaturalGradient, agent: Agent) -> N
         raise ConfigurationError(refused.format("it has a memory"))
     observations = jax.tree.map(lambda x: x[None], example_seen(env.observation))
     observations, _ = split_part(observations, agent.critic_observation)
-    first = jnp.ones((1, 1), bool)
+    first, carry = jnp.ones((1, 1), bool), agent.policy.carry(1)
     paths: set[tuple[str, ...]] = set()
 
     def find_layers(key):
         params = agent.policy.init(key)
-        call = lambda: agent.policy.unroll(params, (), observations, first)
+        call = lambda: agent.policy.unroll(params, carry, observations, first)
         paths.update(with_layers(call, {})[1])
         return params
 
