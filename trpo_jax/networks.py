@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, Product, mask_logits
 from trpo_jax.envs.base import (
@@ -169,7 +169,7 @@ class Torso(nn.Module):
     activation: str
 
     @nn.compact
-    def __call__(self, observations: PyTree[Num[Array, "..."]]) -> Float[Array, "..."]:
+    def __call__(self, observations: PyTree[Shaped[Array, "..."]]) -> Float[Array, "..."]:
         activation = ACTIVATIONS[self.activation]
         kernel_init = orthogonal(math.sqrt(2.0))
         flat = []
@@ -289,7 +289,7 @@ class PolicyModule(nn.Module):
 
     layers: tuple[Torso, PolicyHead]
 
-    def __call__(self, observations: PyTree[Num[Array, "..."]]) -> Distribution:
+    def __call__(self, observations: PyTree[Shaped[Array, "..."]]) -> Distribution:
         """Returns the distributions of a batch of observations."""
         torso, head = self.layers
         return head(torso(observations), split_mask(observations)[1])
@@ -316,7 +316,7 @@ class ActionValue(nn.Module):
 
     @nn.compact
     def __call__(
-        self, observations: PyTree[Num[Array, "..."]], actions: Float[Array, "..."]
+        self, observations: PyTree[Shaped[Array, "..."]], actions: Float[Array, "..."]
     ) -> Float[Array, "..."]:
         seen = Torso(self.shapes, self.hidden_sizes[:-1], self.activation)(observations)
         joined = jnp.concatenate([seen, actions], axis=-1)
