@@ -19,6 +19,7 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.exploration import ou
 from trpo_jax.networks import Network, from_linen, from_nnx
 from trpo_jax.records.policies import save_policy
+from trpo_jax.recurrent import RecurrentNetwork
 
 SMALL = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
 OWN = {
@@ -87,7 +88,7 @@ def test_a_users_network_trains_is_saved_and_is_loaded(kind, cartpole, tmp_path)
     save_policy(path, algorithm, jax.tree.map(lambda x: x[None], learnt_of(learnt)), (3,))
     observations = jax.random.normal(jax.random.key(1), (5, 4))
     act = trpo_jax.load_policy(path, agent=agent)
-    expected = algorithm.policy(learnt.actor, observations).mode()
+    expected = algorithm.policy(learnt.actor, (), observations)[1].mode()
     np.testing.assert_array_equal(act(observations), expected)
     with pytest.raises(ConfigurationError, match=r"handed in.*load_policy\(path, agent=agent\)"):
         trpo_jax.load_policy(path)
@@ -105,7 +106,7 @@ def test_every_algorithm_takes_an_agent_and_builds_no_network_beside_it(
     agent = own_agent(cartpole, config, "function")
     critic = Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
     agent = agent._replace(critic=adam_critic(critic, epochs=1, minibatches=1))
-    for maker in ("make_policy", "make_critic"):
+    for maker in ("make_policy", "make_critic", "build_policy", "build_critic"):
         monkeypatch.setattr(f"trpo_jax.agent.{maker}", lambda *_, **__: pytest.fail("built"))
     algorithm = module.make(cartpole, config, agent=agent)
     state = algorithm.init(jax.random.key(0))
@@ -187,38 +188,54 @@ def test_a_policy_with_a_memory_is_unrolled_from_where_it_was_and_afresh_in_each
     update, collect = jax.jit(algorithm.update), jax.jit(algorithm.collect)
     state, metrics = update(algorithm.init(jax.random.key(0)))
     assert 0 < metrics["kl"] <= 0.01
-    _, trajectory = collect(state)
+    carry = state.rollout.acting.carry
+    state, trajectory = collect(state)
     assert trajectory.first[1:].any()
     assert not trajectory.first[0].all()
-    carry = trajectory.context.carry
-    assert (carry[trajectory.first] == 0).all()
-    # What is learnt from is what was acted by: the ratio is 1 before the first step.
+    np.testing.assert_array_equal(state.rollout.carry, carry)
+    # The memory is what the episode has shown so far, added up; evaluation is given it too.
     params, seen = state.actor.policy_params, trajectory.observation
-    whole = agent.policy.unroll(params, carry[0], seen, trajectory.first)
+    whole = agent.policy.unroll(params, carry, seen, trajectory.first)
     for t in range(12):
-        _, one = agent.policy.step(params, carry[t], seen[t])
-        np.testing.assert_allclose(whole.logits[t], one.logits, rtol=1e-5, atol=1e-6)
+        carry = jnp.where(trajectory.first[t][:, None], 0.0, carry)
+        carry, judged = algorithm.policy(state.actor, carry, seen[t])
+        np.testing.assert_allclose(whole.logits[t], judged.logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(state.rollout.acting.carry, carry)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [("trpo_vine", {}), ("ppo", {}), ("trpo", {"fisher_subsample": 2})],
-)
-def test_what_cannot_follow_a_memory_is_refused_by_name(name, settings, cartpole):
-    module = algorithms.get(name)
-    config = module.Config(**(SMALL | OWN.get(name, {}) | settings))
-    agent = make_agent(cartpole, config)._replace(policy=remembering())
-    named = "fisher_subsample" if settings else name
-    with pytest.raises(ConfigurationError, match=rf"{named} .* remembers"):
-        module.make(cartpole, config, agent=agent)
+def remembering_critic():
+    """Returns a critic that sees the sum of what its episode has shown so far."""
+    policy = remembering()
+    network = RecurrentNetwork(
+        lambda key: jnp.zeros(4),
+        policy.carry,
+        lambda params, carry, x: (carry + x, (carry + x) @ params),
+        lambda params, carry, x, first: (x @ params, x),
+    )
+    return adam_critic(network, epochs=1, minibatches=1)
 
 
-def test_a_policy_with_a_memory_is_not_judged_without_it(cartpole):
-    config = trpo.Config(**SMALL)
-    agent = make_agent(cartpole, config)._replace(policy=remembering())
-    algorithm = trpo.make(cartpole, config, agent=agent)
-    with pytest.raises(ConfigurationError, match="act from single observations"):
-        algorithm.policy(algorithm.init(jax.random.key(0)).actor, jnp.zeros((2, 4)))
+@pytest.mark.parametrize(("name", "env"), [("trpo_vine", "CartPole-v1"), ("qprop", "Pendulum-v1")])
+@pytest.mark.parametrize("part", ["policy", "critic"])
+def test_what_cannot_follow_a_memory_is_refused_by_name(name, env, part):
+    module, env = algorithms.get(name), envs.make(env)
+    config = module.Config(**(SMALL | OWN.get(name, {})))
+    own = {"policy": remembering, "critic": remembering_critic}[part]()
+    agent = make_agent(env, config)._replace(**{part: own})
+    with pytest.raises(ConfigurationError, match=rf"{name} .* memory .* memory = none"):
+        module.make(env, config, agent=agent)
+    with pytest.raises(ConfigurationError, match=rf"{name} .* memory .* memory = none"):
+        module.make(env, config.replace(memory="gru"))
+
+
+def test_solvers_and_strides_that_cannot_follow_a_memory_are_refused_by_name(cartpole):
+    config = trpo.Config(**SMALL, memory="gru")
+    with pytest.raises(ConfigurationError, match=r"solver = 'kronecker' .*\(it has a memory\)"):
+        trpo.make(cartpole, config.replace(solver="kronecker"))
+    with pytest.raises(ConfigurationError, match=r"fisher_subsample = 3 .* num_envs = 2"):
+        trpo.make(cartpole, config.replace(fisher_subsample=3))
+    trpo.make(cartpole, config.replace(fisher_subsample=2))
+    trpo.make(cartpole, config.replace(fisher_subsample=3, memory="none"))
 
 
 def test_an_exploration_that_is_handed_in_is_what_actions_are_learnt_from():
@@ -228,9 +245,9 @@ def test_an_exploration_that_is_handed_in_is_what_actions_are_learnt_from():
     agent = make_agent(env, config)._replace(exploration=ou(1, 0.9))
     algorithm = trpo.make(env, config, agent=agent)
     state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
-    _, step_input = estimate(config, agent, state, trajectory)
+    _, step_input, _ = estimate(env, config, agent, state, trajectory)
     drawn_from = agent.distributions(state.actor.policy_params, step_input.batch)
     rest = np.asarray((trajectory.action - drawn_from.mean) / jnp.exp(drawn_from.log_std))
     np.testing.assert_allclose(rest.std(), 1, atol=0.1)
-    noise = np.asarray(trajectory.context.noise)
+    noise = np.asarray(trajectory.noise)
     assert abs(np.corrcoef(rest.ravel(), noise.ravel())[0, 1]) < 0.1

@@ -28,6 +28,7 @@ from trpo_jax.envs.base import (
     choices_of,
     split_mask,
 )
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import seen_spec
 
 LARGE_IMAGE = 36  # pixels
@@ -364,8 +365,18 @@ def make_torso(observation: ObservationSpec, hidden_sizes: Sequence[int], activa
 def make_policy_head(
     action: ActionSpec, log_std_init: Float[Array, ""] | float, state_dependent_std: bool
 ) -> PolicyHead:
-    """Returns the module from features to the distribution of an action."""
+    """Returns the module from features to the distribution of an action.
+
+    Raises:
+        ConfigurationError: if a part of it is of a kind that has no distribution.
+    """
     parts, structure = jax.tree.flatten(action)
+    for part in parts:
+        if not isinstance(part, Discrete | MultiDiscrete | Box):
+            raise ConfigurationError(
+                f"No policy chooses actions of type {type(part).__name__}. They must be Discrete, "
+                "MultiDiscrete, Box, or a tree of these."
+            )
     return PolicyHead(tuple(parts), structure, log_std_init, state_dependent_std)
 
 
