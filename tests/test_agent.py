@@ -1,22 +1,25 @@
 """A user's own network, of any library, in every place where the library's own serves."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probes
 import pytest
 from flax import nnx
 
 import trpo_jax
 from trpo_jax import algorithms, envs
 from trpo_jax.agent import Policy, make_agent, memoryless
-from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms import trpo, vpg
 from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.critics import adam_critic
 from trpo_jax.distributions import Categorical
+from trpo_jax.envs.base import split_mask
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.exploration import ou
+from trpo_jax.exploration import ou, white
 from trpo_jax.networks import Network, from_linen, from_nnx
 from trpo_jax.records.policies import save_policy
 from trpo_jax.recurrent import RecurrentNetwork
@@ -236,6 +239,157 @@ def test_solvers_and_strides_that_cannot_follow_a_memory_are_refused_by_name(car
         trpo.make(cartpole, config.replace(fisher_subsample=3))
     trpo.make(cartpole, config.replace(fisher_subsample=2))
     trpo.make(cartpole, config.replace(fisher_subsample=3, memory="none"))
+
+
+def recording():
+    """Returns independent draws whose noise is the distribution that they are from."""
+    explore = white()
+
+    def act(key, distribution, noise_state, episodes):
+        actions, _, noise_state = explore.act(key, distribution, noise_state, episodes)
+        return actions, distribution, noise_state
+
+    return explore._replace(act=act)
+
+
+KINDS = {  # of environments and of configs
+    "memoryless": ({}, {}),
+    "gru": ({}, {"memory": "gru"}),
+    "lstm": ({}, {"memory": "lstm"}),
+    "masked": ({"masked": True}, {}),
+    "joint": ({"joint": True}, {}),
+    "parts": ({"parts": True}, {}),
+    "gru, masked": ({"masked": True}, {"memory": "gru"}),
+    "all": ({"masked": True, "joint": True, "parts": True}, {"memory": "lstm"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_learnt_from_is_what_was_acted_by_in_every_rollout(kind):
+    """Before the step all probability ratios are 1, and KL(old || new) is 0."""
+    shown, settings = KINDS[kind]
+    env = probes.noise(**shown)
+    config = vpg.Config(**SMALL | {"num_envs": 3, "critic_minibatches": 4}, **settings)
+    agent = make_agent(env, config)._replace(exploration=recording())
+    algorithm = vpg.make(env, config, agent=agent)
+
+    @jax.jit
+    def learnt_from(state):
+        collected, trajectory = algorithm.collect(state)
+        _, step_input, _ = estimate(env, config, agent, collected, trajectory)
+        params, batch = state.actor.policy_params, step_input.batch
+        without = batch._replace(carry=jax.tree.map(jnp.zeros_like, batch.carry))
+        found = [agent.distributions(params, x) for x in (batch, without)]
+        return algorithm.learn(collected, trajectory)[0], (trajectory, batch, *found)
+
+    @jax.jit
+    def start(key):
+        state = algorithm.init(key)
+        # Weights as small as the first ones would hide what the policy sees.
+        keys = iter(jax.random.split(key, 100))
+        larger = lambda x: x + 0.5 * jax.random.normal(next(keys), x.shape)
+        params = jax.tree.map(larger, state.actor.policy_params)
+        return state._replace(actor=state.actor._replace(policy_params=params))
+
+    state = start(jax.random.key(0))
+    for _ in range(2):
+        state, (trajectory, batch, found, without) = learnt_from(state)
+        collected, actions = trajectory.noise, trajectory.action
+        ratios = jnp.exp(found.log_prob(actions) - collected.log_prob(actions))
+        np.testing.assert_allclose(ratios, 1, atol=1e-5)
+        np.testing.assert_allclose(collected.kl(found), 0, atol=1e-6)
+        assert collected.kl(jax.tree.map(jnp.zeros_like, found)).mean() > 0.01
+        assert trajectory.first[1:].any()
+        legal = split_mask(trajectory.observation)[1]
+        if legal is not None:
+            chosen = actions["turn"] if shown.get("joint") else actions
+            assert np.take_along_axis(np.asarray(legal), chosen[..., None], axis=-1).all()
+            assert not legal.all(axis=-1).all()
+    # The second rollout begins in the middle of episodes, and what was before them counts.
+    assert not trajectory.first[0].all()
+    if "memory" in settings:
+        goes_on = np.flatnonzero(~trajectory.first[0])
+        assert (collected.kl(without)[0, goes_on] > 1e-4).any()
+        assert all(x.shape[:2] == (1, 3) for x in jax.tree.leaves(batch.carry))
+    else:
+        assert not jax.tree.leaves(batch.carry)
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_a_tree_of_one_array_is_learnt_from_as_the_array_itself(memory):
+    bare = probes.noise()
+
+    def step(key, state, action):
+        state, result = bare.step(key, state, action)
+        return state, result._replace(observation={"x": result.observation})
+
+    def reset(key):
+        state, shown = bare.reset(key)
+        return state, {"x": shown}
+
+    tree = bare._replace(observation={"x": bare.observation}, reset=reset, step=step)
+    config = trpo.Config(**SMALL, memory=memory, memory_size=3)
+    learnt = []
+    for env in (bare, tree):
+        algorithm = trpo.make(env, config)
+        run = jax.jit(lambda key, x=algorithm: x.update(x.init(key)))
+        state, metrics = run(jax.random.key(0))
+        assert metrics["kl"] > 0
+        learnt.append((state.actor.policy_params, state.critic, state.rollout.acting, metrics))
+    chex.assert_trees_all_equal(*learnt)
+
+
+@pytest.mark.parametrize(
+    ("of_environment", "settings"),
+    [("near", {}), (None, {"critic_observation": "near", "memory": "gru", "memory_size": 3})],
+    ids=["environment", "config"],
+)
+def test_a_part_for_the_critic_is_seen_by_it_alone(of_environment, settings):
+    env = probes.noise(parts=True)._replace(critic_observation=of_environment)
+    algorithm = vpg.make(env, vpg.Config(**SMALL, **settings))
+
+    @jax.jit
+    def run(key):
+        state, metrics = algorithm.update(algorithm.init(key))
+        state, trajectory = algorithm.collect(state)
+        noise = lambda x: jax.random.uniform(key, x.shape, maxval=3).astype(x.dtype)
+        changed = {
+            name: trajectory.observation | {name: jax.tree.map(noise, trajectory.observation[name])}
+            for name in ("far", "near")
+        }
+        changed["none"] = trajectory.observation
+
+        def judged(observation):
+            """Returns the values, the actions and what evaluation sees."""
+            seen = trajectory._replace(observation=observation)
+            args = algorithm.env, algorithm.config, algorithm.agent, state, seen
+            episodes = state.rollout.episodes
+            episodes = episodes._replace(observation=jax.tree.map(lambda x: x[3], observation))
+            acting = state.rollout.acting
+            actions, *_ = algorithm.act(state.actor, key, episodes, acting)
+            carry = algorithm.carry(SMALL["num_envs"])
+            _, policy = algorithm.policy(state.actor, carry, episodes.observation)
+            batch = estimate(*args)[1].batch
+            learnt_from = algorithm.agent.distributions(state.actor.policy_params, batch)
+            return batch.values, (actions, policy.logits, learnt_from.logits)
+
+        return metrics, {name: judged(x) for name, x in changed.items()}
+
+    metrics, found = run(jax.random.key(0))
+    assert metrics["kl"] > 0
+    (values, acted), (changed, same) = found["none"], found["near"]
+    chex.assert_trees_all_equal(acted, same)
+    assert jnp.abs(values - changed).max() > 1e-3
+    assert jnp.abs(acted[2] - found["far"][1][2]).max() > 1e-4  # what the policy sees changes it
+    assert jnp.abs(values - found["far"][0]).max() > 1e-3
+
+
+def test_a_part_that_is_not_there_cannot_be_for_the_critic():
+    config = trpo.Config(**SMALL, critic_observation="nearer")
+    with pytest.raises(ConfigurationError, match=r"named 'nearer', .*Its parts: far, near"):
+        trpo.make(probes.noise(parts=True), config)
+    with pytest.raises(ConfigurationError, match=r"named 'nearer', .*Its parts: none"):
+        trpo.make(probes.noise(), config)
 
 
 def test_an_exploration_that_is_handed_in_is_what_actions_are_learnt_from():

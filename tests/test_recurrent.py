@@ -1,5 +1,7 @@
 """Memory: cells against their formulas, and whole sequences against one step at a time."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,9 +72,7 @@ def step_by_step(policy, params, carry, observations, first):
     """Returns what `unroll` does, by one step after the other."""
     found, step = [], jax.jit(policy.step)
     for seen, starts in zip(observations, first, strict=True):
-        fresh = policy.carry(ENVS)
-        expand = lambda x, starts=starts: jnp.reshape(starts, (-1, *[1] * (x.ndim - 1)))
-        carry = jax.tree.map(lambda new, old: jnp.where(expand(old), new, old), fresh, carry)
+        carry = jax.tree.map(partial(jnp.where, starts[:, None]), policy.carry(ENVS), carry)
         carry, distribution = step(params, carry, seen)
         found.append(distribution)
     return jax.tree.map(lambda *xs: jnp.stack(xs), *found)

@@ -100,7 +100,7 @@ def from_linen(module: nn.Module, *inputs: ObservationSpec) -> Network:
         return module.init(key, *(example_seen(spec) for spec in inputs))
 
     return Network(
-        init=lambda key: init(key)["params"],
+        init=lambda key: init(key).get("params", {}),  # a module may have none
         apply=lambda params, *batches: module.apply({"params": params}, *batches),
     )
 
