@@ -6,21 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import Discrete, MultiDiscrete
-from trpo_jax.rollout import rollout, start_episodes
+from trpo_jax.envs.base import split_mask, to_environment_action
+from trpo_jax.rollout import random_actions, rollout, start_episodes
 
 NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 12, 5
 
 
 def example_action(env, key):
     """Returns a random action as the environment takes it."""
-    match env.action:
-        case Discrete(num_actions):
-            return jax.random.randint(key, (), 0, num_actions)
-        case MultiDiscrete(num_actions):
-            return jax.random.randint(key, (len(num_actions),), 0, jnp.array(num_actions))
-        case _:
-            return jax.random.uniform(key, env.action.low.shape, jnp.float32, -1.0, 1.0)
+    chosen = jax.tree.map(lambda x: x[0], random_actions(key, env.action, 1))
+    return to_environment_action(env.action, chosen)
+
+
+def flat(observations, axes=1):
+    """Returns all numbers of observations that have some axes before their own, `[*axes, N]`."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(observations)]
+    return np.concatenate([x.reshape(*x.shape[:axes], -1) for x in leaves], axis=-1)
 
 
 def check_types(env):
@@ -33,7 +34,9 @@ def check_types(env):
     assert describe(state) == describe(next_state)
     assert not any(x.weak_type for x in jax.tree.leaves((next_state, result)))
     assert describe(observation) == describe(result.observation)
-    assert (observation.shape, observation.dtype) == (env.observation.shape, env.observation.dtype)
+    specs, shown = jax.tree.leaves(env.observation), jax.tree.leaves(observation)
+    assert [(x.shape, x.dtype) for x in specs] == [(x.shape, x.dtype) for x in shown]
+    assert jax.tree.structure(env.observation) == jax.tree.structure(observation)
     assert (result.reward.shape, result.reward.dtype) == ((), jnp.float32)
     for flag in (result.terminated, result.truncated):
         assert (flag.shape, flag.dtype) == ((), bool)
@@ -43,8 +46,8 @@ def check_types(env):
 def check_episodes(env):
     """Rollouts with a short time limit: ends, last observations, resets, keys, one compilation."""
     env = env._replace(time_limit=TIME_LIMIT)
-    act = lambda key, observations: jax.vmap(partial(example_action, env))(
-        jax.random.split(key, len(observations))
+    act = lambda key, observations: random_actions(
+        key, env.action, NUM_ENVS, split_mask(observations)[1]
     )
     start = jax.jit(lambda key: start_episodes(env, key, NUM_ENVS))
     run = jax.jit(lambda key, episodes: rollout(env, act, key, episodes, NUM_STEPS))
@@ -55,15 +58,14 @@ def check_episodes(env):
 
     for trajectory in (first, second):
         check_trajectory(jax.tree.map(np.asarray, trajectory))
-    np.testing.assert_array_equal(second.observation[0], going_on.observation)
+    np.testing.assert_array_equal(flat(second.observation, 2)[0], flat(going_on.observation))
 
     _, again = run(jax.random.key(1), start(jax.random.key(0)))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     _, other = run(jax.random.key(3), start(jax.random.key(0)))
-    assert not np.array_equal(first.next_observation, other.next_observation)
+    assert not np.array_equal(flat(first.next_observation, 2), flat(other.next_observation, 2))
 
-    resets = [start(jax.random.key(seed)).observation for seed in range(16)]
-    resets = np.asarray(resets).reshape(16 * NUM_ENVS, -1)
+    resets = np.concatenate([flat(start(jax.random.key(x)).observation) for x in range(16)])
     distinct = len(np.unique(resets, axis=0))
     starts = [flat_starts(first), flat_starts(second), resets[:NUM_ENVS]]
     if distinct > 1:  # Seaquest has a single start
@@ -77,7 +79,7 @@ def check_episodes(env):
 def flat_starts(trajectory):
     """Returns the first observations of the episodes that began inside of a rollout."""
     began = np.asarray(trajectory.done)[:-1]
-    return np.asarray(trajectory.observation)[1:][began].reshape(int(began.sum()), -1)
+    return flat(trajectory.observation, 2)[1:][began]
 
 
 def check_trajectory(trajectory):
@@ -89,11 +91,10 @@ def check_trajectory(trajectory):
     assert (~trajectory.done).any()
     assert (trajectory.truncated & ~trajectory.terminated).any(), "no episode lasted"
     goes_on = ~trajectory.done[:-1]
-    np.testing.assert_array_equal(
-        trajectory.next_observation[:-1][goes_on], trajectory.observation[1:][goes_on]
-    )
+    observations = flat(trajectory.observation, 2)[1:]
+    following = flat(trajectory.next_observation, 2)[:-1]
+    np.testing.assert_array_equal(following[goes_on], observations[goes_on])
     # The last observation of an episode is kept: it is not the first of the next, but by chance.
-    last = trajectory.next_observation[:-1][~goes_on].reshape((~goes_on).sum(), -1)
-    assert (last != trajectory.observation[1:][~goes_on].reshape(last.shape)).any()
+    assert (following[~goes_on] != observations[~goes_on]).any()
     np.testing.assert_array_equal(trajectory.length[1:][~goes_on], 1)
     assert (trajectory.length[1:][goes_on] == trajectory.length[:-1][goes_on] + 1).all()

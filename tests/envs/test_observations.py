@@ -1,68 +1,88 @@
-"""What an environment shows becomes one array, checked against what its space promises."""
+"""What an environment shows becomes the arrays of its spec, checked against its promises."""
 
+import jax
 import numpy as np
 import pytest
 
 from trpo_jax.envs.base import ArraySpec
-from trpo_jax.envs.observations import centre, example, flatten, spec_of
+from trpo_jax.envs.observations import (
+    array_spec,
+    batch_shape,
+    centre,
+    integer_spec,
+    num_numbers,
+    to_arrays,
+)
 from trpo_jax.errors import Unpromised
 
-VECTOR = {"kind": "box", "shape": [3], "dtype": "float32"}
-BYTES = {"kind": "box", "shape": [2], "dtype": "uint8"}
-PARTS = {
-    "speed": {"kind": "box", "shape": [1], "dtype": "float32"},
-    "goal": {"kind": "discrete", "n": 3, "start": -1},
-    "keys": {
-        "kind": "tuple",
-        "parts": [
-            {"kind": "multi_discrete", "shape": [2], "n": [2, 3], "start": [0, 5]},
-            {"kind": "multi_binary", "shape": [2]},
-        ],
-    },
+INT8 = np.dtype(np.int8)
+VECTOR = array_spec((3,), "float32")
+BYTES = array_spec((2,), "uint8")
+IMAGE = array_spec((3, 48, 40), "uint8", channels_first=True)
+GOAL = integer_spec((), "int64", 3, -1)
+KEYS = (
+    integer_spec((2,), "int64", [2, 3], [0, 5]),
+    ArraySpec((2,), np.dtype(bool), (2,), own_dtype=INT8),
+)
+NESTED = {"speed": array_spec((1,), "float32"), "goal": GOAL, "keys": KEYS, "camera": IMAGE}
+FRAME = np.arange(3 * 48 * 40).reshape(3, 48, 40).astype(np.uint8)
+SHOWN = {
+    "speed": np.ones(1),
+    "goal": 1,
+    "keys": (np.array([1, 7]), np.array([1, 0])),
+    "camera": FRAME,
+    "unread": "nobody asks for this",
 }
-NESTED = {"kind": "dict", "parts": PARTS}
-SHOWN = {"speed": np.ones(1), "goal": 1, "keys": (np.array([1, 7]), np.array([1, 0]))}
-FLAT = [0, 0, 1, 0, 1, 0, 0, 1, 1, 0, 1]
 
 
-def test_parts_are_joined_in_the_order_of_their_names():
-    np.testing.assert_array_equal(flatten(NESTED, SHOWN), FLAT)
-    assert spec_of(NESTED)[:2] == ((11,), np.float32)
+def test_parts_keep_their_names_and_integers_are_counted_from_0():
+    arrays = centre(NESTED, to_arrays(NESTED, SHOWN))
+    assert arrays.keys() == NESTED.keys()
+    assert arrays["goal"] == 2
+    np.testing.assert_array_equal(arrays["keys"][0], [1, 2])
+    np.testing.assert_array_equal(arrays["keys"][1], [True, False])
+    np.testing.assert_array_equal(arrays["camera"], np.moveaxis(FRAME, 0, -1))
+    for spec, x in zip(jax.tree.leaves(NESTED), jax.tree.leaves(arrays), strict=True):
+        assert (x.shape, x.dtype) == (spec.shape, spec.dtype)
+    assert num_numbers(NESTED) == 1 + 1 + 4 + 3 * 48 * 40
+    assert batch_shape(NESTED, arrays) == ()
 
 
 def test_batches_have_the_same_axes_before_each_part():
-    batch = {
-        "speed": np.ones((4, 1)),
-        "goal": np.full(4, 1),
-        "keys": (np.tile([1, 7], (4, 1)), np.tile([1, 0], (4, 1))),
-    }
-    np.testing.assert_array_equal(flatten(NESTED, batch), [FLAT] * 4)
+    shown = {name: x for name, x in SHOWN.items() if name != "unread"}
+    batch = jax.tree.map(lambda x: np.stack([np.stack([x] * 4)] * 2), shown)
+    arrays, single = to_arrays(NESTED, batch), to_arrays(NESTED, SHOWN)
+    jax.tree.map(lambda xs, x: np.testing.assert_array_equal(xs[1, 3], x), arrays, single)
+    assert batch_shape(NESTED, arrays) == (2, 4)
 
 
 @pytest.mark.parametrize(
-    ("layout", "shape", "dtype"),
+    ("spec", "shape", "dtype"),
     [
         (VECTOR, (3,), "float32"),
         (BYTES, (2,), "uint8"),
-        ({**VECTOR, "dtype": "int64"}, (3,), "float32"),  # 32-bit integers cannot hold a time
-        ({**VECTOR, "dtype": "int32"}, (3,), "float32"),
-        ({**VECTOR, "dtype": "float64"}, (3,), "float32"),
-        ({"kind": "discrete", "n": 4, "start": 7}, (4,), "int32"),
-        (
-            {"kind": "box", "shape": [3, 48, 40], "dtype": "uint8", "channels_first": True},
-            (48, 40, 3),
-            "uint8",
-        ),
+        (array_spec((3,), "int64"), (3,), "float32"),  # 32-bit integers cannot hold a time
+        (array_spec((3,), "int32"), (3,), "float32"),
+        (array_spec((3,), "int16"), (3,), "int16"),
+        (array_spec((3,), "float64"), (3,), "float32"),
+        (array_spec((3,), "bool"), (3,), "bool"),
+        (integer_spec((), "int64", 4, 7), (), "int32"),
+        (IMAGE, (48, 40, 3), "uint8"),
     ],
 )
-def test_networks_are_shown_numbers_of_32_bits_at_the_most(layout, shape, dtype):
-    spec = spec_of(layout)
-    assert spec[:2] == (shape, np.dtype(dtype))
-    assert centre(spec, flatten(layout, example(layout))).dtype == dtype
+def test_networks_are_shown_numbers_of_32_bits_at_the_most(spec, shape, dtype):
+    assert (spec.shape, spec.dtype) == (shape, np.dtype(dtype))
+    own = (shape[-1], *shape[:-1]) if spec.channels_first else shape
+    first = np.full(own, 0 if spec.origin is None else spec.origin, spec.own_dtype or spec.dtype)
+    arrays = to_arrays(spec, first)
+    assert arrays.dtype == first.dtype
+    shown = centre(spec, arrays)
+    assert (shown.shape, shown.dtype) == (shape, dtype)
+    assert not shown.any()
 
 
 @pytest.mark.parametrize(
-    ("layout", "shown", "message"),
+    ("spec", "shown", "message"),
     [
         (VECTOR, np.zeros(1), r"float64, shape \(1,\).*promises float32, shape \(3,\)"),
         (VECTOR, 0.0, r"shape \(\).*promises float32, shape \(3,\)"),
@@ -70,21 +90,25 @@ def test_networks_are_shown_numbers_of_32_bits_at_the_most(layout, shape, dtype)
         (VECTOR, np.zeros(3, complex), "complex128.*promises float32"),
         (BYTES, [300, -5], "from -5 to 300, where its space promises uint8, from 0 to 255"),
         (BYTES, [0.5, 1.0], "float64.*promises uint8"),
-        (PARTS["goal"], 2, "from 2 to 2, where its space promises integers from -1 to 1"),
-        (PARTS["goal"], 0.5, "promises integers"),
-        (NESTED, SHOWN | {"goal": 5}, "in its part 'goal'"),
-        (NESTED, {"speed": np.ones(1)}, "promises a dictionary of speed, goal, keys"),
-        (NESTED, SHOWN | {"keys": ()}, "in its part 'keys', where its space promises a tuple of 2"),
+        (GOAL, 2, r"from 2 to 2, where its space promises integers from -1 to 1, shape \(\)"),
+        (GOAL, 0.5, "promises integers"),
+        (KEYS[0], [1, 4], "from 1 to 4, where its space promises integers from 0 to 7"),
+        (KEYS[1], [1, 2], "from 1 to 2, where its space promises integers from 0 to 1"),
+        (IMAGE, FRAME.swapaxes(0, 2), r"\(40, 48, 3\).* promises uint8, shape \(3, 48, 40\)"),
+        (NESTED, SHOWN | {"goal": 5}, r'in its part observation\["goal"\]'),
+        (NESTED, {"speed": np.ones(1)}, "promises a dictionary of speed, goal, keys, camera"),
+        (NESTED, SHOWN | {"keys": ()}, r'in its part observation\["keys"\], .* a tuple of 2'),
+        (NESTED, SHOWN | {"keys": ([0, 5], [2, 0])}, r'part observation\["keys"\]\[1\], where'),
     ],
 )
-def test_what_no_space_promised_is_said(layout, shown, message):
+def test_what_no_space_promised_is_said(spec, shown, message):
     with pytest.raises(Unpromised, match=message):
-        flatten(layout, shown)
+        to_arrays(spec, shown)
 
 
 def test_what_a_space_means_is_taken():
-    np.testing.assert_array_equal(flatten(BYTES, [0, 255]), np.array([0, 255], np.uint8))
-    np.testing.assert_array_equal(flatten(VECTOR, [1, 2, 3]), np.float32([1, 2, 3]))
+    np.testing.assert_array_equal(to_arrays(BYTES, [0, 255]), np.array([0, 255], np.uint8))
+    np.testing.assert_array_equal(to_arrays(VECTOR, [1, 2, 3]), np.float32([1, 2, 3]))
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from trpo_jax.envs.base import Box, Discrete, MultiDiscrete, Pool, host_environment
-from trpo_jax.envs.observations import spec_of
-from trpo_jax.envs.pools import open_pool
+from trpo_jax.envs.observations import array_spec
+from trpo_jax.envs.pools import Shows, open_pool
 from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, NotFinite
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
 
-LAYOUT = {"kind": "box", "shape": [2], "dtype": "float32"}
+SPEC = array_spec((2,), "float32")
 EVERYWHERE = np.ones(2, bool)
 
 
@@ -49,13 +49,12 @@ class Odd:
 
 
 def pool_of(**odd):
-    return open_pool("odd", lambda: Odd(**odd), LAYOUT, Discrete(2), [0, 1])
+    return open_pool("odd", lambda: Odd(**odd), Shows(SPEC), Discrete(2), [0, 1])
 
 
 def step_once(**odd):
     """Returns the transition of one step, of two copies."""
-    spec = spec_of(LAYOUT)
-    env = host_environment("odd", spec, Discrete(2), None, lambda *_: pool_of(**odd))
+    env = host_environment("odd", SPEC, Discrete(2), None, lambda *_: pool_of(**odd))
     with closing(env.open()) as pool:
         episodes = start_host_episodes(env, pool, 2)
         return advance_host_episodes(env, pool, episodes, np.zeros(2, int))[1]
@@ -185,7 +184,7 @@ def test_actions_are_of_the_dtype_of_their_space():
         (Box(np.float32([0]), np.float32([np.inf])), np.float32([7])),
     ]:
         given = []
-        with closing(open_pool("odd", Recording, LAYOUT, spec, [0])) as pool:
+        with closing(open_pool("odd", Recording, Shows(SPEC), spec, [0])) as pool:
             pool.step(np.asarray(action, np.float32 if isinstance(spec, Box) else np.int32)[None])
         assert given[0].dtype == action.dtype
         np.testing.assert_array_equal(given[0], action)
@@ -201,10 +200,10 @@ def test_a_pool_with_a_timeout_lives_in_one_thread(capsys):
 
     env = host_environment(
         "odd",
-        spec_of(LAYOUT),
+        SPEC,
         Discrete(2),
         None,
-        lambda *_: open_pool("odd", make, LAYOUT, Discrete(2), [0, 1]),
+        lambda *_: open_pool("odd", make, Shows(SPEC), Discrete(2), [0, 1]),
     )
     with closing(with_timeout(env, 60.0).open(0, 2)) as pool:
         pool.reset(EVERYWHERE)
@@ -220,7 +219,7 @@ def test_a_step_that_hangs_is_a_failure():
         step = lambda actions: released.wait(60)
         return Pool(lambda mask: mask, step, lambda: None, kill=lambda: killed.append(True))
 
-    env = with_timeout(host_environment("odd", spec_of(LAYOUT), Discrete(2), None, open), 0.05)
+    env = with_timeout(host_environment("odd", SPEC, Discrete(2), None, open), 0.05)
     pool = env.open(0, 1)
     pool.reset(EVERYWHERE)
     with pytest.raises(EnvironmentFailure, match=r"odd hangs: a step took more than 0\.05 s"):
@@ -232,7 +231,7 @@ def test_a_step_that_hangs_is_a_failure():
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
 def test_a_timeout_is_a_positive_number_of_an_environment_on_the_host(seconds):
-    env = host_environment("odd", spec_of(LAYOUT), Discrete(2), None, lambda *_: None)
+    env = host_environment("odd", SPEC, Discrete(2), None, lambda *_: None)
     with pytest.raises(ConfigurationError, match="env_timeout"):
         with_timeout(env, seconds)
     with pytest.raises(ConfigurationError, match="on the host, which odd is not"):
@@ -255,19 +254,19 @@ class Made:
 
 
 def test_processes_check_alike_and_leave_nobody_behind():
-    pool = open_pool("odd", Made("wrong"), LAYOUT, Discrete(2), [0, 1], processes=True)
+    pool = open_pool("odd", Made("wrong"), Shows(SPEC), Discrete(2), [0, 1], processes=True)
     with closing(pool):
         pool.reset(EVERYWHERE)
         with pytest.raises(EnvironmentFailure, match=r"\(1,\).*promises .*\(2,\) \(copy 1 of 2\)"):
             pool.step(np.zeros(2, int))
     assert not multiprocessing.active_children()
-    with closing(open_pool("odd", Odd, LAYOUT, Discrete(2), [0], processes=True)) as pool:
+    with closing(open_pool("odd", Odd, Shows(SPEC), Discrete(2), [0], processes=True)) as pool:
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         with pytest.raises(EnvironmentFailure, match=r"processes died.*exit code -9.*copy 1 of 1"):
             pool.reset(EVERYWHERE[:1])
     assert not multiprocessing.active_children()
     with pytest.raises(EnvironmentFailure, match="no floor"):
-        open_pool("odd", Made("unmade"), LAYOUT, Discrete(2), [0, 1], processes=True)
+        open_pool("odd", Made("unmade"), Shows(SPEC), Discrete(2), [0, 1], processes=True)
     assert not multiprocessing.active_children()
-    open_pool("odd", Made("slow close"), LAYOUT, Discrete(2), [0], processes=True).close()
+    open_pool("odd", Made("slow close"), Shows(SPEC), Discrete(2), [0], processes=True).close()
     assert not multiprocessing.active_children()

@@ -10,7 +10,15 @@ import jumanji
 import numpy as np
 from jumanji import specs
 
-from trpo_jax.envs.base import MASK, ArraySpec, Box, Discrete, Environment, MultiDiscrete
+from trpo_jax.envs.base import (
+    MASK,
+    ArraySpec,
+    Box,
+    Discrete,
+    Environment,
+    MultiDiscrete,
+    split_mask,
+)
 from trpo_jax.envs.functional import as_tree, make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
@@ -28,8 +36,9 @@ def make(name: str, **args: Any) -> Environment:
     """Returns an environment of Jumanji, such as "Snake-v1", whose class takes the arguments.
 
     Integers of a known range are counted from their smallest value. A mask for all choices of an
-    action together makes these one choice. Jumanji ends an episode at the time limit as if the task
-    had; here its own limit never comes, and an episode is truncated after as many steps.
+    action together makes these one choice. Where a choice has no legal value, all are. Jumanji ends
+    an episode at the time limit as if the task had; here its own limit never comes, and an episode
+    is truncated after as many steps.
 
     Raises:
         ConfigurationError: if the name is unknown, it needs a download, or its spaces are not
@@ -48,17 +57,24 @@ def make(name: str, **args: Any) -> Environment:
     time_limit = None
     if known is not None and "time_limit" in known:
         time_limit = int(env.time_limit)
-        env = jumanji.make(name, **args | {"time_limit": NEVER})
+        # MMST has an array with a place for every step.
+        never = time_limit + 1 if name.startswith("MMST") else NEVER
+        env = jumanji.make(name, **args | {"time_limit": never})
 
     promised = _promised(env.observation_spec)
-    action = _action_spec(full_name, env.action_spec)
-    mask = promised.get(MASK) if isinstance(promised, dict) else None
+    mask = split_mask(promised)[1]
+    action = _action_spec(full_name, env.action_spec, mask)
     joint = _is_joint(env.action_spec, mask)
     if joint:
         sizes, action = action.num_actions, Discrete(math.prod(action.num_actions))
 
     def show(timestep):
-        return jax.tree.map(_from_zero, promised, as_tree(timestep.observation))
+        shown = jax.tree.map(_from_zero, promised, as_tree(timestep.observation))
+        if mask is None:
+            return shown
+        # A choice without a legal value changes nothing: of an agent that is done, for instance.
+        none = ~jnp.any(shown[MASK], axis=None if joint else -1, keepdims=True)
+        return shown | {MASK: shown[MASK] | none}
 
     def reset(key):
         state, timestep = env.reset(key)
@@ -82,22 +98,27 @@ def _promised(spec: specs.Spec) -> Any:
     return {name: _promised(x) for name, x in inner.items()} if inner else spec
 
 
-def _num_values(spec: specs.Spec) -> int | None:
-    """Returns how many values the integers of an array have, where they are few."""
-    known = isinstance(spec, specs.BoundedArray) and np.issubdtype(spec.dtype, np.integer)
-    if not known or np.size(spec.minimum) > 1 or np.size(spec.maximum) > 1:
+def _range(spec: specs.Spec) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the smallest integers of an array and how many there are, where they are few."""
+    if not isinstance(spec, specs.BoundedArray) or not np.issubdtype(spec.dtype, np.integer):
         return None
-    count = int(np.max(spec.maximum)) - int(np.min(spec.minimum)) + 1
-    return count if count <= MOST_VALUES else None
+    low, high = np.asarray(spec.minimum), np.asarray(spec.maximum)
+    count = high.astype(int) - low + 1
+    return (low, count) if count.max() <= MOST_VALUES else None
 
 
 def _from_zero(spec: specs.Spec, x: Any) -> Any:
-    return x if _num_values(spec) is None else x - np.min(spec.minimum).astype(x.dtype)
+    found = _range(spec)
+    return x if found is None else x - found[0].astype(x.dtype)
 
 
 def _with_range(spec: specs.Spec, array: ArraySpec) -> ArraySpec:
-    count = _num_values(spec)
-    return array if count is None else replace(array, num_values=(count,))
+    found = _range(spec)
+    if found is None:
+        return array
+    alike = np.unique(found[1])
+    counts = alike if alike.size == 1 else np.broadcast_to(found[1], array.shape)
+    return replace(array, num_values=tuple(map(int, np.ravel(counts))))
 
 
 def _is_joint(action: specs.Spec, mask: specs.Spec | None) -> bool:
@@ -106,7 +127,9 @@ def _is_joint(action: specs.Spec, mask: specs.Spec | None) -> bool:
     return several and mask is not None and mask.shape == tuple(action.num_values.tolist())
 
 
-def _action_spec(name: str, spec: specs.Array) -> Discrete | MultiDiscrete | Box:
+def _action_spec(
+    name: str, spec: specs.Array, mask: specs.Spec | None
+) -> Discrete | MultiDiscrete | Box:
     match spec:
         case specs.DiscreteArray():
             return Discrete(int(spec.num_values))
@@ -115,6 +138,9 @@ def _action_spec(name: str, spec: specs.Array) -> Discrete | MultiDiscrete | Box
         case specs.BoundedArray() if np.issubdtype(spec.dtype, np.floating):
             low, high = (np.broadcast_to(x, spec.shape) for x in (spec.minimum, spec.maximum))
             return Box(low.astype(np.float32), high.astype(np.float32))
+        case specs.BoundedArray(shape=(size,)) if mask and mask.shape[:-1] == (size,):
+            # The mask knows how many values each choice has; MultiCVRP promises one too many.
+            return MultiDiscrete(mask.shape[-1:] * size, dtype=np.dtype(spec.dtype))
     raise ConfigurationError(
         f"Environment {name!r} has actions of type {type(spec).__name__} and shape {spec.shape}, "
         "which no policy here can produce. Supported: DiscreteArray, MultiDiscreteArray of one "
