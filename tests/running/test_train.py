@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +45,7 @@ pytestmark = [
 TINY = {"num_envs": 2, "num_steps": 16, "hidden_sizes": (8,), "critic_epochs": 1}
 TINY |= {"critic_minibatches": 2}
 CONFIG = trpo.Config(**TINY)
+REMEMBERING = CONFIG.replace(memory="gru", memory_size=4)
 RUN = {"seeds": 2, "total_steps": 192, "evaluation_episodes": 2, "progress": False}
 HOST = "gym/host_tasks:Counter-v0"
 
@@ -128,6 +130,51 @@ def test_policies_act_as_those_of_the_file_do(finished):
         np.testing.assert_array_equal(finished.policy(seed)(observations), stored(observations))
     with pytest.raises(ConfigurationError, match=r"no seed 7. It has \[0, 1\]"):
         finished.policy(7)
+
+
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory):
+    out = tmp_path_factory.mktemp("remembering") / "run"
+    return train("CartPole-v1-NoVel", REMEMBERING, **RUN, checkpoint_every=2, out=out)
+
+
+def test_a_run_with_a_memory_goes_on_bit_for_bit(remembering, tmp_path):
+    options = RUN | {"checkpoint_every": 2, "out": tmp_path / "run"}
+    again = partial(train, "CartPole-v1-NoVel", REMEMBERING, **options)
+    begun = again(callback=lambda chunk: chunk.last_update >= 2)
+    assert begun.num_updates < remembering.num_updates
+    with pytest.raises(ConfigurationError, match="memory_size = 4, not 5"):
+        config = REMEMBERING.replace(memory_size=5)
+        train("CartPole-v1-NoVel", config, **options, resume=True)
+    assert_same(again(resume=True), remembering)
+
+
+def test_policies_with_a_memory_act_as_those_of_the_file_do(remembering):
+    shown = np.random.default_rng(0).normal(size=(20, 50, 2)).astype(np.float32)
+    ours, stored = remembering.policy(1), load_policy(remembering.folder, 1)
+    found = [ours(x) for x in shown]
+    np.testing.assert_array_equal(found, [stored(x) for x in shown])
+    ours.start()
+    assert (ours(shown[-1]) != found[-1]).any()  # what came before counts
+
+
+def test_a_folder_says_what_its_policies_remember_by(remembering):
+    description = json.loads((remembering.folder / "config.json").read_text())
+    config, network = description["config"], description["policy"]["network"]
+    assert (config["memory"], config["memory_size"]) == ("gru", 4)
+    assert (network["memory"], network["memory_size"]) == ("gru", 4)
+    command = description["command"]
+    assert command[command.index("--memory") + 1] == "gru"
+
+
+def test_a_run_with_a_memory_on_the_host(tmp_path):
+    run = train("gym/CartPole-v1-NoVel", REMEMBERING, **RUN, out=tmp_path / "run")
+    assert run.num_updates == 6
+    assert (run.metrics["kl"][:, -1] > 0).all()
+    assert (run.evaluation.returns >= 8).all()
+    act = load_policy(tmp_path / "run", env=envs.make("CartPole-v1-NoVel"))
+    assert act.remembers
+    assert act(np.zeros(2)) in (0, 1)
 
 
 def test_a_callback_sees_each_chunk_and_stops_the_run_which_then_goes_on(finished, tmp_path):
