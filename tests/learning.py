@@ -67,7 +67,7 @@ def assert_learns(module, probe, continuous=False, tolerance=0.05, **settings):
         return critic.apply(state.critic.params, jnp.array(observations)[:, None])
 
     def policy(observations):
-        return algorithm.policy(state.actor, jnp.array(observations)[:, None])
+        return algorithm.policy(state.actor, (), jnp.array(observations)[:, None])[1]
 
     match probe:
         case "constant_value":

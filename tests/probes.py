@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
+from trpo_jax.envs.base import (
+    ArraySpec,
+    Box,
+    Discrete,
+    Environment,
+    StepResult,
+    split_mask,
+    with_mask,
+)
 
 
 def probe(name, observe, reward, num_steps=1, continuous=False):
@@ -110,3 +118,45 @@ def counter(time_limit=None, terminates_at=None, reward=None, visible=True, widt
 
     spec = ArraySpec((width,), np.dtype(np.float32))
     return Environment("counter", reset, step, spec, Discrete(2), time_limit)
+
+
+def noise(parts=False, masked=False, joint=False, time_limit=5):
+    """Shows random numbers, rewards with the next ones, and ends at random, or is cut short.
+
+    Args:
+        parts: whether it shows a number of 3, and a picture, beside its two numbers.
+        masked: whether some of its choices are illegal, others in each state.
+        joint: whether an action has two numbers beside a choice of 3.
+        time_limit: of an episode.
+    """
+    spec = ArraySpec((2,), np.dtype(np.float32))
+    if parts:
+        number, byte = np.dtype(np.int32), np.dtype(np.uint8)
+        spec = {"far": spec, "near": (ArraySpec((), number, (3,)), ArraySpec((4, 4, 1), byte))}
+    if masked:
+        spec = with_mask(spec, ArraySpec((3,), np.dtype(bool)))
+
+    def show(key):
+        keys = jax.random.split(key, 5)
+        shown = jax.random.normal(keys[0], (2,))
+        if parts:
+            picture = jax.random.bits(keys[1], (4, 4, 1), jnp.uint8)
+            shown = {"far": shown, "near": (jax.random.randint(keys[2], (), 0, 3), picture)}
+        if not masked:
+            return shown
+        legal = jax.random.bernoulli(keys[3], 0.3, (3,))
+        return with_mask(shown, legal.at[jax.random.randint(keys[4], (), 0, 3)].set(True))
+
+    def step(key, state, action):
+        show_key, end_key = jax.random.split(key)
+        shown = show(show_key)
+        reward = jax.tree.leaves(split_mask(shown)[0])[0][0]
+        ended = jax.random.bernoulli(end_key, 0.1)
+        return state, StepResult(shown, reward, ended, jnp.zeros((), bool))
+
+    action = Discrete(3)
+    if joint:
+        bounds = np.ones(2, np.float32)
+        action = {"push": Box(-bounds, bounds), "turn": action}
+    reset = lambda key: ((), show(key))
+    return Environment("noise", reset, step, spec, action, time_limit)

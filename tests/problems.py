@@ -5,7 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
+from trpo_jax.distributions import Categorical, DiagGaussian, Product
 
 
 def mlp_params(key, sizes):
@@ -36,9 +36,14 @@ def policies(key):
     def categorical(params):
         return Categorical(mlp(params, observations))
 
-    def multi_categorical(params):
-        logits = mlp(params, observations)
-        return MultiCategorical((Categorical(logits[..., :2]), Categorical(logits[..., 2:])))
+    def product(params):
+        x = mlp(params, observations)
+        return Product(
+            {
+                "push": DiagGaussian(x[..., :1], 0.3 * x[..., 1:2]),
+                "turn": (Categorical(x[..., 2:]),),
+            }
+        )
 
     def state_dependent_gaussian(params):
         mean, log_std = jnp.split(mlp(params, observations), 2, axis=-1)
@@ -64,11 +69,11 @@ def policies(key):
     }
     return {
         "categorical": (plain, categorical),
-        "multi_categorical": (plain, multi_categorical),
+        "product": (plain, product),
         "gaussian": (with_log_std, gaussian),
         "state_dependent_gaussian": (plain, state_dependent_gaussian),
         "recurrent": (recurrent_params, recurrent),
     }
 
 
-POLICIES = ("categorical", "multi_categorical", "gaussian", "state_dependent_gaussian", "recurrent")
+POLICIES = ("categorical", "product", "gaussian", "state_dependent_gaussian", "recurrent")

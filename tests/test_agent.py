@@ -1,24 +1,28 @@
 """A user's own network, of any library, in every place where the library's own serves."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probes
 import pytest
 from flax import nnx
 
 import trpo_jax
 from trpo_jax import algorithms, envs
 from trpo_jax.agent import Policy, make_agent, memoryless
-from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms import trpo, vpg
 from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.critics import adam_critic
 from trpo_jax.distributions import Categorical
+from trpo_jax.envs.base import split_mask
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.exploration import ou
+from trpo_jax.exploration import ou, white
 from trpo_jax.networks import Network, from_linen, from_nnx
 from trpo_jax.records.policies import save_policy
+from trpo_jax.recurrent import RecurrentNetwork
 
 SMALL = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
 OWN = {
@@ -87,7 +91,7 @@ def test_a_users_network_trains_is_saved_and_is_loaded(kind, cartpole, tmp_path)
     save_policy(path, algorithm, jax.tree.map(lambda x: x[None], learnt_of(learnt)), (3,))
     observations = jax.random.normal(jax.random.key(1), (5, 4))
     act = trpo_jax.load_policy(path, agent=agent)
-    expected = algorithm.policy(learnt.actor, observations).mode()
+    expected = algorithm.policy(learnt.actor, (), observations)[1].mode()
     np.testing.assert_array_equal(act(observations), expected)
     with pytest.raises(ConfigurationError, match=r"handed in.*load_policy\(path, agent=agent\)"):
         trpo_jax.load_policy(path)
@@ -105,7 +109,7 @@ def test_every_algorithm_takes_an_agent_and_builds_no_network_beside_it(
     agent = own_agent(cartpole, config, "function")
     critic = Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
     agent = agent._replace(critic=adam_critic(critic, epochs=1, minibatches=1))
-    for maker in ("make_policy", "make_critic"):
+    for maker in ("make_policy", "make_critic", "build_policy", "build_critic"):
         monkeypatch.setattr(f"trpo_jax.agent.{maker}", lambda *_, **__: pytest.fail("built"))
     algorithm = module.make(cartpole, config, agent=agent)
     state = algorithm.init(jax.random.key(0))
@@ -187,38 +191,205 @@ def test_a_policy_with_a_memory_is_unrolled_from_where_it_was_and_afresh_in_each
     update, collect = jax.jit(algorithm.update), jax.jit(algorithm.collect)
     state, metrics = update(algorithm.init(jax.random.key(0)))
     assert 0 < metrics["kl"] <= 0.01
-    _, trajectory = collect(state)
+    carry = state.rollout.acting.carry
+    state, trajectory = collect(state)
     assert trajectory.first[1:].any()
     assert not trajectory.first[0].all()
-    carry = trajectory.context.carry
-    assert (carry[trajectory.first] == 0).all()
-    # What is learnt from is what was acted by: the ratio is 1 before the first step.
+    np.testing.assert_array_equal(state.rollout.carry, carry)
+    # The memory is what the episode has shown so far, added up; evaluation is given it too.
     params, seen = state.actor.policy_params, trajectory.observation
-    whole = agent.policy.unroll(params, carry[0], seen, trajectory.first)
+    whole = agent.policy.unroll(params, carry, seen, trajectory.first)
     for t in range(12):
-        _, one = agent.policy.step(params, carry[t], seen[t])
-        np.testing.assert_allclose(whole.logits[t], one.logits, rtol=1e-5, atol=1e-6)
+        carry = jnp.where(trajectory.first[t][:, None], 0.0, carry)
+        carry, judged = algorithm.policy(state.actor, carry, seen[t])
+        np.testing.assert_allclose(whole.logits[t], judged.logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(state.rollout.acting.carry, carry)
+
+
+def remembering_critic():
+    """Returns a critic that sees the sum of what its episode has shown so far."""
+    policy = remembering()
+    network = RecurrentNetwork(
+        lambda key: jnp.zeros(4),
+        policy.carry,
+        lambda params, carry, x: (carry + x, (carry + x) @ params),
+        lambda params, carry, x, first: (x @ params, x),
+    )
+    return adam_critic(network, epochs=1, minibatches=1)
+
+
+@pytest.mark.parametrize(("name", "env"), [("trpo_vine", "CartPole-v1"), ("qprop", "Pendulum-v1")])
+@pytest.mark.parametrize("part", ["policy", "critic"])
+def test_what_cannot_follow_a_memory_is_refused_by_name(name, env, part):
+    module, env = algorithms.get(name), envs.make(env)
+    config = module.Config(**(SMALL | OWN.get(name, {})))
+    own = {"policy": remembering, "critic": remembering_critic}[part]()
+    agent = make_agent(env, config)._replace(**{part: own})
+    with pytest.raises(ConfigurationError, match=rf"{name} .* memory .* memory = none"):
+        module.make(env, config, agent=agent)
+    with pytest.raises(ConfigurationError, match=rf"{name} .* memory .* memory = none"):
+        module.make(env, config.replace(memory="gru"))
+
+
+def test_solvers_and_strides_that_cannot_follow_a_memory_are_refused_by_name(cartpole):
+    config = trpo.Config(**SMALL, memory="gru")
+    with pytest.raises(ConfigurationError, match=r"solver = 'kronecker' .*\(it has a memory\)"):
+        trpo.make(cartpole, config.replace(solver="kronecker"))
+    with pytest.raises(ConfigurationError, match=r"fisher_subsample = 3 .* num_envs = 2"):
+        trpo.make(cartpole, config.replace(fisher_subsample=3))
+    trpo.make(cartpole, config.replace(fisher_subsample=2))
+    trpo.make(cartpole, config.replace(fisher_subsample=3, memory="none"))
+
+
+def recording():
+    """Returns independent draws whose noise is the distribution that they are from."""
+    explore = white()
+
+    def act(key, distribution, noise_state, episodes):
+        actions, _, noise_state = explore.act(key, distribution, noise_state, episodes)
+        return actions, distribution, noise_state
+
+    return explore._replace(act=act)
+
+
+KINDS = {  # of environments and of configs
+    "memoryless": ({}, {}),
+    "gru": ({}, {"memory": "gru"}),
+    "lstm": ({}, {"memory": "lstm"}),
+    "masked": ({"masked": True}, {}),
+    "joint": ({"joint": True}, {}),
+    "parts": ({"parts": True}, {}),
+    "gru, masked": ({"masked": True}, {"memory": "gru"}),
+    "all": ({"masked": True, "joint": True, "parts": True}, {"memory": "lstm"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_learnt_from_is_what_was_acted_by_in_every_rollout(kind):
+    """Before the step all probability ratios are 1, and KL(old || new) is 0."""
+    shown, settings = KINDS[kind]
+    env = probes.noise(**shown)
+    config = vpg.Config(**SMALL | {"num_envs": 3, "critic_minibatches": 4}, **settings)
+    agent = make_agent(env, config)._replace(exploration=recording())
+    algorithm = vpg.make(env, config, agent=agent)
+
+    @jax.jit
+    def learnt_from(state):
+        collected, trajectory = algorithm.collect(state)
+        _, step_input, _ = estimate(env, config, agent, collected, trajectory)
+        params, batch = state.actor.policy_params, step_input.batch
+        without = batch._replace(carry=jax.tree.map(jnp.zeros_like, batch.carry))
+        found = [agent.distributions(params, x) for x in (batch, without)]
+        return algorithm.learn(collected, trajectory)[0], (trajectory, batch, *found)
+
+    @jax.jit
+    def start(key):
+        state = algorithm.init(key)
+        # Weights as small as the first ones would hide what the policy sees.
+        keys = iter(jax.random.split(key, 100))
+        larger = lambda x: x + 0.5 * jax.random.normal(next(keys), x.shape)
+        params = jax.tree.map(larger, state.actor.policy_params)
+        return state._replace(actor=state.actor._replace(policy_params=params))
+
+    state = start(jax.random.key(0))
+    for _ in range(2):
+        state, (trajectory, batch, found, without) = learnt_from(state)
+        collected, actions = trajectory.noise, trajectory.action
+        ratios = jnp.exp(found.log_prob(actions) - collected.log_prob(actions))
+        np.testing.assert_allclose(ratios, 1, atol=1e-5)
+        np.testing.assert_allclose(collected.kl(found), 0, atol=1e-6)
+        assert collected.kl(jax.tree.map(jnp.zeros_like, found)).mean() > 0.01
+        assert trajectory.first[1:].any()
+        legal = split_mask(trajectory.observation)[1]
+        if legal is not None:
+            chosen = actions["turn"] if shown.get("joint") else actions
+            assert np.take_along_axis(np.asarray(legal), chosen[..., None], axis=-1).all()
+            assert not legal.all(axis=-1).all()
+    # The second rollout begins in the middle of episodes, and what was before them counts.
+    assert not trajectory.first[0].all()
+    if "memory" in settings:
+        goes_on = np.flatnonzero(~trajectory.first[0])
+        assert (collected.kl(without)[0, goes_on] > 1e-4).any()
+        assert all(x.shape[:2] == (1, 3) for x in jax.tree.leaves(batch.carry))
+    else:
+        assert not jax.tree.leaves(batch.carry)
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_a_tree_of_one_array_is_learnt_from_as_the_array_itself(memory):
+    bare = probes.noise()
+
+    def step(key, state, action):
+        state, result = bare.step(key, state, action)
+        return state, result._replace(observation={"x": result.observation})
+
+    def reset(key):
+        state, shown = bare.reset(key)
+        return state, {"x": shown}
+
+    tree = bare._replace(observation={"x": bare.observation}, reset=reset, step=step)
+    config = trpo.Config(**SMALL, memory=memory, memory_size=3)
+    learnt = []
+    for env in (bare, tree):
+        algorithm = trpo.make(env, config)
+        run = jax.jit(lambda key, x=algorithm: x.update(x.init(key)))
+        state, metrics = run(jax.random.key(0))
+        assert metrics["kl"] > 0
+        learnt.append((state.actor.policy_params, state.critic, state.rollout.acting, metrics))
+    chex.assert_trees_all_equal(*learnt)
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
-    [("trpo_vine", {}), ("ppo", {}), ("trpo", {"fisher_subsample": 2})],
+    ("of_environment", "settings"),
+    [("near", {}), (None, {"critic_observation": "near", "memory": "gru", "memory_size": 3})],
+    ids=["environment", "config"],
 )
-def test_what_cannot_follow_a_memory_is_refused_by_name(name, settings, cartpole):
-    module = algorithms.get(name)
-    config = module.Config(**(SMALL | OWN.get(name, {}) | settings))
-    agent = make_agent(cartpole, config)._replace(policy=remembering())
-    named = "fisher_subsample" if settings else name
-    with pytest.raises(ConfigurationError, match=rf"{named} .* remembers"):
-        module.make(cartpole, config, agent=agent)
+def test_a_part_for_the_critic_is_seen_by_it_alone(of_environment, settings):
+    env = probes.noise(parts=True)._replace(critic_observation=of_environment)
+    algorithm = vpg.make(env, vpg.Config(**SMALL, **settings))
+
+    @jax.jit
+    def run(key):
+        state, metrics = algorithm.update(algorithm.init(key))
+        state, trajectory = algorithm.collect(state)
+        noise = lambda x: jax.random.uniform(key, x.shape, maxval=3).astype(x.dtype)
+        changed = {
+            name: trajectory.observation | {name: jax.tree.map(noise, trajectory.observation[name])}
+            for name in ("far", "near")
+        }
+        changed["none"] = trajectory.observation
+
+        def judged(observation):
+            """Returns the values, the actions and what evaluation sees."""
+            seen = trajectory._replace(observation=observation)
+            args = algorithm.env, algorithm.config, algorithm.agent, state, seen
+            episodes = state.rollout.episodes
+            episodes = episodes._replace(observation=jax.tree.map(lambda x: x[3], observation))
+            acting = state.rollout.acting
+            actions, *_ = algorithm.act(state.actor, key, episodes, acting)
+            carry = algorithm.carry(SMALL["num_envs"])
+            _, policy = algorithm.policy(state.actor, carry, episodes.observation)
+            batch = estimate(*args)[1].batch
+            learnt_from = algorithm.agent.distributions(state.actor.policy_params, batch)
+            return batch.values, (actions, policy.logits, learnt_from.logits)
+
+        return metrics, {name: judged(x) for name, x in changed.items()}
+
+    metrics, found = run(jax.random.key(0))
+    assert metrics["kl"] > 0
+    (values, acted), (changed, same) = found["none"], found["near"]
+    chex.assert_trees_all_equal(acted, same)
+    assert jnp.abs(values - changed).max() > 1e-3
+    assert jnp.abs(acted[2] - found["far"][1][2]).max() > 1e-4  # what the policy sees changes it
+    assert jnp.abs(values - found["far"][0]).max() > 1e-3
 
 
-def test_a_policy_with_a_memory_is_not_judged_without_it(cartpole):
-    config = trpo.Config(**SMALL)
-    agent = make_agent(cartpole, config)._replace(policy=remembering())
-    algorithm = trpo.make(cartpole, config, agent=agent)
-    with pytest.raises(ConfigurationError, match="act from single observations"):
-        algorithm.policy(algorithm.init(jax.random.key(0)).actor, jnp.zeros((2, 4)))
+def test_a_part_that_is_not_there_cannot_be_for_the_critic():
+    config = trpo.Config(**SMALL, critic_observation="nearer")
+    with pytest.raises(ConfigurationError, match=r"named 'nearer', .*Its parts: far, near"):
+        trpo.make(probes.noise(parts=True), config)
+    with pytest.raises(ConfigurationError, match=r"named 'nearer', .*Its parts: none"):
+        trpo.make(probes.noise(), config)
 
 
 def test_an_exploration_that_is_handed_in_is_what_actions_are_learnt_from():
@@ -228,9 +399,9 @@ def test_an_exploration_that_is_handed_in_is_what_actions_are_learnt_from():
     agent = make_agent(env, config)._replace(exploration=ou(1, 0.9))
     algorithm = trpo.make(env, config, agent=agent)
     state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
-    _, step_input = estimate(config, agent, state, trajectory)
+    _, step_input, _ = estimate(env, config, agent, state, trajectory)
     drawn_from = agent.distributions(state.actor.policy_params, step_input.batch)
     rest = np.asarray((trajectory.action - drawn_from.mean) / jnp.exp(drawn_from.log_std))
     np.testing.assert_allclose(rest.std(), 1, atol=0.1)
-    noise = np.asarray(trajectory.context.noise)
+    noise = np.asarray(trajectory.noise)
     assert abs(np.corrcoef(rest.ravel(), noise.ravel())[0, 1]) < 0.1

@@ -19,7 +19,7 @@ from trpo_jax.trust_region import importance_sampled_surrogate
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-NAMES = ("categorical", "multi_categorical", "gaussian", "state_dependent_gaussian")
+NAMES = ("categorical", "product", "gaussian", "state_dependent_gaussian")
 
 
 def problem(name):
@@ -30,7 +30,8 @@ def problem(name):
     surrogate = importance_sampled_surrogate(actions, advantages, 0.1)
 
     def surrogate_of(env):
-        inner = importance_sampled_surrogate(actions[:, env], advantages[:, env], 0.1)
+        own = jax.tree.map(lambda x: x[:, env], (actions, advantages))
+        inner = importance_sampled_surrogate(*own, 0.1)
         return lambda new, old: inner(*jax.tree.map(lambda x: x[:, env], (new, old)))
 
     return params, distribution_fn, surrogate, [surrogate_of(env) for env in range(3)]

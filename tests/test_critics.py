@@ -8,11 +8,28 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from problems import mlp, mlp_params
 
-from trpo_jax.critics import explained_variance, fit_critic, init_critic, trust_region_fit
+from trpo_jax.critics import (
+    Sequences,
+    explained_variance,
+    fit_critic,
+    init_critic,
+    trust_region_fit,
+)
+from trpo_jax.networks import Network
+from trpo_jax.recurrent import without_memory
 
 
 def linear(params, x):
     return x @ params["w"] + params["b"]
+
+
+def unrolled(apply):
+    return without_memory(Network(None, apply)).unroll
+
+
+def sequences_of(observations):
+    """Returns observations `[T, B, ...]` as a critic without a memory sees them."""
+    return Sequences((), observations, jnp.zeros(observations.shape[:2], bool))
 
 
 def test_fit_reaches_the_targets_of_a_linear_function():
@@ -21,9 +38,9 @@ def test_fit_reaches_the_targets_of_a_linear_function():
     critic = init_critic({"w": jnp.zeros(3), "b": jnp.zeros(())})
     fitted, loss = fit_critic(
         jax.random.key(1),
-        linear,
+        unrolled(linear),
         critic,
-        observations,
+        sequences_of(observations),
         targets,
         learning_rate=0.05,
         epochs=100,
@@ -43,9 +60,9 @@ def test_each_epoch_visits_every_sample_once_in_a_new_order():
     observations = jnp.arange(12.0).reshape(3, 4, 1)
     fit_critic(
         jax.random.key(0),
-        spy,
+        unrolled(spy),
         init_critic({"b": jnp.zeros(())}),
-        observations,
+        sequences_of(observations),
         jnp.zeros((3, 4)),
         learning_rate=0.1,
         epochs=2,
@@ -62,35 +79,37 @@ def test_each_epoch_visits_every_sample_once_in_a_new_order():
 def test_moments_survive_from_one_fit_to_the_next_and_the_rate_is_the_one_given():
     critic = init_critic({"w": jnp.zeros(3), "b": jnp.zeros(())})
     observations, targets = jnp.ones((4, 2, 3)), jnp.ones((4, 2))
-    settings = {"epochs": 1, "minibatches": 1}
-    once, _ = fit_critic(
-        jax.random.key(0), linear, critic, observations, targets, learning_rate=0.01, **settings
-    )
+
+    def fit(critic, learning_rate):
+        settings = {"learning_rate": learning_rate, "epochs": 1, "minibatches": 1}
+        sequences = sequences_of(observations)
+        key = jax.random.key(0)
+        return fit_critic(key, unrolled(linear), critic, sequences, targets, **settings)[0]
+
+    once = fit(critic, 0.01)
     np.testing.assert_allclose(once.params["w"], 0.01, rtol=1e-3)  # Adam's first step is its rate
-    twice, _ = fit_critic(
-        jax.random.key(0), linear, once, observations, targets, learning_rate=0.0, **settings
-    )
+    twice = fit(once, 0.0)
     np.testing.assert_array_equal(twice.params["w"], once.params["w"])
     assert twice.optimizer[0].count == 2
 
 
 def value_problem():
-    """Returns (apply, params, observations, targets), 13 parameters and 40 samples."""
+    """Returns (params -> values, params, targets), 13 parameters and 40 samples."""
     observations = jax.random.normal(jax.random.key(0), (40, 2))
     params = mlp_params(jax.random.key(1), (2, 3, 1))
     targets = jnp.sin(observations[:, 0]) + 3.0
-    return lambda p, x: mlp(p, x)[:, 0], params, observations, targets
+    return lambda p: mlp(p, observations)[:, 0], params, targets
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("max_change", [1e3, 0.1, 1e-8])
 def test_a_fit_in_a_trust_region_is_the_gauss_newton_step_cut_at_its_edge(max_change):
-    apply, params, observations, targets = value_problem()
+    values_of, params, targets = value_problem()
     settings = {"max_change": max_change, "damping": 1e-3, "cg_iters": 100}
-    fitted, loss = trust_region_fit(apply, init_critic(params), observations, targets, **settings)
+    fitted, loss = trust_region_fit(values_of, init_critic(params), targets, **settings)
     flat, unravel = ravel_pytree(params)
-    values = apply(params, observations)
-    jacobian = jax.jacobian(lambda p: apply(unravel(p), observations))(flat)
+    values = values_of(params)
+    jacobian = jax.jacobian(lambda p: values_of(unravel(p)))(flat)
     errors = targets - values
     hessian = jacobian.T @ jacobian / 40 + 1e-3 * jnp.eye(flat.size)
     step = jnp.linalg.solve(hessian, jacobian.T @ errors / 40)
@@ -101,16 +120,16 @@ def test_a_fit_in_a_trust_region_is_the_gauss_newton_step_cut_at_its_edge(max_ch
     np.testing.assert_allclose(taken, step * min(1.0, jnp.sqrt(bound / change)), rtol=1e-6)
     np.testing.assert_allclose(loss, jnp.mean(errors**2))
     if max_change == 1e-8:  # so short that the values change as their gradients say
-        moved = jnp.mean((apply(fitted.params, observations) - values) ** 2)
+        moved = jnp.mean((values_of(fitted.params) - values) ** 2)
         np.testing.assert_allclose(moved / (2 * loss), max_change, rtol=0.02)
 
 
 @pytest.mark.usefixtures("x64")
 def test_fits_in_a_trust_region_decrease_the_error_and_leave_the_optimizer_alone():
-    apply, params, observations, targets = value_problem()
+    values_of, params, targets = value_problem()
     critic, losses = init_critic(params), []
     for _ in range(12):
-        critic, loss = trust_region_fit(apply, critic, observations, targets, max_change=0.1)
+        critic, loss = trust_region_fit(values_of, critic, targets, max_change=0.1)
         losses.append(float(loss))
     assert all(after < before for before, after in itertools.pairwise(losses))
     assert losses[-1] < 1e-3 * losses[0]
@@ -118,9 +137,9 @@ def test_fits_in_a_trust_region_decrease_the_error_and_leave_the_optimizer_alone
 
 
 def test_a_fit_without_errors_changes_nothing():
-    apply, params, observations, _ = value_problem()
-    values = apply(params, observations)
-    fitted, _ = trust_region_fit(apply, init_critic(params), observations, values, max_change=0.1)
+    values_of, params, _ = value_problem()
+    values = values_of(params)
+    fitted, _ = trust_region_fit(values_of, init_critic(params), values, max_change=0.1)
     for old, new in zip(*map(jax.tree.leaves, (params, fitted.params)), strict=True):
         np.testing.assert_array_equal(old, new)
 

@@ -6,11 +6,11 @@ import pytest
 import scipy.stats
 from jax.flatten_util import ravel_pytree
 
-from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
+from trpo_jax.distributions import Categorical, DiagGaussian, Product, mask_logits
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-KINDS = ("categorical", "gaussian", "multi_categorical")
+KINDS = ("categorical", "gaussian", "product")
 
 
 def pair(kind):
@@ -20,10 +20,15 @@ def pair(kind):
     return {
         "categorical": (Categorical(logits[0]), Categorical(logits[1])),
         "gaussian": (DiagGaussian(vectors[0], vectors[1]), DiagGaussian(vectors[2], vectors[3])),
-        "multi_categorical": tuple(
-            MultiCategorical((Categorical(x[:2]), Categorical(x[2:]))) for x in logits
+        "product": tuple(
+            Product({"turn": (Categorical(x[:2]), Categorical(x[2:])), "push": DiagGaussian(*y)})
+            for x, y in zip(logits, vectors.reshape(2, 2, 3), strict=True)
         ),
     }[kind]
+
+
+def factors_of(product):
+    return [*product.factors["turn"], product.factors["push"]]
 
 
 def draw(distribution, num):
@@ -87,7 +92,7 @@ def test_gaussian_kl_is_the_textbook_formula_and_positive_when_the_deviation_gro
     assert old.kl(narrower) > old.kl(wider)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "multi_categorical"])
+@pytest.mark.parametrize("kind", ["gaussian", "product"])
 def test_kl_is_summed_not_averaged_over_action_dimensions(kind):
     old, new = pair(kind)
     if kind == "gaussian":
@@ -98,7 +103,7 @@ def test_kl_is_summed_not_averaged_over_action_dimensions(kind):
             for i in range(3)
         ]
     else:
-        parts = [a.kl(b) for a, b in zip(old.factors, new.factors, strict=True)]
+        parts = [a.kl(b) for a, b in zip(factors_of(old), factors_of(new), strict=True)]
     np.testing.assert_allclose(old.kl(new), sum(parts), rtol=1e-12)
 
 
@@ -124,6 +129,103 @@ def test_batch_axes_go_through(kind):
         jax.tree.map(lambda x: jnp.broadcast_to(x, (2, 3, *x.shape)), d) for d in (old, new)
     )
     actions = batch_old.sample(jax.random.key(0))
-    assert actions.shape[:2] == (2, 3)
+    assert all(x.shape[:2] == (2, 3) for x in jax.tree.leaves(actions))
     chex.assert_shape([batch_old.log_prob(actions), batch_old.entropy()], (2, 3))
     np.testing.assert_allclose(batch_old.kl(batch_new), jnp.full((2, 3), old.kl(new)))
+
+
+# --- a joint action
+
+
+def test_a_product_is_the_sum_over_its_factors():
+    (old, new), (tangent, _) = pair("product"), pair("product")
+    action = {"turn": (jnp.array(1), jnp.array(2)), "push": jnp.array([0.3, -1.0, 2.0])}
+    parts, factors = (*action["turn"], action["push"]), factors_of(old)
+    log_probs = [x.log_prob(part) for x, part in zip(factors, parts, strict=True)]
+    np.testing.assert_allclose(old.log_prob(action), sum(log_probs), rtol=1e-12)
+    np.testing.assert_allclose(old.entropy(), sum(x.entropy() for x in factors), rtol=1e-12)
+    kls = [x.kl(y) for x, y in zip(factors, factors_of(new), strict=True)]
+    np.testing.assert_allclose(old.kl(new), sum(kls), rtol=1e-12)
+    products = [x.fisher_product(v) for x, v in zip(factors, factors_of(tangent), strict=True)]
+    chex.assert_trees_all_close(factors_of(old.fisher_product(tangent)), products, rtol=1e-12)
+    chex.assert_trees_all_equal_structs(old.fisher_product(tangent), old)
+    chex.assert_trees_all_equal(old.mode()["turn"], tuple(x.mode() for x in factors[:2]))
+
+
+def test_the_factors_of_a_product_are_drawn_independently():
+    same = Categorical(jnp.zeros(2))
+    actions = draw(Product({"a": same, "b": (same, same)}), 20_000)
+    columns = np.stack(jax.tree.leaves(actions)).astype(float)
+    assert np.abs(np.corrcoef(columns) - np.eye(3)).max() < 0.03
+
+
+# --- illegal actions
+
+LEGAL = np.array([True, False, True, True, False])
+NUMBER = np.cumsum(LEGAL) - 1  # of each legal action among the legal ones
+OF_LOGITS = {  # functions of the logits of a masked distribution, given another one's
+    "log_prob": lambda legal, other: lambda x: masked(x, legal).log_prob(jnp.argmax(legal)),
+    "entropy": lambda legal, other: lambda x: masked(x, legal).entropy(),
+    "kl": lambda legal, other: lambda x: masked(x, legal).kl(masked(other, legal)),
+    "kl_of_the_other": lambda legal, other: lambda x: masked(other, legal).kl(masked(x, legal)),
+}
+
+
+def masked(logits, legal=LEGAL):
+    return Categorical(mask_logits(logits, jnp.broadcast_to(legal, logits.shape)))
+
+
+def logits_of_five(dtype=jnp.float64):
+    """Returns two rows of logits; illegal actions would be the most probable ones."""
+    logits = jax.random.normal(jax.random.key(0), (2, 5)) + 20.0 * ~LEGAL
+    return logits.astype(dtype)
+
+
+def test_a_masked_distribution_is_that_over_the_legal_actions():
+    logits = logits_of_five()
+    old, new = masked(logits[0]), masked(logits[1])
+    small_old, small_new = (Categorical(x[LEGAL]) for x in logits)
+    for action in np.flatnonzero(LEGAL):
+        expected = small_old.log_prob(jnp.asarray(NUMBER[action]))
+        np.testing.assert_allclose(old.log_prob(jnp.asarray(action)), expected, rtol=1e-12)
+    np.testing.assert_allclose(old.entropy(), small_old.entropy(), rtol=1e-12)
+    np.testing.assert_allclose(old.kl(new), small_old.kl(small_new), rtol=1e-12)
+    assert LEGAL[old.mode()]
+    assert NUMBER[old.mode()] == small_old.mode()
+    # As a policy's Fisher matrix has it, from a tangent of its own logits and back to them.
+    vector = jax.random.normal(jax.random.key(1), (5,))
+    _, tangent = jax.jvp(masked, (logits[0],), (vector,))
+    _, pull_back = jax.vjp(masked, logits[0])
+    (product,) = pull_back(old.fisher_product(tangent))
+    small = small_old.fisher_product(Categorical(vector[LEGAL])).logits
+    np.testing.assert_allclose(product[LEGAL], small, rtol=1e-12)
+    assert (product[~LEGAL] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("legal", [LEGAL, np.arange(5) == 3], ids=["three", "one"])
+@pytest.mark.parametrize("name", OF_LOGITS)
+def test_nothing_depends_on_the_logit_of_an_illegal_action(name, legal, dtype):
+    logits, other = logits_of_five(dtype)
+    function = OF_LOGITS[name](legal, other)
+    value, gradient = jax.value_and_grad(function)(logits)
+    hessian = jax.hessian(function)(logits)
+    assert all(x.dtype == dtype and np.isfinite(x).all() for x in (value, gradient, hessian))
+    assert (gradient[~legal] == 0).all()
+    assert (hessian[~legal] == 0).all()
+    if legal.sum() == 1:
+        assert value == 0
+        assert not gradient.any()
+        assert not hessian.any()
+    else:
+        assert jnp.abs(gradient[legal]).min() > 1e-3
+
+
+def test_an_illegal_action_is_never_drawn():
+    logits = jnp.broadcast_to(logits_of_five(jnp.float32)[0], (10**6, 5))
+    actions = jax.jit(lambda key: masked(logits).sample(key))(jax.random.key(0))
+    probs = jax.nn.softmax(masked(logits[0]).logits)
+    assert (probs[~LEGAL] == 0).all()
+    shares = np.bincount(actions, minlength=5) / 10**6
+    assert (shares[~LEGAL] == 0).all()
+    np.testing.assert_allclose(shares, probs, atol=2e-3)

@@ -113,7 +113,7 @@ def test_without_correlation_the_draws_are_those_of_white_noise_bit_for_bit():
     chex.assert_trees_all_equal(state.actor, plain_state.actor)
     chex.assert_trees_all_equal(metrics, plain_metrics)
     traced, *_ = update(exploration="ou", ou_rho=jnp.zeros(()))
-    assert traced.context.noise.shape == (16, 4, 1)
+    assert traced.noise.shape == (16, 4, 1)
 
 
 def test_the_process_goes_on_over_rollouts_starts_with_episodes_and_is_what_is_conditioned_on():
@@ -122,14 +122,14 @@ def test_the_process_goes_on_over_rollouts_starts_with_episodes_and_is_what_is_c
     collect = jax.jit(algorithm.collect)
     state, first = collect(algorithm.init(jax.random.key(0)))
     state, second = collect(state._replace(num_updates=1))
-    context = jnp.concatenate([x.context.noise for x in (first, second)])
+    context = jnp.concatenate([x.noise for x in (first, second)])
     done = jnp.concatenate([x.done for x in (first, second)])
     changes = jnp.abs(jnp.diff(context[..., 0], axis=0))
     assert jnp.where(done[:-1], 0, changes).max() < 5 * jnp.sqrt(1 - 0.999**2)
     assert jnp.where(done[:-1], changes, 9.0).min() > 1e-3
     assert jnp.where(done[:-1], changes, 0).mean() > 0.1
-    policy = algorithm.policy(state.actor, first.observation)
-    residual = first.action - policy.mean - 0.999 * jnp.exp(policy.log_std) * first.context.noise
+    _, policy = algorithm.policy(state.actor, (), first.observation)
+    residual = first.action - policy.mean - 0.999 * jnp.exp(policy.log_std) * first.noise
     deviation = jnp.std(residual / jnp.exp(policy.log_std))
     np.testing.assert_allclose(deviation, jnp.sqrt(1 - 0.999**2), rtol=0.3)
 
@@ -184,7 +184,7 @@ def test_first_episodes_that_are_staggered_start_from_the_stationary_law():
     config = trpo.Config(**(SMALL | {"num_envs": 512}), num_steps=1, exploration="ou", ou_rho=0.9)
     algorithm = trpo.make(env, config)
     _, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
-    noise = trajectory.context.noise[0, :, 0]
+    noise = trajectory.noise[0, :, 0]
     np.testing.assert_allclose(noise.std(), 1, atol=0.15)
     assert jnp.abs(noise).min() > 0
 

@@ -58,7 +58,7 @@ def test_state_independent_log_std_has_fisher_two():
 
 
 def test_weights_of_states_weight_their_fisher_matrices():
-    params, distribution_fn = policies(jax.random.key(0))["multi_categorical"]
+    params, distribution_fn = policies(jax.random.key(0))["product"]
     weights = jnp.array([[0.0, 0.5, 1.0], [1.5, 3.0, 0.0]])  # of mean 1
     at_state = lambda t, b: lambda p: jax.tree.map(lambda x: x[t, b][None], distribution_fn(p))
     dense = sum(

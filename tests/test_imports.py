@@ -23,8 +23,8 @@ ROOMS = {  # what is in each: modules, or whole packages
         *("replay", "solvers", "trust_region"),
     },
     "acting": {
-        *("agent", "critics", "envs", "exploration", "host_rollout", "networks", "rollout"),
-        "vine",
+        *("agent", "critics", "envs", "exploration", "host_rollout", "networks"),
+        *("observing", "recurrent", "rollout", "vine"),
     },
     "algorithms": {"algorithms"},
     "processes": {"devices", "processes"},

@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 from trpo_jax.minibatches import (
+    Minibatches,
     group_samples,
     group_size,
     shuffled_minibatches,
@@ -60,3 +61,38 @@ def test_all_orders_are_as_likely():
     _, counts = np.unique(orders.reshape(-1, 4), axis=0, return_counts=True)
     assert len(counts) == 24
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "asked", "count"), [(6, 3, 3), (6, 6, 6), (6, 4, 2), (5, 3, 1), (8, 16, 8)]
+)
+def test_whole_sequences_stay_whole_and_each_is_in_one_part_of_each_pass(num_envs, asked, count):
+    step, env = (x.astype(jnp.int32) for x in jnp.indices((4, num_envs)))
+    batch = {"step": step, "env": jnp.stack([env, env], axis=-1), "carry": env[:1]}
+    parts = Minibatches(batch, asked, whole_sequences=True)
+    assert parts.count == count
+    orders = parts.shuffled(jax.random.key(0), 3)
+    assert len(orders) == 3 * count
+    taken = [parts.take(indices) for indices in orders]
+    envs = []
+    for part in taken:
+        size = num_envs // count
+        assert part["env"].shape == (4, size, 2)
+        assert part["carry"].shape == (1, size)
+        np.testing.assert_array_equal(part["step"], step[:, :size])  # in the order of time
+        np.testing.assert_array_equal(part["env"], part["env"][:1].repeat(4, axis=0))
+        np.testing.assert_array_equal(part["env"][0, :, 0], part["carry"][0])
+        envs.append(part["carry"][0].tolist())
+    passes = np.reshape(envs, (3, num_envs))
+    np.testing.assert_array_equal(np.sort(passes), np.broadcast_to(range(num_envs), (3, num_envs)))
+    if num_envs > 5:
+        assert len({tuple(order) for order in passes.tolist()}) > 1
+
+
+def test_without_whole_sequences_a_part_is_of_samples():
+    batch = jnp.arange(24).reshape(4, 6)
+    parts = Minibatches(batch, 8)
+    groups = group_samples(batch, 8)
+    orders = parts.shuffled(jax.random.key(1), 2)
+    np.testing.assert_array_equal(orders, shuffled_minibatches(jax.random.key(1), groups, 2, 8))
+    np.testing.assert_array_equal(parts.take(orders[3]), take_minibatch(groups, orders[3]))

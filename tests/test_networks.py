@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trpo_jax import networks
-from trpo_jax.distributions import Categorical, DiagGaussian, MultiCategorical
+from trpo_jax.distributions import Categorical, DiagGaussian, Product
 from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import make_action_critic, make_critic, make_policy, orthogonal
@@ -28,7 +28,7 @@ def test_orthogonal_matrices_are_orthogonal_for_many_seeds_at_once(shape):
 
 @pytest.mark.parametrize(
     ("action", "kind"),
-    [(Discrete(3), Categorical), (MultiDiscrete((2, 3)), MultiCategorical), (BOX, DiagGaussian)],
+    [(Discrete(3), Categorical), (MultiDiscrete((2, 3)), Product), (BOX, DiagGaussian)],
 )
 @pytest.mark.parametrize("shape", [(4,), (5, 3), (10, 10, 4)])
 def test_every_observation_shape_and_action_space_gives_its_distribution(action, kind, shape):

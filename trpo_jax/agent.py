@@ -8,7 +8,6 @@ to the next, and `unroll` goes through whole sequences to learn from them. Witho
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
@@ -28,7 +27,10 @@ from trpo_jax.envs.episodes import Episode
 from trpo_jax.exploration import Exploration
 from trpo_jax.networks import (
     Network,
+    PolicyHead,
+    Torso,
     ValueHead,
+    example_seen,
     from_linen,
     make_critic,
     make_policy,
@@ -46,6 +48,8 @@ from trpo_jax.recurrent import (
 )
 
 NO_MEMORY = "none"
+# Fields of a config that say what the networks of policy and critic are made of.
+SHARED_SETTINGS = ("hidden_sizes", "activation", "memory", "memory_size")
 Params = PyTree[Array]
 
 
@@ -190,31 +194,18 @@ def make_agent(env: Environment, config: Any) -> Agent:
         config: of an on-policy algorithm; without a field `exploration`, the noise is `white`.
     """
     hidden = config.critic_observation or env.critic_observation
-    settings = {
-        "hidden_sizes": config.hidden_sizes,
-        "activation": config.activation,
-        "state_dependent_std": config.state_dependent_std,
-        "memory": config.memory,
-        "memory_size": config.memory_size,
-    }
-    shown = split_part(env.observation, hidden)[0]
+    shared = {name: getattr(config, name) for name in SHARED_SETTINGS}
+    settings = {**shared, "state_dependent_std": config.state_dependent_std}
     policy = build_policy(
-        shown,
+        split_part(env.observation, hidden)[0],
         env.action,
         log_std_init=config.log_std_init,
-        checkpoint=config.memory_checkpoint,
+        memory_checkpoint=config.memory_checkpoint,
         **settings,
     )
-    values = build_critic(
-        env.observation,
-        config.hidden_sizes,
-        config.activation,
-        config.memory,
-        config.memory_size,
-        config.memory_checkpoint,
-    )
+    values = build_critic(env.observation, memory_checkpoint=config.memory_checkpoint, **shared)
     return Agent(
-        policy=policy,
+        policy=policy._replace(settings=settings),
         critic=CRITICS[config.gae_critic](values, config),
         exploration=EXPLORATIONS[getattr(config, "exploration", "white")](env, config),
         critic_observation=hidden,
@@ -231,74 +222,63 @@ def build_policy(
     log_std_init: Float[Array, ""] | float = 0.0,
     memory: str = NO_MEMORY,
     memory_size: int = 0,
-    checkpoint: bool = False,
+    memory_checkpoint: bool = False,
 ) -> Policy:
-    """Returns the policy that settings describe; see `make_policy` and `trpo_jax.recurrent`."""
-    settings = {
-        "hidden_sizes": hidden_sizes,
-        "activation": activation,
-        "state_dependent_std": state_dependent_std,
-        "memory": memory,
-        "memory_size": memory_size,
-    }
+    """Returns the policy that settings describe, with or without a memory.
+
+    The settings are fields of a config; see `make_policy` and `trpo_jax.recurrent.recurrent`.
+    """
     if memory == NO_MEMORY:
-        of_network = {name: settings[name] for name in list(settings)[:3]}
-        network = make_policy(observation, action, log_std_init=log_std_init, **of_network)
-        return memoryless(network)._replace(settings=settings)
+        network = make_policy(
+            observation,
+            action,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            log_std_init=log_std_init,
+            state_dependent_std=state_dependent_std,
+        )
+        return memoryless(network)
+    torso = make_torso(observation, hidden_sizes, activation)
     head = make_policy_head(action, log_std_init, state_dependent_std)
-    network = _remembering(
-        observation,
-        head,
-        lambda module, params, joined, seen: module.apply(params, joined, split_mask(seen)[1]),
-        hidden_sizes,
-        activation,
-        CELLS[memory](memory_size),
-        checkpoint,
-    )
-    return policy_of(network)._replace(settings=settings)
+    cell = CELLS[memory](memory_size)
+    return policy_of(_remembering(observation, torso, cell, head, memory_checkpoint))
 
 
 def build_critic(
     observation: ObservationSpec,
+    *,
     hidden_sizes: Sequence[int],
     activation: str,
     memory: str,
     memory_size: int,
-    checkpoint: bool,
+    memory_checkpoint: bool,
 ) -> RecurrentNetwork:
     """Returns the network of a critic that settings describe; its outputs are values."""
     if memory == NO_MEMORY:
         network = make_critic(observation, hidden_sizes=hidden_sizes, activation=activation)
         return without_memory(network)
-    return _remembering(
-        observation,
-        ValueHead(),
-        lambda module, params, joined, seen: module.apply(params, joined),
-        hidden_sizes,
-        activation,
-        CELLS[memory](memory_size),
-        checkpoint,
-    )
+    torso = make_torso(observation, hidden_sizes, activation)
+    cell = CELLS[memory](memory_size)
+    return _remembering(observation, torso, cell, ValueHead(), memory_checkpoint)
 
 
 def _remembering(
     observation: ObservationSpec,
-    head: nn.Module,
-    apply_head: Callable[..., Any],
-    hidden_sizes: Sequence[int],
-    activation: str,
+    torso: Torso,
     cell: Cell,
+    head: PolicyHead | ValueHead,
     checkpoint: bool,
 ) -> RecurrentNetwork:
-    """Returns the network of a torso, a cell and a head."""
-    torso = make_torso(observation, hidden_sizes, activation)
+    """Returns the network of a torso, a cell and a head, which reads the mask in observations."""
     features = from_linen(torso, observation)
-    joined = ArraySpec((hidden_sizes[-1] + cell.size,), np.dtype(np.float32))
-    network = Network(
+    of_one = lambda key: features.apply(features.init(key), example_seen(observation))
+    width = jax.eval_shape(of_one, jax.random.key(0)).shape[-1]
+    joined = ArraySpec((width + cell.size,), np.dtype(np.float32))
+    outputs = Network(
         from_linen(head, joined).init,
-        lambda params, x, seen: apply_head(head, {"params": params}, x, seen),
+        lambda params, x, seen: head.apply({"params": params}, x, split_mask(seen)[1]),
     )
-    return recurrent(features, hidden_sizes[-1], cell, network, checkpoint)
+    return recurrent(features, width, cell, outputs, checkpoint)
 
 
 # What the names in a config stand for.

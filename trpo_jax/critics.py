@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from trpo_jax.fisher import gauss_newton_product
 from trpo_jax.minibatches import Minibatches
@@ -118,7 +118,7 @@ def following_values(
     critic: Critic,
     params: PyTree[Array],
     carries: Any,
-    observations: PyTree[Num[Array, "T B ..."]],
+    observations: PyTree[Shaped[Array, "T B ..."]],
 ) -> Float[Array, "T B"]:
     """Returns V(s'_t) of what followed each step, seen with the memory after that step.
 

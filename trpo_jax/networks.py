@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, Product, mask_logits
 from trpo_jax.envs.base import (
@@ -28,6 +28,7 @@ from trpo_jax.envs.base import (
     choices_of,
     split_mask,
 )
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import seen_spec
 
 LARGE_IMAGE = 36  # pixels
@@ -99,7 +100,7 @@ def from_linen(module: nn.Module, *inputs: ObservationSpec) -> Network:
         return module.init(key, *(example_seen(spec) for spec in inputs))
 
     return Network(
-        init=lambda key: init(key)["params"],
+        init=lambda key: init(key).get("params", {}),  # a module may have none
         apply=lambda params, *batches: module.apply({"params": params}, *batches),
     )
 
@@ -168,7 +169,7 @@ class Torso(nn.Module):
     activation: str
 
     @nn.compact
-    def __call__(self, observations: PyTree[Num[Array, "..."]]) -> Float[Array, "..."]:
+    def __call__(self, observations: PyTree[Shaped[Array, "..."]]) -> Float[Array, "..."]:
         activation = ACTIVATIONS[self.activation]
         kernel_init = orthogonal(math.sqrt(2.0))
         flat = []
@@ -288,17 +289,17 @@ class PolicyModule(nn.Module):
 
     layers: tuple[Torso, PolicyHead]
 
-    def __call__(self, observations: PyTree[Num[Array, "..."]]) -> Distribution:
+    def __call__(self, observations: PyTree[Shaped[Array, "..."]]) -> Distribution:
         """Returns the distributions of a batch of observations."""
         torso, head = self.layers
         return head(torso(observations), split_mask(observations)[1])
 
 
 class ValueHead(nn.Module):
-    """Features `[*batch, F]` to values `[*batch]`."""
+    """Features `[*batch, F]` to values `[*batch]`, whatever actions are legal."""
 
     @nn.compact
-    def __call__(self, features: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, features: Float[Array, "..."], mask: Any = None) -> Float[Array, "..."]:
         return nn.Dense(1, kernel_init=orthogonal(1.0))(features)[..., 0]
 
 
@@ -315,7 +316,7 @@ class ActionValue(nn.Module):
 
     @nn.compact
     def __call__(
-        self, observations: PyTree[Num[Array, "..."]], actions: Float[Array, "..."]
+        self, observations: PyTree[Shaped[Array, "..."]], actions: Float[Array, "..."]
     ) -> Float[Array, "..."]:
         seen = Torso(self.shapes, self.hidden_sizes[:-1], self.activation)(observations)
         joined = jnp.concatenate([seen, actions], axis=-1)
@@ -364,8 +365,18 @@ def make_torso(observation: ObservationSpec, hidden_sizes: Sequence[int], activa
 def make_policy_head(
     action: ActionSpec, log_std_init: Float[Array, ""] | float, state_dependent_std: bool
 ) -> PolicyHead:
-    """Returns the module from features to the distribution of an action."""
+    """Returns the module from features to the distribution of an action.
+
+    Raises:
+        ConfigurationError: if a part of it is of a kind that has no distribution.
+    """
     parts, structure = jax.tree.flatten(action)
+    for part in parts:
+        if not isinstance(part, Discrete | MultiDiscrete | Box):
+            raise ConfigurationError(
+                f"No policy chooses actions of type {type(part).__name__}. They must be Discrete, "
+                "MultiDiscrete, Box, or a tree of these."
+            )
     return PolicyHead(tuple(parts), structure, log_std_init, state_dependent_std)
 
 

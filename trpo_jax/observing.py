@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 from trpo_jax.envs.base import MASK, ArraySpec, ObservationSpec, split_mask
 from trpo_jax.normalization import init_statistics, normalize, update_statistics
@@ -67,8 +67,8 @@ def observe(
         >>> seen = observe(env.observation, statistics, observations, normalized=True)
     """
 
-    def see(spec: ArraySpec, old: Statistics, x: Num[Array, "..."]) -> Float[Array, "..."]:
-        if _is_one_hot(spec):
+    def see(spec: ArraySpec, old: Statistics, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        if is_one_hot(spec):
             return _one_hot(spec, x)
         if normalized and is_standardized(spec):
             return normalize(old, x)
@@ -80,7 +80,12 @@ def observe(
 
 def is_standardized(spec: ArraySpec) -> bool:
     """Returns whether an array is standardised by running statistics."""
-    return np.dtype(spec.dtype) not in (np.bool_, np.uint8) and not _is_one_hot(spec)
+    return np.dtype(spec.dtype) not in (np.bool_, np.uint8) and not is_one_hot(spec)
+
+
+def is_one_hot(spec: ArraySpec) -> bool:
+    """Returns whether networks see a number for each value that a component may have."""
+    return spec.num_values is not None and np.dtype(spec.dtype) != np.bool_
 
 
 def _map(function: Any, observation: ObservationSpec, *trees: Any, of_mask: Any = None) -> Any:
@@ -94,13 +99,9 @@ def _map(function: Any, observation: ObservationSpec, *trees: Any, of_mask: Any 
     )
 
 
-def _is_one_hot(spec: ArraySpec) -> bool:
-    return spec.num_values is not None and np.dtype(spec.dtype) != np.bool_
-
-
 def _seen_array(spec: ArraySpec) -> ArraySpec:
     shape = tuple(spec.shape)
-    if _is_one_hot(spec):
+    if is_one_hot(spec):
         shape = _joined(shape, spec.num_values)
     return ArraySpec(shape, np.dtype(np.float32))
 
@@ -113,7 +114,7 @@ def _joined(shape: tuple[int, ...], num_values: tuple[int, ...]) -> tuple[int, .
     return (*shape[:kept], math.prod(shape[kept:]) * num_values[0])
 
 
-def _one_hot(spec: ArraySpec, x: Num[Array, "..."]) -> Float[Array, "..."]:
+def _one_hot(spec: ArraySpec, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
     batch = x.shape[: x.ndim - len(spec.shape)]
     values = jnp.arange(max(spec.num_values))
     hot = x[..., None] == values

@@ -96,7 +96,7 @@ class TrustRegionInfo(NamedTuple):
 
 
 def importance_sampled_surrogate(
-    actions: Num[Array, "..."],
+    actions: PyTree[Num[Array, "..."]],
     advantages: Float[Array, "*batch"],
     entropy_coef: Float[Array, ""] | float = 0.0,
 ) -> Surrogate:
@@ -106,7 +106,7 @@ def importance_sampled_surrogate(
     entropy of the new policy, against a collapse that no exploration comes back from.
 
     Args:
-        actions: the actions taken, `[*batch, ...]`.
+        actions: the actions taken, arrays `[*batch, ...]`.
         advantages: their advantages.
         entropy_coef: weight of the entropy.
     """

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import benchmark_growth as growth
+import benchmark_memory as memory
 import benchmark_peers as peers
 import benchmark_pieces as pieces
 import benchmark_solvers as solvers
@@ -180,6 +181,12 @@ def measure_training(args: argparse.Namespace, console: Console) -> Report:
     return {"environments": environments, "seeds": seeds, "ppo": ppo}
 
 
+def measure_memory(args: argparse.Namespace, console: Console) -> list[Report]:
+    """Returns what a memory costs in speed and space."""
+    console.print("memory")
+    return memory.measure(args.repeats)
+
+
 def measure_reach(args: argparse.Namespace, console: Console) -> list[Report]:
     """Returns seconds to a CartPole return of 475, of many seeds in one program."""
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**peers.A_QUARTER))
@@ -211,6 +218,7 @@ MEASURES = {
     "growth": measure_growth,
     "solvers": measure_solvers,
     "training": measure_training,
+    "memory": measure_memory,
     "reach": measure_reach,
     "peers": measure_peers,
 }

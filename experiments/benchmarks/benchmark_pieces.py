@@ -13,11 +13,11 @@ from jaxtyping import Array, Num
 from timing import time_in_turns
 
 from trpo_jax.advantages import generalized_advantages
-from trpo_jax.critics import fit_critic, init_critic
+from trpo_jax.critics import Sequences, adam_critic, init_critic
 from trpo_jax.envs.base import ArraySpec, Box, Discrete
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.line_search import backtracking
-from trpo_jax.networks import make_critic, make_policy, over_two_axes
+from trpo_jax.networks import make_critic, make_policy
 from trpo_jax.solvers import damped_solver
 from trpo_jax.trust_region import (
     importance_sampled_surrogate,
@@ -163,14 +163,12 @@ def prepare(
         return x.reshape(-1, ROWS, *x.shape[1:])
 
     def fit(_, critic_state, batch):
-        return fit_critic(
+        observations, targets = map(by_time, (batch.observations, batch.advantages))
+        return adam_critic(critic, learning_rate=1e-3, epochs=1, minibatches=16).fit(
             jax.random.key(0),
-            over_two_axes(critic.apply),
             critic_state,
-            *map(by_time, (batch.observations, batch.advantages)),
-            learning_rate=1e-3,
-            epochs=1,
-            minibatches=16,
+            Sequences((), observations, jnp.zeros(targets.shape, bool)),
+            targets,
         )
 
     def advantages(_, __, batch):

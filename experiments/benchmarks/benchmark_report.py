@@ -96,6 +96,23 @@ def training_table(part: Report) -> Iterator[str]:
     )
 
 
+def memory_table(part: list[Report]) -> Iterator[str]:
+    """Yields the table of memories: steps per second, and space."""
+    yield "## Policies with a memory"
+    yield from table(
+        ["memory", "steps of a rollout", "steps/s", "kB an environment"],
+        *(
+            [
+                row["memory"],
+                thousands(row["num_steps"]),
+                thousands(row["steps_per_second"]),
+                f"{row['bytes_per_env'] / 1e3:,.0f}",
+            ]
+            for row in part
+        ),
+    )
+
+
 def peers_table(part: Report) -> Iterator[str]:
     """Yields the tables beside sb3-contrib."""
     yield "## The same work beside sb3-contrib"
@@ -180,6 +197,7 @@ TABLES = {
     "growth": growth_table,
     "solvers": solvers_table,
     "training": training_table,
+    "memory": memory_table,
     "reach": reach_table,
     "peers": peers_table,
 }

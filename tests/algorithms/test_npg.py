@@ -62,8 +62,9 @@ def test_a_fixed_step_is_that_multiple_of_the_natural_gradient():
     new, _ = ravel_pytree(learnt.actor.policy_params)
     gradient, _ = ravel_pytree(learning.policy_gradient(env, config, state, trajectory))
     observations = trajectory.observation
+    statistics = state.actor.observation_statistics
     fisher = dense_fisher(
-        lambda p: algorithm.policy(Actor(p, state.actor.observation_statistics), observations),
+        lambda p: algorithm.policy(Actor(p, statistics), (), observations)[1],
         state.actor.policy_params,
     )
     natural = jnp.linalg.solve(fisher + 0.01 * jnp.eye(len(fisher)), gradient)

@@ -117,18 +117,20 @@ def test_an_unknown_loss_is_refused():
         ppo.make(probes.action_choice(), ppo.Config(loss="hinge"))
 
 
-def test_every_epoch_visits_every_sample_once(monkeypatch):
+@pytest.mark.parametrize(("memory", "shape"), [("none", (4, 4)), ("gru", (16, 1))])
+def test_every_epoch_visits_every_sample_once(memory, shape, monkeypatch):
     """A step for each part of each pass; the samples in the parts of a pass are the batch."""
     visited = []
-    take = ppo.take_minibatch
 
-    def recorded(groups, indices):
-        part = take(groups, indices)
-        jax.debug.callback(lambda x: visited.append(np.asarray(x)), part[0].advantages)
-        return part
+    class Recorded(ppo.Minibatches):
+        def take(self, indices):
+            part = super().take(indices)
+            jax.debug.callback(lambda x: visited.append(np.asarray(x)), part[0].advantages)
+            return part
 
-    monkeypatch.setattr(ppo, "take_minibatch", recorded)
-    config = ppo.Config(**(ONE_STEP | {"policy_epochs": 3, "policy_minibatches": 4}))
+    monkeypatch.setattr(ppo, "Minibatches", Recorded)
+    settings = {"policy_epochs": 3, "policy_minibatches": 4, "memory": memory, "memory_size": 3}
+    config = ppo.Config(**(ONE_STEP | settings))
     algorithm = ppo.make(probes.value_of_observation(), config)
     state, _ = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
     jax.block_until_ready(state)
@@ -136,6 +138,7 @@ def test_every_epoch_visits_every_sample_once(monkeypatch):
     assert optax.tree.get(state.step_state, "count") == len(visited) == 12
     passes = [np.sort(np.concatenate(visited[4 * i : 4 * i + 4]), axis=None) for i in range(3)]
     assert passes[0].size == 64
+    assert {x.shape for x in visited} == {shape}  # a whole sequence where there is a memory
     assert len(np.unique(passes[0])) > 1
     np.testing.assert_array_equal(passes[0], passes[1])
     np.testing.assert_array_equal(passes[0], passes[2])

@@ -49,7 +49,7 @@ def test_q_and_its_target_learn_the_values(probe, observations, expected):
     env = probes.constant_value(continuous=True)
     q = make_action_critic(env.observation, env.action, hidden_sizes=SMALL["hidden_sizes"]).apply
     seen = jnp.array(observations)[:, None]
-    means = algorithm.policy(state.actor, seen).mode()
+    means = algorithm.policy(state.actor, (), seen)[1].mode()
     for params in (state.step_state.critic.params, state.step_state.target_params):
         np.testing.assert_allclose(q(params, seen, means), expected, atol=0.1)
 
@@ -95,7 +95,7 @@ def test_the_end_of_an_episode_stops_the_target_and_a_time_limit_does_not(
     following = q(
         state.step_state.target_params,
         row.next_observation,
-        algorithm.policy(state.actor, row.next_observation).mode(),
+        algorithm.policy(state.actor, (), row.next_observation)[1].mode(),
     )
     target = row.reward + (0.0 if terminated else 0.9 * following)
     error = q(state.step_state.critic.params, row.observation, row.action) - target

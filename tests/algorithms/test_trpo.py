@@ -68,13 +68,13 @@ def test_the_kl_is_that_of_the_two_policies_through_the_statistics_of_collection
     chex.assert_trees_all_equal(collected.actor, state.actor)
     frozen = state.actor.observation_statistics
     assert learnt.actor.observation_statistics.count == frozen.count + 64
-    old = algorithm.policy(state.actor, trajectory.observation)
-    new = algorithm.policy(Actor(learnt.actor.policy_params, frozen), trajectory.observation)
+    policy = lambda actor: algorithm.policy(actor, (), trajectory.observation)[1]
+    old, new = policy(state.actor), policy(Actor(learnt.actor.policy_params, frozen))
     kl = old.kl(new)
     np.testing.assert_allclose(metrics["kl"], kl.mean(), rtol=1e-3)
     np.testing.assert_allclose(metrics["kl_max"], kl.max(), rtol=1e-3)
     assert 0 < metrics["kl"] <= 0.01
-    drifted = algorithm.policy(learnt.actor, trajectory.observation)
+    drifted = policy(learnt.actor)
     assert abs(float(old.kl(drifted).mean() / kl.mean() - 1)) > 0.01  # the wrong one can be told
 
 
@@ -153,6 +153,18 @@ def test_every_time_step_comes_into_the_metric(length, stride):
     assert kept.shape == (64, length // stride, 3)
     assert set(kept.ravel().tolist()) == set(range(length))
     assert (jnp.diff(kept, axis=1) == stride).all()
+
+
+@pytest.mark.parametrize(("num_envs", "stride"), [(8, 2), (10, 4), (7, 7)])
+def test_whole_sequences_are_kept_where_environments_are_left_out(num_envs, stride):
+    step, env = jnp.indices((5, num_envs))
+    batch = {"step": step, "env": env, "carry": env[:1]}
+    keys = jax.random.split(jax.random.key(0), 64)
+    kept = jax.vmap(lambda key: thinned(key, batch, stride, axis=1))(keys)
+    assert kept["env"].shape == (64, 5, num_envs // stride)
+    np.testing.assert_array_equal(kept["step"], np.broadcast_to(step[:, :1], kept["env"].shape))
+    np.testing.assert_array_equal(kept["env"], kept["carry"].repeat(5, axis=1))
+    assert set(kept["carry"].ravel().tolist()) == set(range(num_envs))
 
 
 @pytest.mark.parametrize("module", [trpo, ua_trpo])
@@ -290,8 +302,8 @@ def test_the_statistics_do_not_move_the_policy_out_of_the_region():
         _, trajectory = algorithm.collect(state)
         new_state, _ = update(state)
         frozen = new_state.actor._replace(observation_statistics=state.actor.observation_statistics)
-        through_old = algorithm.policy(frozen, trajectory.observation)
-        through_new = algorithm.policy(new_state.actor, trajectory.observation)
+        _, through_old = algorithm.policy(frozen, (), trajectory.observation)
+        _, through_new = algorithm.policy(new_state.actor, (), trajectory.observation)
         assert through_old.kl(through_new).mean() < 0.01
         state = new_state
 

@@ -9,8 +9,9 @@ from trpo_jax import envs
 from trpo_jax.agent import make_agent
 from trpo_jax.algorithms import trpo_ensemble
 from trpo_jax.algorithms.trpo_ensemble import make_ensemble, member_values, uncertainty_weights
+from trpo_jax.critics import Sequences
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.normalization import observe
+from trpo_jax.observing import observe
 
 pytestmark = pytest.mark.xdist_group("trpo_ensemble")
 
@@ -25,12 +26,12 @@ def test_members_differ_and_the_value_is_their_mean(cartpole):
     ensemble = make_ensemble(member, 3)
     params = ensemble.init(jax.random.key(0)).params
     observations = jax.random.normal(jax.random.key(1), (5, 2, 4))
-    values = member_values(member, params, observations)
+    sequences = Sequences((), observations, jnp.zeros((5, 2), bool))
+    values, _ = member_values(member, params, sequences)
     assert values.shape == (3, 5, 2)
     assert jnp.all(jnp.std(values, axis=0) > 0)
-    np.testing.assert_allclose(
-        ensemble.values(params, observations), values.mean(axis=0), rtol=1e-6
-    )
+    means, _ = ensemble.values(params, sequences)
+    np.testing.assert_allclose(means, values.mean(axis=0), rtol=1e-6)
 
 
 def test_members_learn_and_come_to_agree_where_they_have_data():
@@ -60,14 +61,13 @@ def test_the_weighted_divergence_is_bounded_and_the_plain_one_is_not(cartpole):
     state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
     learnt, _ = jax.jit(algorithm.learn)(state, trajectory)
     frozen = state.actor.observation_statistics
-    seen = observe(frozen, trajectory.observation, normalized=True)
+    seen = observe(cartpole.observation, frozen, trajectory.observation, normalized=True)
+    sequences = Sequences((), seen, trajectory.first)
     member = make_agent(cartpole, config).critic
-    spread = jnp.std(member_values(member, state.critic.params, seen), axis=0)
+    spread = jnp.std(member_values(member, state.critic.params, sequences)[0], axis=0)
     weights = uncertainty_weights(spread, 4.0)
-    old, new = (
-        algorithm.policy(x.actor._replace(observation_statistics=frozen), trajectory.observation)
-        for x in (state, learnt)
-    )
+    actors = [x.actor._replace(observation_statistics=frozen) for x in (state, learnt)]
+    old, new = (algorithm.policy(x, (), trajectory.observation)[1] for x in actors)
     kl = old.kl(new)
     assert 0.5 * config.max_kl < jnp.mean(weights * kl) <= config.max_kl * 1.0001
     assert abs(jnp.mean(kl) / jnp.mean(weights * kl) - 1) > 0.02

@@ -30,15 +30,16 @@ def test_the_step_comes_from_one_half_and_the_test_from_the_other():
     state, trajectory = jax.jit(algorithm.collect)(state)
     state = state._replace(critic=jax.tree.map(jnp.zeros_like, state.critic))
     learn = jax.jit(algorithm.learn)
+    logits_of = lambda actor: algorithm.policy(actor, (), jnp.zeros((1, 1)))[1].logits[0]
     right = 2.0 * trajectory.action - 1
     fitted = jnp.arange(8) < 4
     outcome = {}
     for first, second in [(1, 1), (1, -1), (-1, -1)]:
         rewards = jnp.where(fitted, first * right, second * right)
         new_state, metrics = learn(state, trajectory._replace(reward=rewards))
-        logits = algorithm.policy(new_state.actor, jnp.zeros((1, 1))).logits[0]
+        logits = logits_of(new_state.actor)
         outcome[first, second] = float(logits[1] - logits[0]), bool(metrics["step_rejected"])
-    before = algorithm.policy(state.actor, jnp.zeros((1, 1))).logits[0]
+    before = logits_of(state.actor)
     assert outcome[1, 1][0] > before[1] - before[0] > outcome[-1, -1][0]
     assert [rejected for _, rejected in outcome.values()] == [False, True, False]
 

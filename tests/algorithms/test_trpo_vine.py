@@ -38,7 +38,7 @@ LEARN = {"max_kl": 0.05, "num_states": 32, "branch_steps": 3}
 def branches_of(algorithm, state, trajectory):
     """Returns the branches of a trajectory; the advantages in their batch number its rows."""
     config, env = algorithm.config, algorithm.env
-    _, step_input = estimate(config, algorithm.agent, state, trajectory)
+    _, step_input, _ = estimate(env, config, algorithm.agent, state, trajectory)
     numbers = jnp.arange(config.num_envs * config.num_steps, dtype=jnp.float32)
     numbers = numbers.reshape(config.num_steps, config.num_envs)
     step_input = step_input._replace(batch=step_input.batch._replace(advantages=numbers))
@@ -125,7 +125,7 @@ def test_branches_of_a_state_share_their_random_numbers():
 
     def independent(key, action):
         episode = start_episode(env, key)
-        act = lambda key, o: algorithm.policy(state.actor, o).sample(key)
+        act = lambda key, o: algorithm.policy(state.actor, (), o)[1].sample(key)
         return branch_return(env, act, lambda o: jnp.zeros(()), key, episode, action, 3, 1.0)
 
     keys = jax.random.split(jax.random.key(1), (32, 4))
@@ -164,7 +164,7 @@ def test_the_step_is_that_of_the_branches(one_update):
     rows = branches.batch.advantages[:, 0].astype(int)
     observations = trajectory.observation[rows // 4, rows % 4]
     frozen = state.actor.observation_statistics
-    policy = lambda p, obs: algorithm.policy(Actor(p, frozen), obs)
+    policy = lambda p, obs: algorithm.policy(Actor(p, frozen), (), obs)[1]
     params = state.actor.policy_params
     distribution_fn = lambda p: policy(p, observations)
     old, new = distribution_fn(params), distribution_fn(learnt.actor.policy_params)

@@ -1,3 +1,4 @@
+import hashlib
 import resource
 from contextlib import closing
 
@@ -14,27 +15,43 @@ import trpo_jax
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor, Learnt
-from trpo_jax.envs.base import ArraySpec, MultiDiscrete, to_environment_action
+from trpo_jax.envs.base import (
+    ArraySpec,
+    Box,
+    Discrete,
+    Environment,
+    MultiDiscrete,
+    StepResult,
+    to_environment_action,
+)
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.normalization import init_statistics
+from trpo_jax.normalization import RunningStatistics, init_statistics
 from trpo_jax.records.acting import make_act
 from trpo_jax.records.checkpoints import Checkpoints
 from trpo_jax.records.files import write_json
 from trpo_jax.records.policies import describe_policy, save_policy
+from trpo_jax.records.spaces import to_plain
 from trpo_jax.running.host_program import HostState
 
 SEEDS = (4, 9)
 
 
+def halves(statistics):
+    """Returns statistics that make it show if standardising is forgotten."""
+    half = jnp.full_like(statistics.mean, 0.5)
+    return statistics._replace(count=statistics.count + 1, mean=half, deviation=half)
+
+
 def saved(tmp_path, env, **settings):
     config = trpo.Config(num_envs=2, num_steps=8, hidden_sizes=(8,), **settings)
     algorithm = trpo.make(env, config)
-    states = jax.vmap(algorithm.init)(jax.vmap(jax.random.key)(jnp.array(SEEDS)))
-    # A mean of 0.5 and a deviation of 0.5, so that forgetting to standardise shows.
-    statistics = states.actor.observation_statistics
-    half = jnp.full_like(statistics.mean, 0.5)
-    statistics = statistics._replace(count=statistics.count + 1, mean=half, deviation=half)
-    actor = states.actor._replace(observation_statistics=statistics)
+    states = jax.jit(jax.vmap(algorithm.init))(jax.vmap(jax.random.key)(jnp.array(SEEDS)))
+    actor = states.actor
+    actor = actor._replace(
+        observation_statistics=jax.tree.map(
+            halves, actor.observation_statistics, is_leaf=lambda x: isinstance(x, RunningStatistics)
+        )
+    )
     path = tmp_path / "policy.msgpack"
     save_policy(path, algorithm, Learnt(actor), SEEDS, [1.0, 2.0])
     return algorithm, actor, path
@@ -48,7 +65,8 @@ def test_a_loaded_policy_acts_as_the_trained_one(tmp_path, name, normalize):
     observations = jnp.stack([env.reset(jax.random.key(i))[1] for i in range(6)])
     for index, seed in enumerate(SEEDS):
         policy = trpo_jax.load_policy(path, seed=seed)
-        distribution = algorithm.policy(jax.tree.map(lambda x: x[index], actor), observations)  # noqa: B023
+        own = jax.tree.map(lambda x: x[index], actor)  # noqa: B023
+        _, distribution = jax.jit(algorithm.policy)(own, (), observations)
         scale = jax.vmap(lambda a: to_environment_action(env.action, a))
         np.testing.assert_allclose(
             policy(observations), scale(distribution.mode()), rtol=1e-5, atol=1e-6
@@ -64,8 +82,9 @@ def test_a_loaded_policy_acts_as_the_trained_one(tmp_path, name, normalize):
         )
     best = trpo_jax.load_policy(path)
     np.testing.assert_array_equal(best(observations), policy(observations))
-    compiled = jax.jit(lambda observations: policy(observations))(observations)
-    np.testing.assert_allclose(compiled, policy(observations), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(policy)(observations), policy(observations), rtol=1e-5, atol=1e-6
+    )
     save_policy(path, algorithm, Learnt(actor), SEEDS[::-1], [-5.0, np.nan])  # the second broke
     first = trpo_jax.load_policy(path, seed=SEEDS[1])
     np.testing.assert_array_equal(trpo_jax.load_policy(path)(observations), first(observations))
@@ -150,8 +169,6 @@ def test_a_policy_takes_what_an_environment_shows_and_gives_what_it_takes(index,
     act = trpo_jax.load_policy(tmp_path)
     observation_space.seed(0)
     shown = [observation_space.sample() for _ in range(5)]
-    flat = np.stack([act.shown(x) for x in shown])
-    assert flat.shape == (5, *env.observation.shape)
     draws = [act(x, jax.random.key(i)) for x in shown for i in range(20)]
     for action in [*map(act, shown), *draws]:
         assert not isinstance(action, jax.Array)
@@ -160,27 +177,28 @@ def test_a_policy_takes_what_an_environment_shows_and_gives_what_it_takes(index,
         observation_space, shown, gymnasium.vector.utils.create_empty_array(observation_space, 5)
     )
     np.testing.assert_allclose(act(batch), [act(x) for x in shown], rtol=1e-4)
-    if not isinstance(observation_space, spaces.Discrete):  # whose one-hot form is of integers
-        np.testing.assert_array_equal(act(batch), act(flat))
+    np.testing.assert_allclose(act(batch), act.step((), act.shown(batch))[1], rtol=1e-3)
+    for name, spec in (("observation", env.observation), ("action", env.action)):
+        assert jax.tree.structure(getattr(act, name)) == jax.tree.structure(spec)
 
 
 def test_large_numbers_are_seen_from_their_origin():
-    layout = {"kind": "box", "shape": [2], "dtype": "float64"}
-    spec = ArraySpec((2,), np.dtype(np.float32), layout, np.array([1e9, 0.0]))
-    act = make_act(
-        lambda *_: None, Actor((), init_statistics((2,))), "own", spec, MultiDiscrete((2,))
-    )
+    wide, origin = np.dtype(np.float64), np.array([1e9, 0.0])
+    spec = ArraySpec((2,), np.dtype(np.float32), origin=origin, own_dtype=wide)
+    actor = Actor((), init_statistics((2,)))
+    act = make_act(lambda *_: None, lambda n: (), actor, "own", spec, Discrete(2))
     np.testing.assert_array_equal(act.shown([1e9 + 1, 3.0]), np.array([1, 3], np.float32))
 
 
-def test_numbers_are_told_from_their_one_hot_form(tmp_path):
+def test_numbers_are_taken_one_or_several_at_a_time(tmp_path):
     env = envs.make("FrozenLake-misc")
-    _, _, path = saved(tmp_path, env)
-    act, number = trpo_jax.load_policy(path), env.observation.shape[0]
-    one_hot = jax.nn.one_hot(np.arange(number), number)
-    np.testing.assert_array_equal(act(np.arange(number)), act(one_hot))
-    assert act(3) == act(np.int32(3)) == act(one_hot[3])
-    for wrong in (number, -1, 2.5, "3", None):
+    algorithm, actor, path = saved(tmp_path, env)
+    act, (number,) = trpo_jax.load_policy(path), env.observation.num_values
+    best = jax.tree.map(lambda x: x[1], actor)
+    _, distribution = algorithm.policy(best, (), jnp.arange(number))
+    np.testing.assert_array_equal(act(np.arange(number)), distribution.mode())
+    assert act(3) == act(np.int32(3)) == act(np.int64(3)) == distribution.mode()[3]
+    for wrong in (number, -1, 2.5, "3", None, np.eye(number)[3]):
         with pytest.raises(ValueError, match="FrozenLake-misc was given"):
             act(wrong)
 
@@ -196,7 +214,7 @@ def test_a_policy_is_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
     act = trpo_jax.load_policy(tmp_path, 9, checkpoint="latest")
     observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     own = jax.tree.map(lambda x: x[1], actor)
-    expected = algorithm.policy(own, jnp.asarray(observations)).mode()
+    expected = algorithm.policy(own, (), jnp.asarray(observations))[1].mode()
     np.testing.assert_array_equal(act(observations), expected)
     with pytest.raises(ConfigurationError, match=r"no checkpoint 'best' in .* There are: 7, lat"):
         trpo_jax.load_policy(tmp_path, checkpoint="best")
@@ -215,61 +233,171 @@ def test_a_flipped_bit_is_refused(tmp_path):
             trpo_jax.load_policy(path)
 
 
-def old_file(tmp_path, **changes):
-    """Writes a file as versions before wrote it, and returns its path."""
-    algorithm, actor, path = saved(tmp_path, envs.make("CartPole-v1"))
-    statistics = actor.observation_statistics
-    count = np.asarray(statistics.count, np.float32)
-    data = {
-        "format": 1,
-        "environment": "CartPole-v1",
-        "observation": {"shape": [4], "dtype": "float32"},
-        "action": {"discrete": 2},
-        "network": {"hidden_sizes": [8], "activation": "tanh", "state_dependent_std": False},
-        "normalize_observations": True,
-        "seeds": [4, 9],
-        "scores": [1.0, 2.0],
-        "policy_params": jax.tree.map(np.asarray, actor.policy_params),
-        "observation_statistics": {
-            "count": count,
-            "mean": np.asarray(statistics.mean),
-            "squared_deviations": np.asarray(statistics.deviation**2 * count[:, None]),
-        },
-    }
-    path.write_bytes(serialization.msgpack_serialize(data | changes))
-    return algorithm, actor, path
+def changed_file(tmp_path, **changes):
+    """Writes a file that describes its policies in another way, and returns its path."""
+    _, _, path = saved(tmp_path, envs.make("CartPole-v1"))
+    content = serialization.msgpack_restore(path.read_bytes())["content"]
+    content = serialization.msgpack_serialize(serialization.msgpack_restore(content) | changes)
+    data = {"format": 4, "digest": hashlib.sha256(content).hexdigest(), "content": content}
+    path.write_bytes(serialization.msgpack_serialize(data))
+    return path
 
 
-def test_files_of_before_are_read(tmp_path):
-    algorithm, actor, path = old_file(tmp_path)
-    best = jax.tree.map(lambda x: x[1], actor)
-    env, observations = algorithm.env, np.random.default_rng(0).normal(size=(50, 4))
-    expected = make_act(algorithm.policy, best, "", env.observation, env.action)(observations)
-    assert 0 < expected.mean() < 1
-    np.testing.assert_array_equal(trpo_jax.load_policy(path)(observations), expected)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_files_of_before_are_refused_by_their_format(tmp_path, number):
+    path = tmp_path / "policy.msgpack"
+    path.write_bytes(serialization.msgpack_serialize({"format": number, "seeds": [0]}))
+    with pytest.raises(ConfigurationError, match=f"in format {number}; this one reads format 4"):
+        trpo_jax.load_policy(path)
+
+
+def test_a_file_of_a_later_version_is_refused(tmp_path):
+    path = tmp_path / "policy.msgpack"
+    path.write_bytes(serialization.msgpack_serialize({"format": 5}))
+    with pytest.raises(ConfigurationError, match="its format is 5, and 4 is the newest"):
+        trpo_jax.load_policy(path)
+
+
+MANY = 2_000_000_000
+CART = {"hidden_sizes": [8], "activation": "tanh", "state_dependent_std": False}
+CART |= {"memory": "none", "memory_size": 8}
+KERNEL = "actor/policy_params/layers_0/Dense_0/kernel"
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"observation": {"shape": [2_000_000_000], "dtype": "float32"}},
-        {"action": {"discrete": 2_000_000_000}},
-        {"network": {"hidden_sizes": [2_000_000_000], "activation": "tanh"}},
-        {"network": {"hidden_sizes": [8], "activation": "tan"}},
+        {"observation": to_plain(ArraySpec((MANY,), np.dtype(np.float32)))},
+        {"observation": to_plain(ArraySpec((), np.dtype(np.int32), (MANY,)))},
+        {"observation": {"dict": {"a": to_plain(ArraySpec((4,), np.dtype(np.float32)))}}},
+        {"observation": {"kind": "Array"}},
+        {"observation": 3},
+        {"action": to_plain(Discrete(MANY))},
+        {"action": {"tuple": [to_plain(Discrete(2)), to_plain(Discrete(2))]}},
+        {"network": CART | {"hidden_sizes": [MANY]}},
+        {"network": CART | {"activation": "tan"}},
+        {"network": CART | {"memory": "gru"}},
+        {"network": CART | {"memory": "elephant"}},
         {"network": {"hidden": 3}},
         {"scores": [1.0]},
         {"seeds": []},
-        {"format": 7},
-        {"policy_params": {}},
-        {"policy_params": {"layers_0": {"Dense_0": {"kernel": np.full((2, 4, 8), np.nan)}}}},
-        {"observation_statistics": {"count": np.ones(2)}},
-        {"observation": 3},
+        {"arrays": {}},
+        {"arrays": {KERNEL: np.full((2, 4, 8), np.nan)}},
+        {"arrays": {"actor/observation_statistics/count": np.ones(2)}},
     ],
 )
 def test_what_a_file_describes_wrongly_is_refused_before_it_is_made(tmp_path, changes):
-    _, _, path = old_file(tmp_path, **changes)
+    path = changed_file(tmp_path, **changes)
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
     before = peak()
     with pytest.raises(ConfigurationError, match=r"policy\.msgpack (is damaged|holds)"):
         trpo_jax.load_policy(path)
     assert peak() - before < 1e6
+
+
+def test_a_policy_with_a_memory_acts_as_stepped_by_hand(tmp_path):
+    env = envs.make("Pendulum-v1")
+    algorithm, actor, path = saved(tmp_path, env, memory="gru", memory_size=4)
+    act, best = trpo_jax.load_policy(path), jax.tree.map(lambda x: x[1], actor)
+    assert act.remembers
+    policy = jax.jit(algorithm.policy)
+    scale = jax.vmap(lambda a: to_environment_action(env.action, a))
+    shown = np.random.default_rng(0).normal(size=(3, 6, 3)).astype(np.float32)
+
+    def by_hand(carry, observations):
+        carry, distribution = policy(best, carry, observations)
+        return carry, scale(distribution.mode())
+
+    for episode in shown:
+        act.start()
+        carry = algorithm.carry(1)
+        for x in episode:
+            carry, expected = by_hand(carry, x[None])
+            np.testing.assert_allclose(act(x), expected[0], rtol=1e-5)
+    assert np.abs(act(x) - by_hand(algorithm.carry(1), x[None])[1][0]).max() > 1e-3
+    with pytest.raises(ValueError, match="remembers 1 environments and was shown 3"):
+        act(shown[:, 0])
+    act.start()
+    carry = algorithm.carry(3)
+    for t in range(6):
+        carry, expected = by_hand(carry, shown[:, t])
+        np.testing.assert_allclose(act(shown[:, t]), expected, rtol=1e-5)
+    act.start([False, True, False])  # the episode of the second of three ended
+    carry = carry.at[1].set(0.0)
+    np.testing.assert_allclose(act(shown[:, 0]), by_hand(carry, shown[:, 0])[1], rtol=1e-5)
+    with pytest.raises(ValueError, match="remembers 3 environments, not 2"):
+        act.start([True, False])
+
+
+def test_a_memory_inside_a_compiled_program_is_passed_on_by_it(tmp_path):
+    _, _, path = saved(tmp_path, envs.make("Pendulum-v1"), memory="lstm", memory_size=4)
+    act, shown = trpo_jax.load_policy(path), jnp.linspace(-1, 1, 15).reshape(5, 1, 3)
+    with pytest.raises(ValueError, match=r"has a memory.* beginning with act\.carry"):
+        jax.jit(act)(shown[0])
+    _, actions = jax.jit(lambda shown: jax.lax.scan(act.step, act.carry(1), shown))(shown)
+    np.testing.assert_allclose(actions, [act(np.asarray(x)) for x in shown], rtol=1e-5)
+
+
+TREE = {
+    "body": ArraySpec((3,), np.dtype(np.float32)),
+    "kind": ArraySpec((), np.dtype(np.int32), (4,)),
+    "secret": ArraySpec((2,), np.dtype(np.float32)),
+    "action_mask": ArraySpec((3,), np.dtype(bool)),
+}
+JOINT = {"door": Discrete(3), "force": Box(np.full(2, -2.0), np.full(2, 4.0))}
+
+
+def of_parts(observation=TREE):
+    zeros = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), observation)
+    step = lambda key, state, action: (
+        state,
+        StepResult(zeros, action["force"].sum(), jnp.zeros((), bool), jnp.zeros((), bool)),
+    )
+    return Environment("of parts", lambda key: ((), zeros), step, observation, JOINT, 5)
+
+
+def test_a_policy_of_several_parts_is_kept(tmp_path):
+    env = of_parts()
+    algorithm, actor, path = saved(tmp_path, env, critic_observation="secret")
+    act, best = trpo_jax.load_policy(path), jax.tree.map(lambda x: x[1], actor)
+    random = np.random.default_rng(0)
+    legal = np.eye(3, dtype=bool)[random.integers(3, size=50)] | (random.random((50, 3)) < 0.5)
+    shown = {
+        "body": random.normal(size=(50, 3)).astype(np.float32),
+        "kind": random.integers(4, size=50, dtype=np.int32),
+        "secret": np.zeros((50, 2), np.float32),
+        "action_mask": legal,
+    }
+    _, distribution = jax.jit(algorithm.policy)(best, (), jax.tree.map(jnp.asarray, shown))
+    expected = jax.vmap(lambda a: to_environment_action(env.action, a))(distribution.mode())
+    without = {name: x for name, x in shown.items() if name != "secret"}
+    for observations in (shown, without):  # which the critic alone sees
+        actions = act(observations)
+        np.testing.assert_array_equal(actions["door"], expected["door"])
+        np.testing.assert_allclose(actions["force"], expected["force"], rtol=1e-5)
+    assert set(actions["door"]) == {0, 1, 2}
+    assert (legal.sum(axis=1) < 3).any()
+    assert legal[np.arange(50), actions["door"]].all()
+    one = act(jax.tree.map(lambda x: x[7], without))
+    assert one["door"] == actions["door"][7]
+    assert one["force"].shape == (2,)
+    drawn = [act(without, jax.random.key(i))["door"] for i in range(5)]
+    assert all(legal[np.arange(50), x].all() for x in drawn)
+    with pytest.raises(
+        ValueError, match=r"secret, action_mask, .* promises a .* of action_mask, body, kind"
+    ):
+        act({name: x for name, x in shown.items() if name != "kind"})
+    with pytest.raises(ValueError, match=r'in its part observation\["kind"\].* from 0 to 3'):
+        act(shown | {"kind": 4})
+
+
+def test_a_policy_for_another_tree_is_refused(tmp_path):
+    _, _, path = saved(tmp_path, of_parts())
+    trpo_jax.load_policy(path, env=of_parts())
+    other = TREE | {"kind": ArraySpec((), np.dtype(np.int32), (5,))}
+    with pytest.raises(ConfigurationError, match=r"observations are .*\(4,\).*those of of parts"):
+        trpo_jax.load_policy(path, env=of_parts(other))
+    with pytest.raises(ConfigurationError, match=r"'body': .*those of CartPole-v1 are ArraySpec"):
+        trpo_jax.load_policy(path, env=envs.make("CartPole-v1"))
+    with pytest.raises(ConfigurationError, match=r"actions are .*force.*; those of of parts are D"):
+        trpo_jax.load_policy(path, env=of_parts()._replace(action=Discrete(3)))

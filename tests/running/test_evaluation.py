@@ -27,16 +27,29 @@ from trpo_jax.running.evaluation import (
 
 
 def test_each_episode_counts_once_and_is_whole():
-    act = lambda key, observations: jnp.zeros(len(observations), jnp.int32)
+    act = lambda key, carry, observations: (carry, jnp.zeros(len(observations), jnp.int32))
     returns = evaluate(counter(terminates_at=4), act, jax.random.key(0), 5).returns
     np.testing.assert_array_equal(returns, np.full(5, 60.0))
     returns = evaluate(counter(time_limit=3), act, jax.random.key(0), 5).returns
     np.testing.assert_array_equal(returns, np.full(5, 30.0))
 
 
+def test_what_an_act_carries_goes_on_from_step_to_step():
+    env = counter(terminates_at=4)
+
+    def step(key, count, action):
+        count, result = env.step(key, count, action)
+        return count, result._replace(reward=action.astype(jnp.float32))
+
+    act = lambda key, carry, observations: (2 * carry, carry)
+    start = jnp.array([1, 3])
+    returns = evaluate(env._replace(step=step), act, jax.random.key(0), 2, carry=start).returns
+    np.testing.assert_array_equal(returns, [1 + 2 + 4 + 8, 3 + 6 + 12 + 24])
+
+
 def test_short_episodes_keep_their_return_while_long_ones_go_on():
     env = envs.make("CartPole-v1")
-    act = lambda key, observations: (observations[:, 2] > 0).astype(jnp.int32)
+    act = lambda key, carry, observations: (carry, (observations[:, 2] > 0).astype(jnp.int32))
     returns = np.asarray(evaluate(env, act, jax.random.key(0), 16).returns)
     assert len(set(returns)) > 3
     assert returns.min() > 8
@@ -51,7 +64,10 @@ def test_numbers_that_are_not_finite_name_environment_and_seed():
         return count, result._replace(reward=jnp.where(count > 2, jnp.nan, result.reward))
 
     actor = Actor(jnp.zeros(2), jax.vmap(lambda _: init_statistics((1,)))(jnp.zeros(2)))
-    policy = lambda actor, observations: Categorical(jnp.zeros((len(observations), 2)))
+    policy = lambda actor, carry, observations: (
+        carry,
+        Categorical(jnp.zeros((len(observations), 2))),
+    )
     with pytest.raises(EnvironmentFailure, match=r"counter returned .* seed 3, 4, in its eval"):
         returns = make_evaluation(env._replace(step=step), policy, 2)(actor, (3, 4)).returns
         require_finite_returns(env, (3, 4), returns)
@@ -60,9 +76,11 @@ def test_numbers_that_are_not_finite_name_environment_and_seed():
 def test_seed_and_number_decide_the_episodes():
     env = envs.make("Pendulum-v1")
     actor = Actor(jnp.zeros(3), jax.vmap(lambda _: init_statistics((3,)))(jnp.zeros(3)))
-    policy = lambda actor, observations: DiagGaussian(
-        jnp.zeros((len(observations), 1)), jnp.zeros((len(observations), 1))
-    )
+
+    def policy(actor, carry, observations):
+        zeros = jnp.zeros((len(observations), 1))
+        return carry, DiagGaussian(zeros, zeros)
+
     evaluation = make_evaluation(env, policy, 2)
     returns = evaluation(actor, (3, 4, 3)).returns
     assert returns.shape == (3, 2)
@@ -76,7 +94,7 @@ def test_seed_and_number_decide_the_episodes():
 def test_no_two_evaluations_share_a_key(monkeypatch):
     """`split(key, n)[i]` is `fold_in(key, i)`: numbers must not be folded in where keys split."""
 
-    def keys_of(env, act, key, num_episodes, max_steps):
+    def keys_of(env, act, key, num_episodes, max_steps, carry):
         keys = jnp.stack([key, *jax.random.split(key)])
         numbers = jax.random.key_data(keys)[:, 0].astype(jnp.float32)
         return Played(numbers, jnp.zeros(3, bool))
@@ -91,7 +109,7 @@ def test_no_two_evaluations_share_a_key(monkeypatch):
 def constant(choice):
     actor = Actor(jnp.zeros(1), jax.vmap(lambda _: init_statistics((2,)))(jnp.zeros(1)))
     logits = lambda observations: jnp.tile(jax.nn.one_hot(choice, 2), (len(observations), 1))
-    return actor, lambda actor, observations: Categorical(logits(observations))
+    return actor, lambda actor, carry, observations: (carry, Categorical(logits(observations)))
 
 
 def test_episodes_that_are_cut_say_so():
@@ -169,20 +187,25 @@ def test_what_never_ends_is_bounded_and_shows_how_far_it_is(monkeypatch):
     ]
 
 
-def test_an_evaluation_is_what_a_loop_of_the_users_own_gives():
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_an_evaluation_is_what_a_loop_of_the_users_own_gives(memory):
     env = envs.make("gym/CartPole-v1")
-    algorithm = trpo.make(env, trpo.Config(num_envs=2, num_steps=8, hidden_sizes=(8,)))
+    settings = {"hidden_sizes": (8,), "memory": memory, "memory_size": 4}
+    algorithm = trpo.make(env, trpo.Config(num_envs=2, num_steps=8, **settings))
     actor = jax.jit(algorithm.init)(jax.random.key(1)).actor
     stacked = jax.tree.map(lambda x: x[None], actor)
-    played = make_evaluation(env, algorithm.policy, 4, num_envs=1)(stacked, (3,))
+    evaluation = make_evaluation(env, algorithm.policy, 4, num_envs=1, carry=algorithm.carry)
+    played = evaluation(stacked, (3,))
 
-    act = make_act(algorithm.policy, actor, env.name, env.observation, env.action)
+    spaces = env.observation, env.action
+    act = make_act(algorithm.policy, algorithm.carry, actor, env.name, *spaces)
     own = gymnasium.make("CartPole-v1")
     (seed,) = environment_seeds((EVALUATION, 3), 1)
     returns = []
     for _ in range(4):
         observation, _ = own.reset(seed=seed)
         seed, done, total = None, False, 0.0
+        act.start()
         while not done:
             observation, reward, terminated, truncated, _ = own.step(act(observation))
             done, total = terminated or truncated, total + reward

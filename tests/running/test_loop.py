@@ -12,6 +12,7 @@ from probes import counter
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
+from trpo_jax.envs.base import ArraySpec
 from trpo_jax.running.host_program import HostState
 from trpo_jax.running.loop import (
     AgreedStop,
@@ -120,6 +121,56 @@ def breaking(number, ends):
 def test_an_observation_that_is_not_sound_is_named(number, match):
     with pytest.raises(NonFiniteError, match=rf"counter .*{match}, in step 3 of update 2\."):
         run(breaking(number, ends=False), (3, 4), 3, 3)
+
+
+def in_parts(breaks):
+    """Returns a counter that shows two arrays and a mask, changed from its 11th step on."""
+    env = counter(width=2)
+
+    def show(count, observation):
+        parts = {
+            "action_mask": jnp.ones(2, bool),
+            "count": observation,
+            "grid": jnp.zeros((2, 2)).at[1, 0].set(observation[0]),
+        }
+        return jax.tree.map(
+            lambda own, new: jnp.where(count >= 11, new, own), parts, parts | breaks
+        )
+
+    def reset(key):
+        count, observation = env.reset(key)
+        return count, show(count, observation)
+
+    def step(key, count, action):
+        count, result = env.step(key, count, action)
+        return count, result._replace(observation=show(count, result.observation))
+
+    number = np.dtype(np.float32)
+    spec = {
+        "action_mask": ArraySpec((2,), np.dtype(bool)),
+        "count": ArraySpec((2,), number),
+        "grid": ArraySpec((2, 2), number),
+    }
+    changed = env._replace(reset=reset, step=step, observation=spec)
+    return trpo.make(changed, trpo.Config(**CONFIG, normalize_observations=False))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "match"),
+    [
+        (
+            {"grid": jnp.zeros((2, 2)).at[1, 1].set(jnp.inf)},
+            r'whose component 3 in its part observation\["grid"\] is inf, in step 3 of',
+        ),
+        (
+            {"action_mask": jnp.zeros(2, bool)},
+            "showed an action_mask without a legal action, in step 4 of",
+        ),
+    ],
+)
+def test_the_part_of_an_observation_that_cannot_be_learnt_from_is_named(breaks, match):
+    with pytest.raises(NonFiniteError, match=rf"counter .*{match} update 2\."):
+        run(in_parts(breaks), (3,), 3, 3)
 
 
 def test_an_episode_that_ends_with_such_an_observation_is_left_out():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from trpo_jax.agent import ActingState, Agent
+from trpo_jax.agent import Agent
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode, Transition
@@ -57,19 +57,19 @@ class RolloutState(NamedTuple):
 
     Attributes:
         episodes: running episodes.
-        acting: what acting carries from step to step.
+        acting: what acting carries from step to step; its field `carry`, if any, is the memory.
         reward_sums: discounted reward sums of the running episodes.
         carry: the memory of the policy before the first step of the latest rollout.
         critic_carry: the memory of the critic after its last step.
     """
 
     episodes: Episode
-    acting: ActingState
+    acting: Any
     reward_sums: Float[Array, " B"]
     carry: Any = ()
     critic_carry: Any = ()
 
-    def after(self, episodes: Episode, acting: ActingState) -> "RolloutState":
+    def after(self, episodes: Episode, acting: Any) -> "RolloutState":
         """Returns what goes on from a rollout that ended in these episodes and this state."""
         return self._replace(
             episodes=episodes, acting=acting, carry=getattr(self.acting, "carry", ())

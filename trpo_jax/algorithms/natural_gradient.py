@@ -142,6 +142,13 @@ def require_solver(env: Environment, config: NaturalGradient, agent: Agent) -> N
             "damping = 0 leaves the factors of solver = 'kronecker' without an inverse. "
             "Set damping above 0, or solver to cg."
         )
+    refused = (
+        "solver = 'kronecker' needs a policy of Dense layers of flax linen, each with a bias and "
+        "applied once, whose parameters are those of one module. The policy of this agent is "
+        "another ({}). Choose solver = 'cg', which serves every network."
+    )
+    if agent.policy.remembers:
+        raise ConfigurationError(refused.format("it has a memory"))
     observations = jax.tree.map(lambda x: x[None], example_seen(env.observation))
     observations, _ = split_part(observations, agent.critic_observation)
     first, carry = jnp.ones((1, 1), bool), agent.policy.carry(1)
@@ -160,12 +167,8 @@ def require_solver(env: Environment, config: NaturalGradient, agent: Agent) -> N
         paths, reason = set(), str(error)
     flat = flatten_dict(params) if paths and isinstance(params, Mapping) else {}
     if not paths or not all((*x, name) in flat for x in paths for name in ("kernel", "bias")):
-        raise ConfigurationError(
-            "solver = 'kronecker' needs a policy of Dense layers of flax linen, each with a bias "
-            "and applied once, whose parameters are those of one module. The policy of this agent "
-            f"is another ({reason if not paths else 'a layer without its kernel or bias'}). Choose "
-            "solver = 'cg', which serves every network."
-        )
+        reason = "a layer without its kernel or bias" if paths else reason
+        raise ConfigurationError(refused.format(reason))
 
 
 def require_every_step(config: NaturalGradient, reason: str) -> None:

@@ -39,6 +39,11 @@ class ScheduledActing(NamedTuple):
     num_updates: Int[Array, " B"]
     acting: Any
 
+    @property
+    def carry(self) -> Any:
+        """The memory of the policy."""
+        return getattr(self.acting, "carry", ())
+
 
 def scheduled(
     make: Callable[[Any], Algorithm], config: Any, schedules: Mapping[str, Schedule]
@@ -70,8 +75,8 @@ def scheduled(
 
     def act(actor, key, episodes, acting):
         algorithm, _ = at(acting.num_updates[0])
-        actions, context, inside = algorithm.act(actor, key, episodes, acting.acting)
-        return actions, context, acting._replace(acting=inside)
+        actions, noise, inside = algorithm.act(actor, key, episodes, acting.acting)
+        return actions, noise, acting._replace(acting=inside)
 
     def improve(state, trajectory):
         algorithm, values = at(state.num_updates)

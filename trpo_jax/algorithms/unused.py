@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from trpo_jax.envs.base import Box, Environment
+import jax
+
+from trpo_jax.agent import NO_MEMORY
+from trpo_jax.envs.base import Box, Environment, num_components
 
 OF_ANOTHER_CHOICE = {  # fields: (the field that decides, its value)
     ("ou_rho",): ("exploration", "ou"),
@@ -22,14 +25,17 @@ def unused_fields(env: Environment, config: Any) -> Iterator[tuple[str, str]]:
         env: the environment.
         config: of an algorithm; fields that it does not have are of no concern.
     """
-    if not isinstance(env.action, Box):
+    if not any(isinstance(part, Box) for part in jax.tree.leaves(env.action)):
         reason = f"the actions of {env.name} are not continuous"
         yield from ((name, reason) for name in ("log_std_init", "state_dependent_std"))
-    if env.action.size == 1:
+    if num_components(env.action) == 1:
         yield "max_kl_per_dimension", f"the actions of {env.name} have one component"
     for names, (decisive, value) in OF_ANOTHER_CHOICE.items():
         found = getattr(config, decisive, value)
         if found != value:
             yield from ((name, f"{decisive} is {found}, not {value}") for name in names)
+    if getattr(config, "memory", NO_MEMORY) == NO_MEMORY:
+        names = ("memory_size", "memory_checkpoint")
+        yield from ((name, f"memory is {NO_MEMORY}") for name in names)
     if getattr(config, "line_search_steps", 2) == 1:
         yield "line_search_shrink", "line_search_steps is 1"

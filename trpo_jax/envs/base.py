@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from trpo_jax.errors import ConfigurationError
 
@@ -208,7 +208,7 @@ class StepResult(NamedTuple):
         truncated: whether it was cut short, by a time limit for instance.
     """
 
-    observation: PyTree[Num[Array, "..."]]
+    observation: PyTree[Shaped[Array, "..."]]
     reward: Float[Array, ""]
     terminated: Bool[Array, ""]
     truncated: Bool[Array, ""]

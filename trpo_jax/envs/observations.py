@@ -125,9 +125,11 @@ def _wrong(path: tuple[Any, ...], found: Any, promised: str) -> Unpromised:
 
 
 def in_words(value: Any) -> str:
-    """Returns what a value is: dtype, shape and extent of an array, or its class."""
+    """Returns what a value is: dtype, shape and extent of an array, or its class and parts."""
     if value is None or isinstance(value, bool | int | float | str):
         return f"{value!r:.80}"
+    if isinstance(value, Mapping):
+        return f"type {type(value).__name__} with the parts {', '.join(map(str, value))}"
     if not isinstance(value, np.ndarray | np.generic):
         return f"type {type(value).__name__}"
     extent = ""

@@ -1,12 +1,13 @@
 """A trained policy of one seed, as a function from what an environment shows to what it takes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray
 
@@ -23,7 +24,7 @@ from trpo_jax.envs.observations import batch_shape, centre, to_arrays
 from trpo_jax.recurrent import remembers, restarted
 
 
-@dataclass
+@dataclass(eq=False)  # hashed by identity, so that jax.jit takes it
 class ActingPolicy:
     """The policy of one seed: `(observation, key=None) -> action`, NumPy's on both sides.
 
@@ -63,7 +64,12 @@ class ActingPolicy:
     carry: Callable[[int], Any]
     _memory: Any = field(default=None, repr=False)
 
-    def start(self, where: Bool[np.ndarray, "..."] | None = None) -> None:
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether it has a memory."""
+        return remembers(self.carry)
+
+    def start(self, where: Bool[Array | np.ndarray, "..."] | Sequence[bool] | None = None) -> None:
         """Forgets what was shown before: an episode starts.
 
         Args:
@@ -76,7 +82,7 @@ class ActingPolicy:
         where = np.ravel(np.asarray(where, bool))
         if len(where) != count:
             raise ValueError(f"The policy remembers {count} environments, not {len(where)}.")
-        self._memory = count, restarted(self.carry, where, memory)
+        self._memory = count, restarted(self.carry, jnp.asarray(where), memory)
 
     def __call__(self, observation: Any, key: PRNGKeyArray | None = None) -> Any:
         """Returns the action for an observation, or those for a batch of them.
@@ -86,7 +92,7 @@ class ActingPolicy:
                 than the policy remembers.
         """
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(observation))
-        if traced and remembers(self.carry):
+        if traced and self.remembers:
             raise ValueError(
                 f"The policy of {self.environment} has a memory, which a compiled program passes "
                 "on by itself: carry, actions = act.step(carry, observations), beginning with "
@@ -104,7 +110,7 @@ class ActingPolicy:
             )
         memory, actions = self.choose(self.actor, memory, flat, key)
         if not traced:
-            self._memory = (count, memory) if remembers(self.carry) else None
+            self._memory = (count, memory) if self.remembers else None
             actions = to_space_action(self.action, actions)
         return jax.tree.map(lambda spec, x: _reshaped(spec, x, batch), self.action, actions)
 
@@ -165,7 +171,7 @@ def make_act(
     """
 
     @jax.jit
-    def choose(actor, carry, observations, key=None) -> tuple[Any, Array]:
+    def choose(actor, carry, observations, key=None):
         carry, distribution = policy(actor, carry, observations)
         actions = distribution.mode() if key is None else distribution.sample(key)
         return carry, jax.vmap(partial(to_environment_action, action))(actions)

@@ -1,10 +1,11 @@
 """Policies for use without this library: as arrays for NumPy, as an ONNX model, as a JAX program.
 
-All of them take a batch of observations as a network is shown them, `[N, ...]`, and give the mode's
-actions as the environment takes them, `[N, ...]`.
+All of them take a batch of observations as `ActingPolicy.shown` gives it, `[N, ...]`, and give the
+mode's actions as the environment takes them, `[N, ...]`.
 """
 
 import io
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,14 @@ import jax
 import jax.export
 import numpy as np
 
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
 from trpo_jax.networks import convolutions
 from trpo_jax.normalization import CLIP, standard_deviation
-from trpo_jax.observing import is_standardized, seen_spec
+from trpo_jax.observing import is_one_hot, is_standardized, seen_spec
 from trpo_jax.records.acting import ActingPolicy
 from trpo_jax.records.files import write_whole
-from trpo_jax.recurrent import remembers
 
 
 def export(policy: ActingPolicy, path: str | Path) -> None:
@@ -33,7 +33,7 @@ def export(policy: ActingPolicy, path: str | Path) -> None:
     `.npz` holds arrays that a few lines of NumPy run (see `docs/policies.md`), `.onnx` a model for
     onnxruntime and others, `.jax` a program that `jax.export.deserialize` reads, for CPUs, GPUs and
     TPUs. A policy with a memory becomes a program `(carry, observations) -> (carry, actions)`,
-    whose first carry is zeros.
+    whose first carry is `policy.carry(N)`: zeros, if the library built the policy.
 
     Args:
         policy: from `load_policy` or `Run.policy`.
@@ -53,10 +53,25 @@ def export(policy: ActingPolicy, path: str | Path) -> None:
     write_whole(path, FORMATS[path.suffix](policy))
 
 
+class OneHot(NamedTuple):
+    """Integers of a known range as numbers: 1 where a component has a value, 0 elsewhere.
+
+    Attributes:
+        component: of the flattened observation, for each of F numbers, `[F]`.
+        value: which it is compared with, `[F]`.
+        seen: shape of these numbers.
+    """
+
+    component: np.ndarray
+    value: np.ndarray
+    seen: np.ndarray
+
+
 class Layers(NamedTuple):
     """A policy's mode as layers: standardise, layers with an activation between, then the action.
 
     Attributes:
+        one_hot: what integers of a known range become before all else; None of other observations.
         mean: subtracted first, float64.
         deviation: divided by then.
         clip: bound of the result.
@@ -67,6 +82,7 @@ class Layers(NamedTuple):
         windows: size and stride of the window of each layer, 0 of fully connected ones, `[L, 2]`.
     """
 
+    one_hot: OneHot | None
     mean: np.ndarray
     deviation: np.ndarray
     clip: float
@@ -84,8 +100,8 @@ def layers_of(policy: ActingPolicy) -> Layers:
             several parts.
     """
     several = any(isinstance(x, dict | tuple) for x in (policy.observation, policy.action))
-    if several or remembers(policy.carry):
-        kind = "a memory" if remembers(policy.carry) else "observations or actions of several parts"
+    if several or policy.remembers:
+        kind = "a memory" if policy.remembers else "observations or actions of several parts"
         raise ConfigurationError(
             f"The policy of {policy.environment} has {kind}, which only the format .jax can hold."
         )
@@ -94,12 +110,13 @@ def layers_of(policy: ActingPolicy) -> Layers:
             f"The policy of {policy.environment} has a network that was handed in, whose layers "
             "the library does not know. Export it as .jax, which holds any network."
         )
+    spec, seen = policy.observation, seen_spec(policy.observation).shape
     mean, deviation, clip = np.zeros(()), np.ones(()), np.inf
-    if policy.normalized and is_standardized(policy.observation):
+    if policy.normalized and is_standardized(spec):
         statistics = policy.actor.observation_statistics
         mean, clip = np.float64(statistics.mean) + np.float64(statistics.mean_rest), CLIP
         deviation = np.asarray(standard_deviation(statistics))
-    elif policy.observation.dtype == np.uint8:
+    elif spec.dtype == np.uint8 and not is_one_hot(spec):
         deviation = np.array(255.0)
     params = policy.actor.policy_params
     torso, head = (_dense(params.get(name, {})) for name in ("layers_0", "layers_1"))
@@ -107,9 +124,10 @@ def layers_of(policy: ActingPolicy) -> Layers:
         head = head[:1]
     kernels, biases = ([np.asarray(x[name]) for x in torso] for name in ("kernel", "bias"))
     joined = [np.concatenate([x[name] for x in head], axis=-1) for name in ("kernel", "bias")]
-    windows = [layer[1:] for layer in convolutions(seen_spec(policy.observation).shape)]
+    windows = [layer[1:] for layer in convolutions(seen)]
     windows += [(0, 0)] * (len(torso) + 1 - len(windows))
     return Layers(
+        _one_hot(spec, seen) if is_one_hot(spec) else None,
         mean,
         deviation,
         clip,
@@ -118,6 +136,14 @@ def layers_of(policy: ActingPolicy) -> Layers:
         [*biases, joined[1]],
         np.array(windows),
     )
+
+
+def _one_hot(spec: ArraySpec, seen: tuple[int, ...]) -> OneHot:
+    size = math.prod(spec.shape)
+    counts = np.broadcast_to(spec.num_values, size)
+    component = np.repeat(np.arange(size), counts)
+    value = np.concatenate([np.arange(n) for n in counts])
+    return OneHot(component, value, np.array(seen, np.int64))
 
 
 def _dense(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -129,6 +155,8 @@ def _to_npz(policy: ActingPolicy) -> bytes:
     layers, action = layers_of(policy), policy.action
     arrays = {name: getattr(layers, name) for name in ("mean", "deviation", "clip", "activation")}
     arrays["windows"] = layers.windows
+    if layers.one_hot is not None:
+        arrays |= layers.one_hot._asdict()
     for index, (kernel, bias) in enumerate(zip(layers.kernels, layers.biases, strict=True)):
         arrays |= {f"kernel_{index}": kernel, f"bias_{index}": bias}
     if isinstance(action, Box):
@@ -148,7 +176,9 @@ def _choices(action: Discrete | MultiDiscrete) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shape(action: Discrete | MultiDiscrete) -> tuple[int, ...]:
-    return () if isinstance(action, Discrete) else (action.size,)
+    if isinstance(action, Discrete):
+        return ()
+    return (action.size,) if action.shape is None else tuple(action.shape)
 
 
 def _to_onnx(policy: ActingPolicy) -> bytes:
@@ -176,7 +206,13 @@ def _to_onnx(policy: ActingPolicy) -> bytes:
         return name
 
     mean = np.float32(layers.mean)
-    x = add("Cast", "observations", to=TensorProto.FLOAT)
+    x = "observations"
+    if layers.one_hot is not None:
+        component, value, seen = layers.one_hot
+        x = add("Reshape", x, np.array([-1, math.prod(spec.shape)]))
+        x = add("Equal", add("Gather", x, component, axis=1), value.astype(spec.dtype))
+        x = add("Reshape", x, np.array([-1, *seen]))
+    x = add("Cast", x, to=TensorProto.FLOAT)
     x = add("Sub", add("Sub", x, mean), np.float32(layers.mean - mean))
     x = add("Div", x, np.float32(layers.deviation))
     x = add("Clip", x, np.float32(-layers.clip), np.float32(layers.clip))
@@ -224,8 +260,8 @@ def _to_jax(policy: ActingPolicy) -> bytes:
     batch = jax.tree.map(
         lambda spec: jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype), policy.observation
     )
-    carry = jax.eval_shape(lambda: policy.carry(1))
-    if jax.tree.leaves(carry):
+    if policy.remembers:
+        carry = jax.eval_shape(lambda: policy.carry(1))
         carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), carry)
         program, args = jax.jit(partial(policy.step, key=None)), (carry, batch)
     else:

@@ -19,7 +19,7 @@ import numpy as np
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, State, learnt_of
 from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import LARGEST, ObservationSpec, path_name
+from trpo_jax.envs.base import LARGEST, MASK, ObservationSpec, path_name
 from trpo_jax.processes import (
     any_of,
     decided_by_first,
@@ -328,21 +328,18 @@ def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
         update, step = chunk.first_update + first, int(chunk.health.broken_step[index, first])
         reason = f"update {update:,} gave numbers that are not finite"
         if step >= 0:
-            value = chunk.health.broken_value[index, first]
-            component = chunk.health.broken_component[index, first]
-            reward = f"a reward of {value:g}"
-            observation = _component_named(program.env.observation, component, value)
+            value = float(chunk.health.broken_value[index, first])
+            component = int(chunk.health.broken_component[index, first])
+            when = f"in step {step + 1:,} of update {update:,}"
             reason = (
                 f"environment {program.env.name} returned "
-                f"{reward if component < 0 else observation}, in step {step + 1:,} of update "
-                f"{update:,}. Numbers that are not finite, or from {LARGEST:g} on, cannot be "
-                "learnt from"
+                f"{_number_named(program.env.observation, component, value)}, {when}. Numbers that "
+                f"are not finite, or from {LARGEST:g} on, cannot be learnt from"
             )
             if component == NO_LEGAL_ACTION:
                 reason = (
-                    f"environment {program.env.name} showed an action_mask without a legal action, "
-                    f"in step {step + 1:,} of update {update:,}. Such a state is the end of an "
-                    "episode"
+                    f"environment {program.env.name} showed an {MASK} without a legal action, "
+                    f"{when}. Such a state is the end of an episode"
                 )
         elif index in program.broken_by:
             said = program.broken_by[index].rstrip(".")
@@ -351,11 +348,16 @@ def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
     return found
 
 
-def _component_named(observation: ObservationSpec, component: int, value: float) -> str:
-    """Returns the words for a component of an observation, counted over all of its arrays."""
+def _number_named(observation: ObservationSpec, component: int, value: float) -> str:
+    """Returns the words for a component of an observation, or for the reward if it is negative.
+
+    Components are counted over all arrays of the observation.
+    """
+    if component < 0:
+        return f"a reward of {value:g}"
     for path, spec in jax.tree_util.tree_flatten_with_path(observation)[0]:
         if component < math.prod(spec.shape):
-            part = f" in its part {path_name('', path)}" if path else ""
+            part = f" in its part {path_name('observation', path)}" if path else ""
             return f"an observation whose component {component}{part} is {value:g}"
         component -= math.prod(spec.shape)
     raise IndexError(component)
