@@ -1,5 +1,6 @@
 """Environments of Gymnasium as pools, with its own resets kept off."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -7,19 +8,22 @@ from contextlib import closing
 
 import gymnasium
 import host_tasks
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from trpo_jax import envs
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete, to_environment_action
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
 from trpo_jax.envs.episodes import stagger
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, reset_pool, start_host_episodes
 
 NUM_ENVS = 3
 BOX = spaces.Box(-1.0, 1.0, (2,))
+FLOAT, INTEGER = np.dtype("float32"), np.dtype("int32")
+INT8, INT16, INT64 = (np.dtype(f"int{bits}") for bits in (8, 16, 64))
 
 
 def transitions(env, seed, num_steps, action=4, staggered=False):
@@ -35,12 +39,12 @@ def transitions(env, seed, num_steps, action=4, staggered=False):
     return found
 
 
-def of_spaces(observation_space, action_space=BOX):
+def of_spaces(observation_space, action_space=BOX, processes=False):
     """Returns an environment with these spaces."""
     kwargs = {"observation_space": observation_space, "action_space": action_space}
     gymnasium.registry.pop("Shown-v0", None)
     host_tasks.register("Shown-v0", "Shown", kwargs=kwargs)
-    return envs.make("gym/Shown-v0")
+    return envs.make("gym/Shown-v0", processes=processes)
 
 
 @pytest.mark.parametrize("processes", [False, True])
@@ -90,31 +94,71 @@ def test_environments_are_closed():
 
 
 @pytest.mark.parametrize(
-    ("space", "shape", "dtype"),
+    ("space", "spec"),
     [
-        (BOX, (2,), "float32"),
-        (spaces.Box(-1, 1, (2,), np.float64), (2,), "float32"),
-        (spaces.Box(0, 255, (8, 8, 3), np.uint8), (8, 8, 3), "uint8"),
-        (spaces.Discrete(5), (5,), None),
-        (spaces.MultiDiscrete([2, 3]), (5,), None),
-        (spaces.Dict(a=BOX, b=spaces.Discrete(3)), (5,), "float32"),
-        (spaces.Tuple([spaces.MultiBinary(4), BOX]), (6,), "float32"),
+        (BOX, ArraySpec((2,), FLOAT)),
+        (spaces.Box(-1, 1, (2,), np.float64), ArraySpec((2,), FLOAT, own_dtype=np.dtype("f8"))),
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), ArraySpec((8, 8, 3), np.dtype("uint8"))),
+        (
+            spaces.Box(-3, 60, (2,), np.int16),
+            ArraySpec((2,), INTEGER, (64,), np.full(2, -3), INT16),
+        ),
+        (spaces.Box(-3, 61, (2,), np.int16), ArraySpec((2,), INT16)),  # a measurement
+        (
+            spaces.Box(np.int8([0, 0]), np.int8([1, 2]), dtype=np.int8),
+            ArraySpec((2,), np.dtype("int8")),
+        ),
+        (spaces.Discrete(5), ArraySpec((), INTEGER, (5,), None, INT64)),
+        (spaces.Discrete(5, start=-2), ArraySpec((), INTEGER, (5,), np.array(-2), INT64)),
+        (spaces.MultiDiscrete([2, 3]), ArraySpec((2,), INTEGER, (2, 3), None, INT64)),
+        (
+            spaces.MultiDiscrete([[2, 3]], np.int16, start=[[0, 7]]),
+            ArraySpec((1, 2), INTEGER, (2, 3), np.array([[0, 7]]), INT16),
+        ),
+        (spaces.MultiBinary((2, 3)), ArraySpec((2, 3), np.dtype(bool), (2,), None, INT8)),
     ],
 )
-def test_observations_become_one_array(space, shape, dtype):
+def test_each_space_of_observations_is_an_array(space, spec):
     env = of_spaces(space)
-    assert env.observation.shape == shape
-    assert dtype is None or env.observation.dtype == dtype
+    found = dataclasses.replace(env.observation, origin=None)
+    assert found == dataclasses.replace(spec, origin=None)
+    np.testing.assert_equal(env.observation.origin, spec.origin)
     with closing(env.open(0, NUM_ENVS)) as pool:
         episodes = start_host_episodes(env, pool, NUM_ENVS)
         actions = np.zeros((NUM_ENVS, 2), np.float32)
         _, step = advance_host_episodes(env, pool, episodes, actions)
         some = reset_pool(env, pool, np.array([True, False, True]))
-    assert step.observation.shape == step.next_observation.shape == (NUM_ENVS, *shape)
-    assert some.shape == (2, *shape)
+    assert step.observation.shape == step.next_observation.shape == (NUM_ENVS, *spec.shape)
+    assert some.shape == (2, *spec.shape)
     shown = (step.observation, step.next_observation, some)
-    assert {x.dtype for x in shown} == {env.observation.dtype}
+    assert {x.dtype for x in shown} == {spec.dtype}
+    if spec.num_values:
+        highest = np.resize(spec.num_values, spec.shape)
+        assert all((x >= 0).all() and (x < highest).all() for x in shown)
     assert step.reward.dtype == np.float32
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_parts_of_observations_keep_their_names(processes):
+    camera = spaces.Box(0, 255, (3, 8, 9), np.uint8)
+    inner = spaces.Dict(near=spaces.MultiDiscrete([2, 3]), keys=spaces.MultiBinary(2))
+    space = spaces.Dict(speed=BOX, pair=spaces.Tuple([camera, inner]))
+    env = of_spaces(space, processes=processes)
+    pair = (
+        ArraySpec((8, 9, 3), np.dtype("uint8"), channels_first=True),
+        {
+            "near": ArraySpec((2,), INTEGER, (2, 3), None, INT64),
+            "keys": ArraySpec((2,), np.dtype(bool), (2,), None, INT8),
+        },
+    )
+    assert env.observation == {"speed": ArraySpec((2,), FLOAT), "pair": pair}
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        episodes = start_host_episodes(env, pool, NUM_ENVS)
+        actions = np.zeros((NUM_ENVS, 2), np.float32)
+        _, step = advance_host_episodes(env, pool, episodes, actions)
+    for shown in (step.observation, step.next_observation):
+        check = lambda spec, x: (x.shape, x.dtype) == ((NUM_ENVS, *spec.shape), spec.dtype)
+        assert jax.tree.all(jax.tree.map(check, env.observation, shown))
 
 
 @pytest.mark.parametrize(
@@ -173,38 +217,58 @@ def test_a_close_that_raises_does_not_hide_the_spaces(monkeypatch, error):
     assert envs.make("gym/Counter-v0").time_limit == 5
 
 
-@pytest.mark.parametrize("names", ["ab", "ba"])
-def test_a_dictionary_is_flattened_by_name(names):
-    parts = {"a": BOX, "b": spaces.Discrete(3)}
-    space = spaces.Dict([(name, parts[name]) for name in names])
-    env = of_spaces(space)
-    with closing(env.open(0, NUM_ENVS)) as pool:
-        shown = pool.reset(np.ones(NUM_ENVS, bool))
-    assert (np.abs(shown[:, :2]) <= 1).all()
-    np.testing.assert_array_equal(shown[:, 2:].sum(axis=1), 1)
-
-
 @pytest.mark.parametrize(
     ("space", "spec"),
     [
-        (spaces.Discrete(3), Discrete(3, 0, np.dtype("int64"))),
-        (spaces.Discrete(3, start=-1), Discrete(3, -1, np.dtype("int64"))),
-        (spaces.MultiDiscrete([2, 3]), MultiDiscrete((2, 3), (), np.dtype("int64"))),
+        (spaces.Discrete(3), Discrete(3, 0, INT64)),
+        (spaces.Discrete(3, start=-1), Discrete(3, -1, INT64)),
+        (spaces.MultiDiscrete([2, 3]), MultiDiscrete((2, 3), (), INT64)),
         (
             spaces.MultiDiscrete([2, 3], np.int8, start=[-4, 7]),
-            MultiDiscrete((2, 3), (-4, 7), np.dtype("int8")),
+            MultiDiscrete((2, 3), (-4, 7), INT8),
         ),
-        (spaces.MultiBinary(2), MultiDiscrete((2, 2), (), np.dtype("int8"))),
+        (
+            spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]),
+            MultiDiscrete((2, 3, 4, 5), (0, 1, 2, 3), INT64, (2, 2)),
+        ),
+        (spaces.MultiBinary(2), MultiDiscrete((2, 2), (), INT8)),
+        (spaces.MultiBinary((2, 1)), MultiDiscrete((2, 2), (), INT8, (2, 1))),
+        (
+            spaces.Box(np.int16([-1, 4]), np.int16([1, 9]), dtype=np.int16),
+            MultiDiscrete((3, 6), (-1, 4), INT16),
+        ),
+        (spaces.Box(0, 2, (2, 1), np.uint8), MultiDiscrete((3, 3), (), np.dtype("u1"), (2, 1))),
+        (spaces.Box(0, 2, (), np.int64), MultiDiscrete((3,), (), INT64, ())),
     ],
 )
 def test_actions(space, spec):
     env = of_spaces(BOX, space)
     assert env.action == spec
+    ends = [0] * spec.size, [n - 1 for n in spec.choices]
+    step_with(env, *(x[0] if isinstance(spec, Discrete) else tuple(x) for x in ends))
+
+
+def step_with(env, *actions):
+    """Steps an environment, which asserts that what it gets for these actions is in its space."""
     with closing(env.open(0, NUM_ENVS)) as pool:
         pool.reset(np.ones(NUM_ENVS, bool))
-        for chosen in (np.zeros(space.shape, np.int32), np.array(spec.num_actions) - 1):
-            given = to_environment_action(spec, jnp.asarray(chosen))
-            pool.step(np.stack([given] * NUM_ENVS))  # which asserts that it is in the space
+        for action in actions:
+            given = to_environment_action(env.action, jax.tree.map(jnp.asarray, action))
+            pool.step(jax.tree.map(lambda x: np.stack([x] * NUM_ENVS), given))
+
+
+def test_actions_of_several_parts():
+    keys = spaces.Tuple([spaces.MultiBinary((1, 2)), spaces.Discrete(4, start=5)])
+    env = of_spaces(BOX, spaces.Dict(move=spaces.Discrete(2), aim=BOX, keys=keys))
+    assert env.action["keys"] == (MultiDiscrete((2, 2), (), INT8, (1, 2)), Discrete(4, 5, INT64))
+    assert env.action["move"] == Discrete(2, 0, INT64)
+    assert isinstance(env.action["aim"], Box)
+    aim = np.array([5.0, -5.0])
+    step_with(
+        env,
+        {"move": 0, "aim": 0 * aim, "keys": ((0, 0), 0)},
+        {"move": 1, "aim": aim, "keys": ((1, 0), 3)},
+    )
 
 
 def test_bounds_of_actions():
@@ -212,22 +276,22 @@ def test_bounds_of_actions():
     env = of_spaces(BOX, spaces.Box(low, high, dtype=np.float64))
     assert isinstance(env.action, Box)
     np.testing.assert_array_equal(env.action.high, high)
-    with closing(env.open(0, NUM_ENVS)) as pool:
-        pool.reset(np.ones(NUM_ENVS, bool))
-        for action in ([-5.0, -5.0], [5.0, 5.0], [0.3, 0.999]):
-            given = to_environment_action(env.action, jnp.array(action))
-            pool.step(np.tile(given, (NUM_ENVS, 1)))  # which asserts that it is in the space
+    step_with(env, *map(np.array, ([-5.0, -5.0], [5.0, 5.0], [0.3, 0.999])))
 
 
 def test_spaces_that_nothing_handles_are_refused_by_name():
-    with pytest.raises(ConfigurationError, match=r"gym/Shown-v0.*observations of type Sequence"):
+    refused = lambda message: pytest.raises(ConfigurationError, match=message)
+    with refused(r"gym/Shown-v0' has observations of type Sequence, which"):
         of_spaces(spaces.Sequence(BOX))
-    with pytest.raises(ConfigurationError, match=r"of type Text, in their part 'b/mission', which"):
+    with refused(r'observations of type Text, in their part observation\["b"\]\["mission"\], wh'):
         of_spaces(spaces.Dict(a=BOX, b=spaces.Dict(mission=spaces.Text(3))))
-    with pytest.raises(ConfigurationError, match=r"actions of type Text.*Supported: Discrete"):
+    with refused(r"observations of type Graph, in their part observation\[1\], which"):
+        of_spaces(spaces.Tuple([BOX, spaces.Graph(BOX, None)]))
+    with refused(r"actions of type Text, which.*Supported: Discrete"):
         of_spaces(BOX, spaces.Text(3))
-    with pytest.raises(ConfigurationError, match=r"actions of type Box.*floating-point"):
-        of_spaces(BOX, spaces.Box(0, 5, (2,), np.int64))
+    with refused(r'actions of type Box, in their part action\["aim"\]\[0\], which.* 1,024 values'):
+        aim = spaces.Tuple([spaces.Box(0, 1024, (2,), np.int64)])
+        of_spaces(BOX, spaces.Dict(aim=aim, move=spaces.Discrete(2)))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

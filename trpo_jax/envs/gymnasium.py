@@ -279,8 +279,8 @@ def action_spec(name: str, space: gymnasium.Space, path: tuple[Any, ...] = ()) -
         case spaces.Box() if space.dtype.kind == "f":
             return Box(space.low, space.high)
         case spaces.Box() if space.dtype.kind in "iu" and _few_values(space):
-            low = space.low.astype(np.int64)
-            return _choices(space.high.astype(np.int64) - low + 1, low, space)
+            low, high = (np.ravel(x).astype(np.int64) for x in (space.low, space.high))
+            return _choices(high - low + 1, low, space)
         case spaces.Dict():
             key = jax.tree_util.DictKey
             return {x: action_spec(name, y, (*path, key(x))) for x, y in space.items()}

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 from trpo_jax.envs.base import (
     MASK,
     ActionSpec,
+    Discrete,
     ObservationSpec,
     Pool,
     StepResult,
@@ -221,7 +223,7 @@ def open_pool(
     def step(actions: Any) -> StepResult:
         given = to_space_action(action, actions)
         for index, copy in enumerate(copies):
-            copy.ask("step", jax.tree.map(lambda x, i=index: x[i], given))
+            copy.ask("step", jax.tree.map(partial(_action_of, index), action, given))
         observations, rewards, *flags = zip(*answers(range(len(copies))), strict=True)
         flags = [np.array(flag, bool) for flag in flags]
         return StepResult(_stacked(observations), np.array(rewards, np.float64), *flags)
@@ -263,6 +265,11 @@ def open_pool(
         close()
         raise
     return Pool(reset, step, close, render, kill)
+
+
+def _action_of(index: int, spec: Any, actions: np.ndarray) -> Any:
+    """Returns the action of one copy: a number of a `Discrete`, an array of the others."""
+    return actions[index] if isinstance(spec, Discrete) else actions[index, ...]
 
 
 def _stacked(observations: Sequence[Any]) -> Any:

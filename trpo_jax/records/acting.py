@@ -15,7 +15,7 @@ from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import (
     ActionSpec,
-    Box,
+    Discrete,
     ObservationSpec,
     to_environment_action,
     to_space_action,
@@ -144,7 +144,7 @@ class ActingPolicy:
 def _reshaped(spec: Any, x: Any, batch: tuple[int, ...]) -> Any:
     x = x.reshape((*batch, *x.shape[1:]))
     # The index makes a number of an array without axes, which can be an index itself.
-    return x if isinstance(spec, Box) or isinstance(x, jax.Array) else x[()]
+    return x[()] if isinstance(spec, Discrete) and isinstance(x, np.ndarray) else x
 
 
 def make_act(
