@@ -302,5 +302,4 @@ def _few_values(space: spaces.Box) -> bool:
 
 def _choices(sizes: np.ndarray, starts: np.ndarray, space: gymnasium.Space) -> MultiDiscrete:
     starts = tuple(map(int, np.ravel(starts))) if np.any(starts) else ()
-    shape = None if len(space.shape) == 1 else space.shape
-    return MultiDiscrete(tuple(map(int, np.ravel(sizes))), starts, space.dtype, shape)
+    return MultiDiscrete(tuple(map(int, np.ravel(sizes))), starts, space.dtype, space.shape)

@@ -162,17 +162,16 @@ def _previous_spec(action: Any) -> ArraySpec:
     """Returns the spec of an action in an observation; value 0 of a choice stands for none."""
     if isinstance(action, Box):
         return ArraySpec(action.low.shape, np.dtype(np.float32))
-    shape = getattr(action, "shape", None) or ((action.size,) if hasattr(action, "shape") else ())
     values = tuple(n + 1 for n in action.choices)
-    return ArraySpec(tuple(shape), np.dtype(np.int32), values)
+    return ArraySpec(tuple(action.shape), np.dtype(np.int32), values)
 
 
 def _from_first(spec: Any, action: Any) -> Any:
     """Returns actions as the environment takes them as an observation shows them."""
     if isinstance(spec, Box):
         return action
-    start = np.reshape(spec.start, getattr(spec, "shape", None) or np.shape(spec.start))
-    return (action - (start if start.size else 0) + 1).astype(np.int32)
+    start = np.reshape(spec.start, spec.shape) if np.any(spec.start) else 0
+    return (action - start + 1).astype(np.int32)
 
 
 NO_VELOCITY = {  # components that are velocities, by the suite's own names
