@@ -32,7 +32,7 @@ from trpo_jax.envs.base import (
     host_environment,
     path_name,
     split_mask,
-    with_mask,
+    with_parts,
 )
 from trpo_jax.envs.observations import array_spec, integer_spec, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
@@ -165,7 +165,7 @@ def _after_reset(
             "value of each choice. Leave it out, in a wrapper."
         )
     spec = ArraySpec(np.shape(mask), np.dtype(bool), own_dtype=INT8)
-    return Shows(with_mask(observation, spec), mask_in_info=True)
+    return Shows(with_parts(observation, **{MASK: spec}), mask_in_info=True)
 
 
 def _with_origin(spec: ArraySpec, first: np.ndarray) -> ArraySpec:
