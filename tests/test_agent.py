@@ -12,7 +12,7 @@ from flax import nnx
 import trpo_jax
 from trpo_jax import algorithms, envs
 from trpo_jax.agent import Policy, make_agent, memoryless
-from trpo_jax.algorithms import trpo, vpg
+from trpo_jax.algorithms import trpo, trpo_held_out, vpg
 from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.critics import adam_critic
@@ -235,9 +235,13 @@ def test_solvers_and_strides_that_cannot_follow_a_memory_are_refused_by_name(car
     config = trpo.Config(**SMALL, memory="gru")
     with pytest.raises(ConfigurationError, match=r"solver = 'kronecker' .*\(it has a memory\)"):
         trpo.make(cartpole, config.replace(solver="kronecker"))
-    with pytest.raises(ConfigurationError, match=r"fisher_subsample = 3 .* num_envs = 2"):
+    with pytest.raises(ConfigurationError, match=r"fisher_subsample = 3 .* at most 2"):
         trpo.make(cartpole, config.replace(fisher_subsample=3))
     trpo.make(cartpole, config.replace(fisher_subsample=2))
+    half = trpo_held_out.Config(**SMALL | {"num_envs": 5, "critic_minibatches": 1}, memory="gru")
+    with pytest.raises(ConfigurationError, match=r"fisher_subsample = 4 .* at most 3"):
+        trpo_held_out.make(cartpole, half.replace(fisher_subsample=4))
+    trpo_held_out.make(cartpole, half.replace(fisher_subsample=3))
     trpo.make(cartpole, config.replace(fisher_subsample=3, memory="none"))
 
 

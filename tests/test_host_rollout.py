@@ -4,13 +4,15 @@ import threading
 import time
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probes
 import pytest
 
 from trpo_jax import envs
-from trpo_jax.algorithms import qprop, trpo, trpo_vine
+from trpo_jax.algorithms import qprop, trpo, trpo_vine, vpg
 from trpo_jax.algorithms.base import update_keys
 from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
@@ -37,25 +39,21 @@ def replaying(env, trajectories=(), last=None):
 
     def open(seeds, num_envs, render=False):
         joined = jax.tree.map(lambda *xs: np.concatenate(xs), *trajectories)
-        shown = np.concatenate([joined.observation, last[None]])
+        join = lambda seen, final: np.concatenate([seen, final[None]])
+        shown = jax.tree.map(join, joined.observation, last)
         time = iter(range(len(joined.reward)))
         now = -1
 
         def reset(mask):
-            return shown[now + 1][mask]
+            return jax.tree.map(lambda x: x[now + 1][mask], shown)
 
         def step(actions):
             nonlocal now
             now = next(time)
+            step = jax.tree.map(lambda x: x[now], joined)
             taken = jax.vmap(partial(envs.base.to_environment_action, env.action))
-            recorded = np.asarray(taken(joined.action[now]))
-            np.testing.assert_allclose(actions, recorded, rtol=1e-4, atol=1e-5)
-            return StepResult(
-                joined.next_observation[now],
-                joined.reward[now],
-                joined.terminated[now],
-                joined.truncated[now],
-            )
+            chex.assert_trees_all_close(actions, taken(step.action), rtol=1e-4, atol=1e-5)
+            return StepResult(step.next_observation, step.reward, step.terminated, step.truncated)
 
         return Pool(reset, step, lambda: None)
 
@@ -64,15 +62,19 @@ def replaying(env, trajectories=(), last=None):
 
 CASES = [
     ("CartPole-v1", trpo, {}),
+    ("CartPole-v1", trpo, {"memory": "lstm", "memory_size": 4}),
+    ("everything", vpg, {"memory": "gru", "memory_size": 4}),
     ("Pendulum-v1", trpo, {"exploration": "ou"}),
     ("Pendulum-v1", trpo, {"exploration": "colored"}),
     ("Pendulum-v1", qprop, {"replay_size": 200, "q_updates": 3}),
 ]
+EVERYTHING = {"parts": True, "masked": True, "joint": True}
 
 
 @pytest.mark.parametrize(("name", "module", "options"), CASES)
 def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
-    env = envs.make(name)._replace(time_limit=TIME_LIMIT)
+    env = probes.noise(**EVERYTHING) if name == "everything" else envs.make(name)
+    env = env._replace(time_limit=TIME_LIMIT)
     config = module.Config(**SETTINGS, **options)
     on_device = module.make(env, config)
     collect, learn = jax.jit(on_device.collect), jax.jit(on_device.learn)
@@ -85,14 +87,15 @@ def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
         states.append((state, metrics))
     assert trajectories[0].truncated.any()
 
-    host_env = replaying(env, trajectories, np.asarray(state.rollout.episodes.observation))
+    last = jax.tree.map(np.asarray, state.rollout.episodes.observation)
+    host_env = replaying(env, trajectories, last)
     on_host = module.make(host_env, config)
     # As if resumed, so that the first statistics are given, which random actions decide otherwise.
     program = host_program(on_host, (3,), 2, num_done=1)
     (start,) = program.state.seeds
     start = start._replace(actor=initial.actor)
     started = start.rollout.episodes
-    np.testing.assert_array_equal(started.observation, initial.rollout.episodes.observation)
+    chex.assert_trees_all_equal(started.observation, initial.rollout.episodes.observation)
     assert started.length.tolist() == [0, 3, 6, 9], "staggered over the time limit"
     assert started.first.all()
     choose, pool = make_choose(host_env, on_host.act), host_env.open(3, NUM_ENVS)

@@ -1,10 +1,12 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from probes import counter
 
+from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
 from trpo_jax.envs.episodes import stagger
-from trpo_jax.rollout import episode_metrics, rollout, start_episodes
+from trpo_jax.rollout import episode_metrics, random_actions, rollout, start_episodes
 
 NUM_ENVS, NUM_STEPS = 3, 8
 
@@ -75,3 +77,22 @@ def test_actions_and_environments_draw_from_keys_of_their_own():
     actions = np.asarray(trajectory.action)
     assert len({column.tobytes() for column in actions.T}) == NUM_ENVS
     assert len({row.tobytes() for row in actions}) > 1
+
+
+def test_random_actions_are_uniform_among_the_legal_ones():
+    bounds = np.full((2, 2), np.inf, np.float32)
+    parts = {"a": Box(-bounds, bounds), "b": MultiDiscrete((2, 3)), "c": (Discrete(4),)}
+    num = 30_000
+    legal = np.array([True, True, False, True, True, True, False, False, True])
+    mask = jnp.broadcast_to(legal, (num, 9))
+    free, masked = (random_actions(jax.random.key(0), parts, num, x) for x in (None, mask))
+    for actions, allowed in ((free, np.ones(9)), (masked, legal)):
+        assert actions["a"].shape == (num, 4)
+        np.testing.assert_allclose(actions["a"].std(axis=0), 1, atol=0.02)
+        choices = (*actions["b"], *actions["c"])
+        for choice, of_choice in zip(choices, np.split(allowed, [2, 5]), strict=True):
+            shares = np.bincount(choice, minlength=len(of_choice)) / num
+            np.testing.assert_allclose(shares, of_choice / of_choice.sum(), atol=0.015)
+            assert not shares[of_choice == 0].any()
+        rows = np.stack([*choices, *actions["a"].T]).astype(float)
+        assert np.abs(np.corrcoef(rows) - np.eye(7)).max() < 0.03

@@ -119,6 +119,10 @@ def from_linen_cell(cell: nn.RNNCellBase, size: int) -> Cell:
     Example:
         >>> cell = from_linen_cell(nn.SimpleCell(64), 64)
     """
+    default = getattr(type(cell), "recurrent_kernel_init", None)
+    if default is not None and cell.recurrent_kernel_init is default:
+        # Its QR decompositions can wait for each other for ever; see `orthogonal`.
+        cell = cell.clone(recurrent_kernel_init=orthogonal(1.0))
     carry = lambda num_envs: cell.initialize_carry(jax.random.key(0), (num_envs, size))
     return Cell(
         size,

@@ -6,14 +6,18 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import probes
 import pytest
 
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms import trpo, trpo_ensemble, vpg
+from trpo_jax.algorithms.natural_gradient import make_solve
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.algorithms.schedules import scheduled
 from trpo_jax.critics import Sequences
+from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.solvers import damped_solver
 
 pytestmark = pytest.mark.xdist_group("memory")
 
@@ -137,6 +141,33 @@ def test_the_critic_is_fitted_to_whole_sequences_from_where_they_began():
     chex.assert_trees_all_close(step, jax.tree.map(adam, gradient), rtol=1e-2, atol=1e-6)
     wrong = jax.tree.map(lambda a, b: bool((jnp.sign(a) != jnp.sign(b)).any()), gradient, other)
     assert any(jax.tree.leaves(wrong))
+
+
+def test_the_fisher_matrix_is_that_of_every_kth_sequence():
+    config = trpo.Config(**SMALL, fisher_subsample=2)
+    algorithm = trpo.make(probes.noise(), config)
+    agent = algorithm.agent
+
+    @jax.jit
+    def run(key):
+        state, trajectory = algorithm.collect(algorithm.update(algorithm.init(key))[0])
+        batch = estimate(algorithm.env, config, agent, state, trajectory)[1].batch
+        params = state.actor.policy_params
+        gradient = jax.grad(lambda p: agent.distributions(p, batch).log_prob(batch.actions).mean())(
+            params
+        )
+        expected = []
+        for envs_kept in ([0, 2], [1, 3], [0, 1]):
+            part = jax.tree.map(lambda x, i=envs_kept: x[:, jnp.array(i)], batch)
+            product = fisher_vector_product(lambda p, x=part: agent.distributions(p, x), params)
+            solve = damped_solver(product, damping=config.damping, num_iterations=config.cg_iters)
+            expected.append(solve(gradient).x)
+        return make_solve(config, agent, key, params, batch)(gradient).x, expected
+
+    found, expected = run(jax.random.key(0))
+    distance = lambda x: float(optax.global_norm(jax.tree.map(jnp.subtract, found, x)))
+    even, odd, other = (distance(x) / float(optax.global_norm(found)) for x in expected)
+    assert min(even, odd) < 1e-4 < 1e-2 < min(max(even, odd), other)
 
 
 def test_a_memory_goes_on_under_schedules():

@@ -1,7 +1,8 @@
 """Runs on several devices, for a process of its own: `python sharded.py FOLDER ALGORITHM ...`.
 
-For each algorithm it runs the same seeds on one device, split by runs and split by environments,
-stopped and gone on in the middle, and writes what came of them and what the programs communicate.
+For each algorithm, `trpo-gru` being one with a memory, it runs the same seeds on one device, split
+by runs and split by environments, stopped and gone on in the middle, and writes what came of them
+and what the programs communicate.
 """
 
 import json
@@ -25,9 +26,11 @@ HALF = 5  # updates before and after the stop
 
 
 def make(name, **changes):
+    name, _, memory = name.partition("-")
     module = algorithms.get(name)
     env = envs.make("Pendulum-v1" if name == "qprop" else "CartPole-v1")
-    return module.make(env, module.Config(**CONFIG | OWN.get(name, {}) | changes))
+    own = OWN.get(name, {}) | ({"memory": memory, "memory_size": 4} if memory else {})
+    return module.make(env, module.Config(**CONFIG | own | changes))
 
 
 def run(name, placement):

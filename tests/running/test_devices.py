@@ -11,6 +11,7 @@ from collectives import Collective, collectives
 from jax.sharding import PartitionSpec
 
 from trpo_jax import algorithms, envs
+from trpo_jax.agent import make_agent
 from trpo_jax.algorithms import trpo
 from trpo_jax.devices import choose_devices, split_environments
 from trpo_jax.errors import ConfigurationError
@@ -18,6 +19,7 @@ from trpo_jax.errors import ConfigurationError
 pytestmark = pytest.mark.xdist_group("devices")  # one worker, so that the runs are shared
 
 HERE = Path(__file__).parent
+HIDDEN = {"hidden_sizes": (8,)}
 SEEDS, POLICY, CRITIC = 4, 58, 49  # numbers of runs and of parameters of each in sharded.py
 
 
@@ -41,7 +43,7 @@ def run_sharded(folder, names):
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
-    return run_sharded(tmp_path_factory.mktemp("sharded"), ["trpo", "ppo"])
+    return run_sharded(tmp_path_factory.mktemp("sharded"), ["trpo", "ppo", "trpo-gru"])
 
 
 def assert_same(folder, algorithm, split):
@@ -61,7 +63,7 @@ def communicated(folder, name):
 
 
 @pytest.mark.parametrize("split", ["runs", "environments"])
-@pytest.mark.parametrize("algorithm", ["trpo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["trpo", "ppo", "trpo-gru"])
 def test_several_devices_give_the_run_of_one(sharded, algorithm, split):
     assert_same(sharded, algorithm, split)
 
@@ -105,6 +107,17 @@ def test_minibatches_are_no_reason_to_gather_the_batch(sharded):
     found = communicated(sharded, "ppo-environments")
     assert {x.kind for x in found} == {"all-reduce"}
     assert max(x.num_bytes for x in found) == 4 * SEEDS * POLICY
+
+
+def test_a_memory_is_no_reason_to_gather_sequences(sharded):
+    found = communicated(sharded, "trpo-gru-environments")
+    assert {x.kind for x in found} == {"all-reduce"}
+    env, config = envs.make("CartPole-v1"), trpo.Config(memory="gru", memory_size=4, **HIDDEN)
+    policy = jax.eval_shape(make_agent(env, config).policy.init, jax.random.key(0))
+    num_params = sum(x.size for x in jax.tree.leaves(policy))
+    # Gradients, in one piece or in several; the observations alone are 8 * 16 * 4 numbers.
+    assert max(x.num_bytes for x in found) <= 4 * SEEDS * (num_params + 2) < 4 * SEEDS * 512
+    assert communicated(sharded, "trpo-gru-runs") == []
 
 
 def test_what_grows_with_the_environments_is_split_and_all_else_is_not():

@@ -128,12 +128,23 @@ def _kronecker(config, agent, params, batch) -> MatrixVectorProduct:
 PRECONDITIONERS = {"cg": lambda config, agent, params, batch: None, "kronecker": _kronecker}
 
 
-def require_solver(env: Environment, config: NaturalGradient, agent: Agent) -> None:
-    """Raises a ConfigurationError if the solver of a config cannot serve an agent's policy."""
-    if agent.policy.remembers and config.fisher_subsample > config.num_envs:
+def require_solver(
+    env: Environment, config: NaturalGradient, agent: Agent, num_envs: int | None = None
+) -> None:
+    """Raises a ConfigurationError if the solver of a config cannot serve an agent's policy.
+
+    Args:
+        env: the environment.
+        config: the config.
+        agent: the agent.
+        num_envs: how many environments the step is computed from; all if None.
+    """
+    num_envs = config.num_envs if num_envs is None else num_envs
+    if agent.policy.remembers and config.fisher_subsample > num_envs:
         raise ConfigurationError(
-            f"fisher_subsample = {config.fisher_subsample} keeps every k-th sequence of only "
-            f"num_envs = {config.num_envs}, as the policy has a memory. Choose at most num_envs."
+            f"fisher_subsample = {config.fisher_subsample} keeps every k-th sequence, as the "
+            f"policy has a memory, and a step is computed from only {num_envs} environments "
+            f"(num_envs = {config.num_envs}). Choose at most {num_envs}."
         )
     if config.solver != "kronecker":
         return

@@ -49,13 +49,13 @@ def make(
 ) -> Algorithm:
     """Returns TRPO with a line search on held-out environments; see `trpo.make`."""
     config, agent = prepare(env, config or Config(), agent)
-    require_solver(env, config, agent)
     if config.num_envs < 4:
         raise ConfigurationError(
             f"num_envs = {config.num_envs} cannot be halved into environments that compute a step "
             "and at least 2 that judge it. Choose at least 4."
         )
     num_fitted = config.num_envs - config.num_envs // 2
+    require_solver(env, config, agent, num_fitted)
     batch_size = config.num_envs * config.num_steps
 
     def policy_step(key, step_input):

@@ -66,6 +66,11 @@ class Discrete:
     dtype: np.dtype = INT32
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the environment's own action."""
+        return ()
+
+    @property
     def size(self) -> int:
         """Number of components."""
         return 1
@@ -86,13 +91,18 @@ class MultiDiscrete:
         num_actions: how many there are, of each component.
         start: the environment's own number of the first, of each component; () for zeros.
         dtype: of the environment's own numbers.
-        shape: of the environment's own array; `[K]` if None.
+        shape: of the environment's own array; (K,) if None is given.
     """
 
     num_actions: tuple[int, ...]
     start: tuple[int, ...] = ()
     dtype: np.dtype = INT32
     shape: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        """Fills in the shape."""
+        if self.shape is None:
+            object.__setattr__(self, "shape", (len(self.num_actions),))
 
     @property
     def size(self) -> int:
@@ -155,10 +165,10 @@ def choices_of(action: ActionSpec) -> tuple[int, ...]:
     return tuple(n for part in jax.tree.leaves(action) for n in part.choices)
 
 
-def with_mask(observation: ObservationSpec, mask: Any) -> ObservationSpec:
-    """Returns an observation, or its spec, with a mask of legal actions beside it."""
-    parts = observation if isinstance(observation, Mapping) else {SHOWN: observation}
-    return {**parts, MASK: mask}
+def with_parts(observation: Any, **parts: Any) -> dict[str, Any]:
+    """Returns an observation, or its spec, with other parts beside it, by name."""
+    own = observation if isinstance(observation, Mapping) else {SHOWN: observation}
+    return {**own, **parts}
 
 
 def path_name(what: str, path: tuple[Any, ...]) -> str:
@@ -319,10 +329,9 @@ def _to_environment_part(spec: Discrete | MultiDiscrete | Box, action: Any) -> A
         action = action.reshape(spec.low.shape).astype(jnp.float32)
         return jnp.clip(offset + scale * action, low, high)
     if isinstance(spec, MultiDiscrete):
-        action = jnp.stack(action, axis=-1)
+        action = jnp.stack(action)
     action = action + np.array(spec.start, np.int32) if np.any(spec.start) else action
-    shape = getattr(spec, "shape", None)
-    return action if shape is None else action.reshape(shape)
+    return jnp.reshape(action, spec.shape)
 
 
 def to_space_action(spec: ActionSpec, actions: Any) -> Any:

@@ -13,9 +13,7 @@ from trpo_jax.envs.base import (
     ActionSpec,
     ArraySpec,
     Box,
-    Discrete,
     Environment,
-    MultiDiscrete,
     StepResult,
 )
 from trpo_jax.errors import ConfigurationError
@@ -114,12 +112,8 @@ def _as(x: Any, spec: jax.ShapeDtypeStruct) -> Array:
 
 def _example(action: ActionSpec) -> Any:
     def of_part(part):
-        match part:
-            case Discrete():
-                return jnp.zeros((), jnp.int32)
-            case MultiDiscrete(num_actions):
-                return jnp.zeros(part.shape or len(num_actions), jnp.int32)
-            case Box(low):
-                return jnp.zeros(low.shape, jnp.float32)
+        if isinstance(part, Box):
+            return jnp.zeros(part.low.shape, jnp.float32)
+        return jnp.zeros(part.shape, jnp.int32)
 
     return jax.tree.map(of_part, action)

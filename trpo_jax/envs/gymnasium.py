@@ -32,7 +32,7 @@ from trpo_jax.envs.base import (
     host_environment,
     path_name,
     split_mask,
-    with_mask,
+    with_parts,
 )
 from trpo_jax.envs.observations import array_spec, integer_spec, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
@@ -165,7 +165,7 @@ def _after_reset(
             "value of each choice. Leave it out, in a wrapper."
         )
     spec = ArraySpec(np.shape(mask), np.dtype(bool), own_dtype=INT8)
-    return Shows(with_mask(observation, spec), mask_in_info=True)
+    return Shows(with_parts(observation, **{MASK: spec}), mask_in_info=True)
 
 
 def _with_origin(spec: ArraySpec, first: np.ndarray) -> ArraySpec:
@@ -302,5 +302,4 @@ def _few_values(space: spaces.Box) -> bool:
 
 def _choices(sizes: np.ndarray, starts: np.ndarray, space: gymnasium.Space) -> MultiDiscrete:
     starts = tuple(map(int, np.ravel(starts))) if np.any(starts) else ()
-    shape = None if len(space.shape) == 1 else space.shape
-    return MultiDiscrete(tuple(map(int, np.ravel(sizes))), starts, space.dtype, shape)
+    return MultiDiscrete(tuple(map(int, np.ravel(sizes))), starts, space.dtype, space.shape)

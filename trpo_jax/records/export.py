@@ -163,7 +163,7 @@ def _to_npz(policy: ActingPolicy) -> bytes:
         arrays |= action.scaling._asdict() | {"shape": action.low.shape}
     else:
         sizes, starts = _choices(action)
-        arrays |= {"splits": np.cumsum(sizes)[:-1], "start": starts, "shape": _shape(action)}
+        arrays |= {"splits": np.cumsum(sizes)[:-1], "start": starts, "shape": action.shape}
     file = io.BytesIO()
     np.savez(file, **{name: np.asarray(x) for name, x in arrays.items()})
     return file.getvalue()
@@ -173,12 +173,6 @@ def _choices(action: Discrete | MultiDiscrete) -> tuple[np.ndarray, np.ndarray]:
     """Returns the number of values of each choice, and the first one, `[K]`."""
     sizes = np.atleast_1d(action.num_actions)
     return sizes, np.zeros_like(sizes) + np.asarray(action.start or 0, np.int64)
-
-
-def _shape(action: Discrete | MultiDiscrete) -> tuple[int, ...]:
-    if isinstance(action, Discrete):
-        return ()
-    return (action.size,) if action.shape is None else tuple(action.shape)
 
 
 def _to_onnx(policy: ActingPolicy) -> bytes:
@@ -238,7 +232,7 @@ def _to_onnx(policy: ActingPolicy) -> bytes:
         sizes, starts = _choices(action)
         parts = add("Split", x, sizes, axis=1, outputs=len(sizes)) if len(sizes) > 1 else [x]
         x = add("Concat", *(add("ArgMax", part, axis=1) for part in parts), axis=1)
-        kind, shape_out = TensorProto.INT64, _shape(action)
+        kind, shape_out = TensorProto.INT64, action.shape
         x = add("Reshape", add("Add", x, starts), np.array([-1, *shape_out]))
     nodes.append(helper.make_node("Identity", [x], ["actions"]))
     in_kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))

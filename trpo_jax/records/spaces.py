@@ -46,7 +46,7 @@ def _essence(spec: ArraySpec | Discrete | MultiDiscrete | Box) -> Any:
     if isinstance(spec, Box):
         return "Box", *(np.asarray(x, np.float32).tolist() for x in (spec.low, spec.high))
     starts = np.zeros(spec.size, int) + np.asarray(spec.start or 0)
-    return type(spec).__name__, spec.choices, starts.tolist(), getattr(spec, "shape", None)
+    return type(spec).__name__, spec.choices, starts.tolist(), tuple(spec.shape)
 
 
 def _value_to(x: Any) -> Any:
