@@ -15,7 +15,7 @@ from trpo_jax.envs.base import (
     Environment,
     StepResult,
     split_mask,
-    with_mask,
+    with_parts,
 )
 
 
@@ -134,7 +134,7 @@ def noise(parts=False, masked=False, joint=False, time_limit=5):
         number, byte = np.dtype(np.int32), np.dtype(np.uint8)
         spec = {"far": spec, "near": (ArraySpec((), number, (3,)), ArraySpec((4, 4, 1), byte))}
     if masked:
-        spec = with_mask(spec, ArraySpec((3,), np.dtype(bool)))
+        spec = with_parts(spec, action_mask=ArraySpec((3,), np.dtype(bool)))
 
     def show(key):
         keys = jax.random.split(key, 5)
@@ -145,7 +145,9 @@ def noise(parts=False, masked=False, joint=False, time_limit=5):
         if not masked:
             return shown
         legal = jax.random.bernoulli(keys[3], 0.3, (3,))
-        return with_mask(shown, legal.at[jax.random.randint(keys[4], (), 0, 3)].set(True))
+        return with_parts(
+            shown, action_mask=legal.at[jax.random.randint(keys[4], (), 0, 3)].set(True)
+        )
 
     def step(key, state, action):
         show_key, end_key = jax.random.split(key)

@@ -182,6 +182,8 @@ def test_making_an_environment_of_gymnax_imports_nothing_for_drawing(modules_aft
 def test_a_public_name_is_there(name):
     assert getattr(trpo_jax, name) is not None
     assert name in dir(trpo_jax)
+    # A module of that name would take its place once it is imported.
+    assert not [*PACKAGE.glob(f"{name}"), *PACKAGE.glob(f"{name}.py")]
 
 
 def test_the_public_names_are_sorted_and_no_others_are_there():

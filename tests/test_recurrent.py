@@ -20,7 +20,7 @@ from trpo_jax.recurrent import (
     from_linen_cell,
     gru,
     lstm,
-    recurrent,
+    recurrent_network,
     remembers,
     restarted,
     without_memory,
@@ -140,7 +140,7 @@ def test_a_cell_of_flax_serves_and_its_gru_is_this_one():
     observations = jax.random.normal(jax.random.key(1), (STEPS, ENVS, 3))
     outputs = []
     for cell, of_cell in ((theirs, params), (ours, own)):
-        network = recurrent(features, 3, cell, head)
+        network = recurrent_network(features, 3, cell, head)
         whole = {"features": (), "cell": of_cell, "head": ()}
         carry = jax.tree.map(lambda x: x.astype(jnp.float64), network.carry(ENVS))
         assert not carry.any()
@@ -175,7 +175,7 @@ def test_the_carries_are_those_after_each_step():
     )
     features = Network(lambda key: (), lambda params, x: x)
     head = Network(lambda key: (), lambda params, x, seen: x[:, 1])
-    network = recurrent(features, 1, add, head)
+    network = recurrent_network(features, 1, add, head)
     params = network.init(jax.random.key(0))
     rows = jnp.arange(1.0, 1 + STEPS * ENVS).reshape(STEPS, ENVS, 1)
     outputs, carries = network.unroll(params, jnp.full((ENVS, 1), 7.0), rows, jnp.asarray(FIRST))

@@ -27,7 +27,7 @@ _MODULES = {  # of each public name
         "from_linen_cell",
         "gru",
         "lstm",
-        "recurrent",
+        "recurrent_network",
     ),
     "trpo_jax.critics": ("Critic", "adam_critic", "trust_region_critic"),
     "trpo_jax.distributions": ("Categorical", "DiagGaussian", "Product", "mask_logits"),

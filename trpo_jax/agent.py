@@ -41,7 +41,7 @@ from trpo_jax.recurrent import (
     CELLS,
     Cell,
     RecurrentNetwork,
-    recurrent,
+    recurrent_network,
     remembers,
     restarted,
     without_memory,
@@ -180,7 +180,7 @@ def policy_of(network: RecurrentNetwork) -> Policy:
     """Returns the policy that a network with a memory is; its outputs are distributions.
 
     Example:
-        >>> policy = policy_of(recurrent(features, 64, gru(32), head))
+        >>> policy = policy_of(recurrent_network(features, 64, gru(32), head))
     """
     unroll = lambda *args: network.unroll(*args)[0]
     return Policy(network.init, network.carry, network.step, unroll)
@@ -226,7 +226,7 @@ def build_policy(
 ) -> Policy:
     """Returns the policy that settings describe, with or without a memory.
 
-    The settings are fields of a config; see `make_policy` and `trpo_jax.recurrent.recurrent`.
+    The settings are fields of a config; see `make_policy` and `recurrent_network`.
     """
     if memory == NO_MEMORY:
         network = make_policy(
@@ -278,7 +278,7 @@ def _remembering(
         from_linen(head, joined).init,
         lambda params, x, seen: head.apply({"params": params}, x, split_mask(seen)[1]),
     )
-    return recurrent(features, width, cell, outputs, checkpoint)
+    return recurrent_network(features, width, cell, outputs, checkpoint)
 
 
 # What the names in a config stand for.

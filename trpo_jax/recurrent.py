@@ -1,9 +1,9 @@
 """Memory: networks that carry something from one step to the next.
 
-A cell is the recurrent part alone. `recurrent` puts it between a network that gives features and
-one that gives outputs. To act, `step` goes on by one step. To learn, `unroll` goes through whole
-sequences: features and outputs of all steps are computed at once, and a scan computes what passes
-through the carry only.
+A cell is the recurrent part alone. `recurrent_network` puts it between a network that gives
+features and one that gives outputs. To act, `step` goes on by one step. To learn, `unroll` goes
+through whole sequences: features and outputs of all steps are computed at once, and a scan computes
+what passes through the carry only.
 
 The carry is made anew before the first step of each episode, which is where the step before ended
 one (`first`). Gradients and Fisher-vector products pass through the scan as through any function:
@@ -119,6 +119,10 @@ def from_linen_cell(cell: nn.RNNCellBase, size: int) -> Cell:
     Example:
         >>> cell = from_linen_cell(nn.SimpleCell(64), 64)
     """
+    default = getattr(type(cell), "recurrent_kernel_init", None)
+    if default is not None and cell.recurrent_kernel_init is default:
+        # Its QR decompositions can wait for each other for ever; see `orthogonal`.
+        cell = cell.clone(recurrent_kernel_init=orthogonal(1.0))
     carry = lambda num_envs: cell.initialize_carry(jax.random.key(0), (num_envs, size))
     return Cell(
         size,
@@ -129,7 +133,7 @@ def from_linen_cell(cell: nn.RNNCellBase, size: int) -> Cell:
     )
 
 
-def recurrent(
+def recurrent_network(
     features: Network,
     num_features: int,
     cell: Cell,

@@ -1,6 +1,6 @@
 """Environments by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
@@ -34,6 +34,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "pgx": ("pgx",),
     "navix": ("navix",),
 }
+PARTIAL = ("gymnax", "gym")  # suites whose tasks can be had without velocities
 _MODULES = {"gym": "gymnasium"}
 _NEEDS = {"navix": " (it needs Python 3.12)"}
 
@@ -69,8 +70,16 @@ def names() -> dict[str, list[str] | None]:
         except (ImportError, AttributeError):  # or in a version that lacks what the adapter needs
             found[suite] = None
         else:
+            own_names = {*own_names, *_without_velocities(suite, own_names)}
             found[suite] = sorted(f"{prefix}{name}" for name in own_names)
     return found
+
+
+def _without_velocities(suite: str, names: Iterable[str]) -> list[str]:
+    from trpo_jax.envs.wrappers import NO_VELOCITY, NO_VELOCITY_SUFFIX
+
+    tasks = NO_VELOCITY if suite in PARTIAL else ()
+    return [f"{name}{NO_VELOCITY_SUFFIX}" for name in names if name in tasks]
 
 
 @no_type_check  # the annotation is not there at run time
@@ -118,7 +127,7 @@ def _make(name, args, wrappers, processes) -> "Environment":
     suite, own_name = suite_of(name)
     args, wrappers = dict(args or {}), load_wrappers(wrappers)
     whole_name = own_name.removesuffix(NO_VELOCITY_SUFFIX)
-    if whole_name != own_name and whole_name in NO_VELOCITY and suite in ("gymnax", "gym"):
+    if whole_name != own_name and whole_name in NO_VELOCITY and suite in PARTIAL:
         whole = _make(name.removesuffix(NO_VELOCITY_SUFFIX), args, (), processes)
         env = hide(whole, NO_VELOCITY[whole_name])
         return wrap(name, env, wrappers, Environment)._replace(name=name)

@@ -165,10 +165,10 @@ def choices_of(action: ActionSpec) -> tuple[int, ...]:
     return tuple(n for part in jax.tree.leaves(action) for n in part.choices)
 
 
-def with_mask(observation: ObservationSpec, mask: Any) -> ObservationSpec:
-    """Returns an observation, or its spec, with a mask of legal actions beside it."""
-    parts = observation if isinstance(observation, Mapping) else {SHOWN: observation}
-    return {**parts, MASK: mask}
+def with_parts(observation: Any, **parts: Any) -> dict[str, Any]:
+    """Returns an observation, or its spec, with other parts beside it, by name."""
+    own = observation if isinstance(observation, Mapping) else {SHOWN: observation}
+    return {**own, **parts}
 
 
 def path_name(what: str, path: tuple[Any, ...]) -> str:

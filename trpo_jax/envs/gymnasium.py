@@ -32,9 +32,9 @@ from trpo_jax.envs.base import (
     host_environment,
     path_name,
     split_mask,
-    with_mask,
+    with_parts,
 )
-from trpo_jax.envs.observations import array_spec, integer_spec, to_arrays
+from trpo_jax.envs.observations import array_spec, integer_spec, num_numbers, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
 from trpo_jax.envs.pools import Shows, open_pool
 from trpo_jax.errors import RAISED, ConfigurationError, unknown_name
@@ -158,14 +158,25 @@ def _after_reset(
     own = split_mask(observation)[1]
     if mask is None or own is not None or not choices:
         return Shows(observation)
-    if np.size(mask) != sum(choices):
+    spec = _mask_spec(mask)
+    if num_numbers(spec) != sum(choices):
         raise ConfigurationError(
-            f"Environment {name!r} has an info[{MASK!r}] of {np.size(mask)} numbers, and actions "
-            f"with choices among {' + '.join(map(str, choices))}: a mask has one number for each "
-            "value of each choice. Leave it out, in a wrapper."
+            f"Environment {name!r} has an info[{MASK!r}] of {num_numbers(spec)} numbers, and "
+            f"actions with choices among {' + '.join(map(str, choices))}: a mask has one number "
+            "for each value of each choice. Leave it out, in a wrapper."
         )
-    spec = ArraySpec(np.shape(mask), np.dtype(bool), own_dtype=INT8)
-    return Shows(with_mask(observation, spec), mask_in_info=True)
+    return Shows(with_parts(observation, **{MASK: spec}), mask_in_info=True)
+
+
+def _mask_spec(mask: Any) -> ObservationSpec:
+    """Returns the spec of a mask, which has several parts for an action of several parts."""
+    if isinstance(mask, Mapping):
+        return {name: _mask_spec(x) for name, x in mask.items()}
+    if isinstance(mask, tuple | list) and not all(map(np.isscalar, mask)):
+        return tuple(map(_mask_spec, mask))
+    x = np.asarray(mask)
+    is_number = x.dtype.kind in "biuf"
+    return ArraySpec(x.shape if is_number else (0,), np.dtype(bool), own_dtype=x.dtype)
 
 
 def _with_origin(spec: ArraySpec, first: np.ndarray) -> ArraySpec:

@@ -25,7 +25,7 @@ from trpo_jax.envs.base import (
     Pool,
     StepResult,
     to_space_action,
-    with_mask,
+    with_parts,
 )
 from trpo_jax.envs.observations import in_words, to_arrays
 from trpo_jax.errors import RAISED, Unpromised, environment_failure
@@ -75,7 +75,7 @@ class Copy:
         if self.shows.mask_in_info:
             if not isinstance(info, Mapping) or MASK not in info:
                 raise Unpromised(f"an info without {MASK!r}, which it had after its first reset")
-            observation = with_mask(observation, info[MASK])
+            observation = with_parts(observation, **{MASK: info[MASK]})
         return to_arrays(self.shows.observation, observation)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool]:

@@ -1,6 +1,6 @@
 """Wrappers of environments, on the device and on the host alike."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,43 +18,56 @@ from trpo_jax.envs.base import (
     Pool,
     StepResult,
     split_mask,
+    with_parts,
 )
 from trpo_jax.errors import ConfigurationError
 
-PREVIOUS = ("previous_action", "previous_reward")
 
-
-def map_observations(
-    env: Environment, observation: ObservationSpec, show: Callable[[Any], Any]
+def shown_otherwise(
+    env: Environment,
+    observation: ObservationSpec,
+    start: Callable[[Any, Any, tuple[int, ...]], Any],
+    follow: Callable[[StepResult, Any, Any], Any],
 ) -> Environment:
-    """Returns an environment that shows something else.
+    """Returns an environment that shows something else, on the device or on the host.
 
     Args:
         env: the environment.
         observation: spec of what it is to show.
-        show: `observations -> observations`, of one environment on the device, and of several on
-            the host, whose arrays then have a leading axis.
+        start: `(what a reset shows, numpy or jax.numpy, axes before its own) -> observation`.
+        follow: `(result of a step, the action, numpy or jax.numpy) -> observation`.
     """
 
     def reset(key):
         state, shown = env.reset(key)
-        return state, show(shown)
+        return state, start(shown, jnp, ())
 
     def step(key, state, action):
         state, result = env.step(key, state, action)
-        return state, result._replace(observation=show(result.observation))
+        return state, result._replace(observation=follow(result, action, jnp))
 
     def open(*args, **options) -> Pool:
         pool = env.open(*args, **options)
 
         def step_all(actions):
             result = pool.step(actions)
-            return result._replace(observation=show(result.observation))
+            return result._replace(observation=follow(result, actions, np))
 
-        return pool._replace(reset=lambda mask: show(pool.reset(mask)), step=step_all)
+        reset_some = lambda mask: start(pool.reset(mask), np, (int(mask.sum()),))
+        return pool._replace(reset=reset_some, step=step_all)
 
-    return env._replace(
-        observation=observation, reset=reset, step=step, open=None if env.open is None else open
+    return env._replace(observation=observation, reset=reset, step=step, open=env.open and open)
+
+
+def map_observations(
+    env: Environment, observation: ObservationSpec, show: Callable[[Any], Any]
+) -> Environment:
+    """Returns an environment that shows a function of its observation; see `shown_otherwise`."""
+    return shown_otherwise(
+        env,
+        observation,
+        lambda shown, *_: show(shown),
+        lambda result, *_: show(result.observation),
     )
 
 
@@ -110,52 +123,23 @@ def observe_previous(env: Environment) -> Environment:
     actions are shown as the environment takes them, discrete ones are counted from 1. Before a
     first step, all of them are 0.
     """
-    taken = jax.tree.map(_previous_spec, env.action)
-    specs = {PREVIOUS[0]: taken, PREVIOUS[1]: ArraySpec((), np.dtype(np.float32))}
-
-    def beside(shown, actions, rewards):
-        parts = shown if isinstance(shown, Mapping) else {SHOWN: shown}
-        actions = jax.tree.map(_from_first, env.action, actions)
-        return {**parts, PREVIOUS[0]: actions, PREVIOUS[1]: rewards}
-
-    observation = env.observation
-    observation = observation if isinstance(observation, Mapping) else {SHOWN: observation}
-    nothing = lambda numpy, batch: jax.tree.map(
-        lambda spec: numpy.zeros((*batch, *spec.shape), spec.dtype), taken
-    )
+    parts = {
+        "previous_action": jax.tree.map(_previous_spec, env.action),
+        "previous_reward": ArraySpec((), np.dtype(np.float32)),
+    }
 
     def start(shown, numpy, batch):
-        parts = shown if isinstance(shown, Mapping) else {SHOWN: shown}
-        zeros = nothing(numpy, batch), numpy.zeros(batch, numpy.float32)
-        return {**parts, **dict(zip(PREVIOUS, zeros, strict=True))}
+        zeros = lambda spec: numpy.zeros((*batch, *spec.shape), spec.dtype)
+        return with_parts(shown, **jax.tree.map(zeros, parts))
 
-    def reset(key):
-        state, shown = env.reset(key)
-        return state, start(shown, jnp, ())
-
-    def step(key, state, action):
-        state, result = env.step(key, state, action)
-        shown = beside(result.observation, action, result.reward)
-        return state, result._replace(observation=shown)
-
-    def open(*args, **options) -> Pool:
-        pool = env.open(*args, **options)
-
-        def step_all(actions) -> StepResult:
-            result = pool.step(actions)
-            rewards = np.asarray(result.reward, np.float32)
-            return result._replace(observation=beside(result.observation, actions, rewards))
-
-        return pool._replace(
-            reset=lambda mask: start(pool.reset(mask), np, (int(mask.sum()),)), step=step_all
+    def follow(result, action, numpy):
+        return with_parts(
+            result.observation,
+            previous_action=jax.tree.map(_from_first, env.action, action),
+            previous_reward=numpy.asarray(result.reward, numpy.float32),
         )
 
-    return env._replace(
-        observation={**observation, **specs},
-        reset=reset,
-        step=step,
-        open=None if env.open is None else open,
-    )
+    return shown_otherwise(env, with_parts(env.observation, **parts), start, follow)
 
 
 def _previous_spec(action: Any) -> ArraySpec:
