@@ -112,6 +112,28 @@ def test_so_do_other_solvers_and_explorations():
     assert types(learnt) == types(state)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in NAMES if name not in ("trpo", "npg", "vpg")),  # much like the last
+        ("trpo", {"solver": "kronecker"}),
+    ],
+)
+def test_trees_of_observations_masks_and_joint_actions_are_learnt_from(name, settings):
+    continuous = name == "qprop"
+    env = probes.noise(parts=True, masked=not continuous, joint=True)
+    if continuous:
+        env = env._replace(action=env.action["push"])
+    algorithm = make(name, env, **settings)
+    with jax.debug_nans(True):
+        state = jax.jit(algorithm.init)(jax.random.key(0))
+        learnt, metrics = jax.jit(algorithm.update)(state)
+    assert all(np.isfinite(x) for x in metrics.values())
+    assert metrics["kl"] > 0 or metrics["step_rejected"]
+    moved = jax.tree.map(jnp.subtract, learnt.critic.params, state.critic.params)
+    assert all(x.any() for x in jax.tree.leaves(moved))
+
+
 def test_a_step_in_bfloat16_is_searched_along():
     params, step = jnp.zeros(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)
     evaluate = lambda x: (x[0].astype(jnp.float32), x[0].astype(jnp.float32))

@@ -52,6 +52,15 @@ def test_other_solvers_critics_and_explorations_learn_with_a_memory():
     assert 0 < metrics["kl"] <= 0.01
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("memory", ["gru", "lstm"])
+def test_it_keeps_its_types_where_float64_is_enabled(memory):
+    algorithm = trpo.make(probes.noise(), trpo.Config(**SMALL | {"memory": memory}))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    learnt, _ = jax.eval_shape(algorithm.update, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(learnt, state)
+
+
 @pytest.mark.parametrize("module", [vpg, trpo_ensemble])
 def test_advantages_are_of_values_that_are_seen_with_the_memory_of_their_step(module):
     """What follows a truncation is seen with the memory before it; a new episode has none."""
