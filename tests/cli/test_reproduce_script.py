@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reproduce
@@ -9,8 +11,11 @@ from PIL import Image
 from probes import counter
 
 from trpo_jax import envs
+from trpo_jax.algorithms.base import Actor
 from trpo_jax.cli import compare, render
+from trpo_jax.distributions import Categorical
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.records.acting import make_act
 from trpo_jax.running.animation import CAPTION, captioned, play, write_animation
 
 pytestmark = pytest.mark.xdist_group("reproduce")
@@ -29,6 +34,16 @@ notes = "Nothing to be learnt."
 Pole = {env = "CartPole-v1", bar = 5, floor = 1}
 "Pole, far-sighted" = {env = "CartPole-v1", bar = 1000, floor = 900, flags = ["--gamma", "0.9999"]}
 """
+
+
+def alternating(env):
+    """Returns a policy that chooses its first action, then its second, then its first again."""
+    choose = lambda actor, carry, observations: (
+        1 - carry,
+        Categorical(jax.nn.one_hot(carry, env.action.num_actions)),
+    )
+    zeros = lambda num_envs: jnp.zeros(num_envs, jnp.int32)
+    return make_act(choose, zeros, Actor((), ()), env.name, env.observation, env.action)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +141,11 @@ def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
             render.main([*arguments, *flags])
         assert answer in capsys.readouterr().err
     with pytest.raises(EnvironmentFailure, match=r"Counter-v0 failed: TypeError.*render_mode"):
-        play(envs.make("gym/host_tasks:Counter-v0"), lambda observations: np.zeros(1), 0, 1)
+        env = envs.make("gym/host_tasks:Counter-v0")
+        play(env, alternating(env), 0, 1)
     env = envs.make("CartPole-v1")._replace(render=None)
     with pytest.raises(ConfigurationError, match="nothing to draw itself with"):
-        play(env, lambda observations: [0], 0, 1)
+        play(env, alternating(env), 0, 1)
 
 
 def grey_frames(number):
@@ -152,11 +168,27 @@ def test_a_video_is_written_too(tmp_path):
 
 
 def test_pictures_are_drawn_only_where_there_is_room(monkeypatch):
-    drawn = lambda: play(envs.make("CartPole-v1"), lambda observations: np.zeros(1, int), 0, 1)
+    env = envs.make("CartPole-v1")
+    drawn = lambda: play(env, alternating(env), 0, 1)
     assert len(drawn().images) == 2
     monkeypatch.setattr("trpo_jax.running.memory.free_bytes", lambda device: 1000)
     with pytest.raises(ConfigurationError, match=r"Picture 1 of 320 x .* GB .*Lower --width"):
         drawn()
+
+
+def black(states):
+    return [np.zeros((4, 4, 3), np.uint8) for _ in states]
+
+
+def test_a_policy_with_a_memory_remembers_while_it_plays():
+    env = counter(time_limit=5)
+
+    def step(key, count, action):
+        count, result = env.step(key, count, action)
+        return count, result._replace(reward=10.0**count * action)
+
+    film = play(env._replace(step=step, render=black), alternating(env), 0, 9)
+    assert film.total_reward == 10**2 + 10**4
 
 
 @pytest.mark.parametrize(("num_steps", "cut"), [(2, True), (3, False), (9, False)])
@@ -168,8 +200,7 @@ def test_an_episode_that_was_cut_is_marked(num_steps, cut, monkeypatch):
         return captioned(*args)
 
     monkeypatch.setattr("trpo_jax.running.animation.captioned", noted)
-    draw = lambda states: [np.zeros((4, 4, 3), np.uint8) for _ in states]
-    env = counter(time_limit=3)._replace(render=draw)
-    film = play(env, lambda observations: np.zeros(1, int), 0, num_steps, every=2)
+    env = counter(time_limit=3)._replace(render=black)
+    film = play(env, alternating(env), 0, num_steps, every=2)
     assert (film.num_steps, film.cut) == (min(num_steps, 3), cut)
     assert texts == ["step 0", "step 2, cut"] if cut else ["step 0", "step 2", "step 3"]

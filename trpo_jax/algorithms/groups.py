@@ -66,17 +66,20 @@ class OnPolicy:
     )
     memory: str = fields.choice(
         NO_MEMORY,
-        "what policy and critic remember earlier observations by, each with its own",
+        "what the policy and the critic remember earlier observations by, each one of its own",
         (NO_MEMORY, *CELLS),
     )
-    memory_size: int = fields.integer(64, "width of the memory", 1)
+    memory_size: int = fields.integer(
+        64, "width of the memory of the policy, and of that of the critic", 1
+    )
     memory_checkpoint: bool = fields.flag(
-        False, "compute the inside of the memory twice, so that long rollouts need less space"
+        False,
+        "compute the inside of the memory once more for derivatives, so that they need less space",
     )
     critic_observation: str = fields.name(
         "",
-        "part of the observation that only the critic sees, by its name; the environment's own "
-        "choice if empty",
+        "name of the part of the observation that only the critic sees, in place of the one that "
+        "the environment names",
     )
     normalize_observations: bool = fields.flag(
         True, "standardise observations by running statistics"

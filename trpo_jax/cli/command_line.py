@@ -173,6 +173,7 @@ def add_config_flags(
         default = defaults.get(field.name, field.default)
         kind = field.metadata["kind"]
         default_text = " ".join(map(str, default)) if kind is tuple else default
+        default_text = "none" if default_text == "" else default_text
         if isinstance(default, str) and kind is not str:
             default = Follows(default)
         help_text = f"{field.metadata['help']} (default: {default_text})".replace("%", "%%")

@@ -73,32 +73,36 @@ def play(
         )
     draw_later = env.render is not None  # all at once
     views: list[Any] = []
+    images: list[Image.Image] = []
     total_reward, done = 0.0, False
 
-    def picture(frame: Any, step: int, last: bool) -> Image.Image:
+    def draw(frame: Any, step: int, last: bool) -> None:
         frame = np.asarray(frame)
         height = max(1, round(frame.shape[0] * width / frame.shape[1]))
         require_room(
-            f"Picture {len(views) + 1} of {width:,} x {height:,} pixels",
+            f"Picture {len(images) + 1} of {width:,} x {height:,} pixels",
             width * (height + CAPTION) * PIXEL_BYTES,
             jax.local_devices(backend="cpu")[0],
             [f"--width ({width:,})", f"--steps ({num_steps:,})"],
         )
         text = f"step {step:,}" + (", cut" if last and not done else "")
-        return captioned(frame, width, height, text)
+        images.append(captioned(frame, width, height, text))
 
     episode = _on_device if env.open is None else _on_host
     for step, (view, reward, done) in enumerate(episode(env, act, seed, num_steps)):
         total_reward += reward
         last = done or step == num_steps
         if step % every == 0 or last:
-            views.append((view() if draw_later else picture(view(), step, last), step, last))
+            if draw_later:
+                views.append((view(), step, last))
+            else:
+                draw(view(), step, last)
     if draw_later:
         with failures_named(env):
             frames = env.render([view for view, _, _ in views])
-        pairs = zip(frames, views, strict=True)
-        views = [(picture(frame, *place), *place) for frame, (_, *place) in pairs]
-    return Film([image for image, _, _ in views], step, total_reward, not done)
+        for frame, (_, *place) in zip(frames, views, strict=True):
+            draw(frame, *place)
+    return Film(images, step, total_reward, not done)
 
 
 def _on_device(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
