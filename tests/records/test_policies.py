@@ -1,4 +1,5 @@
 import hashlib
+import re
 import resource
 from contextlib import closing
 
@@ -394,10 +395,20 @@ def test_a_policy_of_several_parts_is_kept(tmp_path):
 def test_a_policy_for_another_tree_is_refused(tmp_path):
     _, _, path = saved(tmp_path, of_parts())
     trpo_jax.load_policy(path, env=of_parts())
-    other = TREE | {"kind": ArraySpec((), np.dtype(np.int32), (5,))}
-    with pytest.raises(ConfigurationError, match=r"observations are .*\(4,\).*those of of parts"):
-        trpo_jax.load_policy(path, env=of_parts(other))
-    with pytest.raises(ConfigurationError, match=r"'body': .*those of CartPole-v1 are ArraySpec"):
-        trpo_jax.load_policy(path, env=envs.make("CartPole-v1"))
-    with pytest.raises(ConfigurationError, match=r"actions are .*force.*; those of of parts are D"):
-        trpo_jax.load_policy(path, env=of_parts()._replace(action=Discrete(3)))
+    shown = (
+        "{{action_mask: bool of shape (3,), body: float32 of shape (3,), "
+        "kind: int32 of shape () with {} values, secret: float32 of shape (2,)}}"
+    )
+    joint = (
+        "{door: integers with 3 values, from 0 on, force: numbers from [-2.0, -2.0] to [4.0, 4.0]}"
+    )
+    five = of_parts(TREE | {"kind": ArraySpec((), np.dtype(np.int32), (5,))})
+    cart, other = envs.make("CartPole-v1"), of_parts()._replace(action=MultiDiscrete((2, 2)))
+    for env, what, theirs, ours in (
+        (five, "observations", shown.format(4), shown.format(5)),
+        (cart, "observations", shown.format(4), "float32 of shape (4,)"),
+        (other, "actions", joint, "integers with 2, 2 values, from 0, 0 on in shape (2,)"),
+    ):
+        message = f"of parts, whose {what} are {theirs}; those of {env.name} are {ours}. A policy"
+        with pytest.raises(ConfigurationError, match=re.escape(message)):
+            trpo_jax.load_policy(path, env=env)

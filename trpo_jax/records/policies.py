@@ -22,7 +22,7 @@ from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, to_arrays, to_state
 from trpo_jax.records.files import write_whole
 from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, POLICY, read_description, read_metrics
-from trpo_jax.records.spaces import essence, from_plain, to_plain
+from trpo_jax.records.spaces import essence, from_plain, in_words, to_plain
 
 FORMAT = 4
 SETTINGS = ("normalize_observations", "scale_rewards")  # of a config, that networks depend on
@@ -420,8 +420,9 @@ def _spaces_in(
     for what, (own, other) in pairs.items():
         if essence(own) != essence(other):
             raise ConfigurationError(
-                f"{path} was trained in {data['environment']}, whose {what} are {own}; those "
-                f"of {env.name} are {other}. A policy acts only where both are the same."
+                f"{path} was trained in {data['environment']}, whose {what} are {in_words(own)}; "
+                f"those of {env.name} are {in_words(other)}. A policy acts only where both are "
+                "the same."
             )
     return with_origin(env, shown).observation, env.action
 

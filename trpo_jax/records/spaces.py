@@ -1,6 +1,7 @@
 """What environments show and accept, as plain data that JSON and msgpack hold."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,6 +48,26 @@ def _essence(spec: ArraySpec | Discrete | MultiDiscrete | Box) -> Any:
         return "Box", *(np.asarray(x, np.float32).tolist() for x in (spec.low, spec.high))
     starts = np.zeros(spec.size, int) + np.asarray(spec.start or 0)
     return type(spec).__name__, spec.choices, starts.tolist(), tuple(spec.shape)
+
+
+def in_words(specs: ObservationSpec | ActionSpec) -> str:
+    """Returns what `essence` compares, as a message tells it."""
+    if isinstance(specs, dict):
+        return "{" + ", ".join(f"{name}: {in_words(specs[name])}" for name in sorted(specs)) + "}"
+    if isinstance(specs, tuple):
+        return "(" + ", ".join(map(in_words, specs)) + ")"
+    if isinstance(specs, ArraySpec):
+        values = "" if specs.num_values is None else f" with {_listed(specs.num_values)} values"
+        return f"{np.dtype(specs.dtype).name} of shape {tuple(specs.shape)}{values}"
+    if isinstance(specs, Box):
+        return f"numbers from {specs.low.tolist()} to {specs.high.tolist()}"
+    _, choices, starts, shape = _essence(specs)
+    array = "" if isinstance(specs, Discrete) else f" in shape {shape or (len(choices),)}"
+    return f"integers with {_listed(choices)} values, from {_listed(starts)} on{array}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _value_to(x: Any) -> Any:
