@@ -12,9 +12,10 @@ from conformance import check_types
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.envs.base import Box
+from trpo_jax.envs.base import ArraySpec, Box
 from trpo_jax.envs.episodes import advance_episode, start_episode
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.observing import observe
 
 DOWNLOADS = "MNISTBandit-bsuite"
 NAMES = [name for name in gymnax.registered_envs if name != DOWNLOADS]
@@ -64,8 +65,10 @@ def test_two_updates_are_finite_and_compile_once(name):
 def test_scalar_integer_observations_are_one_hot():
     env = envs.make("FrozenLake-misc")
     _, observation = env.reset(jax.random.key(0))
-    assert env.observation.shape == (16,)
-    assert observation.sum() == 1
+    assert env.observation == ArraySpec((), np.dtype(np.int32), (16,))
+    assert observation.shape == ()
+    seen = observe(env.observation, (), observation[None], normalized=True)
+    np.testing.assert_array_equal(seen, np.eye(16)[[observation]])
 
 
 def test_box_bounds_come_from_the_space():
@@ -117,9 +120,12 @@ def test_spaces_that_no_policy_handles_are_refused_by_name(monkeypatch):
         envs.make("CartPole-v1")
 
 
-def test_observations_of_several_arrays_are_refused(monkeypatch):
+def test_observations_of_several_arrays_are_a_tree(monkeypatch):
     env, params = gymnax.make("CartPole-v1")
     monkeypatch.setattr(gymnax, "make", lambda name: (env, params))
-    monkeypatch.setattr(type(env), "get_obs", lambda self, state, **_: {"x": state.x})
-    with pytest.raises(ConfigurationError, match="several arrays"):
-        envs.make("CartPole-v1")
+    shown = lambda self, state, **_: {"x": state.x, "turn": (state.theta, state.theta_dot)}
+    monkeypatch.setattr(type(env), "get_obs", shown)
+    number = ArraySpec((), np.dtype(np.float32))
+    made = envs.make("CartPole-v1")
+    assert made.observation == {"x": number, "turn": (number, number)}
+    check_types(made)

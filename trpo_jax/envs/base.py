@@ -393,8 +393,8 @@ def _wrong_tree(what: str, tree: Any, kinds: Any, check: Callable[[Any], str | N
     own = jax.tree.structure(jax.tree.map(lambda _: 0, _plain(tree)))
     if not jax.tree.leaves(tree) or jax.tree.structure(jax.tree.map(lambda _: 0, tree)) != own:
         return (
-            f"an {what} that is no tree of dictionaries and tuples with one array or more in it, "
-            "but another container. A named tuple becomes a dictionary by its _asdict()"
+            f"an {what} that is no tree of tuples, and of dictionaries whose keys are text, with "
+            "one array or more in it. A named tuple becomes a dictionary by its _asdict()"
         )
     return None
 
