@@ -22,6 +22,7 @@ from trpo_jax.cli.command_line import (
     user_errors,
 )
 from trpo_jax.envs.base import Box
+from trpo_jax.envs.wrappers import NO_VELOCITY
 from trpo_jax.running.defaults import DEFAULTS_FILE, defaults_for
 
 RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
@@ -34,6 +35,7 @@ OTHER_SUITES += [f"envpool/{game}-v5" for game in ATARI]
 CONTINUOUS_ONLY = {"qprop"}
 RESTARTING = {"trpo_vine"}
 BY_PYTHON = {"UV_RUN_RECURSION_DEPTH": "1", "UV_INTERNAL__PARENT_INTERPRETER": "python"}
+TASKS = [*gymnax.registered_envs, *(f"{name}-NoVel" for name in NO_VELOCITY)]
 TABLES = tomllib.loads(DEFAULTS_FILE.read_text())
 SAME = TABLES.pop("same")
 
@@ -46,11 +48,11 @@ def test_every_default_is_a_field_of_a_matching_algorithm_and_every_pattern_matc
     for patterns, table in TABLES[algorithm].items():
         assert set(table) <= fields | RUN_SETTINGS
         for pattern in patterns.split("|"):
-            assert fnmatch.filter([*gymnax.registered_envs, *OTHER_SUITES], pattern)
+            assert fnmatch.filter([*TASKS, *OTHER_SUITES], pattern)
 
 
 def test_every_task_that_is_the_same_elsewhere_is_one_of_gymnax():
-    assert {*SAME.values()} <= {*gymnax.registered_envs}
+    assert {*SAME.values()} <= {*TASKS}
 
 
 def test_the_prefix_of_gymnax_changes_no_default():

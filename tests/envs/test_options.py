@@ -174,7 +174,8 @@ def test_a_wrapper_that_cannot_work_is_refused(own, name):
 def flags(*words, env=None):
     arguments = [argument(word) for word in words if "=" in word]
     wrappers = [word for word in words if "=" not in word]
-    return argparse.Namespace(env=env, env_arg=arguments, wrapper=wrappers, env_timeout=None)
+    others = {"env_timeout": None, "observe_previous": False}
+    return argparse.Namespace(env=env, env_arg=arguments, wrapper=wrappers, **others)
 
 
 def test_a_stored_run_is_made_anew_as_it_was(own, tmp_path):

@@ -62,21 +62,23 @@ def test_brax_knows_its_environments_and_physics():
         envs.make("brax/ant/sprung")
 
 
-def test_jumanji_joins_several_arrays_and_keeps_the_mask_in_the_state():
+def test_jumanji_shows_its_arrays_by_name_and_makes_one_choice_of_those_with_one_mask():
     env = make("jumanji/Maze-v0")
-    state, observation = env.reset(jax.random.key(0))
-    assert observation.shape == (4 + 100 + 1,)
-    assert state[1].shape == (4,)
+    _, observation = env.reset(jax.random.key(0))
+    assert observation["agent_position"]["row"].shape == ()
+    assert observation["walls"].shape == (10, 10)
+    assert observation["action_mask"].shape == (4,)
     assert env.time_limit == 100
-    assert make("jumanji/Game2048-v1").observation.shape == (4, 4)
-    assert make("jumanji/Tetris-v0").action == MultiDiscrete((4, 10))
+    assert make("jumanji/Game2048-v1").observation["board"].shape == (4, 4)
+    assert make("jumanji/Tetris-v0").action == Discrete(4 * 10)
+    assert make("jumanji/JobShop-v0").action == MultiDiscrete((21,) * 10)
 
 
 def test_jumanji_s_own_time_limit_never_comes():
     env = make("jumanji/Maze-v0")
-    state, _ = env.reset(jax.random.key(0))
+    state, observation = env.reset(jax.random.key(0))
     step = jax.jit(env.step)
-    legal = int(np.argmax(state[1]))
+    legal = int(np.argmax(observation["action_mask"]))
     for _ in range(env.time_limit + 1):
         state, result = step(jax.random.key(0), state, legal)
     assert not result.terminated

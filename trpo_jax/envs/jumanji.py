@@ -105,7 +105,7 @@ def _range(spec: specs.Spec) -> tuple[np.ndarray, np.ndarray] | None:
     if not isinstance(spec, specs.BoundedArray) or not np.issubdtype(spec.dtype, np.integer):
         return None
     low, high = np.asarray(spec.minimum), np.asarray(spec.maximum)
-    count = high.astype(int) - low + 1
+    count = np.asarray(high.astype(int) - low + 1)
     return (low, count) if count.max() <= MOST_VALUES else None
 
 
