@@ -85,6 +85,7 @@ def register(name, entry_point, **kwargs):
 
 register("Counter-v0", "Counter", max_episode_steps=5)
 register("Unmade-v0", "Unmade")
+register("Shown-v0", "Shown")
 register("Short-v0", "Counter", max_episode_steps=5, kwargs={"length": 3})
 for how in ("raise", "exit", "nan", "inf", "nan-observation", "nan-reset"):
     kwargs = {"broken_step": 4, "how": how}
