@@ -61,19 +61,20 @@ class Unmade(gymnasium.Env):
 
 
 class Shown(gymnasium.Env):
-    """Has any spaces."""
+    """Has any spaces, and says in the infos of resets and steps what it is told to."""
 
-    def __init__(self, observation_space, action_space):
+    def __init__(self, observation_space, action_space, at_reset=None, at_step=None):
         self.observation_space, self.action_space = observation_space, action_space
+        self.at_reset, self.at_step = at_reset or {}, at_step
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
+        return self.observation_space.sample(), self.at_reset
 
     def step(self, action):
         assert self.action_space.contains(action), action
-        return self.observation_space.sample(), 0.0, False, False, {}
+        return self.observation_space.sample(), 0.0, False, False, self.at_step
 
 
 def register(name, entry_point, **kwargs):
@@ -84,6 +85,7 @@ def register(name, entry_point, **kwargs):
 
 register("Counter-v0", "Counter", max_episode_steps=5)
 register("Unmade-v0", "Unmade")
+register("Shown-v0", "Shown")
 register("Short-v0", "Counter", max_episode_steps=5, kwargs={"length": 3})
 for how in ("raise", "exit", "nan", "inf", "nan-observation", "nan-reset"):
     kwargs = {"broken_step": 4, "how": how}

@@ -265,7 +265,9 @@ class PolicyHead(nn.Module):
 
 
 def split_choices(
-    mask: PyTree[Bool[Array, "..."]], features: Float[Array, "*batch F"], choices: Sequence[int]
+    mask: PyTree[Shaped[Array | np.ndarray, "..."]],
+    features: Float[Array, "*batch F"],
+    choices: Sequence[int],
 ) -> list[Bool[Array, "*batch A"]]:
     """Returns which values of each choice are legal.
 
@@ -277,7 +279,7 @@ def split_choices(
     """
     batch_shape = features.shape[:-1]
     flat = [x.reshape(*batch_shape, -1) for x in jax.tree.leaves(mask)]
-    return jnp.split(jnp.concatenate(flat, axis=-1), np.cumsum(choices)[:-1], axis=-1)
+    return jnp.split(jnp.concatenate(flat, axis=-1) != 0, np.cumsum(choices)[:-1], axis=-1)
 
 
 class PolicyModule(nn.Module):

@@ -133,7 +133,7 @@ def random_actions(
             columns = [drawn[:, k] for k in range(part.size)]
         else:
             keys = jax.random.split(key, len(allowed))
-            logits = [mask_logits(jnp.zeros(x.shape), x != 0) for x in allowed]
+            logits = [mask_logits(jnp.zeros(x.shape), x) for x in allowed]
             columns = [jax.random.categorical(*pair) for pair in zip(keys, logits, strict=True)]
         return columns[0] if isinstance(part, Discrete) else tuple(columns)
 

@@ -15,10 +15,18 @@ import pytest
 from gymnasium import spaces
 
 from trpo_jax import envs
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
+from trpo_jax.envs.base import (
+    ArraySpec,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    require_usable,
+    to_environment_action,
+)
 from trpo_jax.envs.episodes import stagger
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, reset_pool, start_host_episodes
+from trpo_jax.rollout import random_actions
 
 NUM_ENVS = 3
 BOX = spaces.Box(-1.0, 1.0, (2,))
@@ -39,9 +47,9 @@ def transitions(env, seed, num_steps, action=4, staggered=False):
     return found
 
 
-def of_spaces(observation_space, action_space=BOX, processes=False):
-    """Returns an environment with these spaces."""
-    kwargs = {"observation_space": observation_space, "action_space": action_space}
+def of_spaces(observation_space, action_space=BOX, processes=False, **infos):
+    """Returns an environment with these spaces, and these infos of its resets and steps."""
+    kwargs = {"observation_space": observation_space, "action_space": action_space, **infos}
     gymnasium.registry.pop("Shown-v0", None)
     host_tasks.register("Shown-v0", "Shown", kwargs=kwargs)
     return envs.make("gym/Shown-v0", processes=processes)
@@ -269,6 +277,90 @@ def test_actions_of_several_parts():
         {"move": 0, "aim": 0 * aim, "keys": ((0, 0), 0)},
         {"move": 1, "aim": aim, "keys": ((1, 0), 3)},
     )
+
+
+THREE, SEVERAL = spaces.Discrete(3), spaces.MultiDiscrete([2, 3])
+JOINT = spaces.Dict(move=THREE, aim=BOX, keys=spaces.Tuple([spaces.MultiBinary(1)]))
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "expected"),
+    [
+        (THREE, np.int8([1, 0, 1]), [True, False, True]),
+        (THREE, np.array([True, False, True]), [True, False, True]),
+        (THREE, np.array([1.0, 0.0, 0.0]), [True, False, False]),
+        (THREE, [0, 0, 1], [False, False, True]),
+        (SEVERAL, np.int8([1, 0, 0, 0, 1]), [True, False, False, False, True]),
+        (SEVERAL, (np.int8([1, 0]), [0, 0, 1]), ([True, False], [False, False, True])),
+        (spaces.MultiDiscrete([2, 2]), np.int8([[1, 0], [0, 1]]), [[True, False], [False, True]]),
+        (
+            JOINT,
+            {"move": np.int8([0, 1, 0]), "keys": (np.int8([1, 1]),)},
+            {"move": [False, True, False], "keys": ([True, True],)},
+        ),
+    ],
+)
+def test_a_mask_in_info_is_shown_beside_the_observation(space, mask, expected):
+    infos = {"at_reset": {"action_mask": mask}, "at_step": {"action_mask": mask}}
+    env = of_spaces(BOX, space, **infos)
+    assert env.observation["observation"] == ArraySpec((2,), FLOAT)
+    require_usable(env)
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        episodes = start_host_episodes(env, pool, NUM_ENVS)
+        shown = episodes.observation["action_mask"]
+        actions = random_actions(jax.random.key(0), env.action, NUM_ENVS, shown)
+        given = jax.vmap(lambda x: to_environment_action(env.action, x))(actions)
+        _, step = advance_host_episodes(env, pool, episodes, given)
+    for found in (shown, step.next_observation["action_mask"]):
+        assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(bool)}
+        for copy in range(NUM_ENVS):
+            assert jax.tree.map(lambda x, i=copy: x[i].tolist(), found) == expected
+
+
+def test_a_mask_beside_parts_is_one_of_them_and_that_of_the_observation_counts():
+    info = {"action_mask": np.int8([1, 0, 1])}
+    env = of_spaces(spaces.Dict(speed=BOX), THREE, at_reset=info, at_step=info)
+    assert list(env.observation) == ["speed", "action_mask"]
+    space = spaces.Dict(speed=BOX, action_mask=spaces.MultiBinary(3))
+    wrong = {"action_mask": "nobody reads this"}
+    assert list(of_spaces(space, THREE, at_reset=wrong).observation) == ["action_mask", "speed"]
+    assert of_spaces(BOX, BOX, at_reset=info).observation == ArraySpec((2,), FLOAT)
+
+
+@pytest.mark.parametrize("mask", [np.ones(4), "all", [[1, 0], [1, 0, 0]], {"a": [1]}])
+def test_a_mask_of_another_size_is_refused(mask):
+    with pytest.raises(ConfigurationError, match=r"info\['action_mask'\] of \d numbers, and.*3: a"):
+        of_spaces(BOX, THREE, at_reset={"action_mask": mask})
+
+
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize(
+    ("space", "info", "message"),
+    [
+        (THREE, {}, "returned an info without 'action_mask', which it had after its first reset"),
+        (THREE, None, "returned an info without 'action_mask'"),
+        (THREE, {"action_mask": [1, 0]}, r'part observation\["action_mask"\], .* shape \(3,\)'),
+        (THREE, {"action_mask": [0] * 3}, r"action_mask without a legal action \(copy 1\)"),
+        (SEVERAL, {"action_mask": [1, 1, 0, 0, 0]}, r"legal action for choice 2 of 2 \(copy 1\)"),
+    ],
+)
+def test_a_step_without_a_legal_action_is_named(processes, space, info, message):
+    mask = [1] * (3 if space is THREE else 5)
+    env = of_spaces(BOX, space, processes, at_reset={"action_mask": mask}, at_step=info)
+    with closing(env.open(0, NUM_ENVS)) as pool:
+        episodes = start_host_episodes(env, pool, NUM_ENVS)
+        with pytest.raises(EnvironmentFailure, match=f"Environment gym/Shown-v0 .*{message}"):
+            actions = np.zeros((NUM_ENVS, *space.shape), int)
+            advance_host_episodes(env, pool, episodes, actions)
+
+
+def test_the_last_state_of_an_episode_needs_no_legal_action(monkeypatch):
+    none = {"action_mask": np.zeros(3)}
+    over = lambda self, action: (np.zeros(2, np.float32), 0.0, True, False, none)
+    monkeypatch.setattr(host_tasks.Shown, "step", over)
+    found = transitions(of_spaces(BOX, THREE, at_reset={"action_mask": np.ones(3)}), 0, 2, 0)
+    assert not found[0].next_observation["action_mask"].any()
+    assert found[1].observation["action_mask"].all()
 
 
 def test_bounds_of_actions():

@@ -252,7 +252,7 @@ def _broken_number(
     mask = split_mask(trajectory.observation)[1]
     if mask is not None:
         parts = split_choices(mask, trajectory.reward[..., None], choices_of(action))
-        none = jnp.stack([~(x != 0).any(axis=-1) for x in parts]).any(axis=0)
+        none = jnp.stack([~x.any(axis=-1) for x in parts]).any(axis=0)
         kinds.append((jnp.zeros_like(trajectory.reward), lambda index: NO_LEGAL_ACTION))
         bad.append(none)
     broken = jnp.stack([x.any(axis=1) for x in bad]).any(axis=0)
