@@ -52,8 +52,8 @@ PEER_TASKS = (  # here, with what beside the same work, and as Gymnasium knows i
     ("envpool/Hopper-v4", {}, "Hopper-v5"),
 )
 DEFAULT_PARTS = {
-    "cpu": ("pieces", "growth", "solvers", "training", "reach", "peers"),
-    "gpu": ("pieces", "growth", "training", "reach"),
+    "cpu": ("pieces", "growth", "solvers", "training", "memory", "reach", "peers"),
+    "gpu": ("pieces", "growth", "training", "memory", "reach"),
 }
 
 
