@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,10 +10,14 @@ from trpo_jax.envs.base import (
     Discrete,
     Environment,
     MultiDiscrete,
+    choices_of,
+    num_components,
     require_usable,
+    split_mask,
     to_environment_action,
     to_space_action,
     wide_bounds,
+    with_parts,
 )
 from trpo_jax.errors import ConfigurationError
 
@@ -71,18 +77,28 @@ def test_actions_are_in_their_space_to_the_last_bit(dtype):
 def test_discrete_actions_begin_where_the_environment_says():
     assert to_environment_action(Discrete(3, -1), jnp.array(2)) == 1
     several = MultiDiscrete((2, 3), (-4, 7), np.dtype(np.int8))
-    given = to_environment_action(several, jnp.array([1, 0]))
+    given = to_environment_action(several, (jnp.array(1), jnp.array(0)))
     np.testing.assert_array_equal(given, [-3, 7])
     assert to_space_action(several, given).dtype == np.int8
 
 
-def env_of(action=None, shape=(2,), dtype="float32", time_limit=None):
-    spec = ArraySpec(shape, np.dtype(dtype))
-    return Environment("odd", None, None, spec, action or Discrete(2), time_limit)
+def env_of(action=None, shape=(2,), dtype="float32", time_limit=None, shown=None, secret=None):
+    spec = ArraySpec(shape, np.dtype(dtype)) if shown is None else shown
+    action = Discrete(2) if action is None else action
+    return Environment("odd", None, None, spec, action, time_limit, critic_observation=secret)
 
 
 def box_of(low, high, dtype="float32"):
     return Box(np.array(low, dtype), np.array(high, dtype))
+
+
+class Pair(NamedTuple):
+    first: ArraySpec
+    second: ArraySpec
+
+
+VECTOR, EMPTY = (ArraySpec((size,), np.dtype("float32")) for size in (2, 0))
+MASK = ArraySpec((2,), np.dtype(bool))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +118,36 @@ def box_of(low, high, dtype="float32"):
         (env_of(shape=(2, 0, 3)), "which hold no number"),
         (env_of(dtype="complex64"), "dtype complex64, and networks take real numbers only"),
         (env_of(dtype="<U8"), "dtype <U8, and networks take real numbers only"),
+        (
+            env_of(shown={"a": VECTOR, "b": (VECTOR, EMPTY)}),
+            r'hold no number \(observation\["b"\]\[1',
+        ),
+        (env_of(shown={}), "an observation that is no tree .* with one array or more"),
+        (env_of(shown={0: VECTOR}), "dictionaries whose keys are text"),
+        (env_of(shown=Pair(VECTOR, VECTOR)), "A named tuple becomes a dictionary by its _asdict"),
+        (env_of(shown={"a": (3,)}), r'a part observation\["a"\]\[0\] of type int, not ArraySpec'),
+        (env_of({"go": (Discrete(0),)}), r'nothing to choose from \(action\["go"\]\[0\]\)'),
+        (env_of({"go": VECTOR}), r'a part action\["go"\] of type ArraySpec, not .*Discrete'),
+        (env_of(()), "an action that is no tree"),
+        (
+            env_of(Discrete(3), shown=with_parts(VECTOR, action_mask=MASK)),
+            "of 2 numbers, .* 3: .*, 3 in all",
+        ),
+        (
+            env_of(
+                (Discrete(3), {"x": MultiDiscrete((2, 4))}),
+                shown=with_parts(VECTOR, action_mask=(MASK, MASK)),
+            ),
+            r"of 4 numbers, and actions with choices among 3 \+ 2 \+ 4: .*, 9 in all",
+        ),
+        (
+            env_of(box_of([0], [1]), shown=with_parts(VECTOR, action_mask=MASK)),
+            "choices among nothing",
+        ),
+        (env_of(shown={"action_mask": MASK}), "nothing but a mask of legal actions"),
+        (env_of(shown={"a": VECTOR}, secret="b"), "no part .* named 'b', .* Its parts: a"),
+        (env_of(secret="b"), "Its parts: none that have a name"),
+        (env_of(shown={"a": VECTOR}, secret="a"), "of which the policy sees nothing: 'a' is all"),
         (env_of(time_limit=2.5), "a time limit of 2.5"),
         (env_of(time_limit=0), "a time limit of 0"),
         (env_of(time_limit=2**31), "a time limit of 2147483648"),
@@ -118,8 +164,21 @@ def test_usable_spaces_and_any_integer_as_a_time_limit(time_limit):
         assert require_usable(env_of(action, dtype="uint8", time_limit=time_limit)) is None
 
 
+def test_usable_trees_and_a_mask_for_all_choices_in_them():
+    action = (Discrete(3), {"x": MultiDiscrete((2, 4)), "y": box_of([0], [1])})
+    mask = {"first": ArraySpec((3,), np.dtype(bool)), "second": ArraySpec((2, 3), np.dtype("int8"))}
+    shown = {"a": (VECTOR, {"b": VECTOR}), "secret": VECTOR, "action_mask": mask}
+    assert require_usable(env_of(action, shown=shown, secret="secret")) is None
+    assert choices_of(action) == (3, 2, 4)
+    assert num_components(action) == 4
+    assert split_mask(shown) == ({"a": (VECTOR, {"b": VECTOR}), "secret": VECTOR}, mask)
+    assert with_parts(VECTOR, action_mask=MASK) == {"observation": VECTOR, "action_mask": MASK}
+
+
 def test_far_bounds_are_a_warning_and_those_that_mean_none_are_not():
     warning = wide_bounds(env_of(box_of([-1, -1e7], [1, 1e7])))
     assert "Component 1 of the actions of odd goes from -1e+07 to 1e+07" in warning
+    warning = wide_bounds(env_of({"go": Discrete(2), "aim": (box_of([-1e7], [1e7]),)}))
+    assert 'of odd in their part action["aim"][0] goes from -1e+07' in warning
     for action in (Discrete(2), box_of([-1e4], [1e4]), box_of([-LARGEST, 0], [LARGEST, np.inf])):
         assert wide_bounds(env_of(action)) is None
