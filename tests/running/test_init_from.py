@@ -87,6 +87,7 @@ def test_another_algorithm_starts_from_it_and_says_so(before, tmp_path):
         ("CartPole-v1", CONFIG.replace(hidden_sizes=(9,)), r"hidden_sizes = \[8\], not \[9\]"),
         ("CartPole-v1", CONFIG.replace(activation="relu"), "activation = tanh, not relu"),
         ("CartPole-v1", CONFIG.replace(normalize_observations=False), "normalize_observations = T"),
+        ("CartPole-v1", CONFIG.replace(memory="gru"), "memory = none, not gru"),
         ("CartPole-v1", CONFIG.replace(scale_rewards=False), "scale_rewards = True, not False"),
     ],
 )
