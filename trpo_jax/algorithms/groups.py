@@ -138,7 +138,7 @@ class NaturalGradient:
         ("cg", "kronecker"),
     )
     fisher_subsample: int = fields.integer(
-        1, "keep every k-th time step in Fisher-vector products", 1
+        1, "keep every k-th time step (with a memory: sequence) in Fisher-vector products", 1
     )
     fisher_precision: str = fields.choice(
         "default",
