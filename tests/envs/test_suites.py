@@ -17,11 +17,12 @@ import pytest
 from conformance import check_episodes, check_types
 
 from trpo_jax import envs
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
+from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete, require_usable
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
 
 heavy = pytest.mark.heavy
+BOOLEAN, INTEGER = np.dtype(bool), np.dtype("int32")
 NAMES = [
     "brax/inverted_pendulum",
     "jumanji/Game2048-v1",
@@ -62,16 +63,92 @@ def test_brax_knows_its_environments_and_physics():
         envs.make("brax/ant/sprung")
 
 
-def test_jumanji_shows_its_arrays_by_name_and_makes_one_choice_of_those_with_one_mask():
+def test_jumanji_shows_parts_by_their_names():
     env = make("jumanji/Maze-v0")
-    _, observation = env.reset(jax.random.key(0))
-    assert observation["agent_position"]["row"].shape == ()
-    assert observation["walls"].shape == (10, 10)
-    assert observation["action_mask"].shape == (4,)
+    cell = {axis: ArraySpec((), INTEGER, (10,)) for axis in ("row", "col")}
+    assert env.observation == {
+        "agent_position": cell,
+        "target_position": cell,
+        "walls": ArraySpec((10, 10), BOOLEAN),
+        "step_count": ArraySpec((), INTEGER),
+        "action_mask": ArraySpec((4,), BOOLEAN),
+    }
     assert env.time_limit == 100
-    assert make("jumanji/Game2048-v1").observation["board"].shape == (4, 4)
-    assert make("jumanji/Tetris-v0").action == Discrete(4 * 10)
-    assert make("jumanji/JobShop-v0").action == MultiDiscrete((21,) * 10)
+    assert make("jumanji/Game2048-v1").observation["board"] == ArraySpec((4, 4), INTEGER)
+
+
+def both(name):
+    """Returns an environment of Jumanji as it is here, and as it is there."""
+    return make(f"jumanji/{name}"), pytest.importorskip("jumanji").make(name)
+
+
+def test_jumanji_s_choices_with_one_mask_are_one_choice():
+    env, own = both("Minesweeper-v0")
+    assert env.action == Discrete(100)
+    assert env.observation["board"] == ArraySpec((10, 10), INTEGER, (10,))  # there from -1 to 8
+    require_usable(env)
+    (state, shown), (own_state, _) = (x.reset(jax.random.key(0)) for x in (env, own))
+    assert shown["action_mask"].all()
+    _, result = env.step(jax.random.key(0), state, 37)
+    _, timestep = own.step(own_state, np.array([3, 7]))
+    np.testing.assert_array_equal(result.observation["board"], timestep.observation.board + 1)
+    assert np.flatnonzero(~np.asarray(result.observation["action_mask"])).tolist() == [37]
+
+
+def test_jumanji_s_choices_with_masks_of_their_own_stay_apart():
+    env = make("jumanji/JobShop-v0")
+    assert env.action == MultiDiscrete((21,) * 10)
+    assert env.observation["action_mask"].shape == (10, 21)
+    require_usable(env)
+
+
+@pytest.mark.parametrize("name", ["Minesweeper-v0", "Cleaner-v0"])
+def test_where_jumanji_leaves_no_legal_action_all_are(monkeypatch, name):
+    _, own = both(name)
+    joint = name == "Minesweeper-v0"
+
+    class Stuck:
+        """Has no legal value in its first choice, or in its only one."""
+
+        def __getattr__(self, name):
+            return getattr(own, name)
+
+        def reset(self, key):
+            state, timestep = own.reset(key)
+            mask = timestep.observation.action_mask
+            mask = mask & (not joint) & (np.arange(len(mask)) > 0)[:, None]
+            shown = timestep.observation._replace(action_mask=mask)
+            return state, timestep.replace(observation=shown)
+
+    monkeypatch.setattr("jumanji.make", lambda name: Stuck())
+    mask = make(f"jumanji/{name}").reset(jax.random.key(0))[1]["action_mask"]
+    if joint:
+        assert mask.all()
+    else:  # the other choices are as they were
+        own_mask = own.reset(jax.random.key(0))[1].observation.action_mask
+        assert mask[0].all()
+        assert not own_mask.all()
+        np.testing.assert_array_equal(mask[1:], own_mask[1:])
+
+
+@heavy
+def test_every_environment_of_jumanji_fits_or_says_why():
+    jumanji, refused = pytest.importorskip("jumanji"), set()
+    for name in jumanji.registered_environments():
+        if "Sokoban" in name:  # which downloads its levels
+            continue
+        try:
+            env = make(f"jumanji/{name}")
+        except ConfigurationError as error:
+            assert "rewards at a time" in str(error)
+            refused.add(name)
+            continue
+        require_usable(env)
+        check_types(env)
+        state, _ = jax.eval_shape(env.reset, jax.random.key(0))
+        # No array has a place for every step of an episode without a limit.
+        assert sum(x.size for x in jax.tree.leaves(state)) < 1_000_000, name
+    assert refused == {"Connector-v3", "LevelBasedForaging-v0", "SearchAndRescue-v0"}
 
 
 def test_jumanji_s_own_time_limit_never_comes():
@@ -95,7 +172,13 @@ def test_pgx_refuses_games_of_several_players():
     pytest.importorskip("pgx")
     with pytest.raises(ConfigurationError, match=r"played by 2.*minatar"):
         envs.make("pgx/chess")
-    assert make("pgx/2048").action == Discrete(4)
+    env = make("pgx/2048")
+    assert env.action == Discrete(4)
+    assert env.observation == {
+        "observation": ArraySpec((4, 4, 31), BOOLEAN),
+        "action_mask": ArraySpec((4,), BOOLEAN),
+    }
+    assert make("pgx/minatar-breakout").observation == ArraySpec((10, 10, 4), BOOLEAN)
 
 
 @pytest.mark.parametrize("suite", [suite for suite in envs.SUITES if suite != "gymnax"])
