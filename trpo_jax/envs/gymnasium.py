@@ -20,6 +20,7 @@ from trpo_jax import user_modules
 from trpo_jax.envs.base import (
     MASK,
     MAX_LIMIT,
+    MOST_VALUES,
     ActionSpec,
     ArraySpec,
     Box,
@@ -49,7 +50,6 @@ PLUGINS = {
     "minigrid": (("MiniGrid-", "BabyAI-"), "minigrid"),
 }
 INT8 = np.dtype(np.int8)
-MOST_VALUES = 64  # of integers in a Box that are shown one-hot: what has more is a measurement
 MOST_CHOICES = 1_024  # of a component in a Box of integer actions
 CHANNELS = (1, 3, 4)  # of images that have them first
 LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63  # what is larger stands for something else
@@ -218,19 +218,71 @@ def environment_seeds(seeds: int | tuple[int, ...], num_envs: int) -> list[int]:
     return (np.random.SeedSequence(seeds).generate_state(num_envs) >> 1).tolist()
 
 
-def observation_spec(
-    name: str, space: gymnasium.Space, path: tuple[Any, ...] = ()
-) -> ObservationSpec:
+def observation_spec(name: str, space: gymnasium.Space) -> ObservationSpec:
     """Returns the spec of a space of observations.
 
     Args:
         name: of the environment, for messages.
         space: the space.
-        path: which part of the observations it is.
 
     Raises:
         ConfigurationError: if it cannot be shown to a network.
     """
+    refusal = (
+        f"Environment {name!r} has observations of type {{}}, which cannot be shown to a network "
+        "here. Supported: Box of real numbers, Discrete, MultiDiscrete, MultiBinary, and a Dict or "
+        "Tuple of these. A wrapper of Gymnasium, such as FilterObservation or "
+        "TransformObservation, leaves that part out or turns it into numbers."
+    )
+    return _tree_of(space, _array_of, "observation", refusal)
+
+
+def action_spec(name: str, space: gymnasium.Space) -> ActionSpec:
+    """Returns the spec of a space of actions; see `observation_spec`.
+
+    Raises:
+        ConfigurationError: if no policy here can produce such actions.
+    """
+    refusal = (
+        f"Environment {name!r} has actions of type {{}}, which no policy here can produce. "
+        "Supported: Discrete, MultiDiscrete, MultiBinary, Box of floating-point numbers, Box of "
+        f"integers with at most {MOST_CHOICES:,} values in each component, and a Dict or Tuple of "
+        "these."
+    )
+    return _tree_of(space, _action_of, "action", refusal)
+
+
+def _tree_of(
+    space: gymnasium.Space,
+    spec_of: Callable[[gymnasium.Space], Any],
+    what: str,
+    refusal: str,
+    path: tuple[Any, ...] = (),
+) -> Any:
+    """Returns the tree of the specs of all spaces inside of a Dict or a Tuple.
+
+    Args:
+        space: the space.
+        spec_of: `space -> spec`, or None of one that is not supported.
+        what: the tree is of, in the name of a part.
+        refusal: message for a space that is not supported, with {} for its type.
+        path: which part of the tree the space is.
+    """
+    inside = lambda key, x: _tree_of(x, spec_of, what, refusal, (*path, key))
+    match space:
+        case spaces.Dict():
+            return {name: inside(jax.tree_util.DictKey(name), x) for name, x in space.items()}
+        case spaces.Tuple():
+            pairs = enumerate(space)
+            return tuple(inside(jax.tree_util.SequenceKey(index), x) for index, x in pairs)
+    spec = spec_of(space)
+    if spec is None:
+        where = f", in their part {path_name(what, path)}" if path else ""
+        raise ConfigurationError(refusal.format(f"{type(space).__name__}{where}"))
+    return spec
+
+
+def _array_of(space: gymnasium.Space) -> ArraySpec | None:
     match space:
         case spaces.Box() if space.dtype.kind in "biuf":
             shape = space.shape
@@ -245,19 +297,7 @@ def observation_spec(
             return integer_spec(space.shape, space.dtype, space.nvec, space.start)
         case spaces.MultiBinary():
             return ArraySpec(space.shape, np.dtype(bool), (2,), own_dtype=INT8)
-        case spaces.Dict():
-            key = jax.tree_util.DictKey
-            return {x: observation_spec(name, y, (*path, key(x))) for x, y in space.items()}
-        case spaces.Tuple():
-            key = jax.tree_util.SequenceKey
-            return tuple(observation_spec(name, y, (*path, key(i))) for i, y in enumerate(space))
-    where = f", in their part {path_name('observation', path)}" if path else ""
-    raise ConfigurationError(
-        f"Environment {name!r} has observations of type {type(space).__name__}{where}, which "
-        "cannot be shown to a network here. Supported: Box of real numbers, Discrete, "
-        "MultiDiscrete, MultiBinary, and a Dict or Tuple of these. A wrapper of Gymnasium, such as "
-        "FilterObservation or TransformObservation, leaves that part out or turns it into numbers."
-    )
+    return None
 
 
 def _known_range(space: spaces.Box) -> int | None:
@@ -269,17 +309,7 @@ def _known_range(space: spaces.Box) -> int | None:
     return high - low + 1 if alike and high - low < MOST_VALUES else None
 
 
-def action_spec(name: str, space: gymnasium.Space, path: tuple[Any, ...] = ()) -> ActionSpec:
-    """Returns the spec of a space of actions.
-
-    Args:
-        name: of the environment, for messages.
-        space: the space.
-        path: which part of the actions it is.
-
-    Raises:
-        ConfigurationError: if no policy here can produce such actions.
-    """
+def _action_of(space: gymnasium.Space) -> Discrete | MultiDiscrete | Box | None:
     match space:
         case spaces.Discrete():
             return Discrete(int(space.n), int(space.start), space.dtype)
@@ -292,19 +322,7 @@ def action_spec(name: str, space: gymnasium.Space, path: tuple[Any, ...] = ()) -
         case spaces.Box() if space.dtype.kind in "iu" and _few_values(space):
             low, high = (np.ravel(x).astype(np.int64) for x in (space.low, space.high))
             return _choices(high - low + 1, low, space)
-        case spaces.Dict():
-            key = jax.tree_util.DictKey
-            return {x: action_spec(name, y, (*path, key(x))) for x, y in space.items()}
-        case spaces.Tuple():
-            key = jax.tree_util.SequenceKey
-            return tuple(action_spec(name, y, (*path, key(i))) for i, y in enumerate(space))
-    where = f", in their part {path_name('action', path)}" if path else ""
-    raise ConfigurationError(
-        f"Environment {name!r} has actions of type {type(space).__name__}{where}, which no policy "
-        "here can produce. Supported: Discrete, MultiDiscrete, MultiBinary, Box of floating-point "
-        f"numbers, Box of integers with at most {MOST_CHOICES:,} values in each component, and a "
-        "Dict or Tuple of these."
-    )
+    return None
 
 
 def _few_values(space: spaces.Box) -> bool:
