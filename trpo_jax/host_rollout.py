@@ -16,11 +16,13 @@ from jaxtyping import Array, Key, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.envs.base import (
     LARGEST,
+    MASK,
     Environment,
     Pool,
     choices_of,
     path_name,
     sound,
+    split_choices,
     split_mask,
     to_environment_action,
 )
@@ -240,20 +242,15 @@ def require_legal_action(env: Environment, observations: Any, mask: np.ndarray) 
     if legal is None:
         return
     copies = np.flatnonzero(mask)
-    flat = [x.reshape(len(x), -1) != 0 for x in jax.tree.leaves(legal)]
-    flat = np.concatenate(flat, axis=1)
-    rows = flat if len(flat) == len(copies) else flat[copies]
-    parts = np.split(rows, np.cumsum(choices_of(env.action))[:-1], axis=1)
+    count = len(jax.tree.leaves(legal)[0])
+    parts = split_choices(legal, (count,), choices_of(env.action), np)
     for number, part in enumerate(parts):
-        if not part.any(axis=1).all():
-            copy = copies[np.argmin(part.any(axis=1))]
-            raise EnvironmentFailure(no_legal_action(env.name, number, len(parts), int(copy)))
-
-
-def no_legal_action(name: str, choice: int, num_choices: int, copy: int) -> str:
-    """Returns the words for a state in which no action is legal."""
-    of = f" for choice {choice + 1} of {num_choices}" if num_choices > 1 else ""
-    return (
-        f"Environment {name} showed an action_mask without a legal action{of} (copy {copy + 1}), "
-        "in a state where an action must be chosen. Such a state is the end of an episode."
-    )
+        some = part.any(axis=1)
+        some = some if count == len(copies) else some[copies]
+        if not some.all():
+            of = f" for choice {number + 1} of {len(parts)}" if len(parts) > 1 else ""
+            raise EnvironmentFailure(
+                f"Environment {env.name} showed an {MASK} without a legal action{of} (copy "
+                f"{copies[np.argmin(some)] + 1}), in a state where an action must be chosen. Such "
+                "a state is the end of an episode."
+            )

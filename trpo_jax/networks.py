@@ -26,6 +26,7 @@ from trpo_jax.envs.base import (
     MultiDiscrete,
     ObservationSpec,
     choices_of,
+    split_choices,
     split_mask,
 )
 from trpo_jax.errors import ConfigurationError
@@ -233,7 +234,9 @@ class PolicyHead(nn.Module):
         self, features: Float[Array, "..."], mask: PyTree[Bool[Array, "..."]] = None
     ) -> Distribution:
         choices = choices_of(self.parts)
-        legal = [None] * len(choices) if mask is None else split_choices(mask, features, choices)
+        legal = [None] * len(choices)
+        if mask is not None:
+            legal = split_choices(mask, features.shape[:-1], choices)
 
         def choose(num_actions: int) -> Categorical:
             logits, allowed = _policy_layer(num_actions)(features), legal.pop(0)
@@ -262,24 +265,6 @@ class PolicyHead(nn.Module):
         if jax.tree_util.treedef_is_leaf(self.structure):
             return found[0]
         return Product(self.structure.unflatten(found))
-
-
-def split_choices(
-    mask: PyTree[Shaped[Array | np.ndarray, "..."]],
-    features: Float[Array, "*batch F"],
-    choices: Sequence[int],
-) -> list[Bool[Array, "*batch A"]]:
-    """Returns which values of each choice are legal.
-
-    Args:
-        mask: of a batch of observations, a tree of arrays with one number for each value of each
-            choice, in order.
-        features: of the same batch.
-        choices: number of values of each choice.
-    """
-    batch_shape = features.shape[:-1]
-    flat = [x.reshape(*batch_shape, -1) for x in jax.tree.leaves(mask)]
-    return jnp.split(jnp.concatenate(flat, axis=-1) != 0, np.cumsum(choices)[:-1], axis=-1)
 
 
 class PolicyModule(nn.Module):

@@ -16,9 +16,9 @@ from trpo_jax.envs.base import (
     Environment,
     MultiDiscrete,
     choices_of,
+    split_choices,
 )
 from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
-from trpo_jax.networks import split_choices
 
 Act = Callable[[PRNGKeyArray, Episode, Any], tuple[Any, Any, Any]]
 
@@ -121,7 +121,7 @@ def random_actions(
     choices = choices_of(action)
     legal = [None] * len(choices)
     if mask is not None:
-        legal = split_choices(mask, jnp.zeros((num_envs, 0)), choices)
+        legal = split_choices(mask, (num_envs,), choices)
 
     def draw(part: Discrete | MultiDiscrete | Box, key: PRNGKeyArray) -> Any:
         if isinstance(part, Box):

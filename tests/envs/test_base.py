@@ -12,6 +12,7 @@ from trpo_jax.envs.base import (
     MultiDiscrete,
     choices_of,
     num_components,
+    require_part,
     require_usable,
     split_mask,
     to_environment_action,
@@ -82,10 +83,10 @@ def test_discrete_actions_begin_where_the_environment_says():
     assert to_space_action(several, given).dtype == np.int8
 
 
-def env_of(action=None, shape=(2,), dtype="float32", time_limit=None, shown=None, secret=None):
+def env_of(action=None, shape=(2,), dtype="float32", time_limit=None, shown=None):
     spec = ArraySpec(shape, np.dtype(dtype)) if shown is None else shown
     action = Discrete(2) if action is None else action
-    return Environment("odd", None, None, spec, action, time_limit, critic_observation=secret)
+    return Environment("odd", None, None, spec, action, time_limit)
 
 
 def box_of(low, high, dtype="float32"):
@@ -145,9 +146,6 @@ MASK = ArraySpec((2,), np.dtype(bool))
             "choices among nothing",
         ),
         (env_of(shown={"action_mask": MASK}), "nothing but a mask of legal actions"),
-        (env_of(shown={"a": VECTOR}, secret="b"), "no part .* named 'b', .* Its parts: a"),
-        (env_of(secret="b"), "Its parts: none that have a name"),
-        (env_of(shown={"a": VECTOR}, secret="a"), "of which the policy sees nothing: 'a' is all"),
         (env_of(time_limit=2.5), "a time limit of 2.5"),
         (env_of(time_limit=0), "a time limit of 0"),
         (env_of(time_limit=2**31), "a time limit of 2147483648"),
@@ -168,11 +166,26 @@ def test_usable_trees_and_a_mask_for_all_choices_in_them():
     action = (Discrete(3), {"x": MultiDiscrete((2, 4)), "y": box_of([0], [1])})
     mask = {"first": ArraySpec((3,), np.dtype(bool)), "second": ArraySpec((2, 3), np.dtype("int8"))}
     shown = {"a": (VECTOR, {"b": VECTOR}), "secret": VECTOR, "action_mask": mask}
-    assert require_usable(env_of(action, shown=shown, secret="secret")) is None
+    assert require_usable(env_of(action, shown=shown)) is None
+    assert require_part(env_of(action, shown=shown), "secret") is None
     assert choices_of(action) == (3, 2, 4)
     assert num_components(action) == 4
     assert split_mask(shown) == ({"a": (VECTOR, {"b": VECTOR}), "secret": VECTOR}, mask)
     assert with_parts(VECTOR, action_mask=MASK) == {"observation": VECTOR, "action_mask": MASK}
+
+
+@pytest.mark.parametrize(
+    ("shown", "name", "message"),
+    [
+        ({"a": VECTOR}, "b", "no part .* named 'b', .* Its parts: a. Set critic_observation"),
+        (VECTOR, "b", "Its parts: none that have a name"),
+        ({"a": VECTOR}, "a", "of which the policy sees nothing: 'a' is all"),
+        ({"a": VECTOR, "action_mask": MASK}, "a", "of which the policy sees nothing: 'a' is all"),
+    ],
+)
+def test_a_part_that_the_critic_alone_cannot_see_is_named(shown, name, message):
+    with pytest.raises(ConfigurationError, match=message):
+        require_part(env_of(shown=shown), name)
 
 
 def test_far_bounds_are_a_warning_and_those_that_mean_none_are_not():

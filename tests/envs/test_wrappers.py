@@ -209,3 +209,11 @@ def test_wrappers_of_the_library_go_around_environments_of_gymnasium():
     first, then = played(env)
     assert list(first) == ["observation", "previous_action", "previous_reward"]
     assert then["previous_action"] == 1
+
+
+def test_a_wrapper_whose_argument_is_annotated_serves_in_gym_too():
+    def without_velocities(env: Environment) -> Environment:
+        return hide(env, [1, 3])
+
+    env = envs.make("gym/CartPole-v1", wrappers=[without_velocities])
+    assert env.observation.shape == (2,)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from trpo_jax.agent import CRITICS, EXPLORATIONS, NO_MEMORY, Agent, make_agent
 from trpo_jax.algorithms import fields
-from trpo_jax.envs.base import Box, Environment, require_usable
+from trpo_jax.envs.base import Box, Environment, require_part, require_usable
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS, LOG_STD_BOUNDS
 from trpo_jax.recurrent import CELLS, remembers
@@ -172,9 +172,8 @@ def validate(env: Environment, config: OnPolicy) -> None:
         ConfigurationError: naming the first field that cannot work, its value and what is allowed.
     """
     fields.validate(config)
-    require_usable(
-        env._replace(critic_observation=config.critic_observation or env.critic_observation)
-    )
+    require_usable(env)
+    require_part(env, config.critic_observation or env.critic_observation)
     batch = config.num_envs * config.num_steps
     if batch % config.critic_minibatches:
         raise ConfigurationError(
@@ -191,11 +190,6 @@ def validate(env: Environment, config: OnPolicy) -> None:
         )
     if isinstance(config, NaturalGradient):
         require_measurable(config.max_kl)
-    if isinstance(config, NaturalGradient) and config.fisher_subsample > config.num_steps:
-        raise ConfigurationError(
-            f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
-            f"num_steps = {config.num_steps}. Choose at most num_steps."
-        )
     if isinstance(config, Exploration) and config.exploration != "white":
         require_continuous(env, f"exploration = {config.exploration!r}")
 

@@ -146,6 +146,11 @@ def require_solver(
             f"policy has a memory, and a step is computed from only {num_envs} environments "
             f"(num_envs = {config.num_envs}). Choose at most {num_envs}."
         )
+    if not agent.policy.remembers and config.fisher_subsample > config.num_steps:
+        raise ConfigurationError(
+            f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
+            f"num_steps = {config.num_steps}. Choose at most num_steps."
+        )
     if config.solver != "kronecker":
         return
     if isinstance(config.damping, float | int) and config.damping == 0:

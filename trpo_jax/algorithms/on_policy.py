@@ -175,31 +175,6 @@ def make(
     """
     seen = partial(observe, env.observation, normalized=config.normalize_observations)
 
-    def init(key: PRNGKeyArray) -> TrainState:
-        keys = jax.random.split(key, 7)
-        policy_params = agent.policy.init(keys[0])
-        statistics = init_observing(env.observation)
-        if config.normalize_observations and env.open is None:
-            statistics = random_statistics(env, keys[5], config.num_envs, config.num_steps)
-        return TrainState(
-            actor=Actor(policy_params, statistics),
-            critic=agent.critic.init(keys[1]),
-            reward_statistics=init_statistics(()),
-            reward_range=RewardRange(
-                jnp.float32(jnp.inf), jnp.float32(-jnp.inf), jnp.zeros((), bool)
-            ),
-            rollout=RolloutState(
-                episodes=stagger(env, start_episodes(env, keys[2], config.num_envs)),
-                acting=agent.init_acting(keys[4], config.num_envs),
-                reward_sums=jnp.zeros(config.num_envs, jnp.float32),
-                carry=agent.policy.carry(config.num_envs),
-                critic_carry=agent.critic.carry(config.num_envs),
-            ),
-            step_state=init_step_state(keys[6], policy_params),
-            key=keys[3],
-            num_updates=jnp.zeros((), jnp.int32),
-        )
-
     def act(actor: Actor, key: PRNGKeyArray, episodes, acting):
         observations = seen(actor.observation_statistics, episodes.observation)
         return agent.act(actor.policy_params, key, episodes, observations, acting)
@@ -246,7 +221,7 @@ def make(
     steps_per_update = config.num_envs * config.num_steps + extra_steps
     return Algorithm(
         env,
-        init,
+        partial(init_state, env, config, agent, init_step_state),
         act,
         improve,
         fit,
@@ -256,6 +231,37 @@ def make(
         config,
         agent,
         agent.policy.carry,
+    )
+
+
+def init_state(
+    env: Environment,
+    config: OnPolicy,
+    agent: Agent,
+    init_step_state: Callable[[PRNGKeyArray, PyTree[Array]], Any],
+    key: PRNGKeyArray,
+) -> TrainState:
+    """Returns the state that a run starts from; see `make`."""
+    keys = jax.random.split(key, 7)
+    policy_params = agent.policy.init(keys[0])
+    statistics = init_observing(env.observation)
+    if config.normalize_observations and env.open is None:
+        statistics = random_statistics(env, keys[5], config.num_envs, config.num_steps)
+    return TrainState(
+        actor=Actor(policy_params, statistics),
+        critic=agent.critic.init(keys[1]),
+        reward_statistics=init_statistics(()),
+        reward_range=RewardRange(jnp.float32(jnp.inf), jnp.float32(-jnp.inf), jnp.zeros((), bool)),
+        rollout=RolloutState(
+            episodes=stagger(env, start_episodes(env, keys[2], config.num_envs)),
+            acting=agent.init_acting(keys[4], config.num_envs),
+            reward_sums=jnp.zeros(config.num_envs, jnp.float32),
+            carry=agent.policy.carry(config.num_envs),
+            critic_carry=agent.critic.carry(config.num_envs),
+        ),
+        step_state=init_step_state(keys[6], policy_params),
+        key=keys[3],
+        num_updates=jnp.zeros((), jnp.int32),
     )
 
 

@@ -13,6 +13,7 @@ from trpo_jax.envs.options import (
     load_wrappers,
     parameters_of,
     require_known_args,
+    takes,
     wrap,
 )
 from trpo_jax.errors import ConfigurationError, unknown_name
@@ -104,7 +105,7 @@ def make(
         args: keyword arguments of the environment's own, by name.
         wrappers: functions, or their names as "module:name", applied in order. Each makes an
             `Environment` of an `Environment`; in gym/, an environment of Gymnasium of one of
-            Gymnasium.
+            Gymnasium, unless its argument is annotated as an `Environment`.
         processes: whether each copy runs in a process of its own, for those of Gymnasium only.
         timeout: seconds that a reset or a step of all copies on the host may take, None for any.
 
@@ -132,11 +133,10 @@ def _make(name, args, wrappers, processes) -> "Environment":
         env = hide(whole, NO_VELOCITY[whole_name])
         return wrap(name, env, wrappers, Environment)._replace(name=name)
     if suite == "gym":
-        # This library's own wrappers are for environments of all suites.
-        own = [x for x in wrappers if getattr(x, "__module__", "") == hide.__module__]
-        others = [x for x in wrappers if x not in own]
-        env = _import_suite(suite, name).make(own_name, args, others, bool(processes))
-        return wrap(name, env, own, Environment)
+        inside = [x for x in wrappers if not takes(x, Environment)]
+        outside = [x for x in wrappers if x not in inside]
+        env = _import_suite(suite, name).make(own_name, args, inside, bool(processes))
+        return wrap(name, env, outside, Environment)
     if processes:
         raise ConfigurationError(
             f"Only environments of gym/ can run in processes of their own, not {name!r}. Leave "

@@ -9,7 +9,7 @@ which starts a `Pool` of them; `trpo_jax.host_rollout` steps it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ NO_BOUND = 1e18  # a bound as large means that there is none; 32 bits cannot squ
 INT32 = np.dtype(np.int32)
 MAX_LIMIT = 2**31 - 1  # of steps in an episode
 WIDE = 1e5  # bounds that are farther apart are hardly those that a policy is to span
+MOST_VALUES = 64  # of integers that are shown one-hot: what has more is a measurement
 MASK = "action_mask"  # name of the part of an observation that says which actions are legal
 SHOWN = "observation"  # name of an array that other parts are put beside
 LARGEST = 1e15  # observations and rewards of which 32 bits can sum the squares are smaller
@@ -30,7 +31,9 @@ LARGEST = 1e15  # observations and rewards of which 32 bits can sum the squares 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of an observation, which is such an array, or a dictionary or a tuple of trees.
+    """One array of an observation.
+
+    An observation is a tree: an array, or a dictionary or a tuple of trees.
 
     Attributes:
         shape: its shape.
@@ -46,9 +49,9 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: np.dtype
     num_values: tuple[int, ...] | None = None
-    origin: np.ndarray | None = None
-    own_dtype: np.dtype | None = None
-    channels_first: bool = False
+    origin: np.ndarray | None = field(default=None, compare=False, repr=False)
+    own_dtype: np.dtype | None = field(default=None, repr=False)
+    channels_first: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,26 @@ def num_components(action: ActionSpec) -> int:
 def choices_of(action: ActionSpec) -> tuple[int, ...]:
     """Returns the number of values of each discrete choice in an action, in order."""
     return tuple(n for part in jax.tree.leaves(action) for n in part.choices)
+
+
+def split_choices(
+    mask: PyTree[Shaped[Array | np.ndarray, "..."]],
+    batch_shape: tuple[int, ...],
+    choices: Sequence[int],
+    numpy: Any = jnp,
+) -> list[Bool[Array | np.ndarray, "*batch A"]]:
+    """Returns which values of each choice are legal.
+
+    Args:
+        mask: of a batch of observations, a tree of arrays with one number for each value of each
+            choice, in order.
+        batch_shape: axes that its arrays have before their own.
+        choices: number of values of each choice; see `choices_of`.
+        numpy: `numpy` for arrays on the host.
+    """
+    flat = [x.reshape(*batch_shape, -1) for x in jax.tree.leaves(mask)]
+    joined = numpy.concatenate(flat, axis=-1) != 0
+    return numpy.split(joined, np.cumsum(choices)[:-1], axis=-1)
 
 
 def with_parts(observation: Any, **parts: Any) -> dict[str, Any]:
@@ -372,7 +395,7 @@ def require_usable(env: Environment) -> None:
     wrong = wrong or _wrong_tree(
         "action", env.action, Discrete | MultiDiscrete | Box, _wrong_action
     )
-    wrong = wrong or _wrong_parts(env)
+    wrong = wrong or _wrong_mask(env)
     if limit is not None and not (hasattr(limit, "__index__") and 1 <= limit <= MAX_LIMIT):
         wrong = f"a time limit of {limit!r}, which must be None or an integer from 1 to {MAX_LIMIT}"
     if wrong:
@@ -438,8 +461,8 @@ def _wrong_action(action: Discrete | MultiDiscrete | Box) -> str | None:
     return None
 
 
-def _wrong_parts(env: Environment) -> str | None:
-    """Returns what is wrong with the parts that have a meaning by their names."""
+def _wrong_mask(env: Environment) -> str | None:
+    """Returns what is wrong with the mask of legal actions."""
     others, mask = split_mask(env.observation)
     if mask is not None:
         sizes = [math.prod(spec.shape) for spec in jax.tree.leaves(mask)]
@@ -452,16 +475,27 @@ def _wrong_parts(env: Environment) -> str | None:
             )
         if not jax.tree.leaves(others):
             return "observations that are nothing but a mask of legal actions"
-    name = env.critic_observation
-    if name is not None and (not isinstance(others, Mapping) or name not in others):
-        parts = ", ".join(others) if isinstance(others, Mapping) else "none that have a name"
-        return (
-            f"no part of the observation that is named {name!r}, which only the critic is to see. "
-            f"Its parts: {parts}"
-        )
-    if name is not None and len(others) == 1:
-        return f"an observation of which the policy sees nothing: {name!r} is all of it"
     return None
+
+
+def require_part(env: Environment, name: str | None) -> None:
+    """Raises a ConfigurationError if the critic alone cannot see the part of that name."""
+    if name is None:
+        return
+    others, _ = split_mask(env.observation)
+    parts = list(others) if isinstance(others, Mapping) else []
+    if name not in parts:
+        listed = ", ".join(parts) or "none that have a name"
+        raise ConfigurationError(
+            f"Environment {env.name!r} has no part of the observation that is named {name!r}, "
+            f"which only the critic is to see. Its parts: {listed}. Set critic_observation to one "
+            "of them, or leave it out."
+        )
+    if len(parts) == 1:
+        raise ConfigurationError(
+            f"Environment {env.name!r} has an observation of which the policy sees nothing: "
+            f"{name!r} is all of it. Leave critic_observation out."
+        )
 
 
 def wide_bounds(env: Environment) -> str | None:

@@ -12,6 +12,7 @@ from jumanji import specs
 
 from trpo_jax.envs.base import (
     MASK,
+    MOST_VALUES,
     ArraySpec,
     Box,
     Discrete,
@@ -23,7 +24,6 @@ from trpo_jax.envs.functional import as_tree, make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
-MOST_VALUES = 64  # of integers that are shown one-hot: what has more is a measurement
 NEVER = np.iinfo(np.int32).max
 
 

@@ -159,6 +159,15 @@ def wrap(name: str, env: Any, wrappers: Iterable[Callable[[Any], Any]], kind: ty
     return env
 
 
+def takes(wrapper: Callable[[Any], Any], kind: type) -> bool:
+    """Returns whether the first argument of a wrapper is annotated as of that class."""
+    try:
+        parameters = inspect.signature(wrapper, eval_str=True).parameters.values()
+    except (ValueError, NameError):  # written in C, or annotated with what is not there
+        return False
+    return any(parameter.annotation is kind for parameter in list(parameters)[:1])
+
+
 def require_known_args(name: str, args: Iterable[str], known: Iterable[str] | None) -> None:
     """Raises a ConfigurationError for the first argument that an environment does not have.
 

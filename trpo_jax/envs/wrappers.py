@@ -74,9 +74,10 @@ def map_observations(
 def hide(env: Environment, components: Sequence[int]) -> Environment:
     """Returns an environment that does not show some components of its observation.
 
-    A wrapper for `--wrapper` is a function of the environment alone:
+    A wrapper for `--wrapper` is a function of the environment alone. Its annotation lets it serve
+    in gym/ too, where other wrappers are given an environment of Gymnasium:
 
-        def without_velocities(env):
+        def without_velocities(env: Environment) -> Environment:
             return hide(env, [1, 3])
 
     Args:

@@ -14,10 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State, learnt_of
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import ActionSpec, Environment, choices_of, sound, split_mask
+from trpo_jax.envs.base import ActionSpec, Environment, choices_of, sound, split_choices, split_mask
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.networks import split_choices
 from trpo_jax.processes import to_devices
 from trpo_jax.running.memory import SIZES, compiled_bytes, devices_here, require_room
 
@@ -251,7 +250,7 @@ def _broken_number(
     bad = [~sound(x) for x, _ in kinds]
     mask = split_mask(trajectory.observation)[1]
     if mask is not None:
-        parts = split_choices(mask, trajectory.reward[..., None], choices_of(action))
+        parts = split_choices(mask, trajectory.reward.shape, choices_of(action))
         none = jnp.stack([~x.any(axis=-1) for x in parts]).any(axis=0)
         kinds.append((jnp.zeros_like(trajectory.reward), lambda index: NO_LEGAL_ACTION))
         bad.append(none)
