@@ -170,7 +170,7 @@ def choices_of(action: ActionSpec) -> tuple[int, ...]:
 
 def split_choices(
     mask: PyTree[Shaped[Array | np.ndarray, "..."]],
-    batch_shape: tuple[int, ...],
+    batch_shape: tuple[Any, ...],
     choices: Sequence[int],
     numpy: Any = jnp,
 ) -> list[Bool[Array | np.ndarray, "*batch A"]]:
@@ -179,7 +179,8 @@ def split_choices(
     Args:
         mask: of a batch of observations, a tree of arrays with one number for each value of each
             choice, in order.
-        batch_shape: axes that its arrays have before their own.
+        batch_shape: axes that its arrays have before their own; an exported program leaves them
+            open.
         choices: number of values of each choice; see `choices_of`.
         numpy: `numpy` for arrays on the host.
     """
