@@ -27,6 +27,23 @@ class CriticState(NamedTuple):
     optimizer: optax.OptState
 
 
+class WithCosts(NamedTuple):
+    """Something of the rewards, and the same of K costs.
+
+    Attributes:
+        reward: states, values or targets of the critic of rewards.
+        costs: those of the critics of costs, with an axis `[K]`.
+    """
+
+    reward: Any
+    costs: Any
+
+    @property
+    def params(self) -> "WithCosts":
+        """The parameters in states of critics."""
+        return WithCosts(self.reward.params, self.costs.params)
+
+
 class Sequences(NamedTuple):
     """B sequences of T steps, as a critic sees them.
 
@@ -114,12 +131,69 @@ def _values_of(network: RecurrentNetwork) -> Callable[[PyTree[Array], Sequences]
     return lambda params, sequences: network.unroll(params, *sequences)
 
 
+def with_costs(critic: Critic, num_costs: int) -> Critic:
+    """Returns a critic beside K = `num_costs` others of its kind, which judge costs.
+
+    Its states, values, targets and losses are `WithCosts`: values and targets of rewards are
+    `[T, B]`, those of costs `[T, B, K]`. The critic of rewards is given the keys that it would have
+    alone.
+    """
+    others = several(critic, num_costs)
+
+    def init(key):
+        return WithCosts(critic.init(key), others.init(jax.random.fold_in(key, 1)))
+
+    def values(params, sequences):
+        pairs = zip((critic, others), params, _apart(sequences), strict=True)
+        found, carries = zip(*(own.values(*args) for own, *args in pairs), strict=True)
+        return WithCosts(*found), WithCosts(*carries)
+
+    def fit(key, state, sequences, targets):
+        keys = key, jax.random.fold_in(key, 1)
+        pairs = zip((critic, others), keys, state, _apart(sequences), targets, strict=True)
+        states, losses = zip(*(own.fit(*args) for own, *args in pairs), strict=True)
+        return WithCosts(*states), WithCosts(*losses)
+
+    carry = lambda num_envs: WithCosts(critic.carry(num_envs), others.carry(num_envs))
+    return Critic(init, values, fit, carry)
+
+
+def _apart(sequences: Sequences) -> tuple[Sequences, Sequences]:
+    """Returns sequences with the memory of the critic of rewards, and with that of the others."""
+    reward, costs = sequences.carry
+    return sequences._replace(carry=reward), sequences._replace(carry=costs)
+
+
+def several(critic: Critic, count: int) -> Critic:
+    """Returns K = `count` critics of one kind as one critic of K values.
+
+    Its parameters have the leading axis `[K]`, its values and targets are `[T, B, K]`, its memory
+    is `[B, K, ...]`, and its loss is the mean of theirs.
+    """
+    axes = Sequences(carry=1, observations=None, first=None)
+
+    def fit(key, state, sequences, targets):
+        fit_all = jax.vmap(critic.fit, (0, 0, axes, 2))
+        state, losses = fit_all(jax.random.split(key, count), state, sequences, targets)
+        return state, jnp.mean(losses)
+
+    def carry(num_envs):
+        return jax.tree.map(lambda x: jnp.stack([x] * count, axis=1), critic.carry(num_envs))
+
+    return Critic(
+        lambda key: jax.vmap(critic.init)(jax.random.split(key, count)),
+        jax.vmap(critic.values, (0, axes), (2, 2)),
+        fit,
+        carry,
+    )
+
+
 def following_values(
     critic: Critic,
     params: PyTree[Array],
     carries: Any,
     observations: PyTree[Shaped[Array, "T B ..."]],
-) -> Float[Array, "T B"]:
+) -> Any:
     """Returns V(s'_t) of what followed each step, seen with the memory after that step.
 
     Args:
@@ -130,7 +204,7 @@ def following_values(
     """
     leading = jax.tree.leaves(observations)[0].shape[:2]
     if not jax.tree.leaves(carries):
-        return critic.values(params, Sequences((), observations, jnp.zeros(leading, bool)))[0]
+        return critic.values(params, Sequences(carries, observations, jnp.zeros(leading, bool)))[0]
     num_steps, num_envs = leading
     # Each step is the only one of a sequence of its own; the environment varies slowest.
     flat = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
@@ -140,7 +214,8 @@ def following_values(
         jnp.zeros((1, num_steps * num_envs), bool),
     )
     values, _ = critic.values(params, sequences)
-    return values.reshape(num_envs, num_steps).T
+    back = lambda x: jnp.swapaxes(x.reshape(num_envs, num_steps, *x.shape[2:]), 0, 1)
+    return jax.tree.map(back, values)
 
 
 def init_critic(params: PyTree[Array]) -> CriticState:

@@ -71,6 +71,7 @@ def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
         length=np.zeros(num_envs, np.int32),
         total_reward=np.zeros(num_envs, np.float32),
         whole=everywhere,
+        total_costs=np.zeros((num_envs, len(env.costs)), np.float32) if env.costs else (),
     )
 
 
@@ -156,6 +157,8 @@ def advance_host_episodes(
     transition = judge(env, episodes, actions, result, np)
     done, going_on = transition.done, ~transition.broken
     numbers = {"a reward": result.reward, "an observation": shown}
+    if env.costs:
+        numbers["a cost"] = dict(zip(env.costs, np.moveaxis(result.costs, -1, 0), strict=True))
     require_sound(env, numbers, going_on, "in step {:,} of an episode", transition.length)
     observation = shown
     if done.any():
@@ -170,6 +173,9 @@ def advance_host_episodes(
         length=np.where(done, 0, transition.length),
         total_reward=np.where(done, np.float32(0), transition.total_reward),
         whole=episodes.whole | done,
+        total_costs=np.where(done[:, None], np.float32(0), transition.total_costs)
+        if env.costs
+        else (),
     ), transition
 
 

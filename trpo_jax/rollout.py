@@ -1,6 +1,6 @@
 """Policy and environments to trajectories."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from trpo_jax.envs.base import (
     Environment,
     MultiDiscrete,
     choices_of,
+    cost_metrics,
     split_choices,
 )
 from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
@@ -140,15 +141,21 @@ def random_actions(
     return structure.unflatten(draw(*pair) for pair in zip(parts, keys, strict=True))
 
 
-def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:
+def episode_metrics(
+    trajectory: Transition, costs: Sequence[str] = ()
+) -> dict[str, Float[Array, ""]]:
     """Returns means over the episodes that ended in a trajectory `[T, B]`, and their number.
 
     Episodes that were not seen from their start (see `stagger`) do not count.
 
+    Args:
+        trajectory: the trajectory.
+        costs: names of the costs of its environment.
+
     Returns:
         `episodic_return` (undiscounted), `episode_length`, `num_episodes` and `broken_episodes`,
-        float32 scalars; the first two are 0 where `num_episodes` is 0. Broken episodes count in
-        none but the last.
+        float32 scalars, and each of `cost_metrics`. Return, length and costs are 0 where
+        `num_episodes` is 0. Broken episodes count in none but the last.
     """
     done = trajectory.done & trajectory.whole
     count = jnp.sum(done)
@@ -156,8 +163,10 @@ def episode_metrics(trajectory: Transition) -> dict[str, Float[Array, ""]]:
     def mean(x):
         return jnp.sum(jnp.where(done, x, 0)) / jnp.maximum(count, 1)
 
+    cost_means = [mean(trajectory.total_costs[..., k]) for k in range(len(costs))]
     return {
         "episodic_return": mean(trajectory.total_reward),
+        **dict(zip(cost_metrics(costs), cost_means, strict=True)),
         "episode_length": mean(trajectory.length),
         "num_episodes": count.astype(jnp.float32),
         "broken_episodes": jnp.sum(trajectory.broken).astype(jnp.float32),

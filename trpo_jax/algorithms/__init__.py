@@ -17,6 +17,11 @@ ALGORITHMS = (
     "trpo_vine",
     "trpo_held_out",
     "trpo_ensemble",
+    "cpo",
+    "pcpo",
+    "trpo_lag",
+    "trpo_pid",
+    "ppo_lag",
 )
 
 

@@ -17,7 +17,13 @@ from trpo_jax.advantages import discounted_returns, generalized_advantages
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, RolloutState, update_keys
 from trpo_jax.algorithms.groups import OnPolicy
-from trpo_jax.critics import Sequences, explained_variance, following_values
+from trpo_jax.critics import (
+    Sequences,
+    WithCosts,
+    explained_variance,
+    following_values,
+    with_costs,
+)
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment, split_mask
 from trpo_jax.envs.episodes import Transition, stagger
@@ -105,6 +111,7 @@ class Batch(NamedTuple):
         advantages: A_t, not standardised; 0 where rewards have said nothing yet.
         values: V(s_t) of the critic as it was.
         targets: what the critic is fitted to: the estimate of A_t, and V(s_t).
+        cost_advantages: A_t of each cost, `[T, B, K]`; `()` where costs are not looked at.
     """
 
     observations: Any
@@ -115,6 +122,7 @@ class Batch(NamedTuple):
     advantages: Float[Array, "T B"]
     values: Float[Array, "T B"]
     targets: Float[Array, "T B"]
+    cost_advantages: Any = ()
 
 
 class StepInput(NamedTuple):
@@ -144,11 +152,11 @@ class StepInput(NamedTuple):
 
 
 class FitInput(NamedTuple):
-    """What the critic is fitted to."""
+    """What the critic is fitted to; targets are `[T, B]`, or `WithCosts`."""
 
     key: PRNGKeyArray
     sequences: Sequences
-    targets: Float[Array, "T B"]
+    targets: Any
 
 
 PolicyStep = Callable[[PRNGKeyArray, StepInput], tuple[PyTree[Array], Any, Metrics]]
@@ -162,6 +170,7 @@ def make(
     policy_step: PolicyStep,
     init_step_state: Callable[[PRNGKeyArray, PyTree[Array]], Any] = lambda key, params: (),
     extra_steps: int = 0,
+    constrained: bool = False,
 ) -> Algorithm:
     """Returns the algorithm with the given policy step.
 
@@ -172,7 +181,10 @@ def make(
         policy_step: `(key, step_input) -> (policy params, step_state, metrics)`.
         init_step_state: `(key, policy params) -> step_state`, for the first update.
         extra_steps: environment steps that the policy step takes in each update.
+        constrained: whether the policy step looks at costs; then critics judge them.
     """
+    if constrained:
+        agent = agent._replace(critic=with_costs(agent.critic, len(env.costs)))
     seen = partial(observe, env.observation, normalized=config.normalize_observations)
 
     def act(actor: Actor, key: PRNGKeyArray, episodes, acting):
@@ -188,11 +200,11 @@ def make(
         # Adding zero makes what is seen wait for them: the batch would be kept twice otherwise.
         frozen = jax.tree.map(lambda old, new: old + 0 * new, frozen, statistics)
         state = state._replace(actor=state.actor._replace(observation_statistics=frozen))
-        state, step_input, sequences = estimate(env, config, agent, state, trajectory)
+        state, step_input, targets = estimate(env, config, agent, state, trajectory, constrained)
         policy_params, step_state, policy_metrics = policy_step(keys.policy, step_input)
         batch = step_input.batch
         metrics = {
-            **episode_metrics(trajectory),
+            **episode_metrics(trajectory, env.costs),
             **policy_metrics,
             "explained_variance": explained_variance(batch.values, batch.targets),
             "reward_signal": step_input.signal,
@@ -206,13 +218,14 @@ def make(
             step_state=step_state,
             num_updates=state.num_updates + 1,
         )
-        return state, FitInput(keys.critic, sequences, batch.targets), metrics
+        return state, FitInput(keys.critic, step_input.sequences, targets), metrics
 
     def fit(critic: Any, fit_input: FitInput) -> tuple[Any, Metrics]:
         critic, loss = agent.critic.fit(
             fit_input.key, critic, fit_input.sequences, fit_input.targets
         )
-        return critic, {"critic_loss": loss}
+        names = ("critic_loss", "cost_critic_loss")
+        return critic, dict(zip(names, jax.tree.leaves(loss), strict=False))
 
     def policy(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
         observations = seen(actor.observation_statistics, observations)
@@ -289,9 +302,14 @@ def random_statistics(
 
 
 def estimate(
-    env: Environment, config: OnPolicy, agent: Agent, state: TrainState, trajectory: Transition
-) -> tuple[TrainState, StepInput, Sequences]:
-    """Returns what the policy's step may look at, advantages among it, and what the critic saw.
+    env: Environment,
+    config: OnPolicy,
+    agent: Agent,
+    state: TrainState,
+    trajectory: Transition,
+    constrained: bool = False,
+) -> tuple[TrainState, StepInput, Any]:
+    """Returns what the policy's step may look at, advantages among it, and targets of the critic.
 
     The state comes back with what it keeps of rewards updated, and the critic's memory.
     """
@@ -319,14 +337,23 @@ def estimate(
     values, carries = agent.critic.values(state.critic.params, sequences)
     critic_carry = jax.tree.map(lambda x: x[-1], carries)
     state = state._replace(rollout=state.rollout._replace(critic_carry=critic_carry))
-    advantages = generalized_advantages(
-        trajectory.reward / reward_scale,
-        values,
-        following_values(agent.critic, state.critic.params, carries, next_observations),
-        trajectory.terminated,
-        trajectory.truncated,
-        config.gamma,
-        config.gae_lambda,
+    following = following_values(agent.critic, state.critic.params, carries, next_observations)
+
+    def advantages_of(rewards, values, following, gamma):
+        flags = [trajectory.terminated, trajectory.truncated]
+        if rewards.ndim > 2:
+            flags = [jnp.broadcast_to(x[..., None], rewards.shape) for x in flags]
+        return generalized_advantages(rewards, values, following, *flags, gamma, config.gae_lambda)
+
+    rewards, gamma = trajectory.reward / reward_scale, config.gamma
+    if constrained:
+        rewards = WithCosts(rewards, trajectory.costs)
+        gamma = WithCosts(gamma, config.cost_gamma)
+    advantages = jax.tree.map(advantages_of, rewards, values, following, gamma)
+    targets = jax.tree.map(jnp.add, advantages, values)
+    cost_advantages = advantages.costs if constrained else ()
+    advantages, values, reward_targets = (
+        x.reward if constrained else x for x in (advantages, values, targets)
     )
     batch = Batch(
         observations,
@@ -336,7 +363,8 @@ def estimate(
         trajectory.noise,
         jnp.where(signal, advantages, 0.0),
         values,
-        advantages + values,
+        reward_targets,
+        cost_advantages,
     )
     step_input = StepInput(
         state.actor,
@@ -349,4 +377,4 @@ def estimate(
         signal,
         state.num_updates,
     )
-    return state, step_input, sequences
+    return state, step_input, targets

@@ -5,7 +5,8 @@ clipped (PPO, equation 7), or with a quadratic penalty whose minimum lies at the
 Xie et al. 2025, arXiv:2401.16025), which unlike the clip pulls back a ratio that went too far.
 """
 
-from typing import no_type_check
+from collections.abc import Callable
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare
+from trpo_jax.algorithms.on_policy import PolicyStep
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.minibatches import Minibatches
@@ -71,6 +73,18 @@ def make(
 ) -> Algorithm:
     """Returns PPO on an environment; see `trpo.make`."""
     config, agent = prepare(env, config or Config(), agent)
+    step, init_step_state = policy_step(config, agent)
+    return on_policy.make(
+        env, config, agent=agent, policy_step=step, init_step_state=init_step_state
+    )
+
+
+def policy_step(config: Config, agent: Agent) -> tuple[PolicyStep, Callable[..., Any]]:
+    """Returns PPO's step and what starts its state; see `on_policy.make`.
+
+    Raises:
+        ConfigurationError: if the minibatches of the config cannot work.
+    """
     batch_size = config.num_envs * config.num_steps
     if batch_size % config.policy_minibatches:
         raise ConfigurationError(
@@ -96,7 +110,7 @@ def make(
         gains = gain(ratios, advantages, config.clip)
         return -jnp.mean(gains + config.entropy_coef * distribution.entropy())
 
-    def policy_step(key, step_input):
+    def step(key, step_input):
         old_params, batch = step_input.actor.policy_params, step_input.batch
         old_log_probs = agent.distributions(old_params, batch).log_prob(batch.actions)
         parts = Minibatches(
@@ -123,10 +137,4 @@ def make(
         )
         return params, moments, change._asdict()
 
-    return on_policy.make(
-        env,
-        config,
-        agent=agent,
-        policy_step=policy_step,
-        init_step_state=lambda key, params: optimizer.init(params),
-    )
+    return step, lambda key, params: optimizer.init(params)

@@ -15,6 +15,7 @@ from trpo_jax.algorithms.natural_gradient import (
     require_solver,
     step_options,
 )
+from trpo_jax.algorithms.on_policy import PolicyStep
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
 
@@ -47,10 +48,20 @@ def make(
         >>> state, metrics = jax.jit(algorithm.update)(state)
     """
     config, agent = prepare(env, config or Config(), agent)
+    step = policy_step(env, config, agent)
+    return on_policy.make(env, config, agent=agent, policy_step=step)
+
+
+def policy_step(env: Environment, config: Config, agent: Agent) -> PolicyStep:
+    """Returns TRPO's step: `(key, step_input) -> (policy params, step_state, metrics)`.
+
+    Raises:
+        ConfigurationError: if the solver of the config cannot serve the agent's policy.
+    """
     require_solver(env, config, agent)
     batch_size = config.num_envs * config.num_steps
 
-    def policy_step(key, step_input):
+    def step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
         params, info = trust_region_step(
             params,
@@ -64,6 +75,6 @@ def make(
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
             **step_options(config),
         )
-        return params, (), info._asdict()
+        return params, step_input.step_state, info._asdict()
 
-    return on_policy.make(env, config, agent=agent, policy_step=policy_step)
+    return step

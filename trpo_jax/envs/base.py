@@ -240,12 +240,14 @@ class StepResult(NamedTuple):
         reward: float32 scalar.
         terminated: whether the episode ended by the task's own rules.
         truncated: whether it was cut short, by a time limit for instance.
+        costs: of the step, `[K]`, in the order of the environment's `costs`; `()` without costs.
     """
 
     observation: PyTree[Shaped[Array, "..."]]
     reward: Float[Array, ""]
     terminated: Bool[Array, ""]
     truncated: Bool[Array, ""]
+    costs: Float[Array, " K"] | tuple[()] = ()
 
 
 class Pool(NamedTuple):
@@ -292,6 +294,7 @@ class Environment(NamedTuple):
             cannot be drawn, or draws itself on the host.
         critic_observation: name of the part of an observation that the critic sees and the policy
             does not; None for no part.
+        costs: names of the K costs that each step has beside its reward.
     """
 
     name: str
@@ -305,6 +308,14 @@ class Environment(NamedTuple):
     open: Callable[..., Pool] | None = None
     render: Callable[[Sequence[Any]], Sequence[np.ndarray]] | None = None
     critic_observation: str | None = None
+    costs: tuple[str, ...] = ()
+
+
+def cost_metrics(costs: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names under which runs keep the costs of episodes, one for each cost."""
+    if len(costs) == 1:
+        return ("episodic_cost",)
+    return tuple(f"episodic_cost_{name}" for name in costs)
 
 
 def host_environment(
@@ -313,6 +324,7 @@ def host_environment(
     action: ActionSpec,
     time_limit: int | None,
     open: Callable[..., Pool],
+    costs: tuple[str, ...] = (),
 ) -> Environment:
     """Returns an environment that runs on the host."""
 
@@ -326,7 +338,15 @@ def host_environment(
         )
 
     return Environment(
-        name, reset, step, observation, action, time_limit, restartable=False, open=open
+        name,
+        reset,
+        step,
+        observation,
+        action,
+        time_limit,
+        restartable=False,
+        open=open,
+        costs=costs,
     )
 
 

@@ -21,6 +21,7 @@ class Episode(NamedTuple):
         length: steps counted so far; `stagger` lets a first episode begin with some.
         total_reward: rewards received so far, undiscounted.
         whole: whether every step counted in `length` was taken.
+        total_costs: costs so far, `[*B, K]`; `()` in an environment without costs.
     """
 
     state: Any
@@ -29,6 +30,7 @@ class Episode(NamedTuple):
     length: Int[Array, "*B"]
     total_reward: Float[Array, "*B"]
     whole: Bool[Array, "*B"]
+    total_costs: Any = ()
 
 
 class Transition(NamedTuple):
@@ -51,6 +53,8 @@ class Transition(NamedTuple):
         broken: whether the episode ended with numbers that are not finite, or absurdly large.
             They are left out: the reward is 0, s'_t is s_t, and the step counts as cut short.
         noise: what the action depended on besides the observation and the memory, or `()`.
+        costs: of the step, `[*B, K]`; `()` in an environment without costs.
+        total_costs: of the episode up to and with this step, `[*B, K]`, or `()`.
     """
 
     observation: Any
@@ -65,6 +69,8 @@ class Transition(NamedTuple):
     whole: Bool[Array, "*B"]
     broken: Bool[Array, "*B"]
     noise: Any = ()
+    costs: Any = ()
+    total_costs: Any = ()
 
     @property
     def done(self) -> Bool[Array | np.ndarray, "*B"]:
@@ -82,6 +88,7 @@ def start_episode(env: Environment, key: PRNGKeyArray) -> Episode:
         length=jnp.zeros((), jnp.int32),
         total_reward=jnp.zeros((), jnp.float32),
         whole=jnp.ones((), bool),
+        total_costs=jnp.zeros(len(env.costs), jnp.float32) if env.costs else (),
     )
 
 
@@ -137,6 +144,7 @@ def step_episode(
         length=transition.length,
         total_reward=transition.total_reward,
         whole=episode.whole,
+        total_costs=transition.total_costs,
     ), transition
 
 
@@ -163,10 +171,14 @@ def judge(
     batch_axes = numpy.ndim(length)
     axes = lambda x: tuple(range(batch_axes, x.ndim))
     good = sound(result.reward, numpy)
-    for x in jax.tree.leaves(result.observation):
+    for x in jax.tree.leaves((result.observation, result.costs)):
         good = good & sound(x, numpy).all(axis=axes(x))
     broken = ~good & (result.terminated | truncated)
     reward = numpy.where(broken, 0, result.reward).astype(numpy.float32)
+    costs, total_costs = (), ()
+    if env.costs:
+        costs = numpy.where(broken[..., None], 0, result.costs).astype(numpy.float32)
+        total_costs = episode.total_costs + costs
     kept = lambda old, new: numpy.where(numpy.expand_dims(broken, axes(new)), old, new)
     return Transition(
         observation=episode.observation,
@@ -180,4 +192,6 @@ def judge(
         total_reward=episode.total_reward + reward,
         whole=episode.whole & ~broken,
         broken=broken,
+        costs=costs,
+        total_costs=total_costs,
     )

@@ -22,13 +22,14 @@ from trpo_jax.errors import ConfigurationError
 def make_environment(
     name: str,
     reset: Callable[[PRNGKeyArray], tuple[Any, Any]],
-    step: Callable[[PRNGKeyArray, Any, Any], tuple[Any, Any, Any, Any, Any]],
+    step: Callable[[PRNGKeyArray, Any, Any], tuple[Any, ...]],
     action: ActionSpec,
     time_limit: int | None,
     *,
     expensive_reset: bool = False,
     render: Callable[[Sequence[Any]], Sequence[np.ndarray]] | None = None,
     critic_observation: str | None = None,
+    costs: tuple[str, ...] = (),
 ) -> Environment:
     """Returns an environment of two functions that keep to the protocol only roughly.
 
@@ -46,6 +47,7 @@ def make_environment(
         expensive_reset: whether a reset costs much more than a step.
         render: `[state, ...] -> [frame, ...]`, if it can be drawn.
         critic_observation: name of the part of an observation that only the critic sees.
+        costs: names of costs; `step` then returns them, `[K]`, after the flags.
 
     Raises:
         ConfigurationError: if it gives several rewards at a time.
@@ -68,13 +70,14 @@ def make_environment(
         return state, jax.tree.map(_as, as_tree(observation), observation_spec)
 
     def cast_step(key, state, action):
-        state, observation, reward, terminated, truncated = step(key, state, action)
+        state, observation, reward, terminated, truncated, *of_costs = step(key, state, action)
         state, observation = cast(state, observation)
         return state, StepResult(
             observation=observation,
             reward=jnp.asarray(reward, jnp.float32).reshape(()),
             terminated=jnp.asarray(terminated, bool).reshape(()),
             truncated=jnp.asarray(truncated, bool).reshape(()),
+            costs=jnp.asarray(of_costs[0], jnp.float32).reshape(len(costs)) if costs else (),
         )
 
     return Environment(
@@ -87,6 +90,7 @@ def make_environment(
         expensive_reset=expensive_reset,
         render=render,
         critic_observation=critic_observation,
+        costs=costs,
     )
 
 

@@ -416,6 +416,8 @@ def trajectory_shapes(algorithm: Algorithm, state: State) -> Transition:
         whole=flag,
         broken=flag,
         noise=noise,
+        costs=episodes.total_costs,
+        total_costs=episodes.total_costs,
     )
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((algorithm.num_steps, *x.shape), x.dtype), step

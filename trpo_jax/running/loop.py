@@ -29,9 +29,10 @@ from trpo_jax.processes import (
 )
 from trpo_jax.running.host_program import HostState, host_program, stack_states
 from trpo_jax.running.memory import shortage_named
-from trpo_jax.running.program import NO_LEGAL_ACTION, Health, Program, device_program
+from trpo_jax.running.program import NO_LEGAL_ACTION, OF_COSTS, Health, Program, device_program
 
 OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
+EPISODIC_COST = "episodic_cost"  # beginning of names of others
 CHUNK_SECONDS = 1.0  # so long the host sees nothing of a run, and Ctrl-C waits
 MOST_UPDATES, MOST_ROWS = 1024, 2**16  # that a program has room for: of a seed, of all seeds
 LISTED = 8  # seeds in a message
@@ -277,7 +278,11 @@ def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the metrics with NaN in those of episodes where no episode ended."""
     if "num_episodes" not in metrics:
         return metrics
-    of_episodes = {name: metrics[name] for name in OF_EPISODES if name in metrics}
+    of_episodes = {
+        name: x
+        for name, x in metrics.items()
+        if name in OF_EPISODES or name.startswith(EPISODIC_COST)
+    }
     none = metrics["num_episodes"] == 0
     return metrics | {name: np.where(none, np.nan, x) for name, x in of_episodes.items()}
 
@@ -349,12 +354,12 @@ def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
 
 
 def _number_named(observation: ObservationSpec, component: int, value: float) -> str:
-    """Returns the words for a component of an observation, or for the reward if it is negative.
+    """Returns the words for a component of an observation, the reward (-1) or a cost (-3).
 
     Components are counted over all arrays of the observation.
     """
     if component < 0:
-        return f"a reward of {value:g}"
+        return f"a {'cost' if component == OF_COSTS else 'reward'} of {value:g}"
     for path, spec in jax.tree_util.tree_flatten_with_path(observation)[0]:
         if component < math.prod(spec.shape):
             part = f" in its part {path_name('observation', path)}" if path else ""

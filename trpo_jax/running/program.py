@@ -20,7 +20,7 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import to_devices
 from trpo_jax.running.memory import SIZES, compiled_bytes, devices_here, require_room
 
-NO_LEGAL_ACTION = -2
+NO_LEGAL_ACTION, OF_COSTS = -2, -3
 RUNS_ONCE = {"xla_backend_optimization_level": 0}  # compiles three times as fast
 RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles a fourth faster, and runs as fast
 
@@ -33,7 +33,7 @@ class Health(NamedTuple):
         broken_step: the first step of the rollout in which the environment's own were not sound,
             see `trpo_jax.envs.base.sound`, or in which no action was legal; or -1.
         broken_component: of the arrays of the observation in that step, one after another; -1 if it
-            was the reward, -2 if no action was legal.
+            was the reward, -2 if no action was legal, -3 if it was a cost.
         broken_value: the number there.
     """
 
@@ -241,6 +241,7 @@ def _broken_number(
     num_steps = trajectory.reward.shape[0]
     rows = lambda x: x.reshape(num_steps, -1)
     kinds = [(rows(trajectory.reward), lambda index: -1)]
+    kinds += [(rows(x), lambda index: OF_COSTS) for x in jax.tree.leaves(trajectory.costs)]
     for tree in (trajectory.observation, trajectory.next_observation):
         before = 0  # components of the arrays that come first
         for x in jax.tree.leaves(tree):
