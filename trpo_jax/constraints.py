@@ -85,7 +85,7 @@ def cost_surrogate(
 def constrained_step(
     gradient: Params, plain: NaturalStep, cost: CostSide, max_kl: Float[Array, ""] | float
 ) -> ConstrainedStep:
-    """Returns the solution of the program at the top of this file (constrained policy optimisation).
+    """Returns the solution of the program at the top of this file.
 
     Args:
         gradient: g.

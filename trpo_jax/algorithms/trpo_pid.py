@@ -72,7 +72,7 @@ def pid_rule(config: Config) -> Rule:
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns TRPO with a PID-controlled Lagrangian on an environment with costs; see `trpo.make`."""
+    """Returns TRPO with a PID controller of its multipliers; see `trpo.make`."""
     config, agent = prepare(env, config or Config(), agent)
     require_costs(env, config)
     step = trpo.policy_step(env, config, agent)
