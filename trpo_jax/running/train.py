@@ -305,7 +305,8 @@ def run_program(
             raise
     scores = played.returns.mean(axis=1)
     summary = summarize(scores[~np.isnan(scores)])
-    run = run._replace(evaluation=Evaluation(*played, scores, summary))
+    found = Evaluation(played.returns, played.cut, scores, summary, played.costs)
+    run = run._replace(evaluation=found)
     note = cut_note(played.cut, evaluation_bound(plan.env, plan.evaluation_steps))
     if note:
         console.print(note, soft_wrap=True)
