@@ -11,7 +11,6 @@ import numpy as np
 
 from trpo_jax import user_modules
 from trpo_jax.envs.base import Environment, Pool
-from trpo_jax.envs.options import Cost
 from trpo_jax.errors import ConfigurationError
 
 InfoCosts = Mapping[str, Callable[[Mapping[str, Any]], Any]]  # of an info, by name of the cost
@@ -19,13 +18,13 @@ NONE: InfoCosts = MappingProxyType({})
 INFO = "info:"  # how the name of a cost in `info` begins
 
 
-def info_costs(costs: Sequence[Cost]) -> InfoCosts:
+def info_costs(costs: Sequence[Any]) -> InfoCosts:
     """Returns the costs that come with `info`, by name, of all that are named."""
     keys = [cost.removeprefix(INFO) for cost in costs if is_info_cost(cost)]
     return {key: partial(entry, key) for key in keys}
 
 
-def is_info_cost(cost: Cost) -> bool:
+def is_info_cost(cost: Any) -> bool:
     """Returns whether a cost comes with `info`."""
     return isinstance(cost, str) and cost.startswith(INFO)
 
@@ -35,7 +34,7 @@ def entry(key: str, info: Mapping[str, Any]) -> Any:
     return info[key]
 
 
-def with_costs(env: Environment, costs: Sequence[Cost]) -> Environment:
+def with_costs(env: Environment, costs: Sequence[Any]) -> Environment:
     """Returns an environment with more costs, each a function or its name, as "module:name".
 
     A function is `(observation, action) -> cost`: it is given the observation that followed the

@@ -119,7 +119,7 @@ def make(
     shows = _after_reset(full_name, env, observation, choices_of(action))
     if info_costs:
         _require_costs(full_name, env, info_costs)
-        shows = shows._replace(costs=info_costs)
+        shows = shows._replace(costs=tuple(info_costs.items()))
     with suppress(*RAISED):  # of which a pool says more
         env.close()
 

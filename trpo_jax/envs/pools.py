@@ -27,7 +27,6 @@ from trpo_jax.envs.base import (
     to_space_action,
     with_parts,
 )
-from trpo_jax.envs.costs import NONE, InfoCosts
 from trpo_jax.envs.observations import in_words, to_arrays
 from trpo_jax.errors import RAISED, Unpromised, environment_failure
 
@@ -42,12 +41,12 @@ class Shows(NamedTuple):
     Attributes:
         observation: its spec.
         mask_in_info: whether the mask of legal actions comes with `info`.
-        costs: functions of the `info` of a step, by name.
+        costs: names of costs, each with its function of the `info` of a step.
     """
 
     observation: ObservationSpec
     mask_in_info: bool = False
-    costs: InfoCosts = NONE
+    costs: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
 
 
 class Copy:
@@ -101,7 +100,7 @@ class Copy:
     def costs(self, info: Any) -> list[float]:
         """Returns the costs that come with an info."""
         found = []
-        for name, cost in self.shows.costs.items():
+        for name, cost in self.shows.costs:
             try:
                 found.append(float(_number(f"cost {name}", cost(info))))
             except (KeyError, TypeError) as error:
