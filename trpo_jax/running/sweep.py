@@ -190,6 +190,7 @@ def sweep(
     env_args: Mapping[str, Any] | None = None,
     wrappers: Sequence[envs.Wrapper] = (),
     env_timeout: float | None = None,
+    costs: Sequence[envs.Cost] = (),
 ) -> Sweep:
     """Runs many settings and seeds of an algorithm, and returns what came of them.
 
@@ -225,6 +226,7 @@ def sweep(
         env_args: keyword arguments of the environment, which is then given by its name.
         wrappers: functions of the environment, or their names; see `trpo_jax.make_env`.
         env_timeout: seconds that a reset or a step of an environment on the host may take.
+        costs: costs of each step beside its reward; see `trpo_jax.make_env`.
 
     Returns:
         The sweep. Ctrl-C ends it early, with the runs that are done.
@@ -237,7 +239,7 @@ def sweep(
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)
     require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
-    options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout)
+    options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout, costs)
     task = choose_task(env, config, algorithm, total_steps, options)
     if placement is not None:
         require_on_device(task.env, "Several devices run")
