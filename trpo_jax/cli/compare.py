@@ -62,6 +62,7 @@ COMPARED = (
     "config",
     "env_args",
     "wrappers",
+    "costs",
 )
 MEASURED = ("env_steps", "seconds", "episodic_return", "num_episodes")  # in metrics.csv
 OVERLAPS = "≈"
