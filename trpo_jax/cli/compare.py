@@ -63,6 +63,7 @@ COMPARED = (
     "config",
     "env_args",
     "wrappers",
+    "costs",
 )
 MEASURED = ("env_steps", "seconds", "episodic_return", "num_episodes")  # in metrics.csv
 OVERLAPS = "≈"
