@@ -11,6 +11,7 @@ def test_columns_of_costs():
     assert cost_columns(names) == {"b": "episodic_cost_b", "a": "episodic_cost_a"}
     assert cost_columns(names, "cost_excess") == {"cost": "cost_excess"}
     assert cost_columns(["episodic_costs"]) == {}
+    assert list(cost_columns(names, order=("a", "b", "c"))) == ["a", "b"]
 
 
 def test_limits_of_one_cost_or_several():

@@ -10,7 +10,7 @@ import pytest
 from probes import counter
 
 import trpo_jax
-from trpo_jax.algorithms import cpo, trpo
+from trpo_jax.algorithms import ppo_lag, trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Categorical
 from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
@@ -20,7 +20,7 @@ from trpo_jax.normalization import init_statistics
 from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
 
 SMALL = {"num_envs": 4, "num_steps": 20, "hidden_sizes": (4,), "critic_minibatches": 1}
-SMALL |= {"critic_epochs": 1}
+SMALL |= {"critic_epochs": 1, "policy_epochs": 1, "policy_minibatches": 1}
 
 
 def constant(choice, num_seeds=1):
@@ -105,7 +105,7 @@ def test_a_cost_that_is_no_number_is_reported_as_a_reward_is():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "cpo"
     options = {"seeds": 3, "total_steps": 240, "evaluation_episodes": 4, "eval_every": 2}
-    config = cpo.Config(cost_limit=5.0, **SMALL)
+    config = ppo_lag.Config(cost_limit=5.0, **SMALL)
     return trpo_jax.train(toll_road(), config, **options, out=folder, progress=False)
 
 
@@ -133,23 +133,12 @@ def test_a_summary_says_whether_the_limit_is_kept(run):
     assert f"mean cost toll {found['mean']:.3g}"[:18] in repr(run)
 
 
-def test_a_run_without_a_limit_has_the_costs_alone(tmp_path):
-    config = trpo.Config(**SMALL)
-    options = {"seeds": 1, "total_steps": 80, "evaluation_episodes": 2, "progress": False}
-    run = trpo_jax.train(toll_road(), config, **options)
+def test_a_run_without_a_limit_has_the_costs_alone(run):
+    run = run._replace(config=trpo.Config())
     assert run.cost_limits is None
     assert "limit" not in run.evaluated_costs["toll"]
 
 
-def test_a_limit_that_follows_a_schedule_is_that_of_the_end():
-    run = trpo_jax.train(
-        toll_road(),
-        cpo.Config(**SMALL),
-        seeds=1,
-        total_steps=160,
-        evaluation_episodes=2,
-        schedules={"cost_limit": "piecewise:9:40:3"},
-        progress=False,
-    )
-    np.testing.assert_array_equal(run.cost_limits, [[9, 3]])
-    assert run.evaluated_costs["toll"]["limit"] == 3
+def test_a_limit_that_follows_a_schedule_is_that_of_the_end(run):
+    scheduled = {"cost_limit": np.array([[9.0, 6.0, 3.0]] * 3)}
+    assert run._replace(metrics=run.metrics | scheduled).evaluated_costs["toll"]["limit"] == 3

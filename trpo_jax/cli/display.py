@@ -105,6 +105,23 @@ def print_broken_episodes(console: Console, metrics: Mapping[str, np.ndarray]) -
         )
 
 
+def cost_cell(described: Mapping[str, Any] | None) -> str:
+    """Returns a mean cost and its limit as a cell, from `describe_costs`; a dash for none.
+
+    Example:
+        >>> cost_cell({"mean": 4.5, "limit": 5.0, "keeps_limit": True})
+        '4.50 (limit 5)'
+        >>> cost_cell({"mean": 5.5, "limit": 5.0, "keeps_limit": False})
+        '5.50 (above limit 5)'
+    """
+    if described is None:
+        return "-"
+    text = return_text(described["mean"])
+    if "limit" not in described:
+        return text
+    return f"{text} ({'' if described['keeps_limit'] else 'above '}limit {described['limit']:g})"
+
+
 def spread_text(
     ends: Sequence[float] | None,
     scores: Sequence[float] | np.ndarray,

@@ -259,6 +259,7 @@ def plan_run(
             "num_seeds": len(seed_list),
             **chosen,
             **task.options.described(),
+            **({"cost_names": made.env.costs} if made.env.costs else {}),
             "config": config_to_dict(task.config),
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
-from trpo_jax.analysis.costs import cost_limits, describe_costs
+from trpo_jax.analysis.costs import cost_columns, cost_limits, describe_costs
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
 from trpo_jax.envs.base import Environment, split_part
@@ -152,19 +152,25 @@ class Run(NamedTuple):
         )
 
     def plot(self) -> Any:
-        """Returns a matplotlib figure of the return of training episodes.
+        """Returns a matplotlib figure of the return of training episodes, and of their costs.
 
         Raises:
             ConfigurationError: if the metrics have no return.
         """
-        from trpo_jax.figures.curves import learning_curve
+        from trpo_jax.figures.curves import Costs, learning_curve
 
         if "episodic_return" not in self.metrics:
             found = ", ".join(self.metrics) or "none, for there was no update"
             raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
         env_steps = self.metrics["env_steps"][0]
         returns = self.metrics["episodic_return"]
-        return learning_curve(env_steps, returns, self.title, self.name)
+        columns = cost_columns(self.metrics, order=self.env.costs)
+        limits = self.cost_limits
+        costs = {
+            name: Costs(self.metrics[column], None if limits is None else limits[k])
+            for k, (name, column) in enumerate(columns.items())
+        }
+        return learning_curve(env_steps, returns, self.title, self.name, costs)
 
     def __repr__(self) -> str:
         """Returns the run in one line."""
