@@ -16,6 +16,7 @@ def write_run(
     steps_per_update=100,
     total_steps=None,
     evaluations=None,
+    costs=None,
     **config,
 ):
     """Writes a run whose seeds end 20 episodes of the given mean return in every update.
@@ -23,6 +24,7 @@ def write_run(
     Args:
         returns: `[num_seeds, U]`.
         evaluations: scores of the seeds, of a run that finished.
+        costs: mean costs of the same episodes, `[num_seeds, U]`, if there are any.
     """
     returns = np.asarray(returns, float)
     num_seeds, num_updates = returns.shape
@@ -31,12 +33,14 @@ def write_run(
     description = {"env": env, "algorithm": algorithm, "total_steps": total_steps, "config": config}
     rows = [
         f"{seed},{u + 1},{(u + 1) * steps_per_update},0.1,{returns[i, u]},9,20"
+        + ("" if costs is None else f",{costs[i][u]}")
         for u in range(num_updates)
         for i, seed in enumerate(seeds)
     ]
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(description))
-    (folder / "metrics.csv").write_text("\n".join([COLUMNS, *rows, ""]))
+    columns = COLUMNS if costs is None else f"{COLUMNS},episodic_cost"
+    (folder / "metrics.csv").write_text("\n".join([columns, *rows, ""]))
     if evaluations is not None:
         summary = {"evaluation": {"per_seed": list(evaluations)}}
         (folder / "summary.json").write_text(json.dumps(summary))

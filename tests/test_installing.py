@@ -19,7 +19,13 @@ from trpo_jax.installing import how_to_install, requirements
 from trpo_jax.records.logs import SERVICES
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {*envs.SUITES, *SERVICES, "box2d", "onnx", "video"} - {"gymnax"}
+EXTRAS = {
+    *(suite for suite, packages in envs.SUITES.items() if packages),
+    *SERVICES,
+    "box2d",
+    "onnx",
+    "video",
+} - {"gymnax"}
 EXTRAS |= {extra for _, extra in PLUGINS.values()}
 
 

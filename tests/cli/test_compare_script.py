@@ -186,3 +186,12 @@ def test_thresholds_belong_to_environments():
     for name, threshold in compare.tomllib.loads(compare.THRESHOLDS_FILE.read_text()).items():
         assert compare.envs.make(name).name == name
         assert np.isfinite(threshold)
+
+
+def test_costs_have_a_column():
+    row = {"total_steps": 9, "per_seed": [1.0, 2.0], "iqm": 1.5, "iqm_ci95": None, "seconds": 1.0}
+    cost = {"mean": 7.5, "limit": 5.0, "keeps_limit": False}
+    lines = list(compare.section_lines(None, {"cpo": row | {"costs": {"toll": cost}}, "ppo": row}))
+    assert lines[0].endswith("| cost toll |")
+    assert lines[2].endswith("| 7.50 (above limit 5) |")
+    assert lines[3].endswith("| - |")

@@ -194,7 +194,7 @@ def swept(tmp_path, monkeypatch):
 
     def fake(plan, compilation, pending, results, console):
         for index, seed in pending:
-            numbers = dict.fromkeys(sweep.MEASURED, float(index + seed))
+            numbers = dict.fromkeys(sweep.measured_with(()), float(index + seed))
             results[index, seed] = {"setting": index, "seed": seed, **numbers}
         rows = sweep.table(plan, results)
         write_csv(plan.folder / "results.csv", list(rows[0]), [row.values() for row in rows])

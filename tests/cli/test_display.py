@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from trpo_jax.analysis.costs import describe_costs
 from trpo_jax.analysis.statistics import summarize
 from trpo_jax.cli.display import (
     print_broken_episodes,
@@ -69,3 +70,14 @@ def test_broken_episodes_are_counted_for_each_seed():
     for silent in ({}, {"seed": np.zeros((1, 2)), "broken_episodes": np.zeros((1, 2))}):
         print_broken_episodes(console, silent)
     assert not console.export_text(clear=False).strip()
+
+
+def test_costs_have_columns_and_a_line_on_their_limit():
+    console = Console(file=io.StringIO(), width=80)
+    scores, costs = np.array([1.0, 4.0, 7.0]), np.array([[2.0], [3.0], [7.0]])
+    described = describe_costs(["toll"], costs, np.array([3.5]))
+    print_evaluation(console, range(3), scores, summarize(scores), 64, described)
+    text = " ".join(console.file.getvalue().split())
+    assert "mean cost toll" in text
+    assert "│ 2 │ 7.00 │ 7.00 │" in text
+    assert "exceed the limit of 3.5 on the cost 'toll': 4.00 on average, 1 of 3 seeds" in text

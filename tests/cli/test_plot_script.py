@@ -286,3 +286,21 @@ def test_a_run_without_an_update_is_left_out_with_a_warning(runs, tmp_path, caps
     assert "young has not finished an update yet. It is left out." in error
     alone = [f"{tmp_path}/runs/young", "--out", str(tmp_path / "none")]
     assert "has not finished an update yet" in refusal(plot.main, alone, capsys)
+
+
+def test_costs_stand_beside_returns_with_their_limit(tmp_path, capsys):
+    costs = {"cpo": rising(4, 5, 6), "trpo": rising(11, 12, 13)}
+    for name, config in (("cpo", {"cost_limit": 6.0}), ("trpo", {})):
+        options = {"returns": rising(1, 2, 3), "costs": costs[name], **config}
+        write_run(tmp_path / name, "native/TollRoad", name, **options)
+    folder = tmp_path / "plots"
+    assert plot.main([str(tmp_path), "--out", str(folder), *QUICK]) == 0
+    found = json.loads((folder / "statistics.json").read_text())["tasks"]["native/TollRoad"]
+    cost = found["labels"]["cpo"]["costs"]["cost"]
+    assert (cost["per_seed"], cost["limit"], cost["keeps_limit"]) == ([4, 5, 6], 6, True)
+    assert "limit" not in found["labels"]["trpo"]["costs"]["cost"]
+    text = capsys.readouterr().out
+    assert "running cost" in text
+    assert "5.00 (limit 6)" in text
+    assert "| 12.0 |" in (folder / "statistics.md").read_text()
+    assert "cost" in (folder / "learning_curves.svg").read_text()

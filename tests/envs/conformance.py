@@ -38,6 +38,8 @@ def check_types(env):
     assert [(x.shape, x.dtype) for x in specs] == [(x.shape, x.dtype) for x in shown]
     assert jax.tree.structure(env.observation) == jax.tree.structure(observation)
     assert (result.reward.shape, result.reward.dtype) == ((), jnp.float32)
+    costs = [(x.shape, x.dtype) for x in jax.tree.leaves(result.costs)]
+    assert costs == [((len(env.costs),), jnp.float32)] * bool(env.costs)
     for flag in (result.terminated, result.truncated):
         assert (flag.shape, flag.dtype) == ((), bool)
     assert env.time_limit is None or env.time_limit > 0

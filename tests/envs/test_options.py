@@ -174,7 +174,7 @@ def test_a_wrapper_that_cannot_work_is_refused(own, name):
 def flags(*words, env=None):
     arguments = [argument(word) for word in words if "=" in word]
     wrappers = [word for word in words if "=" not in word]
-    others = {"env_timeout": None, "observe_previous": False}
+    others = {"env_timeout": None, "observe_previous": False, "cost": []}
     return argparse.Namespace(env=env, env_arg=arguments, wrapper=wrappers, **others)
 
 

@@ -36,6 +36,7 @@ NAMES = [
     pytest.param("pgx/minatar-seaquest", marks=heavy),
     pytest.param("playground/CheetahRun", marks=heavy),
 ]
+OWN = ("gymnax", "native")  # that this package installs itself
 PACKAGES = {"playground": "mujoco_playground"}
 
 
@@ -181,7 +182,7 @@ def test_pgx_refuses_games_of_several_players():
     assert make("pgx/minatar-breakout").observation == ArraySpec((10, 10, 4), BOOLEAN)
 
 
-@pytest.mark.parametrize("suite", [suite for suite in envs.SUITES if suite != "gymnax"])
+@pytest.mark.parametrize("suite", [suite for suite in envs.SUITES if suite not in OWN])
 def test_a_missing_suite_is_answered_with_its_extra(suite, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {suite!r}", name=suite)

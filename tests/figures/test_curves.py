@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from trpo_jax import algorithms
-from trpo_jax.figures.curves import ALGORITHMS, Curve, comparison, learning_curve
+from trpo_jax.figures.curves import (
+    ALGORITHMS,
+    WITH_LIMITS,
+    Costs,
+    Curve,
+    comparison,
+    learning_curve,
+    line_look,
+)
 
 NAN = np.nan
 
@@ -52,7 +60,7 @@ def test_a_figure_without_an_episode_says_so():
 
 
 def test_an_algorithm_has_the_same_colour_in_every_figure():
-    assert set(algorithms.ALGORITHMS) == set(ALGORITHMS)
+    assert set(algorithms.ALGORITHMS) == {*ALGORITHMS, *WITH_LIMITS}
     curve = Curve(np.arange(1, 4), np.ones((3, 3)))
     alone = comparison({"A": {"ppo": curve}}, ["ppo"]).axes[0].lines[0]
     beside = comparison({"A": {"mine": curve, "ppo": curve}}, ["mine", "ppo"]).axes[0].lines
@@ -125,3 +133,53 @@ def test_the_legend_of_a_comparison_fits_into_it(num_panels):
     box = legend.get_window_extent().transformed(figure.transFigure.inverted())
     assert 0 <= box.x0 < box.x1 <= 1
     assert 0 <= box.y0 < box.y1 <= 1
+
+
+def costly(limit, returns=(1.0, 2.0, 3.0)):
+    values = np.array([returns] * 3)
+    return Curve(np.arange(1, 4), values, {"cost": Costs(10 + values, limit)})
+
+
+def test_costs_stand_below_returns_over_the_same_steps_with_their_limit():
+    values = np.array([[5.0, 4.0, NAN, 2.0]] * 3)
+    costs = {"a": Costs(values, np.array([3.0, 3.0, 3.0, 2.0])), "b": Costs(values)}
+    figure = learning_curve(np.arange(1, 5), np.ones((3, 4)), "", "cpo", costs)
+    top, first, second = figure.axes
+    assert top.get_shared_x_axes().joined(top, second)
+    assert [axes.get_ylabel() for axes in figure.axes[1:]] == ["cost a", "cost b"]
+    *_, mean, limit = first.lines
+    np.testing.assert_array_equal(mean.get_ydata(), [5, 4, 4, 2])
+    np.testing.assert_array_equal(limit.get_ydata(), [3, 3, 3, 3, 2])
+    assert limit.is_dashed()
+    assert "limit" not in [line.get_label() for line in second.lines]
+
+
+def test_a_comparison_has_panels_of_costs_where_there_are_some():
+    limit = np.full(3, 12.5)
+    plain = Curve(np.arange(3), np.ones((3, 3)))
+    curves = {"A": {"x": costly(limit), "y": costly(None)}, "B": {"x": plain}}
+    figure = comparison(curves, ["x", "y"])
+    _, b, cost, nothing = figure.axes
+    assert not nothing.axison
+    assert not b.get_ylabel()
+    np.testing.assert_array_equal(cost.lines[0].get_ydata(), [11, 12, 13])
+    np.testing.assert_array_equal(cost.lines[-1].get_ydata(), [12.5] * 4)
+    assert [line.get_label() for line in cost.lines] == ["x", "y", "limit"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y", "limit"]
+    assert figure.get_supylabel() == "return and costs of training episodes"
+
+
+def test_limits_that_differ_have_the_colours_of_their_labels():
+    curves = {"A": {"x": costly(np.full(3, 12.0)), "y": costly(np.full(3, 11.0))}}
+    cost = comparison(curves, ["x", "y"]).axes[1]
+    colors = [line.get_color() for line in cost.lines]
+    assert colors[:2] == colors[2:]
+    (limit,) = (
+        comparison({"A": {x: costly(np.full(3, 12.0)) for x in "xy"}}, ["x", "y"]).axes[1].lines[2:]
+    )
+    assert limit.get_color() == "black"
+
+
+def test_algorithms_with_limits_have_looks_of_their_own():
+    looks = [line_look((), name) for name in (*ALGORITHMS, *WITH_LIMITS)]
+    assert len({(x["color"], str(x["linestyle"])) for x in looks}) == len(looks)

@@ -11,6 +11,7 @@ import pytest
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.installing import how_to_install
 from trpo_jax.records.logs import (
+    column_order,
     csv_log,
     require_service,
     tagged,
@@ -234,3 +235,18 @@ def test_a_service_that_is_not_installed_names_its_extra(monkeypatch, name):
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX"}.get(name, name), None)
     with pytest.raises(ConfigurationError, match=re.escape(how_to_install(name))):
         require_service(name)
+
+
+def test_costs_stand_behind_returns_and_have_tags_of_their_kind(tmp_path):
+    names = ["kl", "episodic_return", "episodic_cost_b", "episodic_cost_a", "episode_length"]
+    expected = ["episodic_return", "episodic_cost_b", "episodic_cost_a", "episode_length", "kl"]
+    assert column_order(names) == expected
+    names = ["evaluation_cost", "evaluation_seconds", "evaluation_return", "evaluation_a"]
+    expected = ["evaluation_a", "evaluation_return", "evaluation_cost", "evaluation_seconds"]
+    assert column_order(names) == expected
+    row = {"seconds": 0.0, "episodic_cost_a": 3.0, "evaluation_cost": 2.0, "cost_excess": 1.0}
+    assert tagged(row) == {
+        "charts/episodic_cost_a": 3.0,
+        "eval/episodic_cost": 2.0,
+        "losses/cost_excess": 1.0,
+    }

@@ -116,11 +116,11 @@ def test_episodes_that_are_cut_say_so():
     actor, policy = constant(0)
     play = lambda env, **options: make_evaluation(env, policy, 4, **options)(actor, (3,))
     for env in (counter(terminates_at=9), counter(time_limit=9), counter()):
-        returns, cut = play(env, max_steps=3)
+        returns, cut, _ = play(env, max_steps=3)
         np.testing.assert_array_equal(returns, [[30.0] * 4])
         assert cut.all()
     for env in (counter(terminates_at=3), counter(time_limit=3)):
-        returns, cut = play(env, max_steps=3)
+        returns, cut, _ = play(env, max_steps=3)
         np.testing.assert_array_equal(returns, [[30.0] * 4])
         assert not cut.any()
     assert cut_note(cut, 3) is None
@@ -143,7 +143,7 @@ def test_episodes_on_the_host_are_played_by_few_copies(name, max_steps, length, 
     said = []
     options = {"max_steps": max_steps, "num_envs": 3}
     evaluation = make_evaluation(env._replace(open=open), policy, 7, **options)
-    returns, cut = evaluation(actor, (0,), tell=said.append)
+    returns, cut, _ = evaluation(actor, (0,), tell=said.append)
     assert opened == [3]
     np.testing.assert_array_equal(returns, [[4.0 * length] * 7])
     assert (cut == is_cut).all()

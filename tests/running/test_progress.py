@@ -56,3 +56,11 @@ def test_a_notebook_has_a_bar_where_it_can_and_else_plain_lines(widgets, monkeyp
 
 def test_long_durations_are_hours():
     assert [duration(x) for x in (0.4, 119.0, 20898.2)] == ["0 s", "119 s", "5:48:18"]
+
+
+def test_costs_are_shown_beside_the_return():
+    console = Console(file=io.StringIO(), width=80)
+    numbers = {"kl": 0.01, "episodic_cost_toll": 3.0, "episodic_return": 2.0}
+    numbers = {name: np.full((2, 5), x) for name, x in numbers.items()}
+    list(with_progress([Chunk(1, 5, numbers, None, None, None, 1.0)], console, 2, 5, 100))
+    assert "return 2.00  cost toll 3.00  KL 0.01" in console.file.getvalue()

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from trpo_jax.algorithms import fields
 from trpo_jax.algorithms.base import Metrics
 from trpo_jax.algorithms.on_policy import PolicyStep, StepInput
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, cost_metrics
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.errors import ConfigurationError
 
@@ -102,7 +102,7 @@ def episode_costs(
 
 def cost_names(env: Environment, metric: str) -> tuple[str, ...]:
     """Returns the names of a metric of each cost: its own for one, with the cost's for several."""
-    return (metric,) if len(env.costs) == 1 else tuple(f"{metric}_{name}" for name in env.costs)
+    return cost_metrics(env.costs, metric)
 
 
 class PricedState(NamedTuple):

@@ -1,16 +1,20 @@
 """Constrained policy optimisation (Achiam et al. 2017, arXiv:1705.10528), with one limit.
 
 Each step solves a program with a trust region and a half-plane exactly; see `trpo_jax.constraints`.
+Gradients of a cost are noisy, so that a step lowers the cost by less than it predicts, and the cost
+may stay above its limit. A margin that grows meanwhile brings it back (Ray, Achiam and Amodei 2019,
+"Benchmarking safe exploration in deep reinforcement learning", appendix A); the paper has none.
 """
 
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import on_policy, trpo
+from trpo_jax.algorithms import fields, on_policy, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.constrained import (
     Constrained,
@@ -40,6 +44,25 @@ from trpo_jax.trust_region import (
 @struct.dataclass
 class Config(Constrained, trpo.Config):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+
+    cost_margin_rate: float = fields.real(
+        0.0,
+        "share of the excess of the cost by which each update moves a margin, which is taken off "
+        "the limit and never negative; 0 for no margin",
+        0.0,
+    )
+
+
+class LimitState(NamedTuple):
+    """What a limited step keeps from update to update; scalars.
+
+    Attributes:
+        length: see `EpisodeCosts`.
+        margin: what is taken off the limit.
+    """
+
+    length: Float[Array, ""]
+    margin: Float[Array, ""]
 
 
 def make(
@@ -74,7 +97,9 @@ def make_limited(env: Environment, config: Any, agent: Agent | None, solution: A
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        measured = episode_costs(env, config, step_input.step_state, step_input.trajectory)
+        length, margin = step_input.step_state
+        measured = episode_costs(env, config, length, step_input.trajectory)
+        margin = jnp.maximum(margin + config.cost_margin_rate * measured.excess[0], 0.0)
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         distribution_fn = lambda p: agent.distributions(p, batch)
         surrogate = importance_sampled_surrogate(
@@ -86,7 +111,7 @@ def make_limited(env: Environment, config: Any, agent: Agent | None, solution: A
             surrogate_gradient(params, distribution_fn, x) for x in (surrogate, of_cost)
         )
         plain = natural_step(gradient, solve, max_kl=max_kl, damping=config.damping)
-        excess = measured.excess[0] / measured.steps  # of a step, as the surrogate is
+        excess = (measured.excess[0] + margin) / measured.steps  # of a step, as surrogates are
         cost = CostSide(cost_gradient, solve(cost_gradient).x, excess)
         found = solution(gradient, plain, cost, max_kl)
         params, info = search_along(
@@ -98,14 +123,22 @@ def make_limited(env: Environment, config: Any, agent: Agent | None, solution: A
             **line_search_options(config),
             acceptance=cost_acceptance(surrogate, of_cost, excess),
         )
-        flags = {"cost_active": found.active, "cost_recovery": found.recovery}
-        return params, measured.length, info._asdict() | cost_figures(env, measured) | flags
+        flags = {
+            "cost_active": found.active,
+            "cost_recovery": found.recovery,
+            "cost_margin": margin,
+        }
+        return (
+            params,
+            LimitState(measured.length, margin),
+            info._asdict() | cost_figures(env, measured) | flags,
+        )
 
     return on_policy.make(
         env,
         config,
         agent=agent,
         policy_step=policy_step,
-        init_step_state=lambda key, params: jnp.zeros(()),
+        init_step_state=lambda key, params: LimitState(jnp.zeros(()), jnp.zeros(())),
         constrained=True,
     )

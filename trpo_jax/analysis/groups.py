@@ -1,10 +1,12 @@
 """Runs joined to groups: all seeds of one label on one task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from trpo_jax.analysis.costs import cost_columns, cost_limits, describe_costs
 from trpo_jax.analysis.returns import first_reached, running_return
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.runs import StoredRun, read_summary
@@ -20,12 +22,16 @@ class Group(NamedTuple):
         seeds: `[num_seeds]`.
         env_steps: environment steps of a seed, `[U]`, as far as the shortest run goes.
         returns: running return of training episodes, `[num_seeds, U]`, NaN until there is one.
+        costs: likewise of each cost, by its name.
+        limits: of each cost, `[K, U]`; None without limits.
     """
 
     runs: tuple[StoredRun, ...]
     seeds: np.ndarray
     env_steps: np.ndarray
     returns: np.ndarray
+    costs: Mapping[str, np.ndarray] = MappingProxyType({})
+    limits: np.ndarray | None = None
 
 
 def join_runs(
@@ -48,18 +54,30 @@ def join_runs(
         for label, runs in by_label.items():
             _refuse_other_settings(f"{label!r} on {task}", runs)
             _refuse_repeated_seeds(f"{label!r} on {task}", runs)
-            groups.setdefault(task, {})[label] = _join(runs, window)
+            groups.setdefault(task, {})[label] = join(runs, window)
     return groups
 
 
-def _join(runs: Sequence[StoredRun], window: int) -> Group:
+def join(runs: Sequence[StoredRun], window: int) -> Group:
+    """Returns the group of some runs of one label on one task; see `join_runs`."""
     shortest = min(run.metrics["env_steps"].shape[1] for run in runs)
     seeds, env_steps, returns, num_episodes = (
         np.concatenate([run.metrics[name][:, :shortest] for run in runs])
         for name in ("seed", "env_steps", "episodic_return", "num_episodes")
     )
     returns = running_return(returns, num_episodes, window)
-    return Group(tuple(runs), seeds[:, 0].astype(int), env_steps[0], returns)
+    metrics = {
+        name: np.concatenate([run.metrics[name][:, :shortest] for run in runs])
+        for name in runs[0].metrics
+        if all(name in run.metrics for run in runs)
+    }
+    columns = cost_columns(metrics, order=runs[0].description.get("cost_names", ()))
+    costs = {
+        name: running_return(metrics[column], num_episodes, window)
+        for name, column in columns.items()
+    }
+    limits = cost_limits(runs[0].description["config"], metrics, len(costs)) if costs else None
+    return Group(tuple(runs), seeds[:, 0].astype(int), env_steps[0], returns, costs, limits)
 
 
 def _refuse_other_settings(name: str, runs: Sequence[StoredRun]) -> None:
@@ -100,6 +118,16 @@ def returns_at(group: Group, env_steps: int | float) -> np.ndarray:
     """Returns the running returns at the last update up to some step, `[num_seeds]`, or NaN."""
     passed = np.searchsorted(group.env_steps, env_steps, side="right")
     return group.returns[:, passed - 1] if passed else np.full(len(group.seeds), np.nan)
+
+
+def costs_at(group: Group, env_steps: int | float) -> dict[str, dict[str, Any]]:
+    """Returns statistics of the running costs at the last update up to some step, by their name."""
+    passed = np.searchsorted(group.env_steps, env_steps, side="right")
+    if not (group.costs and passed):
+        return {}
+    per_seed = np.stack([x[:, passed - 1] for x in group.costs.values()], axis=1)
+    limits = None if group.limits is None else group.limits[:, passed - 1]
+    return describe_costs(list(group.costs), per_seed, limits)
 
 
 def steps_to(group: Group, threshold: float, env_steps: int) -> np.ndarray:

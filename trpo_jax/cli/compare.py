@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax import algorithms, analysis, envs
+from trpo_jax.analysis.groups import join
 from trpo_jax.analysis.returns import WINDOW, first_reached, return_text, running_return
 from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
 from trpo_jax.cli.command_line import (
@@ -30,11 +31,11 @@ from trpo_jax.cli.command_line import (
     time_name,
     user_errors,
 )
-from trpo_jax.cli.display import spread_text
+from trpo_jax.cli.display import cost_cell, spread_text
 from trpo_jax.cli.environment_flags import add_environment_flags, options_from
 from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
-from trpo_jax.figures.curves import Curve, comparison, file_of
+from trpo_jax.figures.curves import Curve, comparison, curve_of, file_of
 from trpo_jax.records.files import locked, write_json, write_whole
 from trpo_jax.records.resuming import differing_settings
 from trpo_jax.records.runs import (
@@ -62,6 +63,7 @@ COMPARED = (
     "config",
     "env_args",
     "wrappers",
+    "costs",
 )
 MEASURED = ("env_steps", "seconds", "episodic_return", "num_episodes")  # in metrics.csv
 OVERLAPS = "≈"
@@ -318,6 +320,8 @@ def measure(pair: Pair, threshold: float | None) -> dict[str, Any]:
         "per_seed": scores.tolist(),
         **summarize(scores)._asdict(),
     }
+    if "costs" in summary["evaluation"]:
+        row["costs"] = summary["evaluation"]["costs"]
     if threshold is None:
         return row
     returns = smooth(metrics)
@@ -375,6 +379,8 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
     """Yields the table of one environment, and below it why rows are missing."""
     columns = ["algorithm", "steps a seed", "seeds", "IQM", INTERVAL, "seconds"]
     columns += [] if threshold is None else [f"steps to {threshold:g}", f"seconds to {threshold:g}"]
+    costs = dict.fromkeys(name for row in rows.values() for name in row.get("costs", ()))
+    columns += [f"cost {name}" for name in costs]
     yield "| " + " | ".join(columns) + " |"
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
     found = [row for row in rows.values() if "missing" not in row]
@@ -389,6 +395,8 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
         if "missing" not in row and threshold is not None:
             cells += [threshold_cell(row["env_steps_to_threshold"], ",.0f")]
             cells += [threshold_cell(row["seconds_to_threshold"], ".1f")]
+        if "missing" not in row:
+            cells += [cost_cell(row.get("costs", {}).get(name)) for name in costs]
         yield "| " + " | ".join([label, *cells]) + " |"
     for label, row in rows.items():
         if "missing" in row:
@@ -425,8 +433,7 @@ def distinct(values: Iterator[Any]) -> list[Any]:
 
 def read_curve(pair: Pair) -> Curve:
     """Returns the learning curve of a finished run."""
-    metrics = read_run(pair.folder, (), MEASURED).metrics
-    return Curve(metrics["env_steps"][0], smooth(metrics))
+    return curve_of(join([read_run(pair.folder, (), MEASURED)], WINDOW))
 
 
 if __name__ == "__main__":

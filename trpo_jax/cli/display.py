@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trpo_jax.analysis.costs import limit_text
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import INTERVAL, RANGE, ScoreSummary
 
@@ -14,25 +16,58 @@ TABLE_ROWS = 16  # seeds listed one by one at the most
 
 
 def print_evaluation(
-    console: Console, seeds: Sequence[int], scores: np.ndarray, summary: ScoreSummary, episodes: int
+    console: Console,
+    seeds: Sequence[int],
+    scores: np.ndarray,
+    summary: ScoreSummary,
+    episodes: int,
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Prints the evaluation of each seed and of all together."""
-    table = Table(title=f"Return of the deterministic policy over {episodes} fresh episodes a seed")
+    """Prints the evaluation of each seed and of all together.
+
+    Args:
+        console: where to.
+        seeds: the seeds.
+        scores: mean return of each.
+        summary: of the scores.
+        episodes: that each score is the mean of.
+        costs: from `trpo_jax.analysis.costs.describe_costs`; a column for each, and a line on its
+            limit.
+    """
+    costs = costs or {}
+    what = "Return and costs" if costs else "Return"
+    table = Table(title=f"{what} of the deterministic policy over {episodes} fresh episodes a seed")
     table.add_column("seed")
-    table.add_column("mean return", justify="right")
-    for seed, score in list(zip(seeds, scores, strict=True))[:TABLE_ROWS]:
-        table.add_row(str(seed), return_text(score))
+    for name in ("return", *(f"cost {name}" for name in costs)):
+        table.add_column(f"mean {name}", justify="right")
+    all_scores = [scores, *(np.array(x["per_seed"], float) for x in costs.values())]
+    summaries = [
+        summary,
+        *(ScoreSummary(*map(x.get, ScoreSummary._fields)) for x in costs.values()),
+    ]
+
+    def add(label, text, columns):
+        table.add_row(label, *map(text, columns))
+
+    for place, seed in enumerate(seeds[:TABLE_ROWS]):
+        add(str(seed), return_text, [x[place] for x in all_scores])
     if len(scores) > TABLE_ROWS:
         table.add_row("...", f"{len(scores) - TABLE_ROWS} more in summary.json")
     if len(scores) > 1:
-        low, high = summary.ci95 or (scores.min(), scores.max())
+        ends = [
+            x.ci95 or (np.nanmin(own), np.nanmax(own))
+            for x, own in zip(summaries, all_scores, strict=True)
+        ]
         table.add_section()
-        table.add_row("mean", return_text(summary.mean))
+        add("mean", return_text, [x.mean for x in summaries])
         name = f"{INTERVAL} of the mean" if summary.ci95 else RANGE
-        table.add_row(name, f"{return_text(low)} to {return_text(high)}")
-        table.add_row("interquartile mean", return_text(summary.iqm))
-        table.add_row("standard deviation", return_text(summary.std))
+        add(name, lambda x: " to ".join(map(return_text, x)), ends)
+        add("interquartile mean", return_text, [x.iqm for x in summaries])
+        add("standard deviation", return_text, [x.std for x in summaries])
     console.print(table)
+    for name, described in costs.items():
+        if "limit" in described:
+            console.print(limit_text(name, described), soft_wrap=True)
 
 
 def print_missing_episodes(console: Console, metrics: Mapping[str, np.ndarray]) -> None:
@@ -68,6 +103,23 @@ def print_broken_episodes(console: Console, metrics: Mapping[str, np.ndarray]) -
             "metrics.csv says when.",
             soft_wrap=True,
         )
+
+
+def cost_cell(described: Mapping[str, Any] | None) -> str:
+    """Returns a mean cost and its limit as a cell, from `describe_costs`; a dash for none.
+
+    Example:
+        >>> cost_cell({"mean": 4.5, "limit": 5.0, "keeps_limit": True})
+        '4.50 (limit 5)'
+        >>> cost_cell({"mean": 5.5, "limit": 5.0, "keeps_limit": False})
+        '5.50 (above limit 5)'
+    """
+    if described is None:
+        return "-"
+    text = return_text(described["mean"])
+    if "limit" not in described:
+        return text
+    return f"{text} ({'' if described['keeps_limit'] else 'above '}limit {described['limit']:g})"
 
 
 def spread_text(

@@ -36,6 +36,12 @@ def add_environment_flags(parser: argparse._ActionsContainer) -> None:
         "my_module:my_function; several are applied in order"
     )
     add("--wrapper", **repeated, metavar="MODULE:NAME", help=help_text)
+    help_text = (
+        "a cost of a step beside its reward: an entry of info, such as info:cost, in gym/ and "
+        "envpool/, or a function of an observation and an action, such as my_module:my_cost; the "
+        "flag may be given several times"
+    )
+    add("--cost", **repeated, metavar="info:NAME|MODULE:NAME", help=help_text)
     help_text = "show the previous action and reward beside the observation"
     add("--observe-previous", action="store_true", help=help_text)
     help_text = (
@@ -62,7 +68,8 @@ def options_from(args: argparse.Namespace) -> envs.Options:
     """Returns the options of the environment that flags ask for."""
     processes = getattr(args, "env_processes", None)
     wrappers = (*args.wrapper, *([OBSERVE_PREVIOUS] if args.observe_previous else []))
-    return envs.Options(dict(args.env_arg), wrappers, processes, args.env_timeout)
+    costs = tuple(args.cost)
+    return envs.Options(dict(args.env_arg), wrappers, processes, args.env_timeout, costs)
 
 
 def make_stored(
@@ -71,7 +78,7 @@ def make_stored(
     """Returns the environment of a stored run, or the one that flags name in its place.
 
     Without `--env` it is made as it was for the run; `--env-arg` changes some of its arguments, and
-    `--wrapper` takes the place of its wrappers.
+    `--wrapper` and `--cost` take the place of its wrappers and costs.
 
     Args:
         description: what `config.json` says.
@@ -90,5 +97,6 @@ def make_stored(
         given.wrappers or stored.wrappers,
         stored.processes if processes is None else processes,
         stored.timeout if given.timeout is None else given.timeout,
+        given.costs or stored.costs,
     )
     return envs.make(description["env"], **options._asdict())

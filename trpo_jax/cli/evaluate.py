@@ -4,7 +4,7 @@ Each seed's policy plays once with its mode (deterministic) and once with action
 (stochastic).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trpo_jax.analysis.costs import describe_costs, limit_text
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import spread_text
@@ -20,6 +21,7 @@ from trpo_jax.cli.environment_flags import (
     make_stored,
     options_from,
 )
+from trpo_jax.envs.base import Environment
 from trpo_jax.errors import (
     ConfigurationError,
     EnvironmentFailure,
@@ -31,6 +33,7 @@ from trpo_jax.records.policies import read_policies, with_origin
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.estimate import require_evaluation_memory
 from trpo_jax.running.evaluation import (
+    Played,
     cut_note,
     evaluation_bound,
     make_evaluation,
@@ -82,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             number = args.number + OWN_EPISODES
             with evaluation_progress(console, title) as tell:
                 played[mode] = evaluation(stored.actor, stored.seeds, number, tell)
-            require_finite_returns(env, stored.seeds, played[mode].returns)
+            require_finite_returns(env, stored.seeds, played[mode].returns, played[mode].costs)
         bound = evaluation_bound(env, args.evaluation_steps)
         report = {
             "env": env.name,
@@ -92,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "steps_at_most": bound,
             "number": args.number,
             "seeds": list(stored.seeds),
-            **{mode: describe(*values) for mode, values in played.items()},
+            **{mode: describe(env, description, values) for mode, values in played.items()},
         }
         title = f"{description['algorithm'].upper()} on {env.name}, {stored.what}"
         print_report(console, report, title)
@@ -136,25 +139,70 @@ def build_parser() -> Parser:
     return parser
 
 
-def describe(returns: np.ndarray, cut: np.ndarray) -> dict[str, Any]:
-    """Returns statistics of returns `[num_seeds, E]`, within and over seeds, as JSON holds them.
+def describe(env: Environment, description: dict[str, Any], played: Played) -> dict[str, Any]:
+    """Returns statistics of the returns and costs of episodes, as JSON holds them.
 
     Args:
-        returns: of each episode, `[num_seeds, E]`.
-        cut: whether it was cut by the bound on its steps.
+        env: the environment.
+        description: of the run, whose config has limits on costs, or none.
+        played: the episodes, `[num_seeds, E]`.
     """
-    low, high = mean_interval(returns.T)
+    described = {
+        **summarize(played.returns.mean(axis=1))._asdict(),
+        **describe_seeds(played.returns, "returns"),
+        "episodes_cut": played.cut.sum(axis=1).tolist(),
+    }
+    if env.costs:
+        num_costs = len(env.costs)
+        limit = description["config"].get("cost_limit")
+        fits = limit is not None and np.size(limit) in (1, num_costs)
+        limits = np.broadcast_to(limit, num_costs) if fits else None
+        described["costs"] = describe_costs(env.costs, played.costs.mean(axis=1), limits)
+        for k, name in enumerate(env.costs):
+            described["costs"][name] |= describe_seeds(played.costs[..., k], "costs")
+    return described
+
+
+def describe_seeds(values: np.ndarray, name: str) -> dict[str, Any]:
+    """Returns the values `[num_seeds, E]` of episodes, by a name, and statistics of each seed."""
+    low, high = mean_interval(values.T)
     return {
-        **summarize(returns.mean(axis=1))._asdict(),
-        "per_seed": returns.mean(axis=1).tolist(),
+        "per_seed": values.mean(axis=1).tolist(),
         "per_seed_ci95": np.stack([low, high], axis=1).tolist(),
-        "returns": returns.tolist(),
-        "episodes_cut": cut.sum(axis=1).tolist(),
+        name: values.tolist(),
     }
 
 
 def print_report(console: Console, report: dict[str, Any], title: str) -> None:
-    """Prints a table of each seed and all together."""
+    """Prints a table of each seed and all together, and one for each cost."""
+    print_table(console, report, [report[mode] for mode in MODES], title, "returns", min)
+    console.print(f"Mean returns. {INTERVALS} That of a seed is over its episodes.")
+    for cost in report[MODES[0]].get("costs", ()):
+        of_modes = [report[mode]["costs"][cost] for mode in MODES]
+        print_table(console, report, of_modes, f"{title}, cost {cost}", "costs", max)
+        for mode, described in zip(MODES, of_modes, strict=True):
+            if "limit" in described:
+                console.print(f"{mode.capitalize()}: {limit_text(cost, described)}")
+
+
+def print_table(
+    console: Console,
+    report: dict[str, Any],
+    of_modes: Sequence[dict[str, Any]],
+    title: str,
+    values: str,
+    worst: Callable[[Sequence[float]], float],
+) -> None:
+    """Prints a table of each seed and all together.
+
+    Args:
+        console: where to.
+        report: of all modes.
+        of_modes: statistics of what is shown, of each mode.
+        title: shown above.
+        values: the name of the values of each episode.
+        worst: picks the worst of some.
+    """
     table = Table(title=f"{title}\n{report['episodes_per_seed']} fresh episodes a seed and mode")
     table.add_column("seed")
     for mode in MODES:
@@ -162,19 +210,17 @@ def print_report(console: Console, report: dict[str, Any], title: str) -> None:
         table.add_column("worst", justify="right")
     for index, seed in enumerate(report["seeds"]):
         cells = [str(seed)]
-        for mode in MODES:
-            mean, interval = (report[mode][x][index] for x in ("per_seed", "per_seed_ci95"))
-            returns = report[mode]["returns"][index]
-            cells += [with_spread(mean, interval, returns), number(min(returns))]
+        for found in of_modes:
+            mean, interval = (found[x][index] for x in ("per_seed", "per_seed_ci95"))
+            of_seed = found[values][index]
+            cells += [with_spread(mean, interval, of_seed), number(worst(of_seed))]
         table.add_row(*cells)
     if len(report["seeds"]) > 1:
         table.add_section()
         for label, name, interval in (("mean", "mean", "ci95"), ("IQM", "iqm", "iqm_ci95")):
-            of_modes = (report[mode] for mode in MODES)
             texts = (with_spread(x[name], x[interval], x["per_seed"]) for x in of_modes)
             table.add_row(label, *(cell for text in texts for cell in (text, "")))
     console.print(table)
-    console.print(f"Mean returns. {INTERVALS} That of a seed is over its episodes.")
 
 
 def with_spread(value: float, ends: Sequence[float] | None, scores: Sequence[float]) -> str:

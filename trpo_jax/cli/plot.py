@@ -27,10 +27,18 @@ from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
 from trpo_jax.analysis.returns import WINDOW, return_text
 from trpo_jax.analysis.statistics import INTERVAL
 from trpo_jax.cli.command_line import Parser, call_of, command_name, time_name, user_errors
-from trpo_jax.cli.display import print_files, spread_text
-from trpo_jax.cli.plot_report import describe, fraction, fractions, notes, report_lines
+from trpo_jax.cli.display import cost_cell, print_files, spread_text
+from trpo_jax.cli.plot_report import (
+    cost_names,
+    cost_title,
+    describe,
+    fraction,
+    fractions,
+    notes,
+    report_lines,
+)
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
-from trpo_jax.figures.curves import Curve, Figure, comparison, file_of
+from trpo_jax.figures.curves import Figure, comparison, curve_of, file_of
 from trpo_jax.figures.scores import aggregates, improvements, performance_profiles
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
 from trpo_jax.records.runs import NoUpdateError, StoredRun, find_runs, read_run
@@ -207,7 +215,7 @@ def draw(
 ) -> dict[str, Figure]:
     """Returns the figures by the name of their file."""
     curves = {
-        name: {label: Curve(x.env_steps, x.returns) for label, x in task.groups.items()}
+        name: {label: curve_of(group) for label, group in task.groups.items()}
         for name, task in tasks.items()
     }
     figures = {"learning_curves": comparison(curves, labels)}
@@ -225,13 +233,15 @@ def print_results(console: Console, report: dict[str, Any], folder: Path) -> Non
     table = Table()
     for column in ("task", "label"):
         table.add_column(column, overflow="fold")
-    for column in ("seeds", "IQM", INTERVAL):
+    costs = dict.fromkeys(name for task in report["tasks"].values() for name in cost_names(task))
+    for column in ("seeds", "IQM", INTERVAL, *map(cost_title, costs)):
         table.add_column(column, justify="right", no_wrap=True)
     for name, task in report["tasks"].items():
         table.add_section()
         for place, (label, row) in enumerate(task["labels"].items()):
             spread = spread_text(row["iqm_ci95"], row["scores"], return_text)
-            cells = str(len(row["seeds"])), return_text(row["iqm"]), spread
+            cells = [str(len(row["seeds"])), return_text(row["iqm"]), spread]
+            cells += [cost_cell(row.get("costs", {}).get(name)) for name in costs]
             table.add_row("" if place else name, label, *cells)
     if report["overall"] and len(report["overall"]["tasks"]) > 1:
         table.add_section()

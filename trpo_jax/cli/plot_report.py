@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from trpo_jax.analysis.comparisons import Overall, Task, normalized_scores
-from trpo_jax.analysis.groups import Group, median_steps, returns_at, steps_to
+from trpo_jax.analysis.costs import ONLY
+from trpo_jax.analysis.groups import Group, costs_at, median_steps, returns_at, steps_to
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import (
     INTERVAL,
@@ -17,7 +18,7 @@ from trpo_jax.analysis.statistics import (
     interquartile_mean,
     summarize,
 )
-from trpo_jax.cli.display import spread_text
+from trpo_jax.cli.display import cost_cell, spread_text
 from trpo_jax.records.runs import StoredRun
 
 PERCENTS = (25, 50, 100)  # of the steps, after which the running return is told
@@ -100,6 +101,7 @@ def describe_task(task: Task) -> dict[str, Any]:
                 "normalized_scores": normalized[label].tolist(),
                 **summarize(task.scores[label])._asdict(),
                 **describe_efficiency(group, task),
+                **({"costs": costs_at(group, task.env_steps)} if group.costs else {}),
             }
             for label, group in task.groups.items()
         },
@@ -199,7 +201,9 @@ def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
     yield ""
     columns = ["label", "seeds", "IQM of the score", INTERVAL, "mean", "std"]
     columns += [f"IQM at {percent} %" for percent in PERCENTS]
-    yield from table_head([*columns, f"steps to {threshold}", "seeds that did"])
+    costs = cost_names(task)
+    columns += [f"steps to {threshold}", "seeds that did", *map(cost_title, costs)]
+    yield from table_head(columns)
     for label, row in task["labels"].items():
         cells = [label, str(len(row["seeds"])), return_text(row["iqm"])]
         cells += [spread_text(row["iqm_ci95"], row["scores"], return_text)]
@@ -208,7 +212,18 @@ def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
         steps = row["median_steps_to_threshold"]
         there = sum(x is not None for x in row["steps_to_threshold"])
         cells += ["-" if steps is None else f"{steps:,.0f}", f"{there} of {len(row['seeds'])}"]
+        cells += [cost_cell(row.get("costs", {}).get(name)) for name in costs]
         yield table_row(cells)
+
+
+def cost_names(task: dict[str, Any]) -> list[str]:
+    """Returns the names of the costs of a task, that any of its labels has."""
+    return list(dict.fromkeys(x for row in task["labels"].values() for x in row.get("costs", ())))
+
+
+def cost_title(name: str) -> str:
+    """Returns the title of a column of running costs."""
+    return "running cost" if name == ONLY else f"running cost {name}"
 
 
 def table_head(columns: Sequence[str]) -> Iterator[str]:

@@ -71,7 +71,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     settings = {name: getattr(args, name) for name in RUN_FLAGS}
     options = options_from(args)
     settings |= {"env_args": options.args, "wrappers": options.wrappers}
-    settings |= {"env_timeout": options.timeout}
+    settings |= {"env_timeout": options.timeout, "costs": options.costs}
     settings["schedules"] = dict(args.schedule)
     settings |= {
         "env": args.env,

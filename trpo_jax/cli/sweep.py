@@ -100,6 +100,7 @@ def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any
         "env_args": options.args,
         "wrappers": options.wrappers,
         "env_timeout": options.timeout,
+        "costs": options.costs,
         "config": config_from(args, module),
         "grid": dict(parse_grid(module, text) for text in args.grid),
         "ranges": dict(map(parse_range, args.range)),

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from trpo_jax.analysis.costs import ONLY
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import INTERVAL
 from trpo_jax.cli.display import spread_text
@@ -23,9 +24,10 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
     table = Table(title=title)
     for name in fields if len(fields) <= MOST_COLUMNS else ["setting"]:
         table.add_column(name, justify="right" if len(fields) <= MOST_COLUMNS else "left")
-    for name in ("IQM", INTERVAL, "mean", "worst seed"):
+    costs = ["cost" if name == ONLY else f"cost {name}" for name in ranking[0].costs]
+    for name in ("IQM", INTERVAL, "mean", "worst seed", *costs):
         table.add_column(name, justify="right", no_wrap=True)
-    for _, setting, scores, summary in ranking[:SHOWN]:
+    for _, setting, scores, summary, of_costs in ranking[:SHOWN]:
         values = [readable(setting[name]) for name in fields]
         if len(fields) > MOST_COLUMNS:
             values = [", ".join(f"{x} {value}" for x, value in zip(fields, values, strict=True))]
@@ -34,12 +36,12 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
             table.add_row(*values, "-", f"{missing} of {len(scores)} without", "-", "-")
             continue
         spread = spread_text(summary.iqm_ci95, scores, return_text)
-        mean, worst = return_text(summary.mean), return_text(scores.min())
-        table.add_row(*values, return_text(summary.iqm), spread, mean, worst)
+        numbers = summary.mean, scores.min(), *(x.mean() for x in of_costs.values())
+        table.add_row(*values, return_text(summary.iqm), spread, *map(return_text, numbers))
     console.print(table, soft_wrap=False)
     if len(ranking) > SHOWN:
         console.print(f"{len(ranking) - SHOWN} more settings are in settings.csv.")
-    unscored = sum(summary is None for *_, summary in ranking)
+    unscored = sum(x.summary is None for x in ranking)
     if unscored:
         console.print(
             f"{unscored} of {len(ranking)} settings have seeds without a score: their numbers were "

@@ -57,7 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     evaluation = run.evaluation
     print_evaluation(
-        console, run.seeds, evaluation.per_seed, evaluation.summary, args.evaluation_episodes
+        console,
+        run.seeds,
+        evaluation.per_seed,
+        evaluation.summary,
+        args.evaluation_episodes,
+        run.evaluated_costs,
     )
     print_missing_episodes(console, run.metrics)
     if run.stopped_by == RETURN:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, no_type_check
 
 from trpo_jax import user_modules
 from trpo_jax.envs.options import (
+    Cost,
     Options,  # noqa: F401
     Wrapper,
     load_wrappers,
@@ -34,8 +35,12 @@ SUITES: dict[str, tuple[str, ...]] = {
     "jumanji": ("jumanji",),
     "pgx": ("pgx",),
     "navix": ("navix",),
+    "velocity": ("envpool", "gymnasium", "mujoco"),
+    "driving": ("gymnasium", "highway-env"),
+    "native": (),
 }
 PARTIAL = ("gymnax", "gym")  # suites whose tasks can be had without velocities
+WITH_INFO = ("gym", "envpool")  # suites whose steps come with an info
 _MODULES = {"gym": "gymnasium"}
 _NEEDS = {"navix": " (it needs Python 3.12)"}
 
@@ -90,12 +95,14 @@ def make(
     wrappers: Sequence[Wrapper] = (),
     processes: bool | None = False,
     timeout: float | None = None,
+    costs: Sequence[Cost] = (),
 ) -> "Environment":
     """Returns the environment of that name.
 
         make("gym/FrozenLake-v1", {"is_slippery": False})
         make("CartPole-v1", {"gravity": 20.0}, wrappers=[my_wrapper])
         make("gym/CarRacing-v3", wrappers=["gymnasium.wrappers:GrayscaleObservation"])
+        make("Pendulum-v1", costs=[lambda observation, action: abs(action[0]) > 1.5])
 
     Args:
         name: the suite and the suite's own name, such as "gym/Hopper-v5"; without a suite one of
@@ -108,6 +115,10 @@ def make(
             Gymnasium, unless its argument is annotated as an `Environment`.
         processes: whether each copy runs in a process of its own, for those of Gymnasium only.
         timeout: seconds that a reset or a step of all copies on the host may take, None for any.
+        costs: costs of a step beside its reward, in addition to the environment's own: entries of
+            `info`, such as "info:cost", in gym/ and envpool/, or functions, or their names as
+            "module:name"; see `trpo_jax.envs.costs.with_costs`. They see what is inside of the
+            wrappers.
 
     Raises:
         ConfigurationError: if there is none of that name, it has no such arguments, its suite is
@@ -116,40 +127,53 @@ def make(
     """
     from trpo_jax.envs.threads import with_timeout
 
-    env = _make(name, args, wrappers, processes)
+    env = _make(name, args, wrappers, processes, costs)
     return env if timeout is None else with_timeout(env, timeout)
 
 
 @no_type_check
-def _make(name, args, wrappers, processes) -> "Environment":
+def _make(name, args, wrappers, processes, costs=()) -> "Environment":
     from trpo_jax.envs.base import Environment
+    from trpo_jax.envs.costs import info_costs, is_info_cost, with_costs
     from trpo_jax.envs.wrappers import NO_VELOCITY, NO_VELOCITY_SUFFIX, hide
 
     suite, own_name = suite_of(name)
     args, wrappers = dict(args or {}), load_wrappers(wrappers)
     whole_name = own_name.removesuffix(NO_VELOCITY_SUFFIX)
     if whole_name != own_name and whole_name in NO_VELOCITY and suite in PARTIAL:
-        whole = _make(name.removesuffix(NO_VELOCITY_SUFFIX), args, (), processes)
+        whole = _make(name.removesuffix(NO_VELOCITY_SUFFIX), args, (), processes, costs)
         env = hide(whole, NO_VELOCITY[whole_name])
         return wrap(name, env, wrappers, Environment)._replace(name=name)
+    of_info, functions = info_costs(costs), [x for x in costs if not is_info_cost(x)]
+    if of_info and suite not in WITH_INFO:
+        raise ConfigurationError(
+            f"The cost info:{next(iter(of_info))} cannot be had of {name!r}: only gym/ and envpool/"
+            " give an info with each step. Name a function of the observation and the action "
+            "instead, such as my_module:my_cost."
+        )
     if suite == "gym":
         inside = [x for x in wrappers if not takes(x, Environment)]
         outside = [x for x in wrappers if x not in inside]
-        env = _import_suite(suite, name).make(own_name, args, inside, bool(processes))
-        return wrap(name, env, outside, Environment)
-    if processes:
+        module = _import_suite(suite, name)
+        env = module.make(own_name, args, inside, bool(processes), of_info)
+        return wrap(name, with_costs(env, functions), outside, Environment)
+    if processes and suite != "driving":
         raise ConfigurationError(
-            f"Only environments of gym/ can run in processes of their own, not {name!r}. Leave "
-            "--env-processes out."
+            f"Only environments of gym/ and driving/ can run in processes of their own, not "
+            f"{name!r}. Leave --env-processes out."
         )
     if suite:
         module = _import_suite(suite, name)
         what = f"Environment {name!r} cannot be made with {args}"
+        more = {"info_costs": of_info} if of_info else {}
         with user_modules.errors_located(what, module.__file__) if args else nullcontext():
-            env = module.make(own_name, **args)
+            if suite == "driving":
+                env = module.make(own_name, args, bool(processes))
+            else:
+                env = module.make(own_name, **args, **more)
     else:
         env = _make_own(name, args)
-    return wrap(name, env, wrappers, Environment)._replace(name=env.name)
+    return wrap(name, with_costs(env, functions), wrappers, Environment)._replace(name=env.name)
 
 
 def _import_suite(suite: str, name: str) -> ModuleType:

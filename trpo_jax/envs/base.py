@@ -311,11 +311,12 @@ class Environment(NamedTuple):
     costs: tuple[str, ...] = ()
 
 
-def cost_metrics(costs: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names under which runs keep the costs of episodes, one for each cost."""
-    if len(costs) == 1:
-        return ("episodic_cost",)
-    return tuple(f"episodic_cost_{name}" for name in costs)
+def cost_metrics(costs: Sequence[str], metric: str = "episodic_cost") -> tuple[str, ...]:
+    """Returns the names under which runs keep a metric of costs, one for each cost.
+
+    The name of the metric stands for the only cost; several have the name of the cost behind it.
+    """
+    return (metric,) if len(costs) == 1 else tuple(f"{metric}_{name}" for name in costs)
 
 
 def host_environment(

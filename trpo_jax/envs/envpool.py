@@ -14,6 +14,7 @@ from trpo_jax.envs.base import (
     host_environment,
     to_space_action,
 )
+from trpo_jax.envs.costs import INFO, NONE, InfoCosts, require_entries
 from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec
 from trpo_jax.envs.observations import to_arrays
 from trpo_jax.envs.options import require_known_args
@@ -28,11 +29,15 @@ def names() -> list[str]:
     return list(envpool.list_all_envs())
 
 
-def make(name: str, **args: Any) -> Environment:
+def make(name: str, *, info_costs: InfoCosts = NONE, **args: Any) -> Environment:
     """Returns an environment of EnvPool, such as "HalfCheetah-v4" or "Breakout-v5" (Atari).
 
-    The arguments are entries of its config, such as `frame_skip`.
     Images are shown with their channels last.
+
+    Args:
+        name: as EnvPool knows it.
+        info_costs: functions of `info`, whose entries have the leading axis `[B]`.
+        args: entries of its config, such as `frame_skip`.
 
     Raises:
         ConfigurationError: if the name is unknown, it needs what this machine lacks or more than
@@ -52,6 +57,8 @@ def make(name: str, **args: Any) -> Environment:
             f"Environment {full_name!r} is played by {spec.config.max_num_players}, and algorithms "
             "here play alone. Choose a task with one player."
         )
+    entries = [key.removeprefix(INFO) for key in spec.state_array_spec if key.startswith(INFO)]
+    require_entries(full_name, info_costs, {key: np.zeros(1) for key in entries})
     observation = observation_spec(full_name, spec.gymnasium_observation_space)
     shape = getattr(observation, "shape", ())
     if len(shape) == 3 and shape[0] < min(shape[1:]) and not observation.channels_first:
@@ -72,12 +79,19 @@ def make(name: str, **args: Any) -> Environment:
             return to_arrays(observation, envs.reset(options={"reset_mask": mask})[0])
 
         def step(actions: Any) -> StepResult:
-            observations, *rest, _ = envs.step(to_space_action(action, actions))
-            return StepResult(to_arrays(observation, observations), *rest)
+            observations, *rest, info = envs.step(to_space_action(action, actions))
+            costs = [cost(info) for cost in info_costs.values()]
+            costs = np.stack(costs, axis=1) if costs else ()
+            return StepResult(to_arrays(observation, observations), *rest, costs)
 
         return Pool(reset, step, envs.close, lambda: np.stack(envs.render()))
 
     time_limit = int(spec.config.max_episode_steps)
     return host_environment(
-        full_name, observation, action, None if time_limit == NEVER else time_limit, open
+        full_name,
+        observation,
+        action,
+        None if time_limit == NEVER else time_limit,
+        open,
+        tuple(info_costs),
     )

@@ -35,6 +35,7 @@ from trpo_jax.envs.base import (
     split_mask,
     with_parts,
 )
+from trpo_jax.envs.costs import NONE, InfoCosts, require_entries
 from trpo_jax.envs.observations import array_spec, integer_spec, num_numbers, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args, wrap
 from trpo_jax.envs.pools import Shows, open_pool
@@ -68,6 +69,7 @@ def make(
     args: Mapping[str, Any] = MappingProxyType({}),
     wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]] = (),
     processes: bool = False,
+    info_costs: InfoCosts = NONE,
 ) -> Environment:
     """Returns a registered environment, such as "Hopper-v5" or "my_package:MyEnv-v0".
 
@@ -77,9 +79,11 @@ def make(
         wrappers: functions of one copy, applied in order.
         processes: whether to step each copy in a process of its own, which pays where a step takes
             a millisecond or more; otherwise one after another.
+        info_costs: functions of the `info` of a step, by the names of the costs that they give.
 
     Raises:
-        ConfigurationError: if there is none of that name, or its spaces are not supported.
+        ConfigurationError: if there is none of that name, its spaces are not supported, or its
+            `info` lacks what a cost needs.
     """
     full_name = f"gym/{name}"
     _check_registered(name)
@@ -113,6 +117,9 @@ def make(
     observation = observation_spec(full_name, env.observation_space)
     action = action_spec(full_name, env.action_space)
     shows = _after_reset(full_name, env, observation, choices_of(action))
+    if info_costs:
+        _require_costs(full_name, env, info_costs)
+        shows = shows._replace(costs=tuple(info_costs.items()))
     with suppress(*RAISED):  # of which a pool says more
         env.close()
 
@@ -129,7 +136,8 @@ def make(
 
     # A limit beyond 32 bits never comes.
     time_limit = None if time_limit is None or time_limit > MAX_LIMIT else int(time_limit)
-    return host_environment(full_name, shows.observation, action, time_limit, open)
+    costs = tuple(info_costs)
+    return host_environment(full_name, shows.observation, action, time_limit, open, costs)
 
 
 def _make_copy(spec: EnvSpec, wrappers: Sequence[Callable[..., Any]], **options) -> gymnasium.Env:
@@ -166,6 +174,15 @@ def _after_reset(
             "for each value of each choice. Leave it out, in a wrapper."
         )
     return Shows(with_parts(observation, **{MASK: spec}), mask_in_info=True)
+
+
+def _require_costs(name: str, env: gymnasium.Env, costs: InfoCosts) -> None:
+    """Raises a ConfigurationError if the info of a first step lacks what costs need."""
+    try:
+        info = env.step(env.action_space.sample())[-1]
+    except RAISED:  # which the first step of the run reports
+        return
+    require_entries(name, costs, info if isinstance(info, Mapping) else {})
 
 
 def _mask_spec(mask: Any) -> ObservationSpec:

@@ -16,6 +16,7 @@ from trpo_jax import user_modules
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 Wrapper = str | Callable[[Any], Any]
+Cost = str | Callable[[Any, Any], Any]
 
 
 class Options(NamedTuple):
@@ -26,21 +27,23 @@ class Options(NamedTuple):
         wrappers: functions of an environment, or their names as `module:name`, applied in order.
         processes: whether each copy runs in a process of its own; None where defaults decide.
         timeout: seconds that a reset or a step of all copies on the host may take; None for any.
+        costs: entries of `info`, or functions of an observation and an action, or their names.
     """
 
     args: Mapping[str, Any] = MappingProxyType({})
     wrappers: Sequence[Wrapper] = ()
     processes: bool | None = None
     timeout: float | None = None
+    costs: Sequence[Cost] = ()
 
     @property
     def named(self) -> bool:
         """Whether a command line can say all of them."""
-        texts = (*map(text_of, self.args.values()), *map(name_of, self.wrappers))
+        texts = (*map(text_of, self.args.values()), *map(name_of, (*self.wrappers, *self.costs)))
         return all(text is not None for text in texts)
 
     def described(self) -> dict[str, Any]:
-        """Returns what `config.json` says of arguments, wrappers and timeout, if there are any.
+        """Returns what `config.json` says of arguments, wrappers, costs and timeout, if any.
 
         A None stands for what has no name.
         """
@@ -49,15 +52,18 @@ class Options(NamedTuple):
             found["env_args"] = {name: text_of(value) for name, value in self.args.items()}
         if self.wrappers:
             found["wrappers"] = [name_of(wrapper) for wrapper in self.wrappers]
+        if self.costs:
+            found["costs"] = [name_of(cost) for cost in self.costs]
         if self.timeout is not None:
             found["env_timeout"] = self.timeout
         return found
 
     def flags(self) -> list[str]:
-        """Returns the flags that say the arguments, the wrappers and the timeout."""
+        """Returns the flags that say the arguments, the wrappers, the costs and the timeout."""
         found = [f"--env-arg={name}={text_of(value)}" for name, value in self.args.items()]
         found += [] if self.timeout is None else [f"--env-timeout={self.timeout:g}"]
-        return [*found, *(f"--wrapper={name_of(wrapper)}" for wrapper in self.wrappers)]
+        found += [f"--wrapper={name_of(wrapper)}" for wrapper in self.wrappers]
+        return [*found, *(f"--cost={name_of(cost)}" for cost in self.costs)]
 
 
 def stored_options(description: Mapping[str, Any]) -> Options:
@@ -66,14 +72,16 @@ def stored_options(description: Mapping[str, Any]) -> Options:
     Raises:
         ConfigurationError: if it came from Python, with a value or a wrapper that has no name.
     """
-    texts, wrappers = description.get("env_args", {}), description.get("wrappers", [])
-    if not isinstance(texts, dict) or not isinstance(wrappers, list):
+    texts, lists = description.get("env_args", {}), {}
+    for name in ("wrappers", "costs"):
+        lists[name] = description.get(name, [])
+    if not isinstance(texts, dict) or not all(isinstance(x, list) for x in lists.values()):
         raise ConfigurationError(
             f"config.json is damaged: its env_args, {texts!r}, must be a dictionary, and its "
-            f"wrappers, {wrappers!r}, a list."
+            f"wrappers, {lists['wrappers']!r}, and its costs, {lists['costs']!r}, lists."
         )
     unnamed = [name for name, text in texts.items() if text is None]
-    unnamed += ["wrappers"] if None in wrappers else []
+    unnamed += [name for name, found in lists.items() if None in found]
     if unnamed:
         raise ConfigurationError(
             f"The environment {description['env']!r} of this run was made in Python, with "
@@ -82,7 +90,8 @@ def stored_options(description: Mapping[str, Any]) -> Options:
         )
     args = {name: parse_value(text) for name, text in texts.items()}
     processes, timeout = description.get("env_processes", False), description.get("env_timeout")
-    return Options(args, tuple(wrappers), processes, timeout)
+    wrappers, costs = map(tuple, lists.values())
+    return Options(args, wrappers, processes, timeout, costs)
 
 
 def parse_value(text: str) -> Any:
@@ -102,7 +111,7 @@ def text_of(value: Any) -> str | None:
 
 
 def name_of(wrapper: Wrapper) -> str | None:
-    """Returns the `module:name` of a wrapper; None if it has none."""
+    """Returns the `module:name` of a wrapper or a cost; None if it has none."""
     if isinstance(wrapper, str):
         return wrapper
     module, name = getattr(wrapper, "__module__", None), getattr(wrapper, "__qualname__", "")

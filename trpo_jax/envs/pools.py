@@ -41,10 +41,12 @@ class Shows(NamedTuple):
     Attributes:
         observation: its spec.
         mask_in_info: whether the mask of legal actions comes with `info`.
+        costs: names of costs, each with its function of the `info` of a step.
     """
 
     observation: ObservationSpec
     mask_in_info: bool = False
+    costs: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
 
 
 class Copy:
@@ -78,8 +80,8 @@ class Copy:
             observation = with_parts(observation, **{MASK: info[MASK]})
         return to_arrays(self.shows.observation, observation)
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool]:
-        """Returns the observation, the reward, and whether the episode terminated or truncated."""
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, list[float]]:
+        """Returns observation, reward, whether the episode terminated or truncated, and costs."""
         returned = self.env.step(action)
         if not isinstance(returned, tuple) or len(returned) != 5:
             raise Unpromised(
@@ -92,7 +94,18 @@ class Copy:
             float(_number("reward", reward)),
             bool(_number("flag terminated", terminated)),
             bool(_number("flag truncated", truncated)),
+            self.costs(info),
         )
+
+    def costs(self, info: Any) -> list[float]:
+        """Returns the costs that come with an info."""
+        found = []
+        for name, cost in self.shows.costs:
+            try:
+                found.append(float(_number(f"cost {name}", cost(info))))
+            except (KeyError, TypeError) as error:
+                raise Unpromised(f"an info without the cost {name} ({error})") from error
+        return found
 
     def render(self) -> np.ndarray:
         """Returns an image of it, `[H, W, 3]` bytes."""
@@ -224,9 +237,15 @@ def open_pool(
         given = to_space_action(action, actions)
         for index, copy in enumerate(copies):
             copy.ask("step", jax.tree.map(partial(_action_of, index), action, given))
-        observations, rewards, *flags = zip(*answers(range(len(copies))), strict=True)
-        flags = [np.array(flag, bool) for flag in flags]
-        return StepResult(_stacked(observations), np.array(rewards, np.float64), *flags)
+        columns = zip(*answers(range(len(copies))), strict=True)
+        observations, rewards, terminated, truncated, costs = columns
+        return StepResult(
+            _stacked(observations),
+            np.array(rewards, np.float64),
+            np.array(terminated, bool),
+            np.array(truncated, bool),
+            np.array(costs, np.float64) if shows.costs else (),
+        )
 
     def render() -> np.ndarray:
         for copy in copies:

@@ -1,7 +1,8 @@
 """Figures of one run and of several."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -13,6 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
+from trpo_jax.analysis.costs import ONLY
+from trpo_jax.analysis.groups import Group
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 
 # Okabe and Ito's colours, told apart with any kind of colour vision. Every second line is dashed,
@@ -20,6 +23,8 @@ from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 # algorithm has the same look in every figure: that of its place here. Other labels follow.
 ALGORITHMS = ("trpo", "npg", "vpg", "ppo", "ua_trpo", "qprop", "trpo_vine")
 ALGORITHMS += ("trpo_held_out", "trpo_ensemble")
+# Those with limits have a style of their own, so that they leave the looks of other labels alone.
+WITH_LIMITS, STYLE_WITH_LIMITS = ("cpo", "pcpo", "trpo_lag", "trpo_pid", "ppo_lag"), (0, (5, 1))
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", (0, (3, 1.5)))
 COMPARISON_POINTS = 200  # of each line, as many as a panel can show
@@ -33,39 +38,87 @@ class Figure(matplotlib.figure.Figure):
         return file_of(self, "png", dpi=100)
 
 
+LIMIT = {"color": "black", "linestyle": (0, (6, 2)), "linewidth": 1.2, "label": "limit"}
+
+
+class Costs(NamedTuple):
+    """A cost of one algorithm on one environment.
+
+    Attributes:
+        values: cost of an episode, `[num_seeds, U]`, NaN where there is none.
+        limit: what it is to stay below, `[U]`; None without a limit.
+    """
+
+    values: np.ndarray
+    limit: np.ndarray | None = None
+
+
 class Curve(NamedTuple):
     """Returns of one algorithm on one environment.
 
     Attributes:
         env_steps: `[U]`.
         returns: `[num_seeds, U]`, NaN where there is none.
+        costs: by the name of the cost.
     """
 
     env_steps: np.ndarray
     returns: np.ndarray
+    costs: Mapping[str, Costs] = MappingProxyType({})
 
 
 def learning_curve(
-    env_steps: np.ndarray, returns: np.ndarray, title: str, algorithm: str = ""
+    env_steps: np.ndarray,
+    returns: np.ndarray,
+    title: str,
+    algorithm: str = "",
+    costs: Mapping[str, Costs] = MappingProxyType({}),
 ) -> Figure:
     """Returns a figure of training return against environment steps.
 
     Every seed is a thin line. The interquartile mean over seeds is bold, with its 95 % interval, or
     the range of fewer than 3 seeds; it is drawn where every seed has a return. A return stands for
-    a fiftieth of the run at the most. Where no episode ended for longer, the line has a gap.
+    a fiftieth of the run at the most. Where no episode ended for longer, the line has a gap. Each
+    cost has a panel below, which shows the same of it, and its limit.
 
     Args:
         env_steps: `[U]`.
         returns: `[num_seeds, U]`, NaN where no episode ended.
         title: shown above.
         algorithm: its name, which decides the colour.
+        costs: by the name of the cost.
     """
+    rows = 1 + len(costs)
+    # No pyplot: no window, no backend.
+    figure = Figure(figsize=(7, 4.2 + 2.4 * len(costs)), layout="constrained")
+    heights = {"height_ratios": [3, *[2] * len(costs)]}
+    panels = figure.subplots(rows, squeeze=False, sharex=True, gridspec_kw=heights)[:, 0]
+    _draw_seeds(panels[0], env_steps, returns, algorithm)
+    panels[0].set_title(title)
+    panels[0].set_ylabel("return of training episodes")
+    for axes, (name, cost) in zip(panels[1:], costs.items(), strict=True):
+        _draw_seeds(axes, env_steps, cost.values, algorithm)
+        axes.set_ylabel(cost_label(name))
+        if cost.limit is not None:
+            _draw_limit(axes, env_steps, cost.limit)
+            axes.legend(handles=axes.lines[-1:], frameon=False, loc="best")
+    panels[-1].set_xlabel("environment steps")
+    panels[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    if not np.isnan(returns).all():
+        panels[0].legend(frameon=False, loc="best")
+    return figure
+
+
+def cost_label(name: str) -> str:
+    """Returns what an axis of a cost says."""
+    return "cost of training episodes" if name == ONLY else f"cost {name}"
+
+
+def _draw_seeds(axes: Axes, env_steps: np.ndarray, returns: np.ndarray, algorithm: str) -> None:
+    """Draws the returns or costs of each seed `[num_seeds, U]`, and what they say together."""
     num_seeds = len(returns)
     none_ended = np.isnan(returns).all()
     returns = _fill_forward(returns, most=max(1, int(LONGEST_STAND * returns.shape[1])))
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")  # no pyplot: no window, no backend
-    axes = figure.subplots()
     dots = {"marker": "." if returns.shape[1] == 1 else ""}  # a line needs two points
     if num_seeds > 1:
         axes.plot(env_steps, returns.T, color="0.6", linewidth=0.7, alpha=0.7, **dots)
@@ -78,14 +131,12 @@ def learning_curve(
     label = "interquartile mean" if num_seeds > 1 else "one seed"
     color = line_look((), algorithm)["color"]
     _plot_iqm(axes, env_steps, returns, color=color, linewidth=2, label=label, **dots)
-    axes.set_title(title)
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel("return of training episodes")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     style(axes)
-    if not none_ended:
-        axes.legend(frameon=False, loc="best")
-    return figure
+
+
+def _draw_limit(axes: Axes, env_steps: np.ndarray, limit: np.ndarray, **look: Any) -> None:
+    """Draws the limit `[U]` of a cost, from the left end of the panel on."""
+    axes.plot([0, *env_steps], [limit[0], *limit], **LIMIT | look)
 
 
 def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Figure:
@@ -93,39 +144,86 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
 
     Each line is the interquartile mean over seeds, with its 95 % interval, or the range of fewer
     than 3 seeds; it starts where every seed has a value. Below the panels stands which of the two
-    the bands are.
+    the bands are. Where there are costs, each has a panel below that of its environment.
 
     Args:
         curves: by environment, then by label.
         labels: all labels, in the order of the legend.
     """
     columns = 2 if len(curves) in (2, 4) else min(3, len(curves))
-    rows = -(-len(curves) // columns)
+    costs = [list(dict.fromkeys(x for y in z.values() for x in y.costs)) for z in curves.values()]
+    below = [max(map(len, costs[x : x + columns])) for x in range(0, len(curves), columns)]
+    starts = np.cumsum([0, *(1 + x for x in below)])  # of rows of environments
     width = max(4.8, 3.6 * columns)
-    figure = Figure(figsize=(width, 2.7 * rows + 0.7), layout="constrained")
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure = Figure(figsize=(width, 2.7 * starts[-1] + 0.7), layout="constrained")
+    all_axes = figure.subplots(starts[-1], columns, squeeze=False)
     bands: set[str] = set()
-    for axes, (environment, panel) in zip(all_axes, curves.items(), strict=False):
-        for label, curve in panel.items():
-            points = _spread(len(curve.env_steps), COMPARISON_POINTS)
-            steps, returns = curve.env_steps[points], curve.returns[:, points]
-            look = line_look(labels, label)
-            band = _plot_iqm(axes, steps, returns, **look)
-            if band is not None:
-                bands.add(band.get_label())
-                band.set(**band_look(look["color"]))
-        axes.set_xlim(left=0)
-        axes.set_title(environment, fontsize="medium")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        style(axes)
-    for axes in all_axes[len(curves) :]:
+    used: list[Axes] = []
+    for place, (environment, panel) in enumerate(curves.items()):
+        row, column = starts[place // columns], place % columns
+        top, *others = all_axes[row : row + 1 + len(costs[place]), column]
+        returns = {label: x.returns for label, x in panel.items()}
+        bands |= _draw_labels(top, panel, returns, labels)
+        top.set_title(environment, fontsize="medium")
+        for axes, name in zip(others, costs[place], strict=True):
+            found = {label: x for label, x in panel.items() if name in x.costs}
+            values = {label: x.costs[name].values for label, x in found.items()}
+            bands |= _draw_labels(axes, found, values, labels)
+            _draw_limits(axes, found, name, labels)
+            top.set_ylabel("return", fontsize="small")
+            axes.set_ylabel("cost" if name == ONLY else f"cost {name}", fontsize="small")
+            axes.sharex(top)
+        used += [top, *others]
+    for axes in set(all_axes.ravel()) - set(used):
         axes.set_axis_off()
-    lines = {line.get_label(): line for axes in all_axes for line in axes.lines}
+    lines = {line.get_label(): line for axes in used for line in axes.lines}
+    if LIMIT["label"] in lines:
+        lines[LIMIT["label"]] = Line2D([], [], **LIMIT)
     bands_are = f" (bands: {' or '.join(sorted(bands))} over seeds)" if bands else ""
     figure.supxlabel(f"environment steps{bands_are}", fontsize="medium")
-    figure.supylabel("return of training episodes", fontsize="medium")
-    legend_above(figure, [lines[label] for label in labels if label in lines])
+    of = "return and costs" if any(costs) else "return"
+    figure.supylabel(f"{of} of training episodes", fontsize="medium")
+    legend_above(figure, [lines[x] for x in (*labels, LIMIT["label"]) if x in lines])
     return figure
+
+
+def _draw_labels(
+    axes: Axes,
+    panel: Mapping[str, Curve],
+    values: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+) -> set[str]:
+    """Draws the values `[num_seeds, U]` of each label in a panel; returns what the bands are."""
+    bands: set[str] = set()
+    for label, curve in panel.items():
+        points = _spread(len(curve.env_steps), COMPARISON_POINTS)
+        look = line_look(labels, label)
+        band = _plot_iqm(axes, curve.env_steps[points], values[label][:, points], **look)
+        if band is not None:
+            bands.add(band.get_label())
+            band.set(**band_look(look["color"]))
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    style(axes)
+    return bands
+
+
+def _draw_limits(axes: Axes, panel: Mapping[str, Curve], name: str, labels: Sequence[str]) -> None:
+    """Draws the limits of a cost: one line if all labels have the same, else in their colours."""
+    found = {x: y for x, y in panel.items() if y.costs[name].limit is not None}
+    alike = len({tuple(np.unique(curve.costs[name].limit)) for curve in found.values()}) == 1
+    longest = sorted(found.items(), key=lambda x: x[1].env_steps[-1])
+    for label, curve in longest[-1:] if alike else found.items():
+        own = {} if alike else {"color": line_look(labels, label)["color"]}
+        _draw_limit(axes, curve.env_steps, curve.costs[name].limit, **own)
+
+
+def curve_of(group: Group) -> Curve:
+    """Returns the curves of a group of runs."""
+    limits = group.limits if group.limits is not None else [None] * len(group.costs)
+    pairs = zip(group.costs.items(), limits, strict=True)
+    costs = {name: Costs(values, limit) for (name, values), limit in pairs}
+    return Curve(group.env_steps, group.returns, costs)
 
 
 def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
@@ -134,9 +232,11 @@ def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
     An algorithm looks the same in every figure. The looks of other labels are left over by the
     algorithms; the place of a label among all other labels decides which one it has.
     """
-    others = [name for name in labels if name not in ALGORITHMS]
+    others = [name for name in labels if name not in (*ALGORITHMS, *WITH_LIMITS)]
     place = [*ALGORITHMS, *others, label].index(label)
     color, style = COLORS[place % len(COLORS)], LINE_STYLES[place % len(LINE_STYLES)]
+    if label in WITH_LIMITS:  # trpo, which they are often beside, has the first colour
+        color, style = COLORS[1 + WITH_LIMITS.index(label)], STYLE_WITH_LIMITS
     return {"color": color, "linestyle": style, "linewidth": 1.6, "label": label}
 
 

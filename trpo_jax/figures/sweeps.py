@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from trpo_jax.analysis.costs import ONLY
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
-from trpo_jax.figures.curves import Figure, line_look, style
+from trpo_jax.figures.curves import LIMIT, Figure, line_look, style
 
 RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
 MOST_TICKS = 8  # values of an axis that are labelled one by one
@@ -50,6 +52,54 @@ def sweep_figure(
             axes.set_ylabel("return" if single else "return, IQM over seeds")
         handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def limits_figure(
+    limits: Sequence[float],
+    returns: np.ndarray,
+    costs: Mapping[str, np.ndarray],
+    title: str,
+    algorithm: str = "",
+) -> Figure:
+    """Returns the return of policies against what they cost, as the limit on costs varies.
+
+    Each limit is a point, the interquartile mean over seeds, with its 95 % intervals, or the ranges
+    of fewer than 3 seeds, and a dashed line in the same colour where the limit is. Each seed is a
+    dot. Each cost has a panel. Limits beyond `MOST_TICKS` have no legend.
+
+    Args:
+        limits: `[num_limits]`.
+        returns: `[num_limits, num_seeds]`, NaN where a run broke.
+        costs: by the name of the cost, each `[num_limits, num_seeds]`.
+        title: shown above.
+        algorithm: its name, which decides the colour of the line through the points.
+    """
+    whole = np.isfinite(returns).all(axis=1)
+    order = [index for index in np.argsort(limits) if whole[index]]
+    figure = Figure(figsize=(1 + 5 * len(costs), 4.2), layout="constrained")
+    colors = colormaps["viridis"](np.linspace(0, 0.85, len(order)))
+    for axes, (name, values) in zip(
+        figure.subplots(1, len(costs), squeeze=False, sharey=True)[0], costs.items(), strict=True
+    ):
+        places = [interquartile_mean(x[order], axis=1) for x in (values, returns)]
+        axes.plot(*places, color=line_look((), algorithm)["color"], linewidth=1, zorder=1)
+        for color, index, x, y in zip(colors, order, *places, strict=True):
+            own = values[index], returns[index]
+            axes.axvline(limits[index], **LIMIT | {"color": color, "label": None}, zorder=1)
+            axes.plot(*own, ".", color=color, markersize=4, alpha=0.5)
+            (_, *x_ends), (_, *y_ends) = (iqm_spread(z[:, None]) for z in own)
+            bars = [np.abs(np.ravel(z) - w)[:, None] for z, w in ((x_ends, x), (y_ends, y))]
+            label = f"limit {_label(limits[index])}" if len(order) <= MOST_TICKS else None
+            look = {"fmt": "o", "color": color, "capsize": 2, "label": label}
+            axes.errorbar(x, y, bars[1], bars[0], **look)
+        axes.set_xlabel("cost" if name == ONLY else f"cost {name}")
+        style(axes, "both")
+    first = figure.axes[0]
+    first.set_ylabel("return")
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", title="dashed: the limit")
     figure.suptitle(title)
     return figure
 

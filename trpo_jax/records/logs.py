@@ -6,13 +6,14 @@ are numbers. Each seed is a series of its own everywhere; nothing is averaged.
 
 import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from trpo_jax.analysis.costs import cost_columns
 from trpo_jax.errors import ConfigurationError, FileGone
 from trpo_jax.installing import how_to_install
 from trpo_jax.records.files import cell, failures_of, write_csv
@@ -22,6 +23,7 @@ Row = Mapping[str, int | float | np.floating]
 
 PLACE_COLUMNS = ("seed", "update", "env_steps", "seconds")
 LEADING_COLUMNS = (*PLACE_COLUMNS, "episodic_return", "episode_length", "num_episodes")
+COSTS_BEHIND = {"episodic_return": "episodic_cost", "evaluation_return": "evaluation_cost"}
 # The names of CleanRL (https://github.com/vwxyzjn/cleanrl), which openrlbenchmark reads; what has
 # no name there is a diagnostic of the step, and goes with the losses under its own.
 TAGS = {
@@ -69,8 +71,7 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
 
     def write(rows: Sequence[Row]) -> None:
         if not columns:
-            own = sorted({name for row in rows for name in row} - {*LEADING_COLUMNS})
-            columns.extend([*(x for x in LEADING_COLUMNS if x in rows[0]), *own])
+            columns.extend(column_order(dict.fromkeys(name for row in rows for name in row)))
             writer.writerow(columns)
         if set(columns) != rows[0].keys():
             names = ", ".join(sorted(set(columns) ^ rows[0].keys()))
@@ -94,6 +95,15 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
     return Log(write, close)
 
 
+def column_order(names: Collection[str]) -> list[str]:
+    """Returns the names of columns in the order of a CSV file: costs stand behind their return."""
+    costs = {x: list(cost_columns(names, metric).values()) for x, metric in COSTS_BEHIND.items()}
+    moved = {name for x in costs for name in costs[x] if x in names}
+    own = sorted(set(names) - moved - {*LEADING_COLUMNS})
+    order = [*(x for x in LEADING_COLUMNS if x in names), *own]
+    return [name for x in order for name in (x, *costs.get(x, ()))]
+
+
 def keep_updates(path: Path, num_done: int) -> list[str]:
     """Takes the rows after an update out of a CSV file, and returns its columns.
 
@@ -110,7 +120,10 @@ def keep_updates(path: Path, num_done: int) -> list[str]:
 
 def tagged(row: Row) -> dict[str, float]:
     """Returns the numbers of a row that are there, by CleanRL's names for them."""
-    numbers = {TAGS.get(x, f"losses/{x}"): float(v) for x, v in row.items() if not np.isnan(v)}
+    tags = TAGS | {x: f"charts/{x}" for x in cost_columns(row).values()}
+    for x in cost_columns(row, "evaluation_cost").values():
+        tags[x] = f"eval/{x.replace('evaluation_cost', 'episodic_cost', 1)}"
+    numbers = {tags.get(x, f"losses/{x}"): float(v) for x, v in row.items() if not np.isnan(v)}
     for name in PLACE_COLUMNS:
         numbers.pop(f"losses/{name}", None)
     if row["seconds"] > 0:

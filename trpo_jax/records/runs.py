@@ -23,6 +23,7 @@ KINDS = {
     **{"command": list[str] | NoneType, "seeds": list[int], "env_processes": bool | NoneType},
     **dict.fromkeys(("max_kl", "entropy_coef", "uncertainty_exponent"), float | int),
     "decay_steps": int,
+    **{"cost_names": list[str], "cost_limit": float | int | list[float | int]},
     **{"wall_seconds": float | int, "episodes_per_seed": int},
     **{"per_seed": list[float | int | NoneType]},
 }

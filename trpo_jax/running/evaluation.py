@@ -36,10 +36,12 @@ class Played(NamedTuple):
     Attributes:
         returns: undiscounted return of each, of its first steps where it was cut, `[*B, E]`.
         cut: whether it was cut by the bound on its steps, `[*B, E]`.
+        costs: of each, as its return, `[*B, E, K]`; `()` in an environment without costs.
     """
 
     returns: Float[Array | np.ndarray, "*B E"]
     cut: Bool[Array | np.ndarray, "*B E"]
+    costs: Float[Array | np.ndarray, "*B E K"] | tuple[()] = ()
 
 
 def evaluation_bound(env: Environment, max_steps: int | None) -> int:
@@ -84,18 +86,20 @@ def evaluate(
     bound = evaluation_bound(env, max_steps)
 
     def unfinished(state):
-        step, _, _, finished, _ = state
+        step, _, _, finished, *_ = state
         return ~jnp.all(finished) & (step < bound)
 
     def body(state):
-        step, carry, episodes, finished, returns = state
+        step, carry, episodes, finished, returns, costs = state
         act_key, env_key = jax.random.split(jax.random.fold_in(run_key, step))
         carry, actions = act(act_key, carry, episodes.observation)
         env_keys = jax.random.split(env_key, num_episodes)
         episodes, transition = step_all(env_keys, episodes, actions)
         ended = jnp.where(transition.broken, jnp.nan, transition.total_reward)
         returns = jnp.where(finished, returns, ended)
-        return step + 1, carry, episodes, finished | transition.done, returns
+        if env.costs:
+            costs = jnp.where(finished[:, None], costs, transition.total_costs)
+        return step + 1, carry, episodes, finished | transition.done, returns, costs
 
     start = (
         jnp.zeros((), jnp.int32),
@@ -103,9 +107,10 @@ def evaluate(
         start_episodes(env, reset_key, num_episodes),
         jnp.zeros(num_episodes, bool),
         jnp.zeros(num_episodes, jnp.float32),
+        jnp.zeros((num_episodes, len(env.costs)), jnp.float32) if env.costs else (),
     )
-    *_, finished, returns = jax.lax.while_loop(unfinished, body, start)
-    return Played(returns, ~finished)
+    *_, finished, returns, costs = jax.lax.while_loop(unfinished, body, start)
+    return Played(returns, ~finished, costs)
 
 
 def make_evaluation(
@@ -124,8 +129,8 @@ def make_evaluation(
     It is `(actor, seeds, number=0, tell=None) -> Played [num_seeds, E]`, on the host; the leading
     axis of the actor is `[num_seeds]`. Seed and number decide the episodes, by keys that training
     does not use; a run's last evaluation is number 0, one after update k number k. On the host,
-    `tell` is called with words about how far it is. Of an environment on the device, returns may
-    not be finite (see `require_finite_returns`).
+    `tell` is called with words about how far it is. Of an environment on the device, returns and
+    costs may not be finite (see `require_finite_returns`).
 
     Args:
         env: the environment.
@@ -183,7 +188,7 @@ def make_evaluation(
                     carry,
                 )
             )
-        return Played(*(np.stack(x) for x in zip(*played, strict=True)))
+        return jax.tree.map(lambda *xs: np.stack(xs), *played)
 
     def evaluation(
         actor: Actor,
@@ -200,9 +205,23 @@ def make_evaluation(
     return evaluation
 
 
-def require_finite_returns(env: Environment, seeds: Sequence[int], returns: np.ndarray) -> None:
-    """Raises an EnvironmentFailure that names the seeds whose returns `[num_seeds, E]` are not."""
+def require_finite_returns(
+    env: Environment,
+    seeds: Sequence[int],
+    returns: np.ndarray,
+    costs: np.ndarray | tuple[()] = (),
+) -> None:
+    """Raises an EnvironmentFailure that names the seeds whose returns or costs are not finite.
+
+    Args:
+        env: the environment.
+        seeds: the seeds.
+        returns: `[num_seeds, E]`.
+        costs: `[num_seeds, E, K]`, or `()`.
+    """
     broken = ~np.isfinite(returns).all(axis=1)
+    if env.costs:
+        broken |= ~np.isfinite(costs).all(axis=(1, 2))
     if broken.any():
         names = ", ".join(str(seed) for seed, x in zip(seeds, broken, strict=True) if x)
         raise EnvironmentFailure(
@@ -250,6 +269,7 @@ def evaluate_on_host(
     with failures_named(env):
         opened = env.open(seeds, num_copies)
     returns, cut = np.zeros(num_episodes, np.float32), np.zeros(num_episodes, bool)
+    costs = np.zeros((num_episodes, len(env.costs)), np.float32) if env.costs else ()
     number = np.arange(num_copies)  # of each copy's episode; those from E on do not count
     step, num_broken, told, memory = 0, 0, time.monotonic(), carry(num_copies)
     with closing(opened) as pool:
@@ -271,6 +291,8 @@ def evaluate_on_host(
                     at_bound = bound != own_limit and transition.length[copy] == bound
                     cut[number[copy]] = at_bound and not transition.terminated[copy]
                     returns[number[copy]] = transition.total_reward[copy]
+                    if env.costs:
+                        costs[number[copy]] = transition.total_costs[copy]
                 number[copy] = max(number) + 1
             if tell and time.monotonic() - told > SECONDS:
                 ended = max(number) + 1 - num_copies
@@ -282,4 +304,4 @@ def evaluate_on_host(
             "not finite, or absurdly large, and others were played in their place.",
             file=sys.stderr,
         )
-    return Played(returns, cut)
+    return Played(returns, cut, costs)

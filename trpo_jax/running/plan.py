@@ -167,6 +167,7 @@ def plan_run(
     env_args: Mapping[str, Any] | None = None,
     wrappers: Sequence[envs.Wrapper] = (),
     env_timeout: float | None = None,
+    costs: Sequence[envs.Cost] = (),
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -187,7 +188,7 @@ def plan_run(
     folder = None if out is None else Path(out)
     begun = decided_by_first(lambda: begun_steps(folder)) if resume and folder is not None else None
     tuned_for = begun or total_steps  # a run that goes on for longer keeps its schedules
-    options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout)
+    options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout, costs)
     if isinstance(algorithm, Algorithm):
         task, made = _own_task(env, config, algorithm, agent, tuned_for, options)
         make = None
@@ -258,6 +259,7 @@ def plan_run(
             "num_seeds": len(seed_list),
             **chosen,
             **task.options.described(),
+            **({"cost_names": made.env.costs} if made.env.costs else {}),
             "config": config_to_dict(task.config),
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),

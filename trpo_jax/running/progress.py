@@ -10,14 +10,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trpo_jax.analysis.costs import ONLY, cost_columns
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
 FIRST_LINE = 2.0  # seconds until the line that shows that a long run lives
 LINE_SECONDS = 10.0  # from one line about a long evaluation to the next
-# Metrics beside the bar.
-SHOWN = {"episodic_return": ("return", return_text), "kl": ("KL", "{:.2g}".format)}
 
 
 def progress_console(visible: bool) -> Console:
@@ -94,7 +93,7 @@ def with_progress(
         task = progress.add_task("", total=num_updates)
         for chunk in chunks:
             update = chunk.last_update
-            for name, (word, text) in SHOWN.items():
+            for name, (word, text) in shown_metrics(chunk.metrics).items():
                 values = chunk.metrics.get(name, np.nan)
                 if not np.isnan(values).all():
                     latest[name] = f"{word} {text(np.nanmean(values))}"
@@ -109,6 +108,19 @@ def with_progress(
                 console.print(f"update {update:,}/{num_updates:,}  {status}  {duration(left)} left")
                 printed = due
             yield chunk
+
+
+def shown_metrics(names: Iterable[str]) -> dict[str, tuple[str, Callable[[float], str]]]:
+    """Returns the metrics beside the bar: the word for each, and how its number is written."""
+    costs = {
+        metric: ("cost" if name == ONLY else f"cost {name}", return_text)
+        for name, metric in cost_columns(names).items()
+    }
+    return {
+        "episodic_return": ("return", return_text),
+        **costs,
+        "kl": ("KL", "{:.2g}".format),
+    }
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 
 from trpo_jax.algorithms.base import Learnt
 from trpo_jax.analysis.returns import running_return
+from trpo_jax.envs.base import cost_metrics
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.checkpoints import NOT_EVALUATED, Checkpoints, Saved
@@ -213,7 +214,7 @@ class Recorder:
         return np.array([seed not in self.broken for seed in self._plan.seeds])
 
     def evaluate(self, number: int = 0, tell: Callable[[str], None] | None = None) -> Played:
-        """Returns what the policies' episodes came to; seeds that have stopped return NaN.
+        """Returns what the policies' episodes came to, NaN of seeds that have stopped.
 
         Args:
             number: of the evaluation; see `make_evaluation`.
@@ -228,14 +229,17 @@ class Recorder:
             seeds, actor = seeds[alive], jax.tree.map(lambda x: x[alive], actor)
         played = self._evaluation(actor, seeds.tolist(), number, tell)
         if len(seeds) == len(alive):
-            played = Played(*(x[alive] for x in played))
+            played = jax.tree.map(lambda x: x[alive], played)
         living = [seed for seed in plan.seeds if seed not in self.broken]
-        require_finite_returns(plan.env, living, played.returns)
-        whole = Played(*(np.zeros((len(alive), x.shape[1]), x.dtype) for x in played))
-        for all_seeds, x in zip(whole, played, strict=True):
-            all_seeds[alive] = x
-        whole.returns[~alive] = np.nan
-        return whole
+        require_finite_returns(plan.env, living, played.returns, played.costs)
+
+        def of_all_seeds(x):
+            none = np.nan if np.issubdtype(x.dtype, np.floating) else False
+            whole = np.full((len(alive), *x.shape[1:]), none, x.dtype)
+            whole[alive] = x
+            return whole
+
+        return jax.tree.map(of_all_seeds, played)
 
     def _evaluate(self) -> float:
         """Returns the mean return over all seeds if they are due, and else `NOT_EVALUATED`."""
@@ -244,15 +248,17 @@ class Recorder:
         if not due or not self._alive().any():
             return NOT_EVALUATED
         started = time.perf_counter()
-        returns, cut = self.evaluate(self.num_updates)
+        played = self.evaluate(self.num_updates)
         cost = time.perf_counter() - started
         self._evaluation_costs.append(cost)
-        scores = returns.mean(axis=1, keepdims=True)
+        scores = played.returns.mean(axis=1, keepdims=True)
         numbers = {
             "evaluation_return": scores,
             "evaluation_seconds": np.full_like(scores, cost),
-            "evaluation_episodes_cut": cut.sum(axis=1, keepdims=True),
+            "evaluation_episodes_cut": played.cut.sum(axis=1, keepdims=True),
         }
+        for k, name in enumerate(cost_metrics(plan.env.costs, "evaluation_cost")):
+            numbers[name] = played.costs[..., k].mean(axis=1, keepdims=True)
         per_update, seconds = plan.algorithm.steps_per_update, np.array([self.seconds])
         self.evaluations.add(columns_of(plan.seeds, self.num_updates, per_update, seconds, numbers))
         return float(scores[self._alive()].mean())

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
+from trpo_jax.analysis.costs import cost_columns, cost_limits, describe_costs
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
 from trpo_jax.envs.base import Environment, split_part
@@ -23,6 +24,7 @@ from trpo_jax.records.files import write_json, write_whole
 from trpo_jax.records.policies import index_of, save_policy
 from trpo_jax.records.resuming import BROKEN_SEEDS
 from trpo_jax.records.runs import POLICY, SUMMARY
+from trpo_jax.running.description import config_to_dict
 from trpo_jax.running.evaluation import evaluation_bound
 from trpo_jax.running.loop import (
     Broken,
@@ -43,12 +45,19 @@ class Evaluation(NamedTuple):
         cut: whether it was cut by the bound on its steps, `[num_seeds, E]`.
         per_seed: mean return of each seed, `[num_seeds]`.
         summary: statistics over seeds.
+        costs: of each episode, `[num_seeds, E, K]`; `()` in an environment without costs.
     """
 
     returns: np.ndarray
     cut: np.ndarray
     per_seed: np.ndarray
     summary: ScoreSummary
+    costs: np.ndarray | tuple[()] = ()
+
+    @property
+    def costs_per_seed(self) -> np.ndarray:
+        """Mean costs of an episode of each seed, `[num_seeds, K]`."""
+        return np.mean(self.costs, axis=1)
 
 
 class Run(NamedTuple):
@@ -61,9 +70,10 @@ class Run(NamedTuple):
         seeds: the seeds.
         metrics: columns of `metrics.csv`, each `[num_seeds, U]`: `seed`, `update`, `env_steps` (of
             one seed) and `seconds` (of training), then every metric of the algorithm, NaN in
-            `episodic_return` and `episode_length` where no episode ended, and in all of them once
-            a seed has stopped. What a resumed run did
-            before comes from the file, which has seven digits. Empty before the first update.
+            `episodic_return`, `episode_length` and costs where no episode ended, and in all of them
+            once a seed has stopped. An environment with one cost has `episodic_cost`, one with
+            several `episodic_cost_<name>` for each. What a resumed run did before comes from the
+            file, which has seven digits. Empty before the first update.
         evaluation: of the final policies, NaN for seeds that stopped, which its summary is without;
             None if the run was interrupted, or stopped by the callback.
         evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
@@ -103,6 +113,20 @@ class Run(NamedTuple):
         """What acting needs, leading axis `[num_seeds]`, on the host."""
         return self.learnt.actor
 
+    @property
+    def cost_limits(self) -> np.ndarray | None:
+        """Limit of each cost at each update, `[K, U]`; None of an algorithm without limits."""
+        return cost_limits(config_to_dict(self.config), self.metrics, len(self.env.costs))
+
+    @property
+    def evaluated_costs(self) -> dict[str, dict[str, Any]]:
+        """Statistics over seeds of each cost of the evaluation, with its limit, by its name."""
+        if not self.env.costs or self.evaluation is None:
+            return {}
+        limits = self.cost_limits
+        last = None if limits is None else limits[:, -1]
+        return describe_costs(self.env.costs, self.evaluation.costs_per_seed, last)
+
     def policy(self, seed: int | None = None) -> ActingPolicy:
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
 
@@ -128,19 +152,25 @@ class Run(NamedTuple):
         )
 
     def plot(self) -> Any:
-        """Returns a matplotlib figure of the return of training episodes.
+        """Returns a matplotlib figure of the return of training episodes, and of their costs.
 
         Raises:
             ConfigurationError: if the metrics have no return.
         """
-        from trpo_jax.figures.curves import learning_curve
+        from trpo_jax.figures.curves import Costs, learning_curve
 
         if "episodic_return" not in self.metrics:
             found = ", ".join(self.metrics) or "none, for there was no update"
             raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
         env_steps = self.metrics["env_steps"][0]
         returns = self.metrics["episodic_return"]
-        return learning_curve(env_steps, returns, self.title, self.name)
+        columns = cost_columns(self.metrics, order=self.env.costs)
+        limits = self.cost_limits
+        costs = {
+            name: Costs(self.metrics[column], None if limits is None else limits[k])
+            for k, (name, column) in enumerate(columns.items())
+        }
+        return learning_curve(env_steps, returns, self.title, self.name, costs)
 
     def __repr__(self) -> str:
         """Returns the run in one line."""
@@ -148,6 +178,8 @@ class Run(NamedTuple):
         parts.append(f"{self.seconds:.1f} s")
         if self.evaluation is not None:
             parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
+            for name, x in self.evaluated_costs.items():
+                parts.append(f"mean cost {name} {return_text(x['mean'])}")
         parts += [f"stopped by {self.stopped_by}"] if self.stopped_by else []
         parts += [f"without seed {seed}" for seed in self.broken]
         return f"<{', '.join(parts)}>"
@@ -216,6 +248,7 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
                 "episodes_cut": int(run.evaluation.cut.sum()),
                 "per_seed": [None if np.isnan(x) else x for x in per_seed.tolist()],
                 **run.evaluation.summary._asdict(),
+                **({"costs": run.evaluated_costs} if run.env.costs else {}),
             },
         },
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,11 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax import envs
+from trpo_jax.analysis.costs import ONLY, cost_columns
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, cost_metrics
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.files import (
@@ -37,12 +38,13 @@ from trpo_jax.running.description import (
     refuse_other_processes,
 )
 from trpo_jax.running.estimate import require_memory
-from trpo_jax.running.evaluation import make_evaluation
+from trpo_jax.running.evaluation import Played, make_evaluation
 from trpo_jax.running.loop import most_updates
 from trpo_jax.running.plan import INTERRUPT, choose_seeds, require_at_least
 from trpo_jax.running.progress import progress_console, sweep_progress
 from trpo_jax.running.sweep_plan import Compilation, Setting, compilations, plan_settings
 from trpo_jax.running.sweep_program import (
+    Scores,
     compile_host_sweep,
     compile_sweep,
     run_block,
@@ -57,7 +59,8 @@ from trpo_jax.running.task import (
     require_on_device,
 )
 
-MEASURED = ("evaluation_return", "training_return", "kl", "rejected", "broken_update")
+RETURNS = ("evaluation_return", "training_return")
+STEPS = ("kl", "rejected", "broken_update")
 SCORES = ("evaluation", "training")
 DPI = 150
 DESCRIPTION, RESULTS, RANKING = "sweep.json", "results.csv", "settings.csv"
@@ -73,12 +76,14 @@ class Ranked(NamedTuple):
         setting: the values of what was swept.
         scores: of each seed, `[num_seeds]`; NaN where numbers were not finite.
         summary: statistics over seeds; None if some seed has no score.
+        costs: of each seed where it has its score from, by the name of the cost, `[num_seeds]`.
     """
 
     index: int
     setting: Setting
     scores: np.ndarray
     summary: ScoreSummary | None
+    costs: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Sweep(NamedTuple):
@@ -95,7 +100,9 @@ class Sweep(NamedTuple):
             number), the values of what was swept, `seed`, then what was measured:
             `evaluation_return` of the final policy, `training_return` of the episodes that ended in
             the second half, `kl` and `rejected` (means over updates), `broken_update` (the first
-            whose numbers were not finite, or 0). NaN where there is no number.
+            whose numbers were not finite, or 0). NaN where there is no number. An environment with
+            one cost has `evaluation_cost` and `training_cost` behind the returns, one with several
+            `evaluation_cost_<name>` and so on.
         ranking: the settings whose runs are all done, the best first.
         folder: where the files are, if there are any.
         stopped_by: "interrupt" (Ctrl-C) if it ended early.
@@ -129,6 +136,36 @@ class Sweep(NamedTuple):
         return sweep_figure(
             {name: [x.setting[name] for x in done] for name in done[0].setting},
             np.stack([x.scores for x in done]),
+            self.title,
+            self.name,
+        )
+
+    @property
+    def over_limits(self) -> bool:
+        """Whether limits on costs were swept alone, and one of them is done."""
+        swept_alone = set(self.settings[0]) == {"cost_limit"}
+        return swept_alone and bool(self.ranking) and bool(self.ranking[0].costs)
+
+    def plot_costs(self) -> Any:
+        """Returns a matplotlib figure of return against cost, of a sweep over limits alone.
+
+        Raises:
+            ConfigurationError: if something else was swept, or no setting is done.
+        """
+        from trpo_jax.figures.sweeps import limits_figure
+
+        if not self.over_limits:
+            raise ConfigurationError(
+                "Return against cost needs a sweep over cost_limit alone, such as grid = "
+                '{"cost_limit": (5, 10, 20)}, with a setting that is done.'
+            )
+        return limits_figure(
+            [x.setting["cost_limit"] for x in self.ranking],
+            np.stack([x.scores for x in self.ranking]),
+            {
+                name: np.stack([x.costs[name] for x in self.ranking])
+                for name in self.ranking[0].costs
+            },
             self.title,
             self.name,
         )
@@ -190,6 +227,7 @@ def sweep(
     env_args: Mapping[str, Any] | None = None,
     wrappers: Sequence[envs.Wrapper] = (),
     env_timeout: float | None = None,
+    costs: Sequence[envs.Cost] = (),
 ) -> Sweep:
     """Runs many settings and seeds of an algorithm, and returns what came of them.
 
@@ -225,6 +263,7 @@ def sweep(
         env_args: keyword arguments of the environment, which is then given by its name.
         wrappers: functions of the environment, or their names; see `trpo_jax.make_env`.
         env_timeout: seconds that a reset or a step of an environment on the host may take.
+        costs: costs of each step beside its reward; see `trpo_jax.make_env`.
 
     Returns:
         The sweep. Ctrl-C ends it early, with the runs that are done.
@@ -237,7 +276,7 @@ def sweep(
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)
     require_at_least(evaluation_episodes=(evaluation_episodes, 1), batch=(batch, 1))
-    options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout)
+    options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout, costs)
     task = choose_task(env, config, algorithm, total_steps, options)
     if placement is not None:
         require_on_device(task.env, "Several devices run")
@@ -390,7 +429,7 @@ def read_results(path: Path, plan: SweepPlan) -> list[dict[str, Any]]:
         ConfigurationError: naming the line, if the file is damaged.
     """
     columns, rows = read_rows(path)
-    names = ("setting", "seed", *MEASURED)
+    names = ("setting", "seed", *measured_with(plan.task.env.costs))
     lacking = [name for name in names if columns.count(name) != 1]
     if rows and lacking:
         raise damaged(path, 1, f"it has no column {lacking[0]}, or has it twice")
@@ -406,7 +445,7 @@ def read_results(path: Path, plan: SweepPlan) -> list[dict[str, Any]]:
             raise damaged(path, line, "it is no run of this sweep, or is there twice")
         known.remove(key)
         places = {"setting": int(key[0]), "seed": int(key[1])}
-        found.append(places | dict(zip(MEASURED, numbers[2:], strict=True)))
+        found.append(places | dict(zip(names[2:], numbers[2:], strict=True)))
     return found
 
 
@@ -477,23 +516,43 @@ def run_compilation(
             scores, actor = score_block(show(chunks, len(block)), num_updates)
             copies = len(scores.broken_update) - len(seeds)  # which fill up a block on the device
             filled = [*seeds, *[seeds[-1]] * copies]
-            returns = evaluation(actor, filled).returns.mean(axis=1)
-            measured = {"evaluation_return": returns, **scores._asdict()}
+            measured = measure(plan.task.env, evaluation(actor, filled), scores)
             for place, (index, seed) in enumerate(block):
                 row = {name: float(x[place]) for name, x in measured.items()}
                 if row["broken_update"]:
-                    row |= {"evaluation_return": np.nan, "training_return": np.nan}
+                    row |= {name: np.nan for name in row if name not in STEPS}
                 results[index, seed] = {"setting": index, "seed": seed, **row}
             if plan.folder is not None and is_first():
                 rows = table(plan, results)
                 write_csv(plan.folder / RESULTS, list(rows[0]), [row.values() for row in rows])
 
 
+def measured_with(costs: Sequence[str]) -> list[str]:
+    """Returns the names of what is measured of a run, in the order of the file of results.
+
+    Args:
+        costs: names of the costs of the environment.
+    """
+    costs = [cost_metrics(costs, name.replace("return", "cost")) for name in RETURNS]
+    return [*RETURNS, *(name for names in costs for name in names), *STEPS]
+
+
+def measure(env: Environment, played: Played, scores: Scores) -> dict[str, np.ndarray]:
+    """Returns what came of the runs of a block by the names of `measured_with`, each `[R]`."""
+    costs = [played.costs[..., k].mean(axis=1) for k in range(len(env.costs))]
+    values = [played.returns.mean(axis=1), scores.training_return, *costs]
+    missing = np.full(len(scores.training_return), np.nan)
+    values += [scores.training_costs.get(name, missing) for name in cost_metrics(env.costs)]
+    values += [getattr(scores, name) for name in STEPS]
+    return dict(zip(measured_with(env.costs), values, strict=True))
+
+
 def table(plan: SweepPlan, results: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows of all results, in the order of settings and seeds."""
+    names = measured_with(plan.task.env.costs)
     return [
         {"setting": index, **plan.settings[index], "seed": seed}
-        | {name: row[name] for name in MEASURED}
+        | {name: row[name] for name in names}
         for (index, seed), row in sorted(results.items())
     ]
 
@@ -513,7 +572,12 @@ def rank(
         if all((index, seed) in results for seed in seeds):
             scores = np.array([results[index, seed][score] for seed in seeds])
             summary = summarize(scores) if np.isfinite(scores).all() else None
-            ranked.append(Ranked(index, setting, scores, summary))
+            names = cost_columns(results[index, seeds[0]], f"{score.removesuffix('return')}cost")
+            costs = {
+                name: np.array([results[index, seed][column] for seed in seeds])
+                for name, column in names.items()
+            }
+            ranked.append(Ranked(index, setting, scores, summary, costs))
     order = lambda x: (x.summary is None, x.summary and (-x.summary.iqm, -x.summary.mean))
     return sorted(ranked, key=order)
 
@@ -532,20 +596,25 @@ def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
     fields = list(ranking[0].setting)
     statistics = ["iqm", "iqm_low", "iqm_high", "mean", "mean_low", "mean_high", "std", "worst"]
     rows = []
-    for index, setting, scores, summary in ranking:
+    for index, setting, scores, summary, costs in ranking:
         counts = [len(scores), int(np.isnan(scores).sum())]
         numbers: list[float | None] = [None] * len(statistics)
         if summary is not None:
             iqm_ci95, ci95 = summary.iqm_ci95 or (None, None), summary.ci95 or (None, None)
             numbers = [summary.iqm, *iqm_ci95, summary.mean, *ci95, summary.std, scores.min()]
-        rows.append([index, *setting.values(), *counts, *numbers])
-    write_csv(path, ["setting", *fields, "seeds", "broken_seeds", *statistics], rows)
+        means = [x.mean() for x in costs.values()]
+        rows.append([index, *setting.values(), *counts, *numbers, *means])
+    names = ["mean_cost" if name == ONLY else f"mean_cost_{name}" for name in ranking[0].costs]
+    write_csv(path, ["setting", *fields, "seeds", "broken_seeds", *statistics, *names], rows)
 
 
 def write_figures(found: Sweep) -> None:
-    """Writes the picture of a sweep, as `sweep.png` and `sweep.pdf`."""
+    """Writes the pictures of a sweep, each as PNG and as PDF."""
     from trpo_jax.figures.curves import file_of
 
-    figure = found.plot()
-    for kind in ("png", "pdf"):
-        write_whole(found.folder / f"sweep.{kind}", file_of(figure, kind, DPI))
+    figures = {"sweep": found.plot()}
+    if found.over_limits:
+        figures["return_against_cost"] = found.plot_costs()
+    for name, figure in figures.items():
+        for kind in ("png", "pdf"):
+            write_whole(found.folder / f"{name}.{kind}", file_of(figure, kind, DPI))

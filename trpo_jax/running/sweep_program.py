@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm
+from trpo_jax.analysis.costs import cost_columns
 from trpo_jax.devices import Placement
 from trpo_jax.processes import decided_by_first
 from trpo_jax.running.host_program import compile_host_runs, start_host_runs
@@ -37,12 +38,14 @@ class Scores(NamedTuple):
         kl: mean of the mean KL divergence of an update; NaN for algorithms that measure none.
         rejected: share of updates whose step was rejected; NaN for algorithms that reject none.
         broken_update: the first update whose numbers were not finite; 0 if there was none.
+        training_costs: mean costs of the same episodes, by the name of their metric.
     """
 
     training_return: np.ndarray
     kl: np.ndarray
     rejected: np.ndarray
     broken_update: np.ndarray
+    training_costs: Mapping[str, np.ndarray]
 
 
 class SweepProgram(NamedTuple):
@@ -192,14 +195,17 @@ def score_block(chunks: Iterator[Chunk], num_updates: int) -> tuple[Scores, Acto
         updates = np.arange(chunk.first_update, chunk.last_update + 1)
         finite = chunk.health.finite
         metrics = dict.fromkeys(SCORED, np.full(finite.shape, np.nan)) | chunk.metrics
+        costs = list(cost_columns(chunk.metrics).values())
         late = np.where(updates > num_updates // 2, np.nan_to_num(metrics["num_episodes"]), 0)
         add("episodes", late)
-        add("return", np.where(late > 0, metrics["episodic_return"], 0) * late)
+        for name in ("episodic_return", *costs):
+            add(name, np.where(late > 0, metrics[name], 0) * late)
         add("kl", metrics["kl"])
         add("rejected", metrics["step_rejected"])
         now = np.where(finite.all(axis=1), 0, chunk.first_update + finite.argmin(axis=1))
         broken = np.where(broken > 0, broken, now)
     with np.errstate(invalid="ignore"):
-        returns = totals["return"] / totals["episodes"]  # NaN where no episode ended
-    scores = Scores(returns, totals["kl"] / num_updates, totals["rejected"] / num_updates, broken)
-    return scores, chunk.actor
+        # NaN where no episode ended.
+        means = {x: totals[x] / totals["episodes"] for x in ("episodic_return", *costs)}
+    kl, rejected = (totals[name] / num_updates for name in ("kl", "rejected"))
+    return Scores(means.pop("episodic_return"), kl, rejected, broken, means), chunk.actor

@@ -91,9 +91,9 @@ def with_options(env: Environment, options: envs.Options) -> Environment:
     Raises:
         ConfigurationError: if other options are to change it.
     """
-    if options.args or options.wrappers:
+    if options.args or options.wrappers or options.costs:
         raise ConfigurationError(
-            f"env_args and wrappers belong to an environment that is made by its name, and "
+            f"env_args, wrappers and costs belong to an environment that is made by its name, and "
             f"{env.name} is made already. Give them to trpo_jax.make_env, or give the name."
         )
     return env if options.timeout is None else with_timeout(env, options.timeout)

@@ -17,7 +17,7 @@ from trpo_jax.algorithms.schedules import Schedule
 from trpo_jax.analysis.statistics import summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment, wide_bounds
-from trpo_jax.envs.options import Wrapper
+from trpo_jax.envs.options import Cost, Wrapper
 from trpo_jax.errors import (
     EnvironmentFailure,
     MemoryFailure,
@@ -75,6 +75,7 @@ def train(
     env_args: Mapping[str, Any] | None = None,
     wrappers: Sequence[Wrapper] = (),
     env_timeout: float | None = None,
+    costs: Sequence[Cost] = (),
     eval_every: int = 0,
     checkpoint_every: int | None = None,
     keep_checkpoints: int = 3,
@@ -120,6 +121,8 @@ def train(
             see `trpo_jax.make_env`.
         env_timeout: seconds that a reset or a step of the copies of an environment on the host may
             take; the run fails where it takes longer. None for never.
+        costs: costs of each step beside its reward, in addition to the environment's own; see
+            `trpo_jax.make_env`.
         eval_every: evaluate during training too, before the first and after every n-th update; the
             policies with the best mean return are kept as a checkpoint. 0 for never.
         checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
@@ -305,7 +308,8 @@ def run_program(
             raise
     scores = played.returns.mean(axis=1)
     summary = summarize(scores[~np.isnan(scores)])
-    run = run._replace(evaluation=Evaluation(*played, scores, summary))
+    found = Evaluation(played.returns, played.cut, scores, summary, played.costs)
+    run = run._replace(evaluation=found)
     note = cut_note(played.cut, evaluation_bound(plan.env, plan.evaluation_steps))
     if note:
         console.print(note, soft_wrap=True)

@@ -1,0 +1,87 @@
+"""What episodes cost, beside their limits."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trpo_jax.analysis.returns import return_text
+from trpo_jax.analysis.statistics import summarize
+
+ONLY = "cost"  # name of the only cost, where files do not say its own
+
+
+def cost_columns(
+    names: Iterable[str], metric: str = "episodic_cost", order: Sequence[str] = ()
+) -> dict[str, str]:
+    """Returns the names that hold a metric of costs, by the name of the cost.
+
+    Args:
+        names: of all metrics.
+        metric: which one.
+        order: names of costs in the order of their environment, where it is known.
+
+    Example:
+        >>> cost_columns(["kl", "episodic_cost"]), cost_columns(["episodic_cost_toll"])
+        ({'cost': 'episodic_cost'}, {'toll': 'episodic_cost_toll'})
+    """
+    found = [name for name in names if name == metric or name.startswith(f"{metric}_")]
+    by_cost = {name.removeprefix(metric).removeprefix("_") or ONLY: name for name in found}
+    known = {name: by_cost[name] for name in order if name in by_cost}
+    return known | by_cost
+
+
+def cost_limits(
+    config: Mapping[str, Any], metrics: Mapping[str, np.ndarray], num_costs: int
+) -> np.ndarray | None:
+    """Returns the limit of each cost at each update, `[K, U]`; None of an algorithm without limits.
+
+    Args:
+        config: the fields of the algorithm's config.
+        metrics: columns `[num_seeds, U]`, which have the limit where it follows a schedule.
+        num_costs: K.
+    """
+    limit = config.get("cost_limit")
+    if limit is None or np.size(limit) not in (1, num_costs):
+        return None
+    shape = num_costs, metrics["update"].shape[1]
+    if "cost_limit" in metrics:  # NaN of seeds that have stopped
+        return np.broadcast_to(np.fmax.reduce(metrics["cost_limit"]), shape)
+    return np.broadcast_to(np.reshape(limit, (-1, 1)), shape)
+
+
+def describe_costs(
+    names: Sequence[str], per_seed: np.ndarray, limits: np.ndarray | None
+) -> dict[str, dict[str, Any]]:
+    """Returns statistics of each cost, and how it stands to its limit, as JSON holds them.
+
+    Args:
+        names: of the costs.
+        per_seed: mean cost of an episode, `[num_seeds, K]`, NaN of seeds that have stopped.
+        limits: `[K]`, or None.
+    """
+    described = {}
+    for k, name in enumerate(names):
+        known = per_seed[~np.isnan(per_seed[:, k]), k]
+        described[name] = {
+            "per_seed": [None if np.isnan(x) else x for x in per_seed[:, k].tolist()],
+            **summarize(known)._asdict(),
+        }
+        if limits is not None:
+            described[name] |= {
+                "limit": float(limits[k]),
+                "keeps_limit": bool(known.mean() <= limits[k]),
+                "seeds_above_limit": int((known > limits[k]).sum()),
+            }
+    return described
+
+
+def limit_text(name: str, described: Mapping[str, Any]) -> str:
+    """Returns a sentence on whether a cost keeps its limit, from `describe_costs`."""
+    kept = "keep" if described["keeps_limit"] else "exceed"
+    seeds = sum(x is not None for x in described["per_seed"])
+    above = described["seeds_above_limit"]
+    return (
+        f"The policies {kept} the limit of {described['limit']:g} on the cost {name!r}: "
+        f"{return_text(described['mean'])} on average, {above} of {seeds} seeds above it."
+    )

@@ -1,0 +1,57 @@
+"""Driving with a cost: tasks of highway-env whose rewards say nothing of damage.
+
+The cost of a step is 1 where the car has crashed or is off the road. The suite's own rewards punish
+a crash and are 0 off the road; here both are left out of them.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import gymnasium as gym
+
+from trpo_jax.envs import gymnasium
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.costs import entry
+from trpo_jax.errors import require_known_environment
+
+COST = "damage"
+HARMLESS = {"collision_reward": 0.0, "on_road_reward": 1.0}  # parts of a reward without damage
+
+
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return ["highway-v0", "highway-fast-v0", "roundabout-v0", "racetrack-v0"]
+
+
+def make(
+    name: str, args: Mapping[str, Any] = MappingProxyType({}), processes: bool = False
+) -> Environment:
+    """Returns a task, such as "highway-fast-v0"; see `trpo_jax.envs.gymnasium.make`.
+
+    Raises:
+        ConfigurationError: if the name or an argument is unknown, or highway-env is not installed.
+    """
+    full_name = require_known_environment("driving", name, names())
+    costs = {COST: partial(entry, COST)}
+    env = gymnasium.make(name, args, (DamageAsCost,), processes, costs)
+    return env._replace(name=full_name)
+
+
+class DamageAsCost(gym.Wrapper):
+    """Moves damage from the reward into `info["damage"]`."""
+
+    def __init__(self, env: gym.Env):
+        """Puts the wrapper around a task of highway-env."""
+        super().__init__(env)
+        task = env.unwrapped
+        task.config["collision_reward"] = 0.0
+        rewards = task._rewards
+        task._rewards = lambda action: rewards(action) | HARMLESS
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Does a step, with the damage after it."""
+        *others, info = self.env.step(action)
+        vehicle = self.env.unwrapped.vehicle
+        return *others, info | {COST: float(vehicle.crashed or not vehicle.on_road)}
