@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import limits
 import numpy as np
 from rich.console import Console
 
@@ -90,13 +91,15 @@ def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
 
 def write_files(benchmark: dict[str, Any], runs: dict[str, Pair], folder: Path, name: str) -> Path:
     """Writes table and curves into the folder of a benchmark; returns the file of the table."""
-    report = describe(benchmark, runs)
+    limited = "limit" in benchmark  # its table has costs beside returns
+    report = limits.describe(benchmark, runs) if limited else describe(benchmark, runs)
     extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
     script = "experiments/reproduce.py"
     report["command"] = f"python3 -m uv run{extras} {script} --benchmark {name}"
     write_json(folder / f"{name}.json", report)
     table = folder / f"{name}.md"
-    write_whole(table, "\n".join(table_lines(report)) + "\n")
+    lines = limits.table_lines(report) if limited else table_lines(report)
+    write_whole(table, "\n".join(lines) + "\n")
     curves = {task: {LABEL: read_curve(runs[task])} for task in report["rows"]}
     if curves:
         write_whole(folder / f"{name}.png", file_of(comparison(curves, [LABEL]), "png", 110))
@@ -141,13 +144,13 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield "```"
     yield ""
     published = report["published"]
-    limits = [x for x in ("bar", "floor") if any(x in task for task in report["tasks"].values())]
-    columns = ["task", "this library", "seeds", *limits, *published]
+    marks = [x for x in ("bar", "floor") if any(x in task for task in report["tasks"].values())]
+    columns = ["task", "this library", "seeds", *marks, *published]
     yield "| " + " | ".join(columns) + " |"
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
     for task, settings in report["tasks"].items():
         row = report["rows"].get(task)
-        others = [number(settings.get(name)) for name in limits]
+        others = [number(settings.get(name)) for name in marks]
         others += [number(table.get(task)) for table in published.values()]
         if row is None:
             yield "| " + " | ".join([task, "not run", "", *others]) + " |"
@@ -162,7 +165,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield (
         "Mean and standard deviation over seeds of the return after the last update, of the "
         f"deterministic policy over fresh episodes, {' or '.join(map(str, episodes))} a seed"
-        f"{'; bold where it reaches the bar' if limits else ''}."
+        f"{'; bold where it reaches the bar' if marks else ''}."
     )
     yield ""
     yield report["notes"]

@@ -1,0 +1,93 @@
+"""The table of a benchmark whose algorithms limit a cost; `reproduce.py` writes it."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from trpo_jax.analysis.statistics import mean_interval
+from trpo_jax.cli import evaluate
+from trpo_jax.cli.compare import Pair
+from trpo_jax.records.runs import read_description, read_run
+
+EPISODES = 64  # of each seed and mode
+MODES = ("stochastic", "deterministic")
+
+
+def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
+    """Returns everything in the table, as JSON can hold it; plays what was not played yet."""
+    rows = {task: row(benchmark, run) for task, run in runs.items() if run.is_finished()}
+    names = ("title", "notes", "limit", "bars")
+    return {**{name: benchmark[name] for name in names}, "rows": rows}
+
+
+def row(benchmark: dict[str, Any], run: Pair) -> dict[str, Any]:
+    """Returns what became of a run: scores of its final policies, and its cost during training."""
+    path = run.folder / "evaluation.json"
+    if not path.is_file():
+        evaluate.main([str(run.folder), "--episodes", str(EPISODES)])
+    played = json.loads(path.read_text())
+    description = read_description(run.folder, "config", "versions", "device")
+    metrics = read_run(run.folder).metrics
+    above = metrics["cost_estimate"] - benchmark["limit"]
+    found = {
+        "env": run.env,
+        "algorithm": description["algorithm"],
+        "seeds": played["seeds"],
+        "steps": int(metrics["env_steps"].max()),
+        "limit": description["config"]["cost_limit"],
+        "updates_above": float(np.mean(above > 0)),
+        "mean_excess": float(np.mean(above[above > 0])) if (above > 0).any() else 0.0,
+        "late_cost": float(np.nanmean(metrics["cost_estimate"][:, -above.shape[1] // 10 :])),
+        "versions": description["versions"],
+        "device": description["device"],
+    }
+    for mode in MODES:
+        (cost,) = played[mode]["costs"].values()
+        found[mode] = {"return": played[mode]["per_seed"], "cost": cost["per_seed"]}
+    return found
+
+
+def table_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of the Markdown file."""
+    limit = report["limit"]
+    yield f"# {report['title']}"
+    yield ""
+    yield "```"
+    yield report["command"]
+    yield "```"
+    yield ""
+    yield (
+        "| task | algorithm | steps | seeds | return | cost | return, mode | cost, mode "
+        f"| updates above {limit:g} | by |"
+    )
+    yield "| --- | --- " + "| ---: " * 8 + "|"
+    for found in report["rows"].values():
+        task = found["env"].partition("/")[2]
+        bar = report["bars"].get(task, np.inf)
+        cells = [task, f"`{found['algorithm']}`", f"{found['steps']:,}", str(len(found["seeds"]))]
+        for mode in MODES:
+            returns, costs = (np.array(found[mode][what]) for what in ("return", "cost"))
+            reached = returns.mean() >= bar and costs.mean() <= limit
+            mark = "**" if reached else ""
+            cells += [f"{mark}{with_interval(returns, ',.0f')}{mark}", with_interval(costs, ".1f")]
+        cells += [f"{100 * found['updates_above']:.0f} %", f"{found['mean_excess']:.1f}"]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield report["notes"].strip()
+    yield ""
+    for text in sorted({_text(found["versions"]) for found in report["rows"].values()}):
+        yield f"Versions: {text}"
+    for text in sorted({_text(found["device"]) for found in report["rows"].values()}):
+        yield f"Device: {text}"
+
+
+def with_interval(values: np.ndarray, form: str) -> str:
+    """Returns the mean of seeds, with its 95 % interval."""
+    low, high = mean_interval(values)
+    return f"{values.mean():{form}} ({low:{form}} to {high:{form}})"
+
+
+def _text(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
