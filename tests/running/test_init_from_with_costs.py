@@ -15,7 +15,7 @@ from trpo_jax.running.program import Program
 from trpo_jax.running.train import train
 
 TINY = {"num_envs": 2, "num_steps": 16, "hidden_sizes": (4,), "critic_epochs": 1}
-TINY |= {"critic_minibatches": 2}
+TINY |= {"critic_minibatches": 2, "normalize_observations": False, "scale_rewards": True}
 ENV = toll_road(4)
 
 
