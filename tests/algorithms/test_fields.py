@@ -7,7 +7,8 @@ import pytest
 from probes import constant_value
 
 from trpo_jax import algorithms
-from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms import trpo, trpo_lag
+from trpo_jax.envs.native import toll_road
 from trpo_jax.errors import ConfigurationError
 
 ENV = constant_value()
@@ -132,3 +133,17 @@ def test_real_fields_are_leaves_and_the_others_static():
 def test_an_unknown_algorithm_is_answered_with_the_nearest():
     with pytest.raises(ConfigurationError, match="Did you mean trpo"):
         algorithms.get("tpro")
+
+
+def test_several_numbers_are_checked_one_by_one():
+    env = toll_road()._replace(costs=("a", "b"))
+    make = lambda limit: trpo_lag.make(env, trpo_lag.Config(cost_limit=limit))
+    for limit in (25.0, (25.0, 10.0), [25, 10.5], np.array([25.0, 10.0])):
+        make(limit)
+    message = r"cost_limit = \(25.0, nan\) cannot work, by its nan: it must be a finite number, or"
+    with pytest.raises(ConfigurationError, match=message):
+        make((25.0, math.nan))
+    with pytest.raises(ConfigurationError, match=r"cost_limit = 1e\+39 .* numbers have 32 bits"):
+        make((25.0, 1e39))
+    with pytest.raises(ConfigurationError, match=r"max_kl = \(0.1, 0.2\) cannot work"):
+        trpo.make(ENV, trpo.Config(max_kl=(0.1, 0.2)))

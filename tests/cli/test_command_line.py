@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import gymnax
+import numpy as np
 import pytest
 
 from trpo_jax import algorithms, envs
@@ -24,6 +25,7 @@ from trpo_jax.cli.command_line import (
 from trpo_jax.envs.base import Box
 from trpo_jax.envs.wrappers import NO_VELOCITY
 from trpo_jax.running.defaults import DEFAULTS_FILE, defaults_for
+from trpo_jax.running.description import flags_of
 
 RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
 OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "gym/highway-fast-v0", "gym/parking-v0"]
@@ -199,3 +201,13 @@ def test_a_platform_that_is_not_here_is_one_paragraph(error, monkeypatch, capsys
     monkeypatch.undo()
     with pytest.raises(type(error)), user_errors():
         raise error
+
+
+def test_a_field_may_hold_several_numbers():
+    limit = lambda *words: parse("trpo_lag", {"total_steps": 5}, *words).cost_limit
+    assert limit() == 25.0
+    assert limit("--cost-limit", "5") == 5.0
+    assert limit("--cost-limit", "5", "-2.5", "--max-kl", "0.1") == (5.0, -2.5)
+    for value in (5.0, (5.0, -2.5)):
+        assert limit(*flags_of({"cost_limit": value})) == value
+    assert list(flags_of({"cost_limit": np.array([5.0, 2.0])})) == ["--cost-limit", "5.0", "2.0"]

@@ -1,15 +1,20 @@
 """experiments/evaluate.py as a user meets it."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+from probes import counter
 from refusals import refusal
+from rich.console import Console
 
 import trpo_jax
 from trpo_jax.cli import evaluate, train
+from trpo_jax.envs.native import toll_road
 from trpo_jax.records.runs import read_metrics
+from trpo_jax.running.evaluation import Played
 
 pytestmark = [
     pytest.mark.xdist_group("evaluate"),  # one worker, so that the run is shared
@@ -119,3 +124,24 @@ def test_bad_input(argv, message, run, tmp_path, capsys):
         (folder / "config.json").write_bytes((run / "config.json").read_bytes())
     words = [word.format(run=run, stopped=stopped, bare=bare) for word in argv]
     assert message in refusal(evaluate.main, words, capsys)
+
+
+@pytest.mark.parametrize(("limit", "said"), [(4.0, "keep"), (3.0, "exceed"), (None, "")])
+def test_costs_have_a_table_and_a_line_on_their_limit(limit, said):
+    returns, costs = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), np.array([[2, 4, 6], [3, 3, 3]])
+    played = Played(returns, np.zeros((2, 3), bool), costs[..., None].astype(float))
+    description = {"config": {} if limit is None else {"cost_limit": limit}}
+    of_mode = evaluate.describe(toll_road(), description, played)
+    found = of_mode["costs"]["toll"]
+    assert (found["per_seed"], found["mean"]) == ([4, 3], 3.5)
+    assert found["costs"] == costs.tolist()
+    assert ("limit" in found) == (limit is not None)
+    report = {"episodes_per_seed": 3, "seeds": [7, 8]} | dict.fromkeys(evaluate.MODES, of_mode)
+    console = Console(file=io.StringIO(), width=100, soft_wrap=True)
+    evaluate.print_report(console, report, "CPO")
+    text = console.file.getvalue()
+    assert "CPO, cost toll" in text
+    assert "6.0" in text[text.index("cost toll") :]
+    assert text.count(f"The policies {said} the limit") == (2 if said else 0)
+    without = played._replace(costs=())
+    assert "costs" not in evaluate.describe(counter(), description, without)

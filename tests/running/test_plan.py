@@ -1,7 +1,8 @@
 import jax
 import pytest
 
-from trpo_jax.algorithms import npg, trpo, ua_trpo
+from trpo_jax.algorithms import cpo, npg, trpo, trpo_lag, ua_trpo
+from trpo_jax.envs.native import toll_road
 from trpo_jax.records.resuming import differing_settings
 from trpo_jax.running.plan import plan_run
 
@@ -58,3 +59,20 @@ def test_what_jax_draws_random_numbers_by_is_described_and_compared(name, value)
     short = name.removeprefix("jax_")
     assert differing_settings(other, usual) == f"{short} = {before!r}, not {value!r}"
     assert not differing_settings(usual, usual)
+
+
+def test_costs_that_an_algorithm_ignores_are_said_once():
+    (note,) = plan_run(toll_road(), trpo.Config(), **RUN).notes
+    assert note.startswith("native/TollRoad has costs (toll), which are recorded, and which trpo")
+    assert plan_run(toll_road(), cpo.Config(), **RUN).notes == ()
+
+
+def test_limits_of_several_costs_are_described_as_they_were_given():
+    env = toll_road()._replace(costs=("a", "b"))
+    description = plan_run(env, trpo_lag.Config(cost_limit=(5.0, 2.0)), **RUN).description
+    assert description["config"]["cost_limit"] == [5.0, 2.0]
+    assert description["cost_names"] == ["a", "b"]
+    command = plan_run("native/TollRoad", cpo.Config(cost_limit=(5.0,)), **RUN).description[
+        "command"
+    ]
+    assert command[command.index("--cost-limit") + 1] == "5.0"

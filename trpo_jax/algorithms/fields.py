@@ -27,8 +27,12 @@ def real(
     *,
     open_low: bool = False,
     open_high: bool = False,
+    several: bool = False,
 ) -> Any:
-    """Returns a real-valued field in [low, high], without the ends that are open; a pytree leaf."""
+    """Returns a real-valued field in [low, high], without the ends that are open; a pytree leaf.
+
+    It may hold several numbers, a tuple of them, where `several` says so.
+    """
     bounds = {
         "more than" if open_low else "at least": low,
         "less than" if open_high else "at most": high,
@@ -37,7 +41,10 @@ def real(
     metadata = {
         "help": help,
         "kind": float,
-        "allowed": " ".join(["a finite number", " and ".join(described)]).strip(),
+        "several": several,
+        "allowed": " ".join(
+            ["a finite number" + ", or some of them" * several, " and ".join(described)]
+        ).strip(),
         "accepts": lambda x: (
             (low < x if open_low else low <= x) and (x < high if open_high else x <= high)
         ),
@@ -82,21 +89,21 @@ def validate(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, jax.core.Tracer):
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
             continue
+        kind, accepts = field.metadata["kind"], field.metadata["accepts"]
+        listed = not isinstance(value, tuple | list) or field.metadata.get("several", False)
         values = (
-            np.ravel(value).tolist()
-            if field.metadata["kind"] is float and np.ndim(value)
-            else [value]
+            np.ravel(value).tolist() if kind is float and listed and np.ndim(value) else [value]
         )
-        if not all(
-            _has_kind(v, field.metadata["kind"]) and field.metadata["accepts"](v) for v in values
-        ):
+        wrong = [x for x in values if not (_has_kind(x, kind) and accepts(x))]
+        if wrong:
+            which = f", by its {wrong[0]!r}" if isinstance(value, tuple | list) and listed else ""
             raise ConfigurationError(
-                f"{field.name} = {value!r} cannot work: it must be {field.metadata['allowed']} "
-                f"({field.metadata['help']}; default {field.default})."
+                f"{field.name} = {value!r} cannot work{which}: it must be "
+                f"{field.metadata['allowed']} ({field.metadata['help']}; default {field.default})."
             )
-        if field.metadata["kind"] is float:
+        if kind is float:
             for number in values:
                 require_float32(field.name, number)
 

@@ -5,11 +5,13 @@ chosen so that healthy runs stay silent: those of every algorithm here on Pendul
 CartPole and Acrobot, and of TRPO on MountainCar and Hopper.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from trpo_jax.analysis import diagnosis_signs as signs
+from trpo_jax.analysis.diagnosis_costs import costs_of, excess_share, out_of_reach
 from trpo_jax.records.runs import StoredRun
 
 MIN_UPDATES = 10  # fewer are a start, and a start looks bad in any run
@@ -24,7 +26,9 @@ ENTROPY_LOST = 0.95  # of that of the start; a Gaussian has a quarter of its dev
 ENTROPY_GAINED = 1.0  # of that of the start; a Gaussian has four times its deviation
 CRITIC = (0.1, 1.0)  # explained variance; a critic that works soon has 0.7 and more
 LAST_THIRD = 2 / 3  # the share of a run before it
+EXCESS = 0.1  # of the cost: a cost at its limit is above it by its noise in half of the updates
 LISTED = 8  # seeds of a warning
+PRICES = {"multiplier_lr": "--multiplier-lr", "pid_i": "--pid-i"}  # what makes a cost dearer
 
 
 class RunWarning(NamedTuple):
@@ -222,8 +226,49 @@ CHECKS = (
 def find_warnings(run: StoredRun) -> list[RunWarning]:
     """Returns what is wrong with a run; of one with few updates, only that these are few."""
     short = run.metrics["update"].shape[1] < MIN_UPDATES
-    found = (_apply(check, run) for check in ([TOO_SHORT] if short else CHECKS))
+    return _found(
+        [TOO_SHORT] if short else [*CHECKS, *_reach_checks(run), *_excess_checks(run)], run
+    )
+
+
+def find_limit_warnings(run: StoredRun) -> list[RunWarning]:
+    """Returns which limits on costs no policy of a run kept, if it has enough updates to tell."""
+    short = run.metrics["update"].shape[1] < MIN_UPDATES
+    return [] if short else _found(_reach_checks(run), run)
+
+
+def _found(checks: Iterable[Check], run: StoredRun) -> list[RunWarning]:
+    found = (_apply(check, run) for check in checks)
     return [warning for warning in found if warning is not None]
+
+
+def _reach_checks(run: StoredRun) -> Iterator[Check]:
+    for costs in costs_of(run):
+        priced = "the price of the cost kept rising"
+        yield Check(
+            f"limit of the {costs.name} out of reach",
+            (costs.metric,),
+            0,
+            lambda run, looked_at, costs=costs: out_of_reach(costs),
+            (np.inf, np.inf),  # what is a number is wrong
+            "the limit is below what any policy reached: the lowest cost is {}, although "
+            + ("late steps only lowered the cost" if costs.multiplier is None else priced),
+            "no policy found so far keeps the limit: raise --cost-limit, or train for longer if "
+            "the cost still falls",
+        )
+
+
+def _excess_checks(run: StoredRun) -> Iterator[Check]:
+    for costs in costs_of(run):
+        yield Check(
+            f"{costs.name} above its limit",
+            (costs.metric,),
+            LAST_THIRD,
+            lambda run, looked_at, costs=costs: excess_share(costs),
+            (-np.inf, EXCESS),
+            "{} % of the cost of an episode is above the limit",
+            "{lower_cost}",
+        )
 
 
 def describe(warning: RunWarning) -> str:
@@ -248,6 +293,8 @@ def remedies(config: dict[str, Any]) -> dict[str, str]:
         "longer_steps": "lower --damping" + (" or --c" if "c" in config else ""),
         "lower_peak": "bound it with --kl-peak" if "kl_peak" in config else shorter,
         "better_critic": f"raise {fit}{scale}",
+        "lower_cost": next((f"raise {y}" for x, y in PRICES.items() if x in config), "train longer")
+        + ", or learn from larger batches (--num-steps)",
         "less_entropy": "lower --entropy-coef" if config.get("entropy_coef") else shorter,
     }
 

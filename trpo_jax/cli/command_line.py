@@ -171,8 +171,8 @@ def add_config_flags(
             groups |= {name: group for name in owner.__annotations__ if name not in groups}
     for field in dataclasses.fields(module.Config):
         default = defaults.get(field.name, field.default)
-        kind = field.metadata["kind"]
-        default_text = " ".join(map(str, default)) if kind is tuple else default
+        kind, several = field.metadata["kind"], field.metadata.get("several", False)
+        default_text = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
         default_text = "none" if default_text == "" else default_text
         if isinstance(default, str) and kind is not str:
             default = Follows(default)
@@ -186,6 +186,7 @@ def add_config_flags(
             options["choices"] = field.metadata["choices"]
         else:
             options |= {"type": kind, "metavar": {int: "N", float: "X", str: "NAME"}[kind]}
+            options |= {"nargs": "+"} if several else {}
         groups[field.name].add_argument("--" + field.name.replace("_", "-"), **options)
 
 
@@ -196,7 +197,11 @@ def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
         value = getattr(args, field.name)
         if isinstance(value, Follows):
             value = getattr(args, value.flag)
-        values[field.name] = sum(value, ()) if isinstance(value, list) else value
+        if isinstance(value, list):  # of numbers, where a field holds several, or of tuples
+            several = field.metadata.get("several", False)
+            value = tuple(value) if several else sum(value, ())
+            value = value[0] if several and len(value) == 1 else value
+        values[field.name] = value
     return module.Config(**values)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trpo_jax.analysis.diagnosis import RunWarning, describe, find_warnings
+from trpo_jax.analysis.diagnosis_costs import cost_notes
 from trpo_jax.cli.command_line import Parser, command_name, user_errors
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.figures.curves import Figure, file_of
@@ -78,9 +79,11 @@ def write_pages(page: Figure, folder: Path) -> list[Path]:
 
 
 def print_warnings(console: Console, run: StoredRun, found: Sequence[RunWarning]) -> None:
-    """Prints what is wrong with a run."""
+    """Prints what is wrong with a run, and how its costs stand to their limits."""
     console.print(", ".join(headline(run)))
     if not found:
         console.print("No warnings.")
     for warning in found:
         console.print(f"  [bold]{warning.name}[/bold]: {describe(warning)}")
+    for note in cost_notes(run):
+        console.print(note)

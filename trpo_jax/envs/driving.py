@@ -9,8 +9,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import gymnasium as gym
-
 from trpo_jax.envs import gymnasium
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.costs import entry
@@ -35,23 +33,20 @@ def make(
     """
     full_name = require_known_environment("driving", name, names())
     costs = {COST: partial(entry, COST)}
-    env = gymnasium.make(name, args, (DamageAsCost,), processes, costs)
+    env = gymnasium.make(name, args, (damage_as_cost,), processes, costs)
     return env._replace(name=full_name)
 
 
-class DamageAsCost(gym.Wrapper):
-    """Moves damage from the reward into `info["damage"]`."""
+def damage_as_cost(env: Any) -> Any:
+    """Returns a task of highway-env with damage in its info, and none in its rewards."""
+    task = env.unwrapped
+    task.config["collision_reward"] = 0.0
+    rewards, info = task._rewards, task._info
 
-    def __init__(self, env: gym.Env):
-        """Puts the wrapper around a task of highway-env."""
-        super().__init__(env)
-        task = env.unwrapped
-        task.config["collision_reward"] = 0.0
-        rewards = task._rewards
-        task._rewards = lambda action: rewards(action) | HARMLESS
+    def info_with_damage(shown: Any, action: Any = None) -> dict[str, Any]:
+        damage = task.vehicle.crashed or not task.vehicle.on_road
+        return info(shown, action) | {COST: float(damage)}
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Does a step, with the damage after it."""
-        *others, info = self.env.step(action)
-        vehicle = self.env.unwrapped.vehicle
-        return *others, info | {COST: float(vehicle.crashed or not vehicle.on_road)}
+    task._rewards = lambda action: rewards(action) | HARMLESS
+    task._info = info_with_damage
+    return env

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 
 from trpo_jax.analysis import diagnosis_signs as signs
 from trpo_jax.analysis.diagnosis import RunWarning, describe
+from trpo_jax.analysis.diagnosis_costs import cost_notes
 from trpo_jax.figures.curves import COLORS, Figure, style
 from trpo_jax.figures.diagnosis_panels import Panel, panels
 from trpo_jax.records.runs import StoredRun
@@ -137,12 +138,14 @@ def _head(figure: Figure, run: StoredRun, height: float) -> None:
 
 
 def _footer(run: StoredRun, found: Sequence[RunWarning]) -> list[tuple[str, dict[str, str]]]:
-    """Returns the lines below the panels, each with its look: warnings, and panels left out."""
+    """Returns the lines below the panels, each with its look: warnings, notes, panels left out."""
     count = f"{len(found) or 'No'} warning{'' if len(found) == 1 else 's'}"
     lines = [(count, {"fontweight": "bold"})]
     for warning in found:
         text = f"\N{BULLET} {warning.name}: {describe(warning)}"
         lines += [(line, {}) for line in _wrap(text, WIDTH - LEFT - RIGHT)]
+    for note in cost_notes(run):
+        lines += [(line, {"color": "0.25"}) for line in _wrap(note, WIDTH - LEFT - RIGHT)]
     there = {
         "prediction of the gain": "surrogate_gain_ratio" in run.metrics,
         "conjugate gradient": "cg_residual" in run.metrics,

@@ -6,7 +6,9 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from trpo_jax.analysis import diagnosis_signs as signs
+from trpo_jax.analysis.costs import ONLY, cost_columns
 from trpo_jax.analysis.diagnosis import CRITIC, GAIN_RATIO, REJECTED, RESIDUAL, remedies
+from trpo_jax.analysis.diagnosis_costs import costs_of, excess_text
 from trpo_jax.analysis.returns import WINDOW, running_return
 from trpo_jax.records.runs import StoredRun
 
@@ -78,6 +80,7 @@ def _panels(run: StoredRun) -> list[Panel]:
         found += _line_search_panels(run)
     return [
         *found,
+        *_cost_panels(run),
         Panel(
             "Entropy of the policy, nats",
             ("entropy",),
@@ -96,6 +99,24 @@ def _panels(run: StoredRun) -> list[Panel]:
             limits=(-0.6, 1.05),
         ),
     ]
+
+
+def _cost_panels(run: StoredRun) -> list[Panel]:
+    metrics, found = run.metrics, []
+    with_limits = {costs.metric.removeprefix("cost_excess"): costs for costs in costs_of(run)}
+    columns = cost_columns(metrics, order=run.description.get("cost_names", ()))
+    for name, column in columns.items():
+        costs = with_limits.get(column.removeprefix("episodic_cost"))
+        lines = {"": running_return(metrics[column], metrics["num_episodes"])}
+        reading, fine, shown_by = "It has no limit in this run.", None, (column,)
+        if costs is not None:
+            lines = {"episodes": lines[""], "estimate": costs.cost}
+            limit = np.fmax.reduce(costs.cost - costs.excess)
+            reading = f"Should end at the limit or below it (green). {excess_text(costs)}"
+            fine, shown_by = (np.minimum(limit, 0.0), limit), (costs.metric,)
+        title = "Cost of an episode" if name == ONLY else f"Cost {name} of an episode"
+        found.append(Panel(title, shown_by, lines, reading, fine))
+    return found
 
 
 def _kl_panel(run: StoredRun, advice: dict[str, str]) -> Panel:

@@ -99,7 +99,9 @@ def limits_figure(
     first = figure.axes[0]
     first.set_ylabel("return")
     handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", title="dashed: the limit")
+    figure.legend(
+        handles, labels, loc="outside right upper", title="dashed: the limit", frameon=False
+    )
     figure.suptitle(title)
     return figure
 

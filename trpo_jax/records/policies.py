@@ -14,17 +14,19 @@ from flax import serialization
 
 from trpo_jax.agent import Agent, Policy, build_policy
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, learnt_of
+from trpo_jax.critics import WithCosts
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import ActionSpec, Environment, ObservationSpec, split_part
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.observing import init_observing, observe
 from trpo_jax.records.acting import ActingPolicy, make_act
-from trpo_jax.records.checkpoints import Checkpoints, to_arrays, to_state
+from trpo_jax.records.checkpoints import Checkpoints, named_leaves, to_arrays, to_state
 from trpo_jax.records.files import write_whole
 from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, POLICY, read_description, read_metrics
 from trpo_jax.records.spaces import essence, from_plain, in_words, to_plain
 
 FORMAT = 4
+REWARD, COSTS = "critic/reward", "critic/costs"  # where `WithCosts` keeps its critics
 SETTINGS = ("normalize_observations", "scale_rewards")  # of a config, that networks depend on
 
 
@@ -249,7 +251,9 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
     """Returns what each of some seeds is to start from, of what another run has learnt.
 
     All of them start from its seed with the best evaluation: a seed that was caught in a poor
-    optimum would not leave it.
+    optimum would not leave it. An algorithm with limits on costs and one without take over each
+    other's critic of rewards. Critics of costs are taken over where there are as many of them, and
+    otherwise begin anew: their state is then None.
 
     Args:
         path: the other run's folder, or its `policy.msgpack`.
@@ -277,12 +281,43 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
     arrays = {name: x[rows] for name, x in data["arrays"].items()}
     init = lambda key: learnt_of(algorithm.init(key))
     shapes = jax.eval_shape(jax.vmap(init), _keys(len(rows)))
+    arrays = _for_critic(arrays, shapes.critic)
+    if isinstance(shapes.critic, WithCosts) and not any(map(_of_costs, arrays)):
+        shapes = shapes._replace(critic=shapes.critic._replace(costs=None))
     broken = [name for name, x in arrays.items() if not np.isfinite(x).all()]
     if broken:
         raise ConfigurationError(
             f"{path} holds numbers that are not finite in {broken[0]}. No run can start from it."
         )
     return to_state(shapes, arrays, f"{path} holds the parameters of other networks")
+
+
+def _for_critic(arrays: Mapping[str, np.ndarray], critic: Any) -> dict[str, np.ndarray]:
+    """Returns stored arrays under the names of a critic with costs, or of one without.
+
+    Arrays of critics of costs that it has no use for are left out.
+    """
+    with_costs, reward = isinstance(critic, WithCosts), f"{REWARD}/"
+    if any(map(_of_costs, arrays)):
+        kept = with_costs and _same_shapes(arrays, critic)
+        arrays = {name: x for name, x in arrays.items() if kept or not _of_costs(name)}
+        if with_costs:
+            return arrays
+        return {name.replace(reward, "critic/", 1): x for name, x in arrays.items()}
+    if not with_costs:
+        return dict(arrays)
+    moved = lambda x: x.replace("critic/", reward, 1) if x.startswith("critic/") else x
+    return {moved(name): x for name, x in arrays.items()}
+
+
+def _of_costs(name: str) -> bool:
+    return name.startswith(f"{COSTS}/")
+
+
+def _same_shapes(arrays: Mapping[str, np.ndarray], critic: WithCosts) -> bool:
+    """Says whether the stored critics of costs are as many as an algorithm has."""
+    expected = {f"{COSTS}/{name}": x.shape for name, x in named_leaves(critic.costs).items()}
+    return expected == {name: x.shape for name, x in arrays.items() if _of_costs(name)}
 
 
 def stored_observation(source: str | Path | Mapping[str, Any]) -> ObservationSpec | None:

@@ -9,6 +9,7 @@ from importlib.metadata import distributions, version
 from typing import Any
 
 import jax
+import numpy as np
 
 import trpo_jax
 from trpo_jax import envs
@@ -36,7 +37,7 @@ def flags_of(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{flag}" if value else f"--no-{flag}"
         else:
             yield f"--{flag}"
-            yield from map(str, value if isinstance(value, tuple) else [value])
+            yield from map(str, np.ravel(value).tolist() if np.ndim(value) else [value])
 
 
 def provenance(env: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, State, learnt_of
 from trpo_jax.algorithms.schedules import begun_anew
+from trpo_jax.critics import WithCosts
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import LARGEST, MASK, ObservationSpec, path_name
 from trpo_jax.processes import (
@@ -153,19 +154,26 @@ def start_from(program: Program, learnt: Learnt) -> Program:
 
     Args:
         program: from `compile_program`.
-        learnt: for each seed, leading axis `[num_seeds]`.
+        learnt: for each seed, leading axis `[num_seeds]`. Critics of costs that are None stay those
+            of the program.
     """
     own = {name: x for name, x in learnt._asdict().items() if x is not None}
     state = program.state
+
+    def begun(state, own, place):
+        critic = own.get("critic")
+        if isinstance(critic, WithCosts) and critic.costs is None:
+            own = own | {"critic": critic._replace(costs=state.critic.costs)}
+        placed = {name: jax.tree.map(place, x, getattr(state, name)) for name, x in own.items()}
+        return state._replace(**placed)
+
     if isinstance(state, HostState):
         seeds = [
-            seed._replace(**jax.tree.map(lambda x, i=index: x[i], own))
+            begun(seed, jax.tree.map(lambda x, i=index: x[i], own), lambda x, old: x)
             for index, seed in enumerate(state.seeds)
         ]
         return program._replace(state=stack_states(seeds))
-    place = lambda x, old: to_devices(x, old.sharding)
-    placed = {name: jax.tree.map(place, x, getattr(state, name)) for name, x in own.items()}
-    return program._replace(state=state._replace(**placed))
+    return program._replace(state=begun(state, own, lambda x, old: to_devices(x, old.sharding)))
 
 
 def learnt_by(state: State) -> Learnt:

@@ -1,7 +1,7 @@
 """The settings of a run, chosen, checked and described before anything is compiled."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +79,7 @@ class RunPlan(NamedTuple):
         evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
         init_from: the run whose policies, critics and statistics it starts from, if any.
         stop_at_return: that ends the run when every seed has reached it; None for none.
-        notes: what was asked for without effect, a sentence each.
+        notes: what was asked for without effect, and costs that are ignored, a sentence each.
     """
 
     env: Environment
@@ -292,8 +292,17 @@ def plan_run(
         evaluation_steps,
         None if init_from is None else Path(init_from),
         stop_at_return,
-        tuple(without_effect(task, curves)),
+        (*without_effect(task, curves), *_ignored_costs(task, made.env)),
     )
+
+
+def _ignored_costs(task: Task, env: Environment) -> Iterator[str]:
+    """Yields a sentence if an environment has costs that an algorithm does not look at."""
+    if env.costs and not hasattr(task.config, "cost_limit"):
+        yield (
+            f"{env.name} has costs ({', '.join(env.costs)}), which are recorded, and which "
+            f"{task.name} ignores. cpo, pcpo, trpo_lag, trpo_pid and ppo_lag keep limits on costs."
+        )
 
 
 def _own_task(

@@ -10,6 +10,7 @@ import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
 from trpo_jax.analysis.costs import cost_columns, cost_limits, describe_costs
+from trpo_jax.analysis.diagnosis import describe, find_limit_warnings
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
 from trpo_jax.envs.base import Environment, split_part
@@ -23,7 +24,7 @@ from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.files import write_json, write_whole
 from trpo_jax.records.policies import index_of, save_policy
 from trpo_jax.records.resuming import BROKEN_SEEDS
-from trpo_jax.records.runs import POLICY, SUMMARY
+from trpo_jax.records.runs import POLICY, SUMMARY, StoredRun
 from trpo_jax.running.description import config_to_dict
 from trpo_jax.running.evaluation import evaluation_bound
 from trpo_jax.running.loop import (
@@ -126,6 +127,15 @@ class Run(NamedTuple):
         limits = self.cost_limits
         last = None if limits is None else limits[:, -1]
         return describe_costs(self.env.costs, self.evaluation.costs_per_seed, last)
+
+    @property
+    def limit_warnings(self) -> list[str]:
+        """Which limits on costs no policy of the run kept, a paragraph each."""
+        if "update" not in self.metrics:
+            return []
+        about = {"config": config_to_dict(self.config), "cost_names": self.env.costs}
+        stored = StoredRun(self.folder, about, self.metrics)
+        return [f"{x.name}: {describe(x)}" for x in find_limit_warnings(stored)]
 
     def policy(self, seed: int | None = None) -> ActingPolicy:
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
@@ -250,5 +260,6 @@ def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
                 **run.evaluation.summary._asdict(),
                 **({"costs": run.evaluated_costs} if run.env.costs else {}),
             },
+            **({"limit_warnings": run.limit_warnings} if run.env.costs else {}),
         },
     )

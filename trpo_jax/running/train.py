@@ -313,6 +313,8 @@ def run_program(
     note = cut_note(played.cut, evaluation_bound(plan.env, plan.evaluation_steps))
     if note:
         console.print(note, soft_wrap=True)
+    for warning in run.limit_warnings if is_first() else ():
+        print(f"warning: {warning}", file=sys.stderr)
     write_summary(plan, run, time.perf_counter() - started)
     return run
 
