@@ -18,7 +18,8 @@ PACKAGE = ROOT / "trpo_jax"
 ROOMS = {  # what is in each: modules, or whole packages
     "base": {"errors", "installing", "user_modules"},
     "mathematics": {
-        *("advantages", "confidence", "control_variates", "distributions", "fisher"),
+        *("advantages", "confidence", "constraints", "control_variates"),
+        *("distributions", "fisher"),
         *("kronecker", "line_search", "minibatches", "normalization"),
         *("replay", "solvers", "trust_region"),
     },

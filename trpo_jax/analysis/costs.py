@@ -1,34 +1,12 @@
 """What episodes cost, beside their limits."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import summarize
-
-ONLY = "cost"  # name of the only cost, where files do not say its own
-
-
-def cost_columns(
-    names: Iterable[str], metric: str = "episodic_cost", order: Sequence[str] = ()
-) -> dict[str, str]:
-    """Returns the names that hold a metric of costs, by the name of the cost.
-
-    Args:
-        names: of all metrics.
-        metric: which one.
-        order: names of costs in the order of their environment, where it is known.
-
-    Example:
-        >>> cost_columns(["kl", "episodic_cost"]), cost_columns(["episodic_cost_toll"])
-        ({'cost': 'episodic_cost'}, {'toll': 'episodic_cost_toll'})
-    """
-    found = [name for name in names if name == metric or name.startswith(f"{metric}_")]
-    by_cost = {name.removeprefix(metric).removeprefix("_") or ONLY: name for name in found}
-    known = {name: by_cost[name] for name in order if name in by_cost}
-    return known | by_cost
 
 
 def cost_limits(

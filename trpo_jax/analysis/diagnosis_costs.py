@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trpo_jax.analysis import diagnosis_signs as signs
-from trpo_jax.analysis.costs import ONLY, cost_columns
-from trpo_jax.records.runs import StoredRun
+from trpo_jax.records.runs import ONLY_COST, StoredRun, cost_columns
 
 LATE = 2 / 3  # the share of a run before its last third
 NEARLY_ALL = 0.9  # of the late steps
@@ -47,7 +46,7 @@ def costs_of(run: StoredRun) -> list[CostSigns]:
         nothing = np.full(metrics[metric].shape, np.nan)
         found.append(
             CostSigns(
-                "cost" if name == ONLY else f"cost {name}",
+                "cost" if name == ONLY_COST else f"cost {name}",
                 metric,
                 metrics[metric],
                 metrics[f"cost_estimate{suffix}"],

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.analysis.costs import cost_columns, cost_limits, describe_costs
+from trpo_jax.analysis.costs import cost_limits, describe_costs
 from trpo_jax.analysis.returns import first_reached, running_return
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.records.runs import StoredRun, read_summary
+from trpo_jax.records.runs import StoredRun, cost_columns, read_summary
 
 LISTED = 5  # settings in a message
 

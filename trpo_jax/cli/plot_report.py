@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from trpo_jax.analysis.comparisons import Overall, Task, normalized_scores
-from trpo_jax.analysis.costs import ONLY
 from trpo_jax.analysis.groups import Group, costs_at, median_steps, returns_at, steps_to
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import (
@@ -19,7 +18,7 @@ from trpo_jax.analysis.statistics import (
     summarize,
 )
 from trpo_jax.cli.display import cost_cell, spread_text
-from trpo_jax.records.runs import StoredRun
+from trpo_jax.records.runs import ONLY_COST, StoredRun
 
 PERCENTS = (25, 50, 100)  # of the steps, after which the running return is told
 
@@ -223,7 +222,7 @@ def cost_names(task: dict[str, Any]) -> list[str]:
 
 def cost_title(name: str) -> str:
     """Returns the title of a column of running costs."""
-    return "running cost" if name == ONLY else f"running cost {name}"
+    return "running cost" if name == ONLY_COST else f"running cost {name}"
 
 
 def table_head(columns: Sequence[str]) -> Iterator[str]:

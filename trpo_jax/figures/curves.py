@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from PIL import Image
 
-from trpo_jax.analysis.costs import ONLY
 from trpo_jax.analysis.groups import Group
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
+from trpo_jax.records.runs import ONLY_COST
 
 # Okabe and Ito's colours, told apart with any kind of colour vision. Every second line is dashed,
 # so that a line below another one shows; seven colours and two styles repeat after fourteen. An
@@ -111,7 +111,7 @@ def learning_curve(
 
 def cost_label(name: str) -> str:
     """Returns what an axis of a cost says."""
-    return "cost of training episodes" if name == ONLY else f"cost {name}"
+    return "cost of training episodes" if name == ONLY_COST else f"cost {name}"
 
 
 def _draw_seeds(axes: Axes, env_steps: np.ndarray, returns: np.ndarray, algorithm: str) -> None:
@@ -171,7 +171,7 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
             bands |= _draw_labels(axes, found, values, labels)
             _draw_limits(axes, found, name, labels)
             top.set_ylabel("return", fontsize="small")
-            axes.set_ylabel("cost" if name == ONLY else f"cost {name}", fontsize="small")
+            axes.set_ylabel("cost" if name == ONLY_COST else f"cost {name}", fontsize="small")
             axes.sharex(top)
         used += [top, *others]
     for axes in set(all_axes.ravel()) - set(used):

@@ -6,11 +6,10 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from trpo_jax.analysis import diagnosis_signs as signs
-from trpo_jax.analysis.costs import ONLY, cost_columns
 from trpo_jax.analysis.diagnosis import CRITIC, GAIN_RATIO, REJECTED, RESIDUAL, remedies
 from trpo_jax.analysis.diagnosis_costs import costs_of, excess_text
 from trpo_jax.analysis.returns import WINDOW, running_return
-from trpo_jax.records.runs import StoredRun
+from trpo_jax.records.runs import ONLY_COST, StoredRun, cost_columns
 
 Limit = float | np.ndarray
 # Metrics that a run may lack: an older one, or one of an algorithm of a user's own.
@@ -114,7 +113,7 @@ def _cost_panels(run: StoredRun) -> list[Panel]:
             limit = np.fmax.reduce(costs.cost - costs.excess)
             reading = f"Should end at the limit or below it (green). {excess_text(costs)}"
             fine, shown_by = (np.minimum(limit, 0.0), limit), (costs.metric,)
-        title = "Cost of an episode" if name == ONLY else f"Cost {name} of an episode"
+        title = "Cost of an episode" if name == ONLY_COST else f"Cost {name} of an episode"
         found.append(Panel(title, shown_by, lines, reading, fine))
     return found
 

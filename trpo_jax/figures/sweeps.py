@@ -8,10 +8,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from trpo_jax.analysis.costs import ONLY
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 from trpo_jax.figures.curves import LIMIT, Figure, line_look, style
+from trpo_jax.records.runs import ONLY_COST
 
 RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
 MOST_TICKS = 8  # values of an axis that are labelled one by one
@@ -94,7 +94,7 @@ def limits_figure(
             label = f"limit {_label(limits[index])}" if len(order) <= MOST_TICKS else None
             look = {"fmt": "o", "color": color, "capsize": 2, "label": label}
             axes.errorbar(x, y, bars[1], bars[0], **look)
-        axes.set_xlabel("cost" if name == ONLY else f"cost {name}")
+        axes.set_xlabel("cost" if name == ONLY_COST else f"cost {name}")
         style(axes, "both")
     first = figure.axes[0]
     first.set_ylabel("return")

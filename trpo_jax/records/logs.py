@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.analysis.costs import cost_columns
 from trpo_jax.errors import ConfigurationError, FileGone
 from trpo_jax.installing import how_to_install
 from trpo_jax.records.files import cell, failures_of, write_csv
-from trpo_jax.records.runs import read_rows
+from trpo_jax.records.runs import cost_columns, read_rows
 
 Row = Mapping[str, int | float | np.floating]
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
@@ -15,6 +15,7 @@ from trpo_jax.errors import ConfigurationError
 DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
 EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
+ONLY_COST = "cost"  # name of the only cost, where files do not say its own
 # Of what kind the values in the JSON files of a run or a sweep are, where they are there.
 KINDS = {
     **dict.fromkeys(("env", "algorithm", "placement", "started"), str),
@@ -223,6 +224,26 @@ def read_metrics(path: Path, seeds: Sequence[int] | None = None) -> dict[str, np
     whole = table[: len(table) // num_seeds * num_seeds]
     by_seed = whole.reshape(-1, num_seeds, len(columns)).transpose(2, 1, 0)
     return dict(zip(columns, by_seed, strict=True)) if len(whole) else {}
+
+
+def cost_columns(
+    names: Iterable[str], metric: str = "episodic_cost", order: Sequence[str] = ()
+) -> dict[str, str]:
+    """Returns the names that hold a metric of costs, by the name of the cost.
+
+    Args:
+        names: of all metrics.
+        metric: which one.
+        order: names of costs in the order of their environment, where it is known.
+
+    Example:
+        >>> cost_columns(["kl", "episodic_cost"]), cost_columns(["episodic_cost_toll"])
+        ({'cost': 'episodic_cost'}, {'toll': 'episodic_cost_toll'})
+    """
+    found = [name for name in names if name == metric or name.startswith(f"{metric}_")]
+    by_cost = {name.removeprefix(metric).removeprefix("_") or ONLY_COST: name for name in found}
+    known = {name: by_cost[name] for name in order if name in by_cost}
+    return known | by_cost
 
 
 def as_numbers(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trpo_jax.analysis.costs import ONLY, cost_columns
 from trpo_jax.analysis.returns import return_text
+from trpo_jax.records.runs import ONLY_COST, cost_columns
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
@@ -113,7 +113,7 @@ def with_progress(
 def shown_metrics(names: Iterable[str]) -> dict[str, tuple[str, Callable[[float], str]]]:
     """Returns the metrics beside the bar: the word for each, and how its number is written."""
     costs = {
-        metric: ("cost" if name == ONLY else f"cost {name}", return_text)
+        metric: ("cost" if name == ONLY_COST else f"cost {name}", return_text)
         for name, metric in cost_columns(names).items()
     }
     return {

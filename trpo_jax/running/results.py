@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
-from trpo_jax.analysis.costs import cost_columns, cost_limits, describe_costs
+from trpo_jax.analysis.costs import cost_limits, describe_costs
 from trpo_jax.analysis.diagnosis import describe, find_limit_warnings
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
@@ -24,7 +24,7 @@ from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.files import write_json, write_whole
 from trpo_jax.records.policies import index_of, save_policy
 from trpo_jax.records.resuming import BROKEN_SEEDS
-from trpo_jax.records.runs import POLICY, SUMMARY, StoredRun
+from trpo_jax.records.runs import POLICY, SUMMARY, StoredRun, cost_columns
 from trpo_jax.running.description import config_to_dict
 from trpo_jax.running.evaluation import evaluation_bound
 from trpo_jax.running.loop import (

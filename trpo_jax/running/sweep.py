@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax import envs
-from trpo_jax.analysis.costs import ONLY, cost_columns
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.devices import Placement
@@ -28,7 +27,14 @@ from trpo_jax.records.files import (
     write_whole,
 )
 from trpo_jax.records.resuming import differing_settings
-from trpo_jax.records.runs import as_numbers, damaged, read_object, read_rows
+from trpo_jax.records.runs import (
+    ONLY_COST,
+    as_numbers,
+    cost_columns,
+    damaged,
+    read_object,
+    read_rows,
+)
 from trpo_jax.running.defaults import SPACES_FILE, defaults_for
 from trpo_jax.running.description import (
     as_json,
@@ -604,7 +610,7 @@ def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
             numbers = [summary.iqm, *iqm_ci95, summary.mean, *ci95, summary.std, scores.min()]
         means = [x.mean() for x in costs.values()]
         rows.append([index, *setting.values(), *counts, *numbers, *means])
-    names = ["mean_cost" if name == ONLY else f"mean_cost_{name}" for name in ranking[0].costs]
+    names = ["mean_cost" if name == ONLY_COST else f"mean_cost_{name}" for name in ranking[0].costs]
     write_csv(path, ["setting", *fields, "seeds", "broken_seeds", *statistics, *names], rows)
 
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm
-from trpo_jax.analysis.costs import cost_columns
 from trpo_jax.devices import Placement
 from trpo_jax.processes import decided_by_first
+from trpo_jax.records.runs import cost_columns
 from trpo_jax.running.host_program import compile_host_runs, start_host_runs
 from trpo_jax.running.loop import USUAL, Chunk, Pace, advance_chunks
 from trpo_jax.running.memory import SIZES, devices_here, free_bytes, require_room
