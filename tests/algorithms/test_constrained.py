@@ -223,7 +223,7 @@ def test_each_term_of_the_controller(gains, expected):
 @pytest.mark.parametrize("name", PLAIN)
 def test_an_environment_without_costs_is_refused(name):
     with pytest.raises(
-        ConfigurationError, match="action choice has no costs.*--cost.*or choose trpo"
+        ConfigurationError, match=r"action choice has no costs.*--cost.*or choose trpo"
     ):
         make(name, probes.action_choice())
 
