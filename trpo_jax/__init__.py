@@ -3,15 +3,15 @@
 The public names are imported when they are used first, so that `import trpo_jax` is cheap.
 
 The rooms, in the order in which an update goes through them: `envs`, `rollout`, `advantages`,
-`distributions`, `networks`, `fisher`, `solvers`, `line_search`, `trust_region`, `critics`,
-`normalization`. `algorithms` composes them, and `running` runs the compositions. `records`,
-`analysis` and `figures` keep, measure and draw what came of it.
+`distributions`, `networks`, `fisher`, `solvers`, `line_search`, `trust_region`, `constraints`,
+`critics`, `normalization`. `algorithms` composes them, and `running` runs the compositions.
+`records`, `analysis` and `figures` keep, measure and draw what came of it.
 """
 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _MODULES = {  # of each public name
     "trpo_jax.running.results": ("Run",),
@@ -41,13 +41,19 @@ _MODULES = {  # of each public name
         "MultiDiscrete",
         "StepResult",
     ),
+    "trpo_jax.envs.costs": ("with_cost",),
     "trpo_jax.algorithms": (
+        "cpo",
         "npg",
+        "pcpo",
         "ppo",
+        "ppo_lag",
         "qprop",
         "trpo",
         "trpo_ensemble",
         "trpo_held_out",
+        "trpo_lag",
+        "trpo_pid",
         "trpo_vine",
         "ua_trpo",
         "vpg",
