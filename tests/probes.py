@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trpo_jax import algorithms
 from trpo_jax.envs.base import (
     ArraySpec,
     Box,
@@ -17,6 +18,7 @@ from trpo_jax.envs.base import (
     split_mask,
     with_parts,
 )
+from trpo_jax.envs.costs import with_cost
 
 
 def probe(name, observe, reward, num_steps=1, continuous=False):
@@ -162,3 +164,9 @@ def noise(parts=False, masked=False, joint=False, time_limit=5):
         action = {"push": Box(-bounds, bounds), "turn": action}
     reset = lambda key: ((), show(key))
     return Environment("noise", reset, step, spec, action, time_limit)
+
+
+def fit_for(name, env):
+    """Returns an environment as an algorithm needs it: with a cost, where it limits costs."""
+    limited = hasattr(algorithms.get(name).Config(), "cost_limit") and not env.costs
+    return with_cost(env, "cost", lambda observation, action: 0.5) if limited else env

@@ -111,7 +111,7 @@ def test_every_algorithm_takes_an_agent_and_builds_no_network_beside_it(
     agent = agent._replace(critic=adam_critic(critic, epochs=1, minibatches=1))
     for maker in ("make_policy", "make_critic", "build_policy", "build_critic"):
         monkeypatch.setattr(f"trpo_jax.agent.{maker}", lambda *_, **__: pytest.fail("built"))
-    algorithm = module.make(cartpole, config, agent=agent)
+    algorithm = module.make(probes.fit_for(name, cartpole), config, agent=agent)
     state = algorithm.init(jax.random.key(0))
     learnt, metrics = jax.jit(algorithm.update)(state)
     assert set(learnt.actor.policy_params) == {"w", "b"}

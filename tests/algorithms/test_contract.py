@@ -20,7 +20,7 @@ SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatche
 SMALL |= {"critic_epochs": 1}
 OWN = {
     "qprop": {"q_updates": 1, "q_minibatch": 4},
-    "ppo": {"policy_epochs": 1, "policy_minibatches": 2},
+    **dict.fromkeys(("ppo", "ppo_lag"), {"policy_epochs": 1, "policy_minibatches": 2}),
     "trpo_vine": {"num_states": 4, "branch_steps": 2},
 }
 NAMES = list(algorithms.ALGORITHMS)
@@ -28,7 +28,7 @@ NAMES = list(algorithms.ALGORITHMS)
 
 def make(name, env=None, **settings):
     module = algorithms.get(name)
-    env = env or probes.action_from_observation(continuous=True)
+    env = probes.fit_for(name, env or probes.action_from_observation(continuous=True))
     return module.make(env, module.Config(**(SMALL | OWN.get(name, {}) | settings)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gymnax
 import numpy as np
+import probes
 import pytest
 
 from trpo_jax import algorithms, envs
@@ -29,7 +30,8 @@ from trpo_jax.running.description import flags_of
 
 RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
 OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "gym/highway-fast-v0", "gym/parking-v0"]
-OTHER_SUITES += ["envpool/Swimmer-v4", "envpool/Parking-v0"]
+OTHER_SUITES += ["envpool/Swimmer-v4", "envpool/Parking-v0", "velocity/Swimmer"]
+OTHER_SUITES += ["driving/highway-v0", "native/TollRoad"]
 MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "InvertedPendulum", "Pusher", "Reacher")
 OTHER_SUITES += [f"gym/{task}-v5" for task in (*MUJOCO, "Swimmer", "Walker2d")]
 ATARI = ("BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders")
@@ -81,7 +83,7 @@ def test_the_defaults_make_every_algorithm(environment):
         if name in RESTARTING and not env.restartable:
             continue
         config = parse(name, defaults_for(name, environment))
-        algorithm = algorithms.get(name).make(env, config)
+        algorithm = algorithms.get(name).make(probes.fit_for(name, env), config)
         assert algorithm.steps_per_update <= defaults_for(name, environment)["total_steps"]
 
 

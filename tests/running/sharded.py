@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import probes
 from collectives import collectives
 
 from trpo_jax import algorithms, envs
@@ -28,7 +29,7 @@ HALF = 5  # updates before and after the stop
 def make(name, **changes):
     name, _, memory = name.partition("-")
     module = algorithms.get(name)
-    env = envs.make("Pendulum-v1" if name == "qprop" else "CartPole-v1")
+    env = probes.fit_for(name, envs.make("Pendulum-v1" if name == "qprop" else "CartPole-v1"))
     own = OWN.get(name, {}) | ({"memory": memory, "memory_size": 4} if memory else {})
     return module.make(env, module.Config(**CONFIG | own | changes))
 

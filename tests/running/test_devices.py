@@ -29,7 +29,8 @@ def run_sharded(folder, names):
     variables = {"XLA_FLAGS": flags}
     root = HERE.parents[1]
     benchmarks = root / "experiments" / "benchmarks"
-    variables["PYTHONPATH"] = os.pathsep.join([str(root), str(benchmarks)])
+    paths = root, root / "tests", benchmarks
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, paths))
     result = subprocess.run(
         [sys.executable, str(HERE / "sharded.py"), str(folder), *names],
         env=os.environ | variables,
