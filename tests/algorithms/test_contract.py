@@ -20,7 +20,8 @@ SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatche
 SMALL |= {"critic_epochs": 1}
 OWN = {
     "qprop": {"q_updates": 1, "q_minibatch": 4},
-    **dict.fromkeys(("ppo", "ppo_lag"), {"policy_epochs": 1, "policy_minibatches": 2}),
+    "ppo": {"policy_epochs": 1, "policy_minibatches": 2},
+    "ppo_lag": {"policy_epochs": 1, "policy_minibatches": 2},
     "trpo_vine": {"num_states": 4, "branch_steps": 2},
 }
 NAMES = list(algorithms.ALGORITHMS)
