@@ -236,6 +236,23 @@ def test_each_term_of_the_controller(gains, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_a_margin_follows_the_excess_and_is_taken_off_the_limit():
+    env = native.toll_road()
+    settings = {"cost_limit": 9.5, "num_envs": 16, "num_steps": 20, "max_kl": 0.1}
+    with_margin, metrics = updated(make("cpo", env, cost_margin_rate=0.5, **settings), 6)
+    margin, expected = 0.0, []
+    for excess in metrics["cost_excess"]:
+        margin = max(margin + 0.5 * float(excess), 0.0)
+        expected.append(margin)
+    np.testing.assert_allclose(metrics["cost_margin"], expected, rtol=1e-5)
+    assert max(expected) > 0
+    without, _ = updated(make("cpo", env, **settings), 6)
+    pairs = zip(
+        *(jax.tree.leaves(x.actor.policy_params) for x in (with_margin, without)), strict=True
+    )
+    assert any((a != b).any() for a, b in pairs)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_an_environment_without_costs_is_refused(name):
     with pytest.raises(

@@ -13,9 +13,11 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from trpo_jax.algorithms import fields
-from trpo_jax.algorithms.base import Metrics
-from trpo_jax.algorithms.on_policy import PolicyStep, StepInput
+from trpo_jax.agent import Agent
+from trpo_jax.algorithms import fields, on_policy
+from trpo_jax.algorithms.base import Algorithm, Metrics
+from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.on_policy import StepInput
 from trpo_jax.envs.base import Environment, cost_metrics
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.errors import ConfigurationError
@@ -135,14 +137,10 @@ class Rule(NamedTuple):
     update: Callable[[Any, Float[Array, " K"], Float[Array, " K"]], tuple[Any, Any]]
 
 
-def priced(
-    env: Environment,
-    config: Constrained,
-    policy_step: PolicyStep,
-    rule: Rule,
-    init_step_state: Callable[..., Any] = lambda key, params: (),
-) -> dict[str, Any]:
-    """Returns arguments of `on_policy.make` for the policy's step of a Lagrangian.
+def make_priced(
+    env: Environment, config: Constrained, agent: Agent | None, step_arguments: Any, rule: Rule
+) -> Algorithm:
+    """Returns the algorithm with the policy's step of a Lagrangian.
 
     The step sees (A - sum_k lambda_k A_k) / (1 + sum_k lambda_k) in place of the advantages A of
     the reward, with A_k those of cost k and lambda_k its multiplier: the gradient of return less
@@ -152,16 +150,22 @@ def priced(
     Args:
         env: the environment.
         config: the config.
-        policy_step: of an algorithm without limits.
+        agent: what acts and what judges; what the config describes if None.
+        step_arguments: `(env, config, agent) -> arguments of on_policy.make` of an algorithm
+            without limits, such as `trpo.step_arguments`.
         rule: how multipliers follow the costs.
-        init_step_state: of that algorithm.
+
+    Raises:
+        ConfigurationError: if a field's value cannot work, or the environment has no costs.
     """
-    num_costs = len(env.costs)
+    config, agent = prepare(env, config, agent)
+    require_costs(env, config)
+    plain = step_arguments(env, config, agent)
+    init_plain = plain.get("init_step_state", lambda key, params: ())
 
     def init(key, params):
-        start = jnp.zeros(num_costs)
-        step_state = init_step_state(key, params)
-        return PricedState(jnp.zeros(()), start, rule.init(start), step_state)
+        start = jnp.zeros(len(env.costs))
+        return PricedState(jnp.zeros(()), start, rule.init(start), init_plain(key, params))
 
     def step(key, step_input: StepInput):
         state: PricedState = step_input.step_state
@@ -170,7 +174,7 @@ def priced(
         batch = step_input.batch
         priced_costs = batch.cost_advantages @ multiplier
         advantages = (batch.advantages - priced_costs) / (1 + jnp.sum(multiplier))
-        params, step_state, metrics = policy_step(
+        params, step_state, metrics = plain["policy_step"](
             key,
             step_input._replace(step_state=state.step, batch=batch._replace(advantages=advantages)),
         )
@@ -178,7 +182,9 @@ def priced(
         state = PricedState(measured.length, multiplier, rule_state, step_state)
         return params, state, metrics
 
-    return {"policy_step": step, "init_step_state": init, "constrained": True}
+    return on_policy.make(
+        env, config, agent=agent, policy_step=step, init_step_state=init, constrained=True
+    )
 
 
 def of_costs(env: Environment, metric: str, values: Sequence[Any] | Array) -> Metrics:

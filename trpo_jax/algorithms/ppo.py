@@ -5,7 +5,6 @@ clipped (PPO, equation 7), or with a quadratic penalty whose minimum lies at the
 Xie et al. 2025, arXiv:2401.16025), which unlike the clip pulls back a ratio that went too far.
 """
 
-from collections.abc import Callable
 from typing import Any, no_type_check
 
 import jax
@@ -19,7 +18,6 @@ from trpo_jax.agent import Agent
 from trpo_jax.algorithms import fields, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare
-from trpo_jax.algorithms.on_policy import PolicyStep
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.minibatches import Minibatches
@@ -73,14 +71,11 @@ def make(
 ) -> Algorithm:
     """Returns PPO on an environment; see `trpo.make`."""
     config, agent = prepare(env, config or Config(), agent)
-    step, init_step_state = policy_step(config, agent)
-    return on_policy.make(
-        env, config, agent=agent, policy_step=step, init_step_state=init_step_state
-    )
+    return on_policy.make(env, config, agent=agent, **step_arguments(env, config, agent))
 
 
-def policy_step(config: Config, agent: Agent) -> tuple[PolicyStep, Callable[..., Any]]:
-    """Returns PPO's step and what starts its state; see `on_policy.make`.
+def step_arguments(env: Environment, config: Config, agent: Agent) -> dict[str, Any]:
+    """Returns the arguments of `on_policy.make` for PPO's step.
 
     Raises:
         ConfigurationError: if the minibatches of the config cannot work.
@@ -137,4 +132,4 @@ def policy_step(config: Config, agent: Agent) -> tuple[PolicyStep, Callable[...,
         )
         return params, moments, change._asdict()
 
-    return step, lambda key, params: optimizer.init(params)
+    return {"policy_step": step, "init_step_state": lambda key, params: optimizer.init(params)}

@@ -5,10 +5,9 @@ from typing import no_type_check
 from flax import struct
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import on_policy, ppo
+from trpo_jax.algorithms import ppo
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.constrained import priced, require_costs
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.constrained import make_priced
 from trpo_jax.algorithms.trpo_lag import AdamPrice, adam_rule
 from trpo_jax.envs.base import Environment
 
@@ -23,8 +22,5 @@ def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
     """Returns PPO with a Lagrangian on an environment with costs; see `trpo.make`."""
-    config, agent = prepare(env, config or Config(), agent)
-    require_costs(env, config)
-    step, init_step_state = ppo.policy_step(config, agent)
-    arguments = priced(env, config, step, adam_rule(config), init_step_state)
-    return on_policy.make(env, config, agent=agent, **arguments)
+    config = config or Config()
+    return make_priced(env, config, agent, ppo.step_arguments, adam_rule(config))

@@ -1,6 +1,6 @@
 """Trust-region policy optimisation (Schulman et al. 2015, arXiv:1502.05477), single path."""
 
-from typing import no_type_check
+from typing import Any, no_type_check
 
 from flax import struct
 
@@ -15,7 +15,6 @@ from trpo_jax.algorithms.natural_gradient import (
     require_solver,
     step_options,
 )
-from trpo_jax.algorithms.on_policy import PolicyStep
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
 
@@ -48,12 +47,11 @@ def make(
         >>> state, metrics = jax.jit(algorithm.update)(state)
     """
     config, agent = prepare(env, config or Config(), agent)
-    step = policy_step(env, config, agent)
-    return on_policy.make(env, config, agent=agent, policy_step=step)
+    return on_policy.make(env, config, agent=agent, **step_arguments(env, config, agent))
 
 
-def policy_step(env: Environment, config: Config, agent: Agent) -> PolicyStep:
-    """Returns TRPO's step: `(key, step_input) -> (policy params, step_state, metrics)`.
+def step_arguments(env: Environment, config: Config, agent: Agent) -> dict[str, Any]:
+    """Returns the arguments of `on_policy.make` for TRPO's step.
 
     Raises:
         ConfigurationError: if the solver of the config cannot serve the agent's policy.
@@ -75,6 +73,6 @@ def policy_step(env: Environment, config: Config, agent: Agent) -> PolicyStep:
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
             **step_options(config),
         )
-        return params, step_input.step_state, info._asdict()
+        return params, (), info._asdict()
 
-    return step
+    return {"policy_step": step}

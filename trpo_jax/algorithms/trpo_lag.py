@@ -12,10 +12,9 @@ import optax
 from flax import struct
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy, trpo
+from trpo_jax.algorithms import fields, trpo
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.constrained import Constrained, Rule, priced, require_costs
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.constrained import Constrained, Rule, make_priced
 from trpo_jax.envs.base import Environment
 
 
@@ -48,8 +47,5 @@ def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
     """Returns TRPO with a Lagrangian on an environment with costs; see `trpo.make`."""
-    config, agent = prepare(env, config or Config(), agent)
-    require_costs(env, config)
-    step = trpo.policy_step(env, config, agent)
-    arguments = priced(env, config, step, adam_rule(config))
-    return on_policy.make(env, config, agent=agent, **arguments)
+    config = config or Config()
+    return make_priced(env, config, agent, trpo.step_arguments, adam_rule(config))

@@ -11,10 +11,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy, trpo
+from trpo_jax.algorithms import fields, trpo
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.constrained import Constrained, Rule, priced, require_costs
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.constrained import Constrained, Rule, make_priced
 from trpo_jax.envs.base import Environment
 
 
@@ -73,7 +72,5 @@ def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
     """Returns TRPO with a PID controller of its multipliers; see `trpo.make`."""
-    config, agent = prepare(env, config or Config(), agent)
-    require_costs(env, config)
-    step = trpo.policy_step(env, config, agent)
-    return on_policy.make(env, config, agent=agent, **priced(env, config, step, pid_rule(config)))
+    config = config or Config()
+    return make_priced(env, config, agent, trpo.step_arguments, pid_rule(config))

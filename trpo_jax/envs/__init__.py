@@ -166,11 +166,9 @@ def _make(name, args, wrappers, processes, costs=()) -> "Environment":
         module = _import_suite(suite, name)
         what = f"Environment {name!r} cannot be made with {args}"
         more = {"info_costs": of_info} if of_info else {}
+        more |= {"processes": True} if processes else {}
         with user_modules.errors_located(what, module.__file__) if args else nullcontext():
-            if suite == "driving":
-                env = module.make(own_name, args, bool(processes))
-            else:
-                env = module.make(own_name, **args, **more)
+            env = module.make(own_name, **args, **more)
     else:
         env = _make_own(name, args)
     return wrap(name, with_costs(env, functions), wrappers, Environment)._replace(name=env.name)

@@ -4,9 +4,7 @@ The cost of a step is 1 where the car has crashed or is off the road. The suite'
 a crash and are 0 off the road; here both are left out of them.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from trpo_jax.envs import gymnasium
@@ -23,9 +21,7 @@ def names() -> list[str]:
     return ["highway-v0", "highway-fast-v0", "roundabout-v0", "racetrack-v0"]
 
 
-def make(
-    name: str, args: Mapping[str, Any] = MappingProxyType({}), processes: bool = False
-) -> Environment:
+def make(name: str, *, processes: bool = False, **args: Any) -> Environment:
     """Returns a task, such as "highway-fast-v0"; see `trpo_jax.envs.gymnasium.make`.
 
     Raises:
