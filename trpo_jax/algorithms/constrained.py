@@ -60,8 +60,8 @@ def require_costs(env: Environment, config: Constrained, most: int | None = None
     size = np.size(config.cost_limit)
     if np.ndim(config.cost_limit) and size != len(env.costs):
         raise ConfigurationError(
-            f"cost_limit = {config.cost_limit!r} has {size} numbers, and {env.name} has "
-            f"{len(env.costs)} costs ({', '.join(env.costs)}). Give one for each, or one for all."
+            f"cost_limit = {config.cost_limit!r} has {size} numbers, and the costs of {env.name} "
+            f"are {', '.join(env.costs)}. Give one number for each cost, or one for all."
         )
 
 
