@@ -20,7 +20,7 @@ from trpo_jax.figures.diagnosis_panels import panels
 from trpo_jax.records.files import locked, write_csv
 from trpo_jax.records.policies import read_policies
 from trpo_jax.records.runs import read_metrics, read_run
-from trpo_jax.running import sweep
+from trpo_jax.running import sweep, sweep_ranking
 from trpo_jax.running.folder import open_folder
 from trpo_jax.running.train import train
 
@@ -194,7 +194,7 @@ def swept(tmp_path, monkeypatch):
 
     def fake(plan, compilation, pending, results, console):
         for index, seed in pending:
-            numbers = dict.fromkeys(sweep.measured_with(()), float(index + seed))
+            numbers = dict.fromkeys(sweep_ranking.measured_with(()), float(index + seed))
             results[index, seed] = {"setting": index, "seed": seed, **numbers}
         rows = sweep.table(plan, results)
         write_csv(plan.folder / "results.csv", list(rows[0]), [row.values() for row in rows])

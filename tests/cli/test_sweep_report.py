@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from trpo_jax.cli.sweep_report import print_ranking
-from trpo_jax.running.sweep import rank
+from trpo_jax.running.sweep_ranking import rank
 
 FIVE = {"max_kl": 0.0123, "damping": 0.1, "gae_lambda": 0.951, "critic_lr": 1e-3}
 FIVE |= {"hidden_sizes": (64, 64)}

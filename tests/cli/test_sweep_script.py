@@ -11,7 +11,7 @@ from refusals import refusal
 from trpo_jax.cli import sweep, train
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.running import sweep as running_sweep
-from trpo_jax.running.sweep import rank
+from trpo_jax.running.sweep_ranking import rank
 
 pytestmark = [
     pytest.mark.xdist_group("sweep"),  # one worker, so that the sweep is shared

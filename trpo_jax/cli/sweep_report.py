@@ -12,7 +12,7 @@ from trpo_jax.analysis.statistics import INTERVAL
 from trpo_jax.cli.display import spread_text
 from trpo_jax.records.files import cell
 from trpo_jax.records.runs import ONLY_COST
-from trpo_jax.running.sweep import Ranked
+from trpo_jax.running.sweep_ranking import Ranked
 
 SHOWN = 16  # settings in the terminal at the most
 MOST_COLUMNS = 2  # fields that have columns of their own in 80 characters

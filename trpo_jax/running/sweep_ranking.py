@@ -1,0 +1,101 @@
+"""What the runs of a sweep came to, and which settings did best."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trpo_jax.analysis.statistics import ScoreSummary, summarize
+from trpo_jax.envs.base import Environment, cost_metrics
+from trpo_jax.records.files import write_csv
+from trpo_jax.records.runs import ONLY_COST, cost_columns
+from trpo_jax.running.evaluation import Played
+from trpo_jax.running.sweep_plan import Setting
+from trpo_jax.running.sweep_program import Scores
+
+RETURNS = ("evaluation_return", "training_return")
+STEPS = ("kl", "rejected", "broken_update")
+
+Key = tuple[int, int]  # number of the setting, seed
+
+
+class Ranked(NamedTuple):
+    """A setting and how it did.
+
+    Attributes:
+        index: its number.
+        setting: the values of what was swept.
+        scores: of each seed, `[num_seeds]`; NaN where numbers were not finite.
+        summary: statistics over seeds; None if some seed has no score.
+        costs: of each seed where it has its score from, by the name of the cost, `[num_seeds]`.
+    """
+
+    index: int
+    setting: Setting
+    scores: np.ndarray
+    summary: ScoreSummary | None
+    costs: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+def measured_with(costs: Sequence[str]) -> list[str]:
+    """Returns the names of what is measured of a run, in the order of the file of results.
+
+    Args:
+        costs: names of the costs of the environment.
+    """
+    costs = [cost_metrics(costs, name.replace("return", "cost")) for name in RETURNS]
+    return [*RETURNS, *(name for names in costs for name in names), *STEPS]
+
+
+def measure(env: Environment, played: Played, scores: Scores) -> dict[str, np.ndarray]:
+    """Returns what came of the runs of a block by the names of `measured_with`, each `[R]`."""
+    costs = [played.costs[..., k].mean(axis=1) for k in range(len(env.costs))]
+    values = [played.returns.mean(axis=1), scores.training_return, *costs]
+    missing = np.full(len(scores.training_return), np.nan)
+    values += [scores.training_costs.get(name, missing) for name in cost_metrics(env.costs)]
+    values += [getattr(scores, name) for name in STEPS]
+    return dict(zip(measured_with(env.costs), values, strict=True))
+
+
+def rank(
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    results: Mapping[Key, Mapping[str, Any]],
+    score: str,
+) -> list[Ranked]:
+    """Returns the settings by interquartile mean, then mean, the best first and broken ones last.
+
+    Settings of which a run is missing are left out.
+    """
+    ranked = []
+    for index, setting in enumerate(settings):
+        if all((index, seed) in results for seed in seeds):
+            scores = np.array([results[index, seed][score] for seed in seeds])
+            summary = summarize(scores) if np.isfinite(scores).all() else None
+            names = cost_columns(results[index, seeds[0]], f"{score.removesuffix('return')}cost")
+            costs = {
+                name: np.array([results[index, seed][column] for seed in seeds])
+                for name, column in names.items()
+            }
+            ranked.append(Ranked(index, setting, scores, summary, costs))
+    order = lambda x: (x.summary is None, x.summary and (-x.summary.iqm, -x.summary.mean))
+    return sorted(ranked, key=order)
+
+
+def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
+    """Writes the statistics of every setting, the best first."""
+    fields = list(ranking[0].setting)
+    statistics = ["iqm", "iqm_low", "iqm_high", "mean", "mean_low", "mean_high", "std", "worst"]
+    rows = []
+    for index, setting, scores, summary, costs in ranking:
+        counts = [len(scores), int(np.isnan(scores).sum())]
+        numbers: list[float | None] = [None] * len(statistics)
+        if summary is not None:
+            iqm_ci95, ci95 = summary.iqm_ci95 or (None, None), summary.ci95 or (None, None)
+            numbers = [summary.iqm, *iqm_ci95, summary.mean, *ci95, summary.std, scores.min()]
+        means = [x.mean() for x in costs.values()]
+        rows.append([index, *setting.values(), *counts, *numbers, *means])
+    names = ["mean_cost" if name == ONLY_COST else f"mean_cost_{name}" for name in ranking[0].costs]
+    write_csv(path, ["setting", *fields, "seeds", "broken_seeds", *statistics, *names], rows)
