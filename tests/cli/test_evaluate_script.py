@@ -130,8 +130,8 @@ def test_bad_input(argv, message, run, tmp_path, capsys):
 def test_costs_have_a_table_and_a_line_on_their_limit(limit, said):
     returns, costs = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), np.array([[2, 4, 6], [3, 3, 3]])
     played = Played(returns, np.zeros((2, 3), bool), costs[..., None].astype(float))
-    description = {"config": {} if limit is None else {"cost_limit": limit}}
-    of_mode = evaluate.describe(toll_road(), description, played)
+    limits = None if limit is None else np.array([[9.0, limit]])  # the last one counts
+    of_mode = evaluate.describe(toll_road(), limits, played)
     found = of_mode["costs"]["toll"]
     assert (found["per_seed"], found["mean"]) == ([4, 3], 3.5)
     assert found["costs"] == costs.tolist()
@@ -144,4 +144,4 @@ def test_costs_have_a_table_and_a_line_on_their_limit(limit, said):
     assert "6.0" in text[text.index("cost toll") :]
     assert text.count(f"The policies {said} the limit") == (2 if said else 0)
     without = played._replace(costs=())
-    assert "costs" not in evaluate.describe(counter(), description, without)
+    assert "costs" not in evaluate.describe(counter(), None, without)

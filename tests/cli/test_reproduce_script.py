@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import limits
 import numpy as np
 import pytest
 import reproduce
@@ -204,3 +205,22 @@ def test_an_episode_that_was_cut_is_marked(num_steps, cut, monkeypatch):
     film = play(env, alternating(env), 0, num_steps, every=2)
     assert (film.num_steps, film.cut) == (min(num_steps, 3), cut)
     assert texts == ["step 0", "step 2, cut"] if cut else ["step 0", "step 2", "step 3"]
+
+
+def test_a_table_under_a_limit_marks_what_reaches_the_bar_and_keeps_the_limit():
+    returns, within, beyond = [90.0, 100.0, 110.0], [20.0, 21.0, 22.0], [20.0, 30.0, 40.0]
+    found = {
+        **{"env": "velocity/Hopper", "algorithm": "cpo", "seeds": [1, 2, 3], "steps": 1000},
+        **{"updates_above": 0.25, "mean_excess": 3.0, "versions": {"jax": "1"}, "device": {}},
+        "stochastic": {"return": returns, "cost": within},
+        "deterministic": {"return": returns, "cost": beyond},
+    }
+    report = {"title": "T", "command": "C", "limit": 25, "bars": {"Hopper": 99}, "notes": "N"}
+    row = next(
+        x for x in limits.table_lines(report | {"rows": {"Hopper, cpo": found}}) if "cpo" in x
+    )
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["Hopper, cpo", "1,000", "3"]
+    assert cells[3].startswith("**100 (")
+    assert cells[5].startswith("100 (")  # its cost is above the limit
+    assert cells[-2:] == ["25 %", "3.0"]

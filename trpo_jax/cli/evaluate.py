@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trpo_jax.analysis.costs import describe_costs, limit_text
+from trpo_jax.analysis.costs import cost_limits, describe_costs, limit_text
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import spread_text
@@ -30,7 +30,7 @@ from trpo_jax.errors import (
 )
 from trpo_jax.records.files import make_parents, write_json
 from trpo_jax.records.policies import read_policies, with_origin
-from trpo_jax.records.runs import read_description
+from trpo_jax.records.runs import read_description, read_run
 from trpo_jax.running.estimate import require_evaluation_memory
 from trpo_jax.running.evaluation import (
     Played,
@@ -86,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             with evaluation_progress(console, title) as tell:
                 played[mode] = evaluation(stored.actor, stored.seeds, number, tell)
             require_finite_returns(env, stored.seeds, played[mode].returns, played[mode].costs)
+        limits = None
+        if env.costs:  # which a schedule may have changed: the last one counts
+            metrics = read_run(args.folder).metrics
+            limits = cost_limits(description["config"], metrics, len(env.costs))
         bound = evaluation_bound(env, args.evaluation_steps)
         report = {
             "env": env.name,
@@ -95,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "steps_at_most": bound,
             "number": args.number,
             "seeds": list(stored.seeds),
-            **{mode: describe(env, description, values) for mode, values in played.items()},
+            **{mode: describe(env, limits, values) for mode, values in played.items()},
         }
         title = f"{description['algorithm'].upper()} on {env.name}, {stored.what}"
         print_report(console, report, title)
@@ -139,12 +143,12 @@ def build_parser() -> Parser:
     return parser
 
 
-def describe(env: Environment, description: dict[str, Any], played: Played) -> dict[str, Any]:
+def describe(env: Environment, limits: np.ndarray | None, played: Played) -> dict[str, Any]:
     """Returns statistics of the returns and costs of episodes, as JSON holds them.
 
     Args:
         env: the environment.
-        description: of the run, whose config has limits on costs, or none.
+        limits: of each cost at each update of the run, `[K, U]`; None without limits.
         played: the episodes, `[num_seeds, E]`.
     """
     described = {
@@ -153,11 +157,8 @@ def describe(env: Environment, description: dict[str, Any], played: Played) -> d
         "episodes_cut": played.cut.sum(axis=1).tolist(),
     }
     if env.costs:
-        num_costs = len(env.costs)
-        limit = description["config"].get("cost_limit")
-        fits = limit is not None and np.size(limit) in (1, num_costs)
-        limits = np.broadcast_to(limit, num_costs) if fits else None
-        described["costs"] = describe_costs(env.costs, played.costs.mean(axis=1), limits)
+        last = None if limits is None else limits[:, -1]
+        described["costs"] = describe_costs(env.costs, played.costs.mean(axis=1), last)
         for k, name in enumerate(env.costs):
             described["costs"][name] |= describe_seeds(played.costs[..., k], "costs")
     return described
