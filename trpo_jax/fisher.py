@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
@@ -21,6 +22,7 @@ from trpo_jax.distributions import Distribution
 
 Params = PyTree[Array]
 MatrixVectorProduct = Callable[[Params], Params]
+DistributionFn = Callable[[Params], Distribution]
 
 
 def gauss_newton_product(
@@ -50,7 +52,7 @@ def gauss_newton_product(
 
 
 def fisher_vector_product(
-    distribution_fn: Callable[[Params], Distribution],
+    distribution_fn: DistributionFn,
     params: Params,
     state_weights: Float[Array, "*batch"] | None = None,
 ) -> MatrixVectorProduct:
@@ -76,7 +78,7 @@ def mean_fisher_product(
     state_weights: Float[Array, "*batch"] | None = None,
 ) -> Distribution:
     """Returns w_n M_n u_n / N for each of the N states: the metric of the mean KL divergence."""
-    batch_shape = jax.eval_shape(lambda d: d.entropy(), distribution).shape
+    batch_shape = jax.eval_shape(lambda d: d.kl(d), distribution).shape
     num_states = math.prod(batch_shape)
     product = jax.tree.map(lambda x: x / num_states, distribution.fisher_product(tangent))
     if state_weights is None:
@@ -87,8 +89,19 @@ def mean_fisher_product(
     )
 
 
+def outputs_that_depend(fn: Callable[[Params], Any], params: Params) -> list[bool]:
+    """Returns whether each output of a function, a leaf, is computed from its argument."""
+    jaxpr = jax.make_jaxpr(fn)(params).jaxpr
+    reached = set(jaxpr.invars)
+    is_reached = lambda x: not isinstance(x, Literal) and x in reached
+    for equation in jaxpr.eqns:
+        if any(map(is_reached, equation.invars)):
+            reached.update(equation.outvars)
+    return [is_reached(x) for x in jaxpr.outvars]
+
+
 def dense_fisher(
-    distribution_fn: Callable[[Params], Distribution], params: Params
+    distribution_fn: DistributionFn, params: Params
 ) -> Float[Array, "P P"]:
     """Returns the whole Fisher matrix in raveled parameters, for tests and small networks.
 

@@ -1,0 +1,402 @@
+"""The natural-gradient step of a trust region, as an optax transform for any model.
+
+A model predicts a distribution for each example of a batch. The Fisher matrix F of these
+distributions measures how far a change of the parameters moves the predictions: the mean KL
+divergence of a step s is about s^T F s / 2. The natural gradient x solves (F + damping I) x = g
+(Amari 1998). The step along it is as long as a bound on the mean KL divergence allows, as in TRPO
+(Schulman et al. 2015, arXiv:1502.05477, appendix C), or a fixed multiple of x, as in Gauss-Newton
+methods (Martens 2020, arXiv:1412.1193, sections 6 and 8), whichever is shorter.
+
+The solvers, the length of the step and the line search are those of the algorithms of this library.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from trpo_jax.distributions import Distribution
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.fisher import (
+    DistributionFn,
+    MatrixVectorProduct,
+    fisher_vector_product,
+    outputs_that_depend,
+)
+from trpo_jax.line_search import backtracking
+from trpo_jax.solvers import damped_solver
+from trpo_jax.trust_region import Solve, kl_length
+
+Params = PyTree[Array]
+Scalar = Float[Array, ""]
+ScalarOrSchedule = float | Array | Callable[[Int[Array, ""]], Any]
+DampingRule = Callable[[Scalar, Scalar], Scalar]
+
+
+class System(NamedTuple):
+    """The linear system (F + damping I) x = g of one update, as a solver sees it.
+
+    Attributes:
+        distribution_fn: maps parameters to the distributions of the batch.
+        params: the parameters at which F is taken.
+        product: `v -> F v`.
+        damping: what is added to the diagonal of F, scalar.
+        num_iterations: how many products with F an iterative solver may make.
+        weights: of each example, of mean 1, or None.
+        count: how many updates were made before, scalar.
+    """
+
+    distribution_fn: DistributionFn
+    params: Params
+    product: MatrixVectorProduct
+    damping: Scalar
+    num_iterations: int
+    weights: Float[Array, "*batch"] | None
+    count: Int[Array, ""]
+
+
+Solver = Callable[[System], Solve]
+
+
+class NaturalGradientInfo(NamedTuple):
+    """How the last update went; all scalars, KL divergences in nats, means over the examples.
+
+    Attributes:
+        kl: KL(old || new).
+        kl_predicted: s^T F s / 2 for the step s that was taken.
+        gain: how much `value_fn` fell; 0 without a `value_fn`.
+        gain_predicted: by how much it falls if F is its Hessian, -gradient.s - s^T F s / 2.
+        curvature: x^T (F + damping I) x / x^T x, along the natural gradient x.
+        residual: ||g - (F + damping I) x|| / ||g||.
+        iterations: how many products with F the solver made.
+        damping: what was added to the diagonal of F.
+        fraction: of the step, which the line search took; 0 where it took none, 1 without one.
+    """
+
+    kl: Scalar
+    kl_predicted: Scalar
+    gain: Scalar
+    gain_predicted: Scalar
+    curvature: Scalar
+    residual: Scalar
+    iterations: Int[Array, ""]
+    damping: Scalar
+    fraction: Scalar
+
+
+class NaturalGradientState(NamedTuple):
+    """What one update hands to the next.
+
+    Attributes:
+        count: number of updates, scalar.
+        damping: of the next update, where a rule changes it; scalar.
+        direction: the last natural gradient, a tree like the parameters; `()` without momentum.
+        info: how the last update went.
+    """
+
+    count: Int[Array, ""]
+    damping: Scalar
+    direction: Params | tuple[()]
+    info: NaturalGradientInfo
+
+
+def natural_gradient(
+    max_kl: ScalarOrSchedule = 0.01,
+    damping: ScalarOrSchedule = 0.1,
+    cg_iters: int = 10,
+    *,
+    learning_rate: ScalarOrSchedule | None = None,
+    momentum: Float[Array, ""] | float = 0.0,
+    line_search_steps: int = 0,
+    line_search_shrink: Float[Array, ""] | float = 0.5,
+    damping_rule: DampingRule | None = None,
+    damped_scaling: bool = True,
+    solver: Solver | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optax transform that turns a gradient into a natural-gradient step.
+
+    Its updates descend, as those of optax do: `optax.apply_updates` lowers the loss whose gradients
+    it is given. They are steps already, so no learning rate follows.
+
+    `update(gradients, state, params, *, distribution_fn, value_fn=None, weights=None)`:
+
+    - `distribution_fn` maps parameters to the predictive distributions of the batch: one of
+      `trpo_jax.distributions`, or a NamedTuple of the caller's own with its methods `kl` and
+      `fisher_product`. Their batch axes may have any shape.
+    - `value_fn` maps parameters to the loss, whose gradients `gradients` are. The line search and
+      `damping_rule` need it.
+    - `weights` counts examples in the means of F and of the KL divergence, an array like the batch:
+      a mask of tokens, for example.
+
+    Args:
+        max_kl: bound on the mean KL divergence of a step, in nats; `jnp.inf` for none.
+        damping: added to the diagonal of F.
+        cg_iters: number of products with F in a solve.
+        learning_rate: how many natural gradients a step is at the most. None makes every step as
+            long as `max_kl` allows, which suits a loss that holds for one step only, as that of a
+            policy. A loss that is to converge needs a number: 1 is the Gauss-Newton step.
+        momentum: how much of the last natural gradient is kept where the batch says nothing of it:
+            x minimises the quadratic model of the batch plus damping / 2 ||x - momentum x_last||^2
+            (SPRING, Goldshlager et al. 2024, arXiv:2401.10190).
+        line_search_steps: how many fractions of the step are tried at the most, the largest first,
+            until the loss falls and the KL divergence is at most `max_kl`. If none does, the
+            parameters stay as they are. 0 takes every step whole.
+        line_search_shrink: factor between one fraction and the next.
+        damping_rule: `(damping, gain / gain_predicted) -> damping` of the next update; see
+            `levenberg_marquardt`. `damping` is then the first one.
+        damped_scaling: see `damped` of `trpo_jax.trust_region.kl_length`.
+        solver: solves the system; `conjugate_gradient_solver` if None. Others are
+            `trpo_jax.kronecker.kronecker_solver` and `trpo_jax.sample_space.sample_space_solver`.
+
+    Numbers may be schedules, `count -> number`, where the annotation says so. Under
+    `optax.inject_hyperparams`, name `cg_iters`, `line_search_steps`, and every function in its
+    `static_args`.
+
+    Raises:
+        ConfigurationError: if a number cannot work; in `update`, if `distribution_fn` is missing,
+            does not fit the parameters or returns no distribution.
+
+    Example:
+        >>> optimizer = natural_gradient(max_kl=0.01, learning_rate=1.0)
+        >>> distribution_fn = lambda params: Categorical(model.apply(params, images))
+        >>> loss_fn = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
+        >>> updates, state = optimizer.update(
+        ...     jax.grad(loss_fn)(params), state, params, distribution_fn=distribution_fn
+        ... )
+        >>> params = optax.apply_updates(params, updates)
+    """
+    _require_numbers(locals())
+    solver = conjugate_gradient_solver if solver is None else solver
+
+    def init(params: Params) -> NaturalGradientState:
+        zero = jnp.zeros((), _dtype(params))
+        count = jnp.zeros((), jnp.int32)
+        info = NaturalGradientInfo(*[zero] * len(NaturalGradientInfo._fields))
+        first_damping = zero if callable(damping) else zero + damping
+        direction = optax.tree.zeros_like(params) if _on(momentum) else ()
+        return NaturalGradientState(
+            count, first_damping, direction, info._replace(iterations=count)
+        )
+
+    def update(
+        gradients, state, params=None, *, distribution_fn=None, value_fn=None, weights=None, **_
+    ):
+        _require_distribution(distribution_fn, params)
+        if value_fn is None and (line_search_steps or damping_rule is not None):
+            needs = "line_search_steps > 0" if line_search_steps else "damping_rule"
+            raise ConfigurationError(
+                f"{needs} needs value_fn, the loss as a function of the parameters. Pass it to "
+                "update."
+            )
+        now = lambda number: number(state.count) if callable(number) else number
+        radius = now(max_kl)
+        added = state.damping if damping_rule is not None else jnp.asarray(now(damping))
+        weights = None if weights is None else weights / jnp.mean(weights)
+        solve = solver(
+            System(
+                distribution_fn,
+                params,
+                fisher_vector_product(distribution_fn, params, weights),
+                added,
+                cg_iters,
+                weights,
+                state.count,
+            )
+        )
+
+        descent = rhs = optax.tree.scale(-1, gradients)
+        if _on(momentum):
+            rhs = optax.tree.add_scale(descent, added * momentum, state.direction)
+        solution = solve(rhs)
+        x = solution.x
+        length = kl_length(rhs, x, max_kl=radius, damping=added, damped=damped_scaling)
+        if learning_rate is not None:
+            length = jnp.minimum(length, now(learning_rate))
+        step = optax.tree.scale(length, x)
+
+        with jax.default_matmul_precision("float32"):
+            old = distribution_fn(params)
+            old_value = 0.0 if value_fn is None else value_fn(params)
+
+            def evaluate(candidate):
+                kl = old.kl(distribution_fn(candidate))
+                value = 0.0 if value_fn is None else value_fn(candidate)
+                return old_value - value, jnp.mean(kl if weights is None else weights * kl)
+
+            fraction = jnp.ones(())
+            if line_search_steps:
+                search = backtracking(
+                    evaluate, params, step, radius, line_search_shrink, line_search_steps
+                )
+                fraction = search.fraction
+            # A select, since a step that is not finite times 0 is not 0.
+            updates = jax.tree.map(
+                lambda s, p: jnp.where(fraction > 0, fraction * s, 0).astype(p.dtype),
+                step,
+                params,
+            )
+            gain, kl = evaluate(optax.apply_updates(params, updates))
+
+        damped_curvature, norm = optax.tree.vdot(rhs, x), optax.tree.vdot(x, x)
+        undamped_curvature = jnp.maximum(damped_curvature - added * norm, 0.0)
+        kl_predicted = (fraction * length) ** 2 * undamped_curvature / 2
+        gain_predicted = fraction * optax.tree.vdot(descent, step) - kl_predicted
+        info = NaturalGradientInfo(
+            kl=kl,
+            kl_predicted=kl_predicted,
+            gain=gain,
+            gain_predicted=gain_predicted,
+            curvature=_ratio(damped_curvature, norm),
+            residual=solution.residual,
+            iterations=solution.iterations,
+            damping=added,
+            fraction=fraction,
+        )
+        if damping_rule is not None:
+            added = damping_rule(added, _ratio(gain, gain_predicted))
+        like = lambda new, old: jnp.asarray(new, old.dtype)
+        return updates, NaturalGradientState(
+            optax.safe_increment(state.count),
+            like(added, state.damping),
+            jax.tree.map(like, x, state.direction) if _on(momentum) else (),
+            jax.tree.map(like, info, state.info),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def conjugate_gradient_solver(system: System) -> Solve:
+    """Returns the function that solves a system by conjugate gradient."""
+    return damped_solver(
+        system.product, damping=system.damping, num_iterations=system.num_iterations
+    )
+
+
+def levenberg_marquardt(
+    factor: float = 1.5, *, low: float = 0.25, high: float = 0.75, smallest: float = 1e-8
+) -> DampingRule:
+    """Returns the rule that trusts the quadratic model of the loss as far as it was right.
+
+    The damping is divided by `factor` where the gain was at least `high` times the predicted one,
+    and multiplied by it where the gain was at most `low` times that (Martens 2010, section 4.1).
+    The prediction takes F for the Hessian of the loss, which it is where the loss is the mean of
+    -log p and the model fits.
+
+    Args:
+        factor: of a change.
+        low: ratio of the gains, below which the damping grows.
+        high: ratio above which it shrinks.
+        smallest: the damping never gets below it.
+
+    Example:
+        >>> optimizer = natural_gradient(
+        ...     max_kl=jnp.inf, learning_rate=1.0, damping=1.0, damping_rule=levenberg_marquardt()
+        ... )
+    """
+
+    def rule(damping: Scalar, ratio: Scalar) -> Scalar:
+        # Not `ratio <= low`: a ratio that is NaN has to make the damping grow.
+        grown = jnp.where(ratio > low, damping, damping * factor)
+        return jnp.maximum(jnp.where(ratio >= high, damping / factor, grown), smallest)
+
+    return rule
+
+
+def unmasked(part: Params, whole: Params) -> Params:
+    """Returns a tree that `optax.masked` left holes in, with the leaves of `whole` in the holes.
+
+    Example:
+        >>> optimizer = optax.masked(natural_gradient(), is_adapter)
+        >>> optimizer.update(
+        ...     gradients,
+        ...     state,
+        ...     params,
+        ...     distribution_fn=lambda adapters: distribution_fn(unmasked(adapters, params)),
+        ... )
+    """
+    hole = lambda x: isinstance(x, optax.MaskedNode)
+    return jax.tree.map(lambda own, other: other if hole(own) else own, part, whole, is_leaf=hole)
+
+
+def _on(momentum: Any) -> bool:
+    return not isinstance(momentum, int | float) or momentum > 0
+
+
+def _dtype(params: Params) -> Any:
+    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
+
+
+def _ratio(numerator: Scalar, denominator: Scalar) -> Scalar:
+    """Returns a ratio, 0 where the denominator is not positive."""
+    positive = denominator > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)
+
+
+def _require_numbers(given: dict[str, Any]) -> None:
+    """Raises a ConfigurationError for a number that cannot work; traced ones are not looked at."""
+    for name in ("cg_iters", "line_search_steps"):
+        if not isinstance(given[name], int | np.integer):
+            raise ConfigurationError(
+                f"{name} = {given[name]!r} has to be a Python int, as it decides what is compiled. "
+                f"Under optax.inject_hyperparams, name {name} in static_args."
+            )
+    known = {name: x for name, x in given.items() if isinstance(x, int | float | np.ndarray)}
+    allowed = {
+        "max_kl": (lambda x: x > 0, "above 0; jnp.inf sets no bound"),
+        "damping": (lambda x: 0 <= x < np.inf, "at least 0 and finite"),
+        "cg_iters": (lambda x: x >= 1, "at least 1"),
+        "learning_rate": (lambda x: 0 < x < np.inf, "above 0 and finite, or None"),
+        "momentum": (lambda x: 0 <= x < 1, "in [0, 1)"),
+        "line_search_steps": (lambda x: x >= 0, "at least 0; 0 searches nothing"),
+        "line_search_shrink": (lambda x: 0 < x < 1, "between 0 and 1"),
+    }
+    for name, (is_allowed, text) in allowed.items():
+        if name in known and not np.all(is_allowed(known[name])):
+            raise ConfigurationError(f"{name} = {known[name]} has to be {text}.")
+    unbounded = np.all(np.isposinf(known.get("max_kl", 1.0)))
+    if unbounded and given["learning_rate"] is None:
+        raise ConfigurationError(
+            "max_kl = inf without a learning_rate leaves a step without a length. Set one of them."
+        )
+    if given["damping_rule"] is not None and callable(given["damping"]):
+        raise ConfigurationError(
+            "damping is a schedule and damping_rule changes it too. Choose one of them."
+        )
+
+
+def _require_distribution(distribution_fn: Any, params: Any) -> None:
+    """Raises a ConfigurationError if a function does not map the parameters to a distribution."""
+    if params is None:
+        raise ConfigurationError(
+            "natural_gradient needs the parameters: update(gradients, state, params, "
+            "distribution_fn=...)."
+        )
+    if not callable(distribution_fn):
+        found = "is missing" if distribution_fn is None else f"= {distribution_fn!r}"
+        raise ConfigurationError(
+            f"distribution_fn {found}. Pass a function from the parameters to the predictive "
+            "distribution of the batch to update: distribution_fn=lambda params: "
+            "Categorical(model.apply(params, inputs))."
+        )
+    try:
+        distribution = jax.eval_shape(distribution_fn, params)
+    except Exception as error:
+        raise ConfigurationError(
+            "distribution_fn cannot be evaluated at the parameters that update was given "
+            f"({jax.tree.structure(params)}). It raised {type(error).__name__}: {error}"
+        ) from error
+    if not all(hasattr(distribution, name) for name in ("kl", "fisher_product")):
+        raise ConfigurationError(
+            f"distribution_fn returns a {type(distribution).__name__}, which is no distribution: "
+            "it has no kl and fisher_product. Wrap the outputs of the model: Categorical(logits) "
+            "for classes, DiagGaussian(mean, log_std) for real numbers."
+        )
+    if not any(outputs_that_depend(distribution_fn, params)):
+        raise ConfigurationError(
+            "distribution_fn returns the same distribution for all parameters. Its model has to "
+            "use the parameters that it is called with."
+        )
