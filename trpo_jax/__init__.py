@@ -5,7 +5,8 @@ The public names are imported when they are used first, so that `import trpo_jax
 The rooms, in the order in which an update goes through them: `envs`, `rollout`, `advantages`,
 `distributions`, `networks`, `fisher`, `solvers`, `line_search`, `trust_region`, `constraints`,
 `critics`, `normalization`. `algorithms` composes them, and `running` runs the compositions.
-`records`, `analysis` and `figures` keep, measure and draw what came of it.
+`records`, `analysis` and `figures` keep, measure and draw what came of it. `transform` is the same
+step for any model and loss.
 """
 
 from importlib import import_module
@@ -30,6 +31,9 @@ _MODULES = {  # of each public name
         "recurrent_network",
     ),
     "trpo_jax.critics": ("Critic", "adam_critic", "trust_region_critic"),
+    "trpo_jax.transform": ("levenberg_marquardt", "natural_gradient", "unmasked"),
+    "trpo_jax.kronecker": ("kronecker_solver",),
+    "trpo_jax.sample_space": ("sample_space_solver",),
     "trpo_jax.distributions": ("Categorical", "DiagGaussian", "Product", "mask_logits"),
     "trpo_jax.networks": ("Network", "from_linen", "from_nnx"),
     "trpo_jax.algorithms.base": ("Algorithm",),

@@ -100,9 +100,7 @@ def outputs_that_depend(fn: Callable[[Params], Any], params: Params) -> list[boo
     return [is_reached(x) for x in jaxpr.outvars]
 
 
-def dense_fisher(
-    distribution_fn: DistributionFn, params: Params
-) -> Float[Array, "P P"]:
+def dense_fisher(distribution_fn: DistributionFn, params: Params) -> Float[Array, "P P"]:
     """Returns the whole Fisher matrix in raveled parameters, for tests and small networks.
 
     Computed from the dense Jacobian, independently of `fisher_vector_product`. Memory grows as

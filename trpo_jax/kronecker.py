@@ -19,6 +19,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, PyTree
 
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.solvers import damped_solver
+from trpo_jax.transform import System
+from trpo_jax.trust_region import Solve
+
 LARGEST_FACTOR = 1024  # rows; the inverse of a larger one costs more than the products it saves
 Path = tuple[str, ...]
 Layers = Mapping[Path, Float[Array, "N ..."]]
@@ -94,6 +99,46 @@ def kronecker_preconditioner(
         return unflatten_dict(solved)
 
     return precondition
+
+
+def kronecker_solver(system: System) -> Solve:
+    """Returns the function that solves a system by preconditioned conjugate gradient.
+
+    The model has to be of flax linen, and its parameters those of `module.init(...)` or their part
+    "params". The labels of the scores are drawn from the predictions of the model.
+
+    Raises:
+        ConfigurationError: if the model is another, or applies a layer more than once.
+
+    Example:
+        >>> natural_gradient(max_kl=0.01, damping=1e-3, cg_iters=3, solver=kronecker_solver)
+    """
+    whole = isinstance(system.params, Mapping) and set(system.params) == {"params"}
+    part = system.params["params"] if whole else system.params
+    labels = system.distribution_fn(system.params).sample(
+        jax.random.fold_in(jax.random.key(0), system.count)
+    )
+
+    def log_probs(offsets):
+        distribution, inputs = with_layers(lambda: system.distribution_fn(system.params), offsets)
+        values = distribution.log_prob(labels)
+        return values if system.weights is None else values * jnp.sqrt(system.weights), inputs
+
+    try:
+        with jax.default_matmul_precision("float32"):
+            precondition = kronecker_preconditioner(log_probs, part, system.damping)
+    except (KeyError, ValueError) as error:
+        raise ConfigurationError(
+            "kronecker_solver needs a model of Dense layers of flax linen, each with a bias and "
+            f"applied once ({error}). Choose conjugate gradient (solver=None), which serves every "
+            "model."
+        ) from error
+    return damped_solver(
+        system.product,
+        damping=system.damping,
+        num_iterations=system.num_iterations,
+        precondition=(lambda v: {"params": precondition(v["params"])}) if whole else precondition,
+    )
 
 
 def _inverse_factors(

@@ -12,15 +12,14 @@ damping, where conjugate gradient takes the more products the smaller the dampin
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.custom_batching import sequential_vmap
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import mean_fisher_product, outputs_that_depend
-from trpo_jax.natural_gradient import System
 from trpo_jax.solvers import SolverResult
+from trpo_jax.transform import System
 from trpo_jax.trust_region import Solve
 
 MOST_OUTPUTS = 8192  # a matrix of so many rows and columns fills 256 MiB of float32
@@ -33,12 +32,11 @@ def sample_space_solver(system: System) -> Solve:
     nearly equal where the damping is small; `iterations` counts it.
 
     Raises:
-        ConfigurationError: if the batch has too many outputs, or the damping is 0.
+        ConfigurationError: if the batch has too many outputs.
 
     Example:
         >>> natural_gradient(max_kl=0.01, damping=1e-4, solver=sample_space_solver)
     """
-    _require_damping(system.damping)
     params, unravel = ravel_pytree(system.params)
     distribution, jvp = jax.linearize(lambda p: system.distribution_fn(unravel(p)), params)
     vjp = jax.linear_transpose(jvp, params)
@@ -50,12 +48,12 @@ def sample_space_solver(system: System) -> Solve:
             "the most. Choose fewer examples, or conjugate gradient (solver=None)."
         )
 
-    def to_rows(tree: PyTree[Array]) -> Float[Array, "R"]:
+    def to_rows(tree: PyTree[Array]) -> Float[Array, " R"]:
         """Returns the numbers that depend on the parameters."""
         kept = [x.ravel() for x, y in zip(jax.tree.leaves(tree), depends, strict=True) if y]
         return jnp.concatenate(kept)
 
-    def to_outputs(rows: Float[Array, "R"]) -> PyTree[Array]:
+    def to_outputs(rows: Float[Array, " R"]) -> PyTree[Array]:
         """Returns a tangent of the distribution, 0 where nothing depends on the parameters."""
         leaves, structure = jax.tree.flatten(distribution)
         found, start = [], 0
@@ -65,25 +63,24 @@ def sample_space_solver(system: System) -> Solve:
                 if kept
                 else jnp.zeros_like(leaf)
             )
-            start += leaf.size if kept else 0
+            start += leaf.size * kept
         return structure.unflatten(found)
 
-    def metric(rows: Float[Array, "R"]) -> Float[Array, "R"]:
+    def metric(rows: Float[Array, " R"]) -> Float[Array, " R"]:
         return to_rows(mean_fisher_product(distribution, to_outputs(rows), system.weights))
 
     with jax.default_matmul_precision("float32"):
         identity = jnp.eye(size, dtype=params.dtype)
         jacobian = jax.vmap(lambda row: vjp(to_outputs(row))[0])(identity)  # [R, P]
         gram = jax.vmap(metric, in_axes=1, out_axes=1)(jacobian @ jacobian.T)
-        factor = _factored(gram + system.damping * identity)
+        inverted = _inverse(gram + system.damping * identity)
 
-    def damped(vector: Float[Array, "P"]) -> Float[Array, "P"]:
+    def damped(vector: Float[Array, " P"]) -> Float[Array, " P"]:
         product, _ = ravel_pytree(system.product(unravel(vector)))
         return product + system.damping * vector
 
-    def inverse(vector: Float[Array, "P"]) -> Float[Array, "P"]:
-        rows = jax.scipy.linalg.lu_solve(factor, metric(jacobian @ vector))
-        return (vector - rows @ jacobian) / system.damping
+    def inverse(vector: Float[Array, " P"]) -> Float[Array, " P"]:
+        return (vector - (inverted @ metric(jacobian @ vector)) @ jacobian) / system.damping
 
     @jax.default_matmul_precision("float32")  # it is traced where it is called
     def solve(b: PyTree[Array]) -> SolverResult:
@@ -98,9 +95,9 @@ def sample_space_solver(system: System) -> Solve:
 
 
 @sequential_vmap
-def _factored(matrix: Float[Array, "R R"]) -> tuple[Float[Array, "R R"], Int[Array, "R"]]:
-    """Returns the LU factors of a matrix, of one after another under `jax.vmap`.
+def _inverse(matrix: Float[Array, "R R"]) -> Float[Array, "R R"]:
+    """Returns the inverse of a matrix, of one after another under `jax.vmap`.
 
     Two batched calls of LAPACK at a time can wait for each other for ever on a CPU with few cores.
     """
-    return jax.scipy.linalg.lu_factor(matrix)
+    return jnp.linalg.inv(matrix)

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from trpo_jax.distributions import Distribution
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import (
     DistributionFn,
