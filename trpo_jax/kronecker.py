@@ -113,8 +113,8 @@ def kronecker_solver(system: System) -> Solve:
         >>> natural_gradient(max_kl=0.01, damping=1e-3, cg_iters=3, solver=kronecker_solver)
     """
     refused = (
-        "kronecker_solver needs a model of Dense layers of flax linen, each with a bias and applied "
-        "once ({}). Choose conjugate gradient (solver=None), which serves every model."
+        "kronecker_solver needs a model of Dense layers of flax linen, each with a bias and "
+        "applied once ({}). Choose conjugate gradient (solver=None), which serves every model."
     )
     if not isinstance(system.params, Mapping):
         raise ConfigurationError(refused.format("its parameters are no dictionary"))

@@ -5,8 +5,8 @@ of a distribution. With the thin factorisation J^T = Q U, Q of orthonormal colum
 
     x = Q (U M U^T + damping I)^-1 Q^T g + (g - Q Q^T g) / damping,
 
-where the matrix to be inverted has min(R, P) rows. Quantum Monte Carlo knows the idea as minSR (Chen
-and Heyl 2024, arXiv:2302.01941). It takes memory for 2 R P + R^2 numbers and some 4 R^2 P
+where the matrix to be inverted has min(R, P) rows. Quantum Monte Carlo knows the idea as minSR
+(Chen and Heyl 2024, arXiv:2302.01941). It takes memory for 2 R P + R^2 numbers and some 4 R^2 P
 multiplications whatever the damping is, where conjugate gradient takes the more products the
 smaller the damping is.
 """
