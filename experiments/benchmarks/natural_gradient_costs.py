@@ -1,0 +1,170 @@
+"""Measures what a natural-gradient update costs, and from which size the sample space pays.
+
+The first table counts an update in gradients, for networks of 10^4 to 10^7 parameters. The second
+compares the solve in sample space with conjugate gradient, which gets as many iterations as it
+takes to the same accuracy. Writes natural_gradient_costs.md. Nothing else should run meanwhile.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from timing import time_in_turns
+
+from trpo_jax import (
+    Categorical,
+    DiagGaussian,
+    kronecker_solver,
+    natural_gradient,
+    sample_space_solver,
+)
+from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.records.files import create_run_folder, write_whole
+from trpo_jax.running.description import provenance
+
+BATCH = 512
+WIDTHS = {64: "10^4", 960: "10^6", 3100: "10^7"}  # of two layers after 64 inputs, by parameters
+EXAMPLES = (16, 64, 256, 1024)  # of one output each
+DAMPINGS = (1e-2, 1e-4)
+ACCURATE = 1e-2  # relative residual
+ITERATIONS = (5, 10, 20, 40, 80, 160, 320, 640)
+
+
+class Net(nn.Module):
+    """A tanh network of two hidden layers."""
+
+    width: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns the outputs."""
+        for _ in range(2):
+            x = nn.tanh(nn.Dense(self.width)(x))
+        return nn.Dense(self.outputs)(x)
+
+
+class Case(NamedTuple):
+    """A network and a batch: parameters, their distributions and their loss."""
+
+    params: Any
+    distribution_fn: Any
+    loss: Any
+
+
+def case(width: int, examples: int, outputs: int) -> Case:
+    """Returns a classification of 10 classes, or a regression of one number."""
+    net = Net(width, outputs)
+    inputs = jax.random.normal(jax.random.key(0), (examples, 64))
+    params = net.init(jax.random.key(1), inputs)
+    if outputs > 1:
+        labels = jax.random.randint(jax.random.key(2), (examples,), 0, outputs)
+        distribution_fn = lambda params: Categorical(net.apply(params, inputs))
+    else:
+        labels = jnp.sin(inputs[:, :1])
+        distribution_fn = lambda params: DiagGaussian(net.apply(params, inputs), 0 * labels)
+    loss = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
+    return Case(params, distribution_fn, loss)
+
+
+def update_of(case: Case, **settings: Any):
+    """Returns a function of nothing that makes an update, gradient included."""
+    optimizer = natural_gradient(**settings)
+    state = optimizer.init(case.params)
+
+    def update(params, state):
+        return optimizer.update(
+            jax.grad(case.loss)(params),
+            state,
+            params,
+            distribution_fn=case.distribution_fn,
+            value_fn=case.loss,
+        )
+
+    compiled = jax.jit(update).lower(case.params, state).compile()
+    return lambda: compiled(case.params, state)
+
+
+def costs_of_updates(repeats: int) -> Iterator[str]:
+    """Yields a table of updates in gradients."""
+    settings = {
+        "conjugate gradient, 10 iterations": {},
+        "the same, and a line search": {"line_search_steps": 10},
+        "Kronecker-preconditioned, 3 iterations": {"solver": kronecker_solver, "cg_iters": 3},
+    }
+    yield f"| parameters | a gradient, ms | {' | '.join(settings)} |"
+    yield "| ---: | ---: " + "| ---: " * len(settings) + "|"
+    for width in WIDTHS:
+        here = case(width, BATCH, outputs=10)
+        gradient = jax.jit(jax.grad(here.loss))
+        calls = {"gradient": lambda gradient=gradient, here=here: gradient(here.params)}
+        calls |= {name: update_of(here, **x) for name, x in settings.items()}
+        seconds = time_in_turns(calls, repeats)
+        ratios = [np.median(seconds[name] / seconds["gradient"]) for name in settings]
+        size = sum(x.size for x in jax.tree.leaves(here.params))
+        cells = [f"{size:,}", f"{1e3 * np.median(seconds['gradient']):.1f}"]
+        yield "| " + " | ".join([*cells, *(f"{ratio:.1f}" for ratio in ratios)]) + " |"
+
+
+def sample_space(repeats: int) -> Iterator[str]:
+    """Yields a table of solves in sample space and by conjugate gradient."""
+    yield (
+        "| parameters | outputs | damping | sample space, ms | residual | conjugate gradient, ms "
+        "| iterations | residual | times as long |"
+    )
+    yield "| ---: " * 9 + "|"
+    for width in list(WIDTHS)[:2]:
+        for examples in EXAMPLES:
+            here = case(width, examples, outputs=1)
+            for damping in DAMPINGS:
+                exact = update_of(here, damping=damping, solver=sample_space_solver)
+                for iterations in ITERATIONS:
+                    iterative = update_of(here, damping=damping, cg_iters=iterations)
+                    residual = float(iterative()[1].info.residual)
+                    if residual <= ACCURATE:
+                        break
+                seconds = time_in_turns({"exact": exact, "iterative": iterative}, repeats)
+                times = {name: 1e3 * np.median(x) for name, x in seconds.items()}
+                size = sum(x.size for x in jax.tree.leaves(here.params))
+                cells = [f"{size:,}", str(examples), f"{damping:g}", f"{times['exact']:.1f}"]
+                cells += [f"{float(exact()[1].info.residual):.0e}", f"{times['iterative']:.1f}"]
+                cells += [str(iterations), f"{residual:.0e}"]
+                ratio = np.median(seconds["iterative"] / seconds["exact"])
+                yield "| " + " | ".join([*cells, f"{ratio:.1f}"]) + " |"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+        add = parser.add_argument
+        add("--repeats", type=int, default=7, metavar="N", help="turns of each (default: 7)")
+        help_text = "output folder, new or empty (default: runs/natural_gradient_costs)"
+        add("--out", type=Path, default=Path("runs/natural_gradient_costs"), help=help_text)
+        args = parser.parse_args(words)
+        folder = create_run_folder(args.out)
+    command = " ".join(["python experiments/benchmarks/natural_gradient_costs.py", *words])
+    lines = ["```", command, "```", ""]
+    for make in (costs_of_updates, sample_space):
+        for line in make(args.repeats):
+            console.print(line)
+            lines.append(line)
+        lines.append("")
+    found = provenance("CartPole-v1")
+    lines.append(f"Versions: {', '.join(f'{k} {v}' for k, v in found['versions'].items())}")
+    lines.append(f"Device: {', '.join(f'{k} {v}' for k, v in found['device'].items())}")
+    write_whole(folder / "natural_gradient_costs.md", "\n".join(lines) + "\n")
+    console.print(f"Tables: {folder / 'natural_gradient_costs.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
