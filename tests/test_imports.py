@@ -21,7 +21,7 @@ ROOMS = {  # what is in each: modules, or whole packages
         *("advantages", "confidence", "constraints", "control_variates"),
         *("distributions", "fisher"),
         *("kronecker", "line_search", "minibatches", "normalization"),
-        *("replay", "solvers", "trust_region"),
+        *("replay", "sample_space", "solvers", "transform", "trust_region"),
     },
     "acting": {
         *("agent", "critics", "envs", "exploration", "host_rollout", "networks"),
@@ -38,7 +38,7 @@ ROOMS = {  # what is in each: modules, or whole packages
 }
 MAY_IMPORT = {  # besides itself
     "base": set(),
-    "mathematics": set(),
+    "mathematics": {"base"},
     "acting": {"base", "mathematics"},
     "algorithms": {"base", "mathematics", "acting"},
     "processes": {"base", "algorithms"},

@@ -83,10 +83,12 @@ def mean_fisher_product(
     product = jax.tree.map(lambda x: x / num_states, distribution.fisher_product(tangent))
     if state_weights is None:
         return product
-    return jax.tree.map(
-        lambda x: x * state_weights.reshape(*batch_shape, *[1] * (x.ndim - len(batch_shape))),
-        product,
-    )
+
+    def weighted(x: Array) -> Array:
+        shape = (*batch_shape, *[1] * (x.ndim - len(batch_shape)))
+        return x * state_weights.reshape(shape).astype(x.dtype)
+
+    return jax.tree.map(weighted, product)
 
 
 def outputs_that_depend(fn: Callable[[Params], Any], params: Params) -> list[bool]:

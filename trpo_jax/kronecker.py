@@ -16,11 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, PyTree
 
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.solvers import damped_solver
+from trpo_jax.solvers import damped_solver, positive_definite_inverse
 from trpo_jax.transform import System
 from trpo_jax.trust_region import Solve
 
@@ -113,7 +112,13 @@ def kronecker_solver(system: System) -> Solve:
     Example:
         >>> natural_gradient(max_kl=0.01, damping=1e-3, cg_iters=3, solver=kronecker_solver)
     """
-    whole = isinstance(system.params, Mapping) and set(system.params) == {"params"}
+    refused = (
+        "kronecker_solver needs a model of Dense layers of flax linen, each with a bias and "
+        "applied once ({}). Choose conjugate gradient (solver=None), which serves every model."
+    )
+    if not isinstance(system.params, Mapping):
+        raise ConfigurationError(refused.format("its parameters are no dictionary"))
+    whole = set(system.params) == {"params"}
     part = system.params["params"] if whole else system.params
     labels = system.distribution_fn(system.params).sample(
         jax.random.fold_in(jax.random.key(0), system.count)
@@ -127,12 +132,10 @@ def kronecker_solver(system: System) -> Solve:
     try:
         with jax.default_matmul_precision("float32"):
             precondition = kronecker_preconditioner(log_probs, part, system.damping)
-    except (KeyError, ValueError) as error:
-        raise ConfigurationError(
-            "kronecker_solver needs a model of Dense layers of flax linen, each with a bias and "
-            f"applied once ({error}). Choose conjugate gradient (solver=None), which serves every "
-            "model."
-        ) from error
+    except KeyError as error:
+        raise ConfigurationError(refused.format("a layer without kernel or bias")) from error
+    except ValueError as error:
+        raise ConfigurationError(refused.format(error)) from error
     return damped_solver(
         system.product,
         damping=system.damping,
@@ -166,15 +169,5 @@ def _inverse_product(
     if rows.shape[1] > LARGEST_FACTOR:
         return lambda x: x / (mean_eigenvalue + damping)
     identity = jnp.eye(rows.shape[1], dtype=rows.dtype)
-    inverse = _inverse(rows.T @ rows / count + damping * identity)
+    inverse = positive_definite_inverse(rows.T @ rows / count + damping * identity)
     return lambda x: inverse @ x
-
-
-@sequential_vmap
-def _inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """Returns the inverse of a positive-definite matrix, one after another under `jax.vmap`.
-
-    Two batched calls of LAPACK at a time can wait for each other for ever on a CPU with few cores.
-    """
-    factor = jax.scipy.linalg.cho_factor(matrix)
-    return jax.scipy.linalg.cho_solve(factor, jnp.eye(len(matrix), dtype=matrix.dtype))

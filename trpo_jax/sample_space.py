@@ -1,24 +1,26 @@
-"""The solve of (F + damping I) x = g in the space of the outputs, where they are few.
+"""The exact solve of (F + damping I) x = g in the space of the outputs, where they are few.
 
-F = J^T M J has at most as many eigenvalues that are not 0 as the batch has outputs: R = examples
-times numbers of a distribution. The identity of Woodbury moves the solve there,
+F = J^T M J has no more eigenvalues above 0 than the batch has outputs, R = examples times numbers
+of a distribution. With the thin factorisation J^T = Q U, Q of orthonormal columns,
 
-    x = (g - J^T (M K + damping I)^-1 M J g) / damping,    K = J J^T, a matrix of R by R,
+    x = Q (U M U^T + damping I)^-1 Q^T g + (g - Q Q^T g) / damping,
 
-without any approximation (quantum Monte Carlo knows it as minSR: Chen and Heyl 2024,
-arXiv:2302.01941). It takes memory for R P + 2 R^2 numbers and R^2 P multiplications, whatever the
-damping, where conjugate gradient takes the more products the smaller the damping is.
+where the matrix to be inverted has min(R, P) rows. Quantum Monte Carlo knows the idea as minSR
+(Chen and Heyl 2024, arXiv:2302.01941). It takes memory for 2 R P + R^2 numbers and some 4 R^2 P
+multiplications whatever the damping is, where conjugate gradient takes the more products the
+smaller the damping is.
 """
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.custom_batching import sequential_vmap
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import mean_fisher_product, outputs_that_depend
-from trpo_jax.solvers import SolverResult
+from trpo_jax.solvers import SolverResult, positive_definite_inverse
 from trpo_jax.transform import System
 from trpo_jax.trust_region import Solve
 
@@ -26,10 +28,7 @@ MOST_OUTPUTS = 8192  # a matrix of so many rows and columns fills 256 MiB of flo
 
 
 def sample_space_solver(system: System) -> Solve:
-    """Returns the function that solves a system exactly, by a matrix of outputs by outputs.
-
-    One refinement with an exact product follows, since the identity subtracts numbers that are
-    nearly equal where the damping is small; `iterations` counts it.
+    """Returns the function that solves a system exactly; `iterations` counts the one product.
 
     Raises:
         ConfigurationError: if the batch has too many outputs.
@@ -70,34 +69,27 @@ def sample_space_solver(system: System) -> Solve:
         return to_rows(mean_fisher_product(distribution, to_outputs(rows), system.weights))
 
     with jax.default_matmul_precision("float32"):
-        identity = jnp.eye(size, dtype=params.dtype)
-        jacobian = jax.vmap(lambda row: vjp(to_outputs(row))[0])(identity)  # [R, P]
-        gram = jax.vmap(metric, in_axes=1, out_axes=1)(jacobian @ jacobian.T)
-        inverted = _inverse(gram + system.damping * identity)
-
-    def damped(vector: Float[Array, " P"]) -> Float[Array, " P"]:
-        product, _ = ravel_pytree(system.product(unravel(vector)))
-        return product + system.damping * vector
-
-    def inverse(vector: Float[Array, " P"]) -> Float[Array, " P"]:
-        return (vector - (inverted @ metric(jacobian @ vector)) @ jacobian) / system.damping
+        jacobian = jax.vmap(lambda row: vjp(to_outputs(row))[0])(jnp.eye(size, dtype=params.dtype))
+        basis, upper = _factors(jacobian.T)
+        inner = upper @ jax.vmap(metric)(upper).T
+        damped = inner + system.damping * jnp.eye(len(inner), dtype=inner.dtype)
+        inverted = positive_definite_inverse(damped)
 
     @jax.default_matmul_precision("float32")  # it is traced where it is called
     def solve(b: PyTree[Array]) -> SolverResult:
-        b, _ = ravel_pytree(b)
-        x = inverse(b)
-        x = x + inverse(b - damped(x))
-        norm = jnp.linalg.norm(b)
-        residual = jnp.linalg.norm(b - damped(x)) / jnp.where(norm == 0, 1.0, norm)
-        return SolverResult(unravel(x), residual, jnp.ones((), jnp.int32))
+        vector, _ = ravel_pytree(b)
+        inside = vector @ basis
+        outside = vector - basis @ inside
+        x = unravel(basis @ (inverted @ inside) + outside / system.damping)
+        left = optax.tree.sub(b, optax.tree.add_scale(system.product(x), system.damping, x))
+        norm = jnp.linalg.norm(vector)
+        residual = optax.tree.norm(left) / jnp.where(norm == 0, 1.0, norm)
+        return SolverResult(x, residual, jnp.ones((), jnp.int32))
 
     return solve
 
 
-@sequential_vmap
-def _inverse(matrix: Float[Array, "R R"]) -> Float[Array, "R R"]:
-    """Returns the inverse of a matrix, of one after another under `jax.vmap`.
-
-    Two batched calls of LAPACK at a time can wait for each other for ever on a CPU with few cores.
-    """
-    return jnp.linalg.inv(matrix)
+@sequential_vmap  # see `positive_definite_inverse`
+def _factors(matrix: Float[Array, "P R"]) -> tuple[Float[Array, "P m"], Float[Array, "m R"]]:
+    """Returns the thin QR factors of a matrix, m = min(P, R)."""
+    return jnp.linalg.qr(matrix)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_batching import sequential_vmap
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -119,3 +120,13 @@ def damped_solver(
         return optax.tree.add_scale(matvec(vector), damping, vector)
 
     return lambda b: conjugate_gradient(damped, b, num_iterations, precondition=precondition)
+
+
+@sequential_vmap
+def positive_definite_inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Returns the inverse of a positive-definite matrix, one after another under `jax.vmap`.
+
+    Two batched calls of LAPACK at a time can wait for each other for ever on a CPU with few cores.
+    """
+    factor = jax.scipy.linalg.cho_factor(matrix)
+    return jax.scipy.linalg.cho_solve(factor, jnp.eye(len(matrix), dtype=matrix.dtype))

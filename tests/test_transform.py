@@ -1,0 +1,512 @@
+import inspect
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+from problems import POLICIES, mlp, mlp_params, policies
+
+from trpo_jax import (
+    Categorical,
+    DiagGaussian,
+    kronecker_solver,
+    levenberg_marquardt,
+    natural_gradient,
+    sample_space_solver,
+    unmasked,
+)
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.fisher import dense_fisher, fisher_vector_product, outputs_that_depend
+from trpo_jax.sample_space import MOST_OUTPUTS
+from trpo_jax.solvers import damped_solver
+from trpo_jax.trust_region import (
+    importance_sampled_surrogate,
+    surrogate_gradient,
+    trust_region_step,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+DAMPING = 1e-2
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Dense(5, param_dtype=jnp.float64)(x))
+        return nn.Dense(3, param_dtype=jnp.float64)(x)
+
+
+def classification(seed=0, examples=20):
+    """Returns parameters, their distributions and their loss, -log p of random labels."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    inputs = jax.random.normal(keys[0], (examples, 4))
+    labels = jax.random.randint(keys[1], (examples,), 0, 3)
+    distribution_fn = lambda params: Categorical(mlp(params, inputs))
+    loss = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
+    return mlp_params(keys[2], (4, 5, 3)), distribution_fn, loss
+
+
+def updated(optimizer, params, distribution_fn, loss, state=None, **extra):
+    """Returns the update and the state after one step."""
+    state = optimizer.init(params) if state is None else state
+    return optimizer.update(
+        jax.grad(loss)(params),
+        state,
+        params,
+        distribution_fn=distribution_fn,
+        value_fn=loss,
+        **extra,
+    )
+
+
+def dense_step(gradient, fisher, max_kl=0.01):
+    """Returns the step to the edge of the region, by a dense solve."""
+    damped = fisher + DAMPING * jnp.eye(len(fisher))
+    x = jnp.linalg.solve(damped, -gradient)
+    return x * jnp.sqrt(2 * max_kl / (x @ damped @ x))
+
+
+@pytest.mark.parametrize("solver", [None, sample_space_solver])
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_update_is_the_dense_natural_step(name, solver):
+    params, distribution_fn = policies(jax.random.key(0))[name]
+    actions = distribution_fn(params).sample(jax.random.key(1))
+    loss = lambda p: -jnp.mean(distribution_fn(p).log_prob(actions))
+    optimizer = natural_gradient(0.01, DAMPING, 200, solver=solver)
+    updates, state = updated(optimizer, params, distribution_fn, loss)
+    gradient, _ = ravel_pytree(jax.grad(loss)(params))
+    expected = dense_step(gradient, dense_fisher(distribution_fn, params))
+    np.testing.assert_allclose(ravel_pytree(updates)[0], expected, rtol=1e-6, atol=1e-9)
+    assert state.info.residual < 1e-8
+    new = optax.apply_updates(params, updates)
+    kl = distribution_fn(params).kl(distribution_fn(new)).mean()
+    np.testing.assert_allclose(state.info.kl, kl, rtol=1e-9)
+    np.testing.assert_allclose(state.info.gain, loss(params) - loss(new), rtol=1e-9)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_kronecker_solver_finds_the_dense_step_of_a_linen_model(whole):
+    inputs = jax.random.normal(jax.random.key(0), (20, 4))
+    variables = Net().init(jax.random.key(1), inputs)
+    params = variables if whole else variables["params"]
+    as_variables = (lambda p: p) if whole else (lambda p: {"params": p})
+    distribution_fn = lambda p: Categorical(Net().apply(as_variables(p), inputs))
+    labels = jax.random.randint(jax.random.key(2), (20,), 0, 3)
+    loss = lambda p: -jnp.mean(distribution_fn(p).log_prob(labels))
+    optimizer = natural_gradient(0.01, DAMPING, 60, solver=kronecker_solver)
+    updates, _ = updated(optimizer, params, distribution_fn, loss)
+    gradient, _ = ravel_pytree(jax.grad(loss)(params))
+    expected = dense_step(gradient, dense_fisher(distribution_fn, params))
+    np.testing.assert_allclose(ravel_pytree(updates)[0], expected, rtol=1e-5, atol=1e-8)
+    with pytest.raises(ConfigurationError, match="kronecker_solver needs a model of Dense layers"):
+        updated(optimizer, *classification())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_it_is_the_step_of_trpo_bit_for_bit(name):
+    params, distribution_fn = policies(jax.random.key(0))[name]
+    actions = distribution_fn(params).sample(jax.random.key(1))
+    advantages = jax.random.normal(jax.random.key(2), (2, 3))
+    surrogate = importance_sampled_surrogate(actions, advantages)
+    old = distribution_fn(params)
+    optimizer = natural_gradient(0.05, 0.1, 10, line_search_steps=10, line_search_shrink=0.8)
+    updates, state = optimizer.update(
+        jax.tree.map(jnp.negative, surrogate_gradient(params, distribution_fn, surrogate)),
+        optimizer.init(params),
+        params,
+        distribution_fn=distribution_fn,
+        value_fn=lambda p: -surrogate(distribution_fn(p), old),
+    )
+    solve = damped_solver(
+        fisher_vector_product(distribution_fn, params), damping=0.1, num_iterations=10
+    )
+    expected, info = trust_region_step(
+        params,
+        distribution_fn,
+        surrogate,
+        solve,
+        max_kl=0.05,
+        damping=0.1,
+        line_search_steps=10,
+        line_search_shrink=0.8,
+    )
+    assert info.step_fraction > 0
+    chex.assert_trees_all_equal(optax.apply_updates(params, updates), expected)
+    assert state.info.kl == info.kl
+    assert state.info.gain == info.surrogate_gain
+    assert state.info.fraction == info.step_fraction
+
+
+def test_one_gauss_newton_step_solves_linear_regression():
+    inputs = jax.random.normal(jax.random.key(0), (30, 4))
+    targets = jax.random.normal(jax.random.key(1), (30, 2))
+    params = {"w": jnp.ones((4, 2))}
+    distribution_fn = lambda p: DiagGaussian(inputs @ p["w"], jnp.zeros((30, 2)))
+    loss = lambda p: -jnp.mean(distribution_fn(p).log_prob(targets))
+    for solver in (None, sample_space_solver):
+        optimizer = natural_gradient(jnp.inf, 1e-9, 20, learning_rate=1.0, solver=solver)
+        updates, state = updated(optimizer, params, distribution_fn, loss)
+        found = optax.apply_updates(params, updates)["w"]
+        expected = jnp.linalg.lstsq(inputs, targets)[0]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(state.info.gain_predicted, state.info.gain, rtol=1e-6)
+        np.testing.assert_allclose(state.info.kl_predicted, state.info.kl, rtol=1e-6)
+
+
+def test_the_natural_gradient_of_a_coin_is_known():
+    theta = jnp.array(0.7)
+    distribution_fn = lambda t: Categorical(jnp.stack([t, jnp.zeros(())])[None])
+    loss = lambda t: -distribution_fn(t).log_prob(jnp.array([0]))[0]
+    optimizer = natural_gradient(jnp.inf, 0.0, 1, learning_rate=0.1)
+    updates, state = updated(optimizer, theta, distribution_fn, loss)
+    p = jax.nn.sigmoid(theta)
+    np.testing.assert_allclose(updates, 0.1 / p, rtol=1e-12)  # (1 - p) / (p (1 - p))
+    np.testing.assert_allclose(state.info.curvature, p * (1 - p), rtol=1e-12)
+
+
+def test_the_learning_rate_and_the_radius_both_bound_a_step():
+    problem = classification()
+    length = lambda **settings: optax.tree.norm(
+        updated(natural_gradient(damping=DAMPING, **settings), *problem)[0]
+    )
+    region, newton = length(max_kl=0.01), length(max_kl=jnp.inf, learning_rate=1.0)
+    np.testing.assert_allclose(length(max_kl=0.01, learning_rate=1.0), min(region, newton))
+    np.testing.assert_allclose(length(max_kl=0.01, learning_rate=1e-3), 1e-3 * newton)
+    assert 1e-3 * newton < region < newton
+
+
+def test_a_layer_that_is_reparameterised_moves_the_function_alike():
+    params, distribution_fn, loss = classification(examples=200)
+    matrix = jax.random.normal(jax.random.key(5), (5, 5)) + 2 * jnp.eye(5)
+
+    def original(changed):
+        first, second = changed
+        return [first, {"w": matrix @ second["w"], "b": second["b"]}]
+
+    changed = [params[0], {"w": jnp.linalg.solve(matrix, params[1]["w"]), "b": params[1]["b"]}]
+    optimizer = natural_gradient(0.01, 1e-10, 300)
+    updates, _ = updated(optimizer, params, distribution_fn, loss)
+    others, _ = updated(
+        optimizer, changed, lambda p: distribution_fn(original(p)), lambda p: loss(original(p))
+    )
+    plain = jax.grad(lambda p: loss(original(p)))(changed)
+    after = lambda p: jax.nn.log_softmax(distribution_fn(p).logits)
+    expected = after(optax.apply_updates(params, updates))
+    found = after(original(optax.apply_updates(changed, others)))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    move = jnp.abs(expected - after(params)).max()
+    assert move > 0.1
+    # The plain gradient has no such property, so the matrix changes something.
+    rate = optax.tree.norm(updates) / optax.tree.norm(plain)
+    descend = lambda p, g: jax.tree.map(lambda x, y: x - rate * y, p, g)
+    straight = after(descend(params, jax.grad(loss)(params)))
+    assert jnp.abs(straight - after(original(descend(changed, plain)))).max() > 0.05
+
+
+def test_momentum_keeps_the_last_direction_where_the_batch_says_nothing():
+    params, distribution_fn, loss = classification()
+    optimizer = natural_gradient(jnp.inf, DAMPING, 200, learning_rate=0.5, momentum=0.9)
+    updates, state = updated(optimizer, params, distribution_fn, loss)
+    first, _ = ravel_pytree(state.direction)
+    params = optax.apply_updates(params, updates)
+    updates, state = updated(optimizer, params, distribution_fn, loss, state)
+    gradient, _ = ravel_pytree(jax.grad(loss)(params))
+    fisher = dense_fisher(distribution_fn, params)
+    # argmin of g.x + x F x / 2 + damping / 2 |x - 0.9 first|^2
+    x = jnp.linalg.solve(fisher + DAMPING * jnp.eye(len(fisher)), -gradient + DAMPING * 0.9 * first)
+    np.testing.assert_allclose(ravel_pytree(state.direction)[0], x, atol=1e-8)
+    np.testing.assert_allclose(ravel_pytree(updates)[0], 0.5 * x, atol=1e-8)
+    np.testing.assert_allclose(state.info.kl_predicted, 0.125 * x @ fisher @ x, rtol=1e-6)
+    predicted = -0.5 * gradient @ x - 0.125 * x @ fisher @ x
+    np.testing.assert_allclose(state.info.gain_predicted, predicted, rtol=1e-6)
+
+
+def test_a_search_that_finds_nothing_leaves_the_parameters_alone():
+    params, distribution_fn, loss = classification()
+    optimizer = natural_gradient(0.01, line_search_steps=3)
+    updates, state = optimizer.update(
+        jax.tree.map(jnp.negative, jax.grad(loss)(params)),  # uphill
+        optimizer.init(params),
+        params,
+        distribution_fn=distribution_fn,
+        value_fn=loss,
+    )
+    chex.assert_trees_all_equal(optax.apply_updates(params, updates), params)
+    assert state.info.fraction == state.info.gain == state.info.kl == 0
+
+
+def test_the_search_shortens_a_step_that_is_too_long():
+    params, distribution_fn, loss = classification()
+    search = natural_gradient(20.0, DAMPING, 50, line_search_steps=10)
+    updates, state = updated(search, params, distribution_fn, loss)
+    assert 0 < state.info.fraction < 1
+    assert state.info.kl <= 20.0
+    assert state.info.gain > 0
+    whole, _ = updated(natural_gradient(20.0, DAMPING, 50), params, distribution_fn, loss)
+    chex.assert_trees_all_close(updates, optax.tree.scale(state.info.fraction, whole))
+
+
+def test_weights_count_examples():
+    params, distribution_fn, loss = classification(examples=20)
+    first_ten = lambda p: Categorical(distribution_fn(p).logits[:10])
+    mask = jnp.arange(20) < 10
+    for solver in (None, sample_space_solver):
+        optimizer = natural_gradient(0.01, DAMPING, 100, solver=solver)
+        updates, state = updated(
+            optimizer, params, distribution_fn, loss, weights=mask.astype(float)
+        )
+        expected, expected_state = updated(optimizer, params, first_ten, loss)
+        chex.assert_trees_all_close(updates, expected, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(state.info.kl, expected_state.info.kl, rtol=1e-6)
+
+
+def test_the_rule_of_levenberg_and_marquardt():
+    rule = levenberg_marquardt(2.0, smallest=0.1)
+    after = lambda damping, ratio: float(rule(jnp.array(damping), jnp.array(ratio)))
+    assert after(1.0, 0.9) == 0.5
+    assert after(1.0, 0.5) == 1.0
+    assert after(1.0, 0.2) == after(1.0, -3.0) == after(1.0, np.nan) == 2.0
+    assert after(0.15, 1.0) == 0.1
+
+
+def test_the_rule_changes_the_damping_of_the_next_update():
+    problem = classification()
+    optimizer = natural_gradient(
+        jnp.inf, 1.0, 50, learning_rate=1.0, damping_rule=levenberg_marquardt(2.0)
+    )
+    _, state = updated(optimizer, *problem)
+    assert state.info.damping == 1.0
+    ratio = state.info.gain / state.info.gain_predicted
+    assert ratio > 0.75
+    assert state.damping == 0.5
+    _, state = updated(optimizer, *problem, state)
+    assert state.info.damping == 0.5
+
+
+def test_schedules_and_hyperparameters_of_the_state():
+    params, distribution_fn, loss = classification()
+    schedule = optax.linear_schedule(0.01, 0.0, 2)
+    scheduled = natural_gradient(schedule, lambda count: DAMPING)
+    _, state = updated(scheduled, params, distribution_fn, loss)
+    updates, _ = updated(scheduled, params, distribution_fn, loss, state)
+    expected, _ = updated(natural_gradient(0.005, DAMPING), params, distribution_fn, loss)
+    chex.assert_trees_all_close(updates, expected)
+    injected = optax.inject_hyperparams(
+        natural_gradient, static_args=("cg_iters", "line_search_steps")
+    )(max_kl=0.5, damping=DAMPING)
+    state = injected.init(params)
+    state.hyperparams["max_kl"] = jnp.array(0.005)
+    updates, _ = updated(injected, params, distribution_fn, loss, state)
+    chex.assert_trees_all_close(updates, expected)
+    unchecked = inspect.unwrap(natural_gradient)  # the types that tests check
+    with pytest.raises(ConfigurationError, match="name cg_iters in static_args"):
+        optax.inject_hyperparams(unchecked)(max_kl=0.5).init(params)
+
+
+def test_it_composes_as_other_transforms_do():
+    params, distribution_fn, loss = classification()
+    plain, _ = updated(natural_gradient(), params, distribution_fn, loss)
+    chained = optax.chain(natural_gradient(), optax.add_decayed_weights(-0.1))
+    updates, _ = updated(chained, params, distribution_fn, loss)
+    chex.assert_trees_all_close(updates, optax.tree.add_scale(plain, -0.1, params))
+    every_second = optax.MultiSteps(natural_gradient(), 2)
+    updates, state = updated(every_second, params, distribution_fn, loss)
+    assert optax.tree.norm(updates) == 0
+    updates, _ = updated(every_second, params, distribution_fn, loss, state)
+    chex.assert_trees_all_close(updates, plain, rtol=1e-5)
+    finite = optax.apply_if_finite(natural_gradient(), 3)
+    updates, state = updated(finite, params, distribution_fn, lambda p: jnp.nan * loss(p))
+    assert optax.tree.norm(updates) == 0 and state.total_notfinite == 1
+
+
+def test_a_part_of_the_parameters_moves_as_if_it_were_all():
+    params, distribution_fn, loss = classification()
+    is_adapter = [jax.tree.map(lambda _: True, params[0]), jax.tree.map(lambda _: False, params[1])]
+    whole = lambda part: unmasked(part, params)
+    masked = optax.masked(natural_gradient(0.01, DAMPING, 50), is_adapter)
+    updates, _ = masked.update(
+        jax.grad(loss)(params),
+        masked.init(params),
+        params,
+        distribution_fn=lambda p: distribution_fn(whole(p)),
+        value_fn=lambda p: loss(whole(p)),
+    )
+    expected, _ = updated(
+        natural_gradient(0.01, DAMPING, 50),
+        params[0],
+        lambda p: distribution_fn([p, params[1]]),
+        lambda p: loss([p, params[1]]),
+    )
+    chex.assert_trees_all_close(updates[0], expected)
+
+
+def test_vmap_scan_and_jit_give_what_single_steps_give():
+    params, distribution_fn, loss = classification()
+    optimizer = natural_gradient(damping=DAMPING, line_search_steps=3, solver=sample_space_solver)
+    traces = []
+
+    def step(carry, max_kl):
+        traces.append(None)
+        params, state = carry
+        updates, state = updated(
+            natural_gradient(max_kl, DAMPING, line_search_steps=3, solver=sample_space_solver),
+            params,
+            distribution_fn,
+            loss,
+            state,
+        )
+        return (optax.apply_updates(params, updates), state), state.info
+
+    step = jax.jit(step)
+    start = (params, optimizer.init(params))
+    radii = jnp.array([0.01, 0.003])
+    carry, infos = start, []
+    for radius in radii:
+        carry, info = step(carry, radius)
+        infos.append(info)
+    assert len(traces) == 1
+    scanned, scanned_infos = jax.lax.scan(step, start, radii)
+    chex.assert_trees_all_close(scanned, carry, atol=1e-12)
+    chex.assert_trees_all_close(
+        scanned_infos, jax.tree.map(lambda *x: jnp.stack(x), *infos), atol=1e-12
+    )
+    (several, _), _ = jax.vmap(step, in_axes=(None, 0))(start, radii)
+    first = step(start, radii[1])[0][0]
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], several), first, atol=1e-12)
+
+
+def test_a_module_of_nnx_is_trained_by_its_own_optimizer():
+    with jax.enable_x64(False):
+        model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        inputs = jax.random.normal(jax.random.key(0), (20, 4))
+        labels = jax.random.randint(jax.random.key(1), (20,), 0, 3)
+        optimizer = nnx.Optimizer(model, natural_gradient(1e-4, 1e-4), wrt=nnx.Param)
+        graph, _ = nnx.split(model)
+        distribution_fn = lambda params: Categorical(nnx.merge(graph, params)(inputs))
+        loss = lambda model: -jnp.mean(Categorical(model(inputs)).log_prob(labels))
+        before = loss(model)
+        optimizer.update(model, nnx.grad(loss)(model), distribution_fn=distribution_fn)
+        assert loss(model) < before
+        np.testing.assert_allclose(optimizer.opt_state.info.kl[...], 1e-4, rtol=0.1)
+
+
+def test_leaves_that_are_none_and_half_precision_pass_through():
+    params, distribution_fn, loss = classification()
+    tree = {"net": params, "frozen": None}  # as equinox.filter leaves a tree
+    updates, _ = updated(
+        natural_gradient(), tree, lambda p: distribution_fn(p["net"]), lambda p: loss(p["net"])
+    )
+    assert updates["frozen"] is None
+    with jax.enable_x64(False):
+        half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+        inputs = jnp.ones((3, 4), jnp.bfloat16)
+        f = lambda p: Categorical(mlp(p, inputs).astype(jnp.float32))
+        updates, state = updated(natural_gradient(), half, f, lambda p: f(p).logits.sum())
+        chex.assert_trees_all_equal_dtypes(updates, half)
+        assert state.info.kl.dtype == jnp.float32
+
+
+def test_many_classes_never_make_a_matrix_of_classes_by_classes():
+    classes, width = 50_000, 4
+    params = {"w": jnp.zeros((width, classes), jnp.float32)}
+    inputs = jnp.ones((3, 5, width), jnp.float32)
+    distribution_fn = lambda p: Categorical(inputs @ p["w"])
+    optimizer = natural_gradient()
+    step = lambda p: optimizer.update(
+        p, optimizer.init(p), p, distribution_fn=distribution_fn, weights=jnp.ones((3, 5))
+    )
+    assert largest_array(jax.make_jaxpr(step)(params).jaxpr) == 15 * classes
+    with pytest.raises(ConfigurationError, match=f"for {MOST_OUTPUTS:,} at the most"):
+        jax.eval_shape(
+            lambda p: updated(
+                natural_gradient(solver=sample_space_solver),
+                p,
+                distribution_fn,
+                lambda p: p["w"].sum(),
+            ),
+            params,
+        )
+
+
+def largest_array(jaxpr):
+    """Returns the size of the largest array in a program."""
+    sizes = [x.aval.size for equation in jaxpr.eqns for x in equation.outvars]
+    inner = []
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        ):
+            value = getattr(value, "jaxpr", value)
+            inner += [largest_array(value)] if hasattr(value, "eqns") else []
+    return max([*sizes, *inner])
+
+
+WRONG_FUNCTIONS = {
+    "distribution_fn is missing": None,
+    "distribution_fn = 3": 3,
+    "cannot be evaluated at the parameters": lambda params: Categorical(params["missing"]),
+    "returns a .*Tracer|returns a ShapeDtypeStruct": lambda params: params[0]["w"],
+    "same distribution for all parameters": lambda params: Categorical(jnp.zeros((2, 3))),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_FUNCTIONS)
+def test_a_function_of_no_distribution_is_refused(message):
+    params, _, loss = classification()
+    optimizer = natural_gradient()
+    with pytest.raises(ConfigurationError, match=message):
+        optimizer.update(
+            jax.grad(loss)(params),
+            optimizer.init(params),
+            params,
+            distribution_fn=WRONG_FUNCTIONS[message],
+        )
+
+
+def test_missing_parameters_and_losses_are_refused():
+    params, distribution_fn, loss = classification()
+    gradients = jax.grad(loss)(params)
+    optimizer = natural_gradient(line_search_steps=3)
+    state = optimizer.init(params)
+    with pytest.raises(ConfigurationError, match="needs the parameters"):
+        optimizer.update(gradients, state, distribution_fn=distribution_fn)
+    with pytest.raises(ConfigurationError, match="line_search_steps > 0 needs value_fn"):
+        optimizer.update(gradients, state, params, distribution_fn=distribution_fn)
+    optimizer = natural_gradient(damping_rule=levenberg_marquardt())
+    with pytest.raises(ConfigurationError, match="damping_rule needs value_fn"):
+        optimizer.update(gradients, state, params, distribution_fn=distribution_fn)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"max_kl": 0.0}, "max_kl = 0.0 has to be above 0"),
+        ({"max_kl": np.nan}, "max_kl = nan"),
+        ({"max_kl": np.inf}, "without a learning_rate"),
+        ({"damping": -1.0}, "damping = -1.0 has to be at least 0"),
+        ({"cg_iters": 0}, "cg_iters = 0 has to be at least 1"),
+        ({"cg_iters": 2.5}, "cg_iters = 2.5 has to be a Python int"),
+        ({"learning_rate": -1.0}, "learning_rate = -1.0"),
+        ({"momentum": 1.0}, r"momentum = 1.0 has to be in \[0, 1\)"),
+        ({"line_search_shrink": 1.0}, "line_search_shrink = 1.0"),
+        (
+            {"damping": lambda count: 1.0, "damping_rule": levenberg_marquardt()},
+            "damping is a schedule",
+        ),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        inspect.unwrap(natural_gradient)(**settings)
+
+
+def test_outputs_that_depend_on_parameters_are_found():
+    f = lambda p: (p["a"] * 2, jnp.ones(3), jnp.sin(jnp.ones(2)), {"x": jnp.ones(2) @ p["b"]})
+    params = {"a": jnp.ones(()), "b": jnp.ones((2, 2))}
+    assert outputs_that_depend(f, params) == [True, False, False, True]
