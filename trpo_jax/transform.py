@@ -119,7 +119,8 @@ def natural_gradient(
     """Returns the optax transform that turns a gradient into a natural-gradient step.
 
     Its updates descend, as those of optax do: `optax.apply_updates` lowers the loss whose gradients
-    it is given. They are steps already, so no learning rate follows.
+    it is given. They are steps already, so no learning rate follows in a chain, and a decay of the
+    weights follows with a minus sign: `optax.add_decayed_weights(-1e-3)`.
 
     `update(gradients, state, params, *, distribution_fn, value_fn=None, weights=None)`:
 
@@ -153,7 +154,10 @@ def natural_gradient(
 
     Numbers may be schedules, `count -> number`, where the annotation says so. Under
     `optax.inject_hyperparams`, name `cg_iters`, `line_search_steps`, and every function in its
-    `static_args`.
+    `static_args`. Under `optax.MultiSteps`, F is that of the last batch alone.
+
+    A batch that is small beside the parameters needs more damping than a whole data set, or the
+    step fits the noise of the batch.
 
     Raises:
         ConfigurationError: if a number cannot work; in `update`, if `distribution_fn` is missing,
@@ -283,7 +287,8 @@ def levenberg_marquardt(
     The damping is divided by `factor` where the gain was at least `high` times the predicted one,
     and multiplied by it where the gain was at most `low` times that (Martens 2010, section 4.1).
     The prediction takes F for the Hessian of the loss, which it is where the loss is the mean of
-    -log p and the model fits.
+    -log p and the model fits. On small batches it finds the model right because the step fits the
+    batch, and takes away the damping that keeps the step from doing so: give `smallest` a value.
 
     Args:
         factor: of a change.
@@ -308,8 +313,13 @@ def levenberg_marquardt(
 def unmasked(part: Params, whole: Params) -> Params:
     """Returns a tree that `optax.masked` left holes in, with the leaves of `whole` in the holes.
 
+    `optax.masked` hands on the raw gradients of the rest, which a second mask sets to 0.
+
     Example:
-        >>> optimizer = optax.masked(natural_gradient(), is_adapter)
+        >>> optimizer = optax.chain(
+        ...     optax.masked(natural_gradient(), is_adapter),
+        ...     optax.masked(optax.set_to_zero(), is_model),
+        ... )
         >>> optimizer.update(
         ...     gradients,
         ...     state,

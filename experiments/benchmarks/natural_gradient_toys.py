@@ -256,15 +256,16 @@ def language_model(num_prompts: int, num_updates: int) -> tuple[Method, ...]:
         late = rewards[-max(1, num_updates // 6) :]
         return {"wrong": 1 - jnp.mean(late), "KL of an update": jnp.mean(kl)}
 
-    def natural(key, max_kl, damping):
-        return learn(natural_gradient(max_kl, damping, line_search_steps=5), 0.0, 1, key)
+    def natural(key, max_kl, momentum):
+        optimizer = natural_gradient(max_kl, 1.0, momentum=momentum, line_search_steps=5)
+        return learn(optimizer, 0.0, 1, key)
 
     def adam(key, learning_rate, penalty):
         optimizer = optax.with_extra_args_support(optax.adam(learning_rate))
         return learn(optimizer, penalty, 4, key)
 
     return (
-        Method("natural gradient", natural, grid(max_kl=(0.003, 0.01, 0.03), damping=(0.3, 1.0))),
+        Method("natural gradient", natural, grid(max_kl=(0.01, 0.03, 0.06), momentum=(0.0, 0.9))),
         Method(
             "Adam, 4 steps of a batch",
             adam,
