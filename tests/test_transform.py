@@ -1,4 +1,7 @@
 import inspect
+import os
+import subprocess
+import sys
 
 import chex
 import flax.linen as nn
@@ -379,6 +382,42 @@ def test_vmap_scan_and_jit_give_what_single_steps_give():
     (several, _), _ = jax.vmap(step, in_axes=(None, 0))(start, radii)
     first = step(start, radii[1])[0][0]
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], several), first, atol=1e-12)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from trpo_jax import Categorical, natural_gradient
+
+inputs = jax.random.normal(jax.random.key(0), (64, 4))
+optimizer = natural_gradient(0.01)
+
+@jax.jit
+def step(params, inputs):
+    f = lambda p: Categorical(jnp.tanh(inputs @ p["w"]) @ p["v"])
+    g = jax.grad(lambda p: -jnp.mean(f(p).log_prob(jnp.argmax(inputs[:, :3], axis=1))))(params)
+    return optimizer.update(g, optimizer.init(params), params, distribution_fn=f)[0]
+
+params = {"w": jnp.ones((4, 5)) / 2, "v": jnp.arange(15.0).reshape(5, 3) / 15}
+mesh = jax.make_mesh((4,), ("examples",))
+split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("examples"))
+several = step(params, jax.device_put(inputs, split))
+assert len(several["w"].sharding.device_set) == 4
+for name, one in step(params, inputs).items():
+    assert jnp.abs(one).max() > 1e-3
+    np.testing.assert_allclose(several[name], one, rtol=1e-4, atol=1e-7)
+"""
+
+
+def test_examples_on_several_devices_give_the_step_of_one():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    result = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_module_of_nnx_is_trained_by_its_own_optimizer():
