@@ -398,7 +398,7 @@ def step(params, inputs):
     return optimizer.update(g, optimizer.init(params), params, distribution_fn=f)[0]
 
 params = {"w": jnp.ones((4, 5)) / 2, "v": jnp.arange(15.0).reshape(5, 3) / 15}
-mesh = jax.make_mesh((4,), ("examples",))
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("examples",))
 split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("examples"))
 several = step(params, jax.device_put(inputs, split))
 assert len(several["w"].sharding.device_set) == 4
