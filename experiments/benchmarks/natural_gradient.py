@@ -265,7 +265,7 @@ CONTENDERS = {
         {"digits": 3000, "autoencoder": 12_000},
     ),
     "kfac-jax": Contender(
-        (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), kfac, {"digits": 100, "autoencoder": 400}
+        (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), kfac, {"digits": 60, "autoencoder": 200}
     ),
     "natural_gradient": Contender(
         tuple(product((5, 10), (1.0, 0.1, 0.01))), second_order, {"digits": 60, "autoencoder": 120}
