@@ -123,7 +123,7 @@ def build_parser() -> Parser:
     add("--episodes", type=int, default=128, metavar="N", help=help_text)
     help_text = (
         "judge the policies of a checkpoint in place of the final ones: best (by the evaluations "
-        "during training), latest, or the number of its update"
+        "during training and limits on costs), latest, or the number of its update"
     )
     add("--checkpoint", metavar="WHICH", help=help_text)
     help_text = (
