@@ -16,6 +16,7 @@ from trpo_jax import envs
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.cli import compare, render
 from trpo_jax.distributions import Categorical
+from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
 from trpo_jax.envs.native import toll_road
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.records.acting import make_act
@@ -226,6 +227,20 @@ def test_a_table_under_a_limit_marks_what_reaches_the_bar_and_keeps_the_limit():
     assert cells[3].startswith("**100 (")
     assert cells[5].startswith("100 (")  # its cost is above the limit
     assert cells[-2:] == ["25 %", "3.0"]
+
+
+def test_the_costs_of_an_episode_on_the_host_are_its_own():
+    def open(seeds, num_envs, render=False):
+        shown, no = np.zeros((num_envs, 1), np.float32), np.zeros(num_envs, bool)
+        step = lambda actions: StepResult(shown, np.ones(num_envs), no, no, [[actions[0], 1.5]])
+        frames = lambda: np.zeros((num_envs, 4, 4, 3), np.uint8)
+        return Pool(lambda mask: shown, step, lambda: None, frames)
+
+    env = host_environment(
+        "host", counter().observation, Discrete(2), None, open, costs=("own", "one")
+    )
+    film = play(env, alternating(env), 0, 4)
+    np.testing.assert_array_equal(film.total_costs, [2, 6])
 
 
 def test_the_costs_of_an_episode_are_told_beside_their_limits(tmp_path, monkeypatch, capsys):

@@ -366,8 +366,8 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
         f"with its 95 % interval; the best one is bold, and {OVERLAPS} marks those whose interval "
         "overlaps that of the best. A row with a cost above its limit is the best only if all rows "
         f"are, and has no mark. {INTERVALS} *To a threshold* is the median over seeds until the "
-        f"mean return of the last {WINDOW} training episodes (in whole updates) first reached it; a "
-        "dash says that not all seeds did, and how many. Seconds are training time, compilation "
+        f"mean return of the last {WINDOW} training episodes (in whole updates) first reached it; "
+        "a dash says that not all seeds did, and how many. Seconds are training time, compilation "
         "excluded, of all seeds together: they train side by side."
     )
     for env, section in report["environments"].items():
