@@ -19,7 +19,7 @@ NAN, INF = np.nan, np.inf
     ],
 )
 def test_limits_come_first_and_then_the_return(scores, excess, best):
-    assert best_of(np.array(scores, float), np.array(excess, float)) == best
+    assert best_of(np.array(scores, np.float32), np.array(excess, float)) == best
 
 
 def test_excess_is_the_sum_over_costs_of_what_is_above():

@@ -89,5 +89,6 @@ def preference(score: float, excess: float = 0.0) -> tuple[float, float]:
 
 def best_of(scores: Sequence[float] | np.ndarray, excess: Sequence[float] | np.ndarray) -> int:
     """Returns the index of the policy to choose, by `preference`; the first among equals."""
-    pairs = [preference(*pair) for pair in zip(scores, excess, strict=True)]
+    numbers = np.stack([scores, excess], axis=1).astype(float).tolist()
+    pairs = [preference(*pair) for pair in numbers]
     return pairs.index(max(pairs))
