@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from trpo_jax.analysis.costs import cost_limits, describe_costs, limit_text
+from trpo_jax.analysis.costs import describe_costs, limit_text
+from trpo_jax.records.limits import cost_limits
 from trpo_jax.records.runs import cost_columns
 
 METRICS = {"update": np.array([[1, 2, 3]] * 2)}

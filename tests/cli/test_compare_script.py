@@ -195,3 +195,14 @@ def test_costs_have_a_column():
     assert lines[0].endswith("| cost toll |")
     assert lines[2].endswith("| 7.50 (above limit 5) |")
     assert lines[3].endswith("| - |")
+
+
+def test_a_row_above_its_limit_is_not_the_best():
+    row = lambda iqm, cost: {
+        **{"total_steps": 9, "per_seed": [iqm] * 2, "iqm": iqm, "seconds": 1.0},
+        **{"iqm_ci95": (iqm - 5, iqm + 5)},
+        "costs": {"toll": {"mean": cost, "limit": 5.0, "keeps_limit": cost <= 5}},
+    }
+    rows = {"a": row(9.0, 5.1), "b": row(7.0, 4.0), "c": row(6.0, 5.0)}
+    scores = [line.split("|")[4].strip() for line in compare.section_lines(None, rows)]
+    assert scores[2:] == ["9.00", "**7.00**", "6.00 ≈"]

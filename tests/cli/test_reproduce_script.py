@@ -10,11 +10,14 @@ import pytest
 import reproduce
 from PIL import Image
 from probes import counter
+from stored_runs import write_run
 
 from trpo_jax import envs
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.cli import compare, render
 from trpo_jax.distributions import Categorical
+from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.native import toll_road
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.records.acting import make_act
 from trpo_jax.running.animation import CAPTION, captioned, play, write_animation
@@ -224,3 +227,33 @@ def test_a_table_under_a_limit_marks_what_reaches_the_bar_and_keeps_the_limit():
     assert cells[3].startswith("**100 (")
     assert cells[5].startswith("100 (")  # its cost is above the limit
     assert cells[-2:] == ["25 %", "3.0"]
+
+
+def test_the_costs_of_an_episode_on_the_host_are_its_own():
+    def open(seeds, num_envs, render=False):
+        shown, no = np.zeros((num_envs, 1), np.float32), np.zeros(num_envs, bool)
+        step = lambda actions: StepResult(shown, np.ones(num_envs), no, no, [[actions[0], 1.5]])
+        frames = lambda: np.zeros((num_envs, 4, 4, 3), np.uint8)
+        return Pool(lambda mask: shown, step, lambda: None, frames)
+
+    env = host_environment(
+        "host", counter().observation, Discrete(2), None, open, costs=("own", "one")
+    )
+    film = play(env, alternating(env), 0, 4)
+    np.testing.assert_array_equal(film.total_costs, [2, 6])
+
+
+def test_the_costs_of_an_episode_are_told_beside_their_limits(tmp_path, monkeypatch, capsys):
+    env = toll_road(4)
+    film = play(env._replace(render=black), alternating(env), 0, 9)
+    np.testing.assert_array_equal(film.total_costs, [2])
+    write_run(tmp_path / "run", costs=[[1.0, 2.0, 3.0]], cost_limit=5.0)
+    act, film = alternating(env), film._replace(images=grey_frames(2), total_reward=1.5)
+    monkeypatch.setattr(render, "make_stored", lambda *args, **flags: env)
+    monkeypatch.setattr(render, "load_policy", lambda *args, **flags: act)
+    monkeypatch.setattr(render, "play", lambda *args: film)
+    assert render.main([str(tmp_path / "run")]) == 0
+    assert "Return 1.5, cost toll 2.0 (limit 5) in 4 steps: " in capsys.readouterr().out
+    write_run(tmp_path / "free", costs=[[1.0, 2.0, 3.0]])
+    assert render.main([str(tmp_path / "free")]) == 0
+    assert "Return 1.5, cost toll 2.0 in 4 steps: " in capsys.readouterr().out

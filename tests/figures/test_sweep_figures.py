@@ -55,7 +55,12 @@ def test_anything_else_is_a_panel_for_each_field():
     assert [axes.get_xlabel() for axes in used] == ["a", "b", "c", "d"]
     best = used[0].lines[1]
     assert best.get_label() == "the best"
-    np.testing.assert_allclose(best.get_xdata(), settings["a"][scores.mean(axis=1).argmax()])
+    highest = int(scores.mean(axis=1).argmax())
+    np.testing.assert_allclose(best.get_xdata(), settings["a"][highest])
+    excess = np.arange(9.0) + 1
+    excess[(highest + 1) % 9] = 0  # the only one that keeps its limits
+    best = sweep_figure(settings, scores, "", excess=excess).axes[0].lines[1]
+    np.testing.assert_allclose(best.get_xdata(), settings["a"][(highest + 1) % 9])
 
 
 @pytest.mark.filterwarnings("error")

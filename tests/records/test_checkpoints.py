@@ -59,6 +59,23 @@ def test_the_latest_and_the_best_are_kept(checkpoints, tmp_path):
     again.close()
 
 
+def test_the_best_keeps_its_limits(checkpoints, tmp_path):
+    for number, (score, excess) in enumerate([(9.0, 3.0), (8.0, 2.0), (1.0, 4.0)]):
+        checkpoints.save(number, STATE, 0.0, {}, score, excess)
+    assert checkpoints.best() == 1  # none keeps them
+    for number, score in ((3, 2.0), (4, 1.0), (5, 0.0)):
+        checkpoints.save(number, STATE, 0.0, {}, score, 0.0)
+    checkpoints.save(6, STATE, 0.0, {})
+    assert checkpoints.best() == 3
+    assert checkpoints.numbers() == [3, 5, 6]
+    metrics = tmp_path / "checkpoints" / "5" / "metrics" / "metrics"
+    assert json.loads(metrics.read_text())["evaluation_excess"] == 0
+    metrics.write_text('{"evaluation_return": 3.0}')  # as files of before have it
+    again = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert again.best() == 5
+    again.close()
+
+
 def test_without_an_evaluation_none_is_best(checkpoints):
     assert checkpoints.best() is None
     checkpoints.save(1, STATE, 0.0, {})

@@ -17,6 +17,7 @@ from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
 from trpo_jax.envs.native import toll_road
 from trpo_jax.errors import EnvironmentFailure
 from trpo_jax.normalization import init_statistics
+from trpo_jax.records.policies import read_policies
 from trpo_jax.running.evaluation import make_evaluation, require_finite_returns
 
 SMALL = {"num_envs": 4, "num_steps": 20, "hidden_sizes": (4,), "critic_minibatches": 1}
@@ -142,3 +143,28 @@ def test_a_run_without_a_limit_has_the_costs_alone(run):
 def test_a_limit_that_follows_a_schedule_is_that_of_the_end(run):
     scheduled = {"cost_limit": np.array([[9.0, 6.0, 3.0]] * 3)}
     assert run._replace(metrics=run.metrics | scheduled).evaluated_costs["toll"]["limit"] == 3
+
+
+def test_a_seed_within_its_limit_is_chosen(run):
+    costs = np.array([2.0, 7.0, 4.0])[:, None, None] * np.ones((3, 4, 1))
+    evaluation = run.evaluation._replace(per_seed=np.array([1.0, 9.0, 2.0]), costs=costs)
+    chosen = lambda run: jax.tree.leaves(run.policy().actor.policy_params)[-1]
+    of_seeds = jax.tree.leaves(run.actor.policy_params)[-1]
+    assert len(set(map(bytes, np.asarray(of_seeds)))) == 3
+    judged = run._replace(evaluation=evaluation)
+    np.testing.assert_array_equal(chosen(judged), of_seeds[2])
+    free = judged._replace(config=trpo.Config())
+    np.testing.assert_array_equal(chosen(free), of_seeds[1])
+
+
+def test_files_say_how_far_costs_are_above_their_limit(run):
+    above = lambda costs: np.maximum(costs - 5, 0)
+    per_seed = run.evaluation.costs.mean(axis=(1, 2))
+    np.testing.assert_allclose(read_policies(run.folder).excess, above(per_seed))
+    per_seed = run.evaluations["evaluation_cost"][:, 1]
+    checkpoint = read_policies(run.folder, checkpoint="best")
+    np.testing.assert_allclose(checkpoint.excess, above(per_seed), rtol=1e-5)
+    assert "after update 2" in checkpoint.what
+    metrics = json.loads((run.folder / "checkpoints/2/metrics/metrics").read_text())
+    assert metrics["evaluation_excess"] == pytest.approx(above(per_seed.mean()))
+    assert above(per_seed).any()  # or this says little

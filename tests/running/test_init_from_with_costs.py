@@ -1,15 +1,18 @@
 """Runs with limits on costs that start from runs without, and the reverse; and ones that go on."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization
 
 from trpo_jax.algorithms import cpo, trpo, trpo_lag
 from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.critics import WithCosts
 from trpo_jax.envs.native import toll_road
-from trpo_jax.records.policies import learnt_from, save_policy
+from trpo_jax.records.policies import learnt_from, read_policies, save_policy
 from trpo_jax.running.loop import start_from
 from trpo_jax.running.program import Program
 from trpo_jax.running.train import train
@@ -31,11 +34,14 @@ def state_of(algorithm, keys=(1, 2)):
     return jax.jit(jax.vmap(lambda seed: algorithm.init(jax.random.key(seed))))(np.array(keys))
 
 
-def stored(path, algorithm):
-    """Returns what two seeds have learnt, the second the better one, from its file."""
+def stored(path, algorithm, excess=None):
+    """Returns what two seeds have learnt, the second the better one, from its file.
+
+    With an excess, the second is above its limit.
+    """
     learnt = learnt_of(jax.device_get(state_of(algorithm, (5, 6))))
-    save_policy(path, algorithm, learnt, (0, 1), (0.0, 1.0))
-    return jax.tree.map(lambda x: x[[1, 1]], learnt)
+    save_policy(path, algorithm, learnt, (0, 1), (0.0, 1.0), excess and (0.0, excess))
+    return jax.tree.map(lambda x: x[[0, 0] if excess else [1, 1]], learnt)
 
 
 def assert_same(ours, theirs):
@@ -74,6 +80,28 @@ def test_as_many_critics_of_costs_are_taken_over_and_others_begin_anew(tmp_path)
     assert_same(state.critic, before.critic)
     own, state = started(tmp_path, trpo_lag.make(two_costs(), trpo_lag.Config(**TINY)))
     assert_same(state.critic, WithCosts(before.critic.reward, own.critic.costs))
+
+
+def test_a_seed_within_its_limits_comes_first(tmp_path):
+    before = stored(tmp_path / "policy.msgpack", LIMITED, excess=0.5)
+    learnt = learnt_from(tmp_path, LIMITED, (0, 1))
+    assert_same(learnt.actor, before.actor)
+    policies = read_policies(tmp_path)
+    assert policies.excess == (0, 0.5)
+    own = policies.of_seed().actor
+    assert_same(own, jax.tree.map(lambda x: x[0], before.actor))
+
+
+def test_a_file_without_excess_goes_by_the_return(tmp_path):
+    before = stored(tmp_path / "policy.msgpack", LIMITED)
+    data = serialization.msgpack_restore((tmp_path / "policy.msgpack").read_bytes())
+    content = serialization.msgpack_restore(data["content"])
+    del content["excess"]
+    content = serialization.msgpack_serialize(content)
+    data |= {"content": content, "digest": hashlib.sha256(content).hexdigest()}
+    (tmp_path / "policy.msgpack").write_bytes(serialization.msgpack_serialize(data))
+    assert_same(learnt_from(tmp_path, LIMITED, (0, 1)).actor, before.actor)
+    assert read_policies(tmp_path).excess == (0, 0)
 
 
 @pytest.mark.parametrize("module", [cpo, trpo_lag])

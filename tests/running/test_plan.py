@@ -76,3 +76,12 @@ def test_limits_of_several_costs_are_described_as_they_were_given():
         "command"
     ]
     assert command[command.index("--cost-limit") + 1] == "5.0"
+
+
+def test_policies_are_judged_by_the_limit_of_the_last_update():
+    config = cpo.Config(num_envs=4, num_steps=64)  # 16 updates
+    schedules = {"cost_limit": "linear:20:4"}
+    plan = plan_run(toll_road(), config, **RUN, schedules=schedules)
+    assert plan.cost_limits == pytest.approx([20 - 16 * 15 / 16])
+    assert plan_run(toll_road(), config.replace(cost_limit=7.0), **RUN).cost_limits == [7]
+    assert plan_run(toll_road(), trpo.Config(), **RUN).cost_limits is None

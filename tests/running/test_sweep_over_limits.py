@@ -10,6 +10,7 @@ from trpo_jax.algorithms import cpo
 from trpo_jax.envs.native import toll_road
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.figures.sweeps import limits_figure
+from trpo_jax.running.sweep_ranking import measured_with
 
 CONFIG = cpo.Config(
     num_envs=4,
@@ -55,6 +56,13 @@ def test_the_results_have_costs(found):
         assert row == pytest.approx(other, rel=1e-5)
 
 
+def test_each_setting_is_judged_by_its_own_limit(found):
+    assert {x.index: x.limits.tolist() for x in found.ranking} == {0: [8], 1: [2]}
+    assert {x.index: x.excess for x in found.ranking} == pytest.approx(
+        {x.index: max(0, x.costs["cost"].mean() - x.limits[0]) for x in found.ranking}
+    )
+
+
 def test_each_run_has_a_limit_of_its_own_in_the_one_program(found):
     """In the first update, from the same seed: the limit alone decides."""
     by_seed = [[row["kl"] for row in found.results if row["seed"] == seed] for seed in (0, 1)]
@@ -82,3 +90,24 @@ def test_another_sweep_has_no_such_picture(found):
     other = found._replace(settings=[{"cost_limit": 5.0, "max_kl": 0.1}])
     with pytest.raises(ConfigurationError, match="cost_limit alone"):
         other.plot_costs()
+
+
+def test_settings_are_ranked_within_the_limits_of_the_config(monkeypatch):
+    returns, costs = (3.0, 2.0, 1.0), (9.0, 4.0, 5.0)
+
+    def done(plan, compilation, pending, results, console):
+        for index, seed in pending:
+            values = dict.fromkeys(measured_with(plan.task.env.costs), 0.0)
+            values |= {"evaluation_return": returns[index], "evaluation_cost": costs[index]}
+            results[index, seed] = {"setting": index, "seed": seed, **values}
+
+    monkeypatch.setattr("trpo_jax.running.sweep.run_compilation", done)
+    options = {"grid": {"max_kl": (0.1, 0.2, 0.3)}, "seeds": 2, "total_steps": 160}
+    ranking = lambda limit: (
+        trpo_jax.sweep(
+            toll_road(), CONFIG.replace(cost_limit=limit), **options, progress=False
+        ).ranking
+    )
+    assert [x.index for x in ranking(5.0)] == [1, 2, 0]
+    assert [x.index for x in ranking(9.0)] == [0, 1, 2]
+    assert [x.excess for x in ranking(1.0)] == [3, 4, 8]

@@ -9,25 +9,6 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import summarize
 
 
-def cost_limits(
-    config: Mapping[str, Any], metrics: Mapping[str, np.ndarray], num_costs: int
-) -> np.ndarray | None:
-    """Returns the limit of each cost at each update, `[K, U]`; None of an algorithm without limits.
-
-    Args:
-        config: the fields of the algorithm's config.
-        metrics: columns `[num_seeds, U]`, which have the limit where it follows a schedule.
-        num_costs: K.
-    """
-    limit = config.get("cost_limit")
-    if limit is None or np.size(limit) not in (1, num_costs):
-        return None
-    shape = num_costs, metrics["update"].shape[1]
-    if "cost_limit" in metrics:  # NaN of seeds that have stopped
-        return np.broadcast_to(np.fmax.reduce(metrics["cost_limit"]), shape)
-    return np.broadcast_to(np.reshape(limit, (-1, 1)), shape)
-
-
 def describe_costs(
     names: Sequence[str], per_seed: np.ndarray, limits: np.ndarray | None
 ) -> dict[str, dict[str, Any]]:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trpo_jax.analysis.costs import cost_limits, describe_costs
+from trpo_jax.analysis.costs import describe_costs
 from trpo_jax.analysis.returns import first_reached, running_return
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.records.limits import cost_limits
 from trpo_jax.records.runs import StoredRun, cost_columns, read_summary
 
 LISTED = 5  # settings in a message

@@ -37,6 +37,7 @@ from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, comparison, curve_of, file_of
 from trpo_jax.records.files import locked, write_json, write_whole
+from trpo_jax.records.limits import cost_excess, preference
 from trpo_jax.records.resuming import differing_settings
 from trpo_jax.records.runs import (
     DESCRIPTION,
@@ -363,10 +364,11 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield (
         "IQM is the interquartile mean over seeds of the final return of the deterministic policy, "
         f"with its 95 % interval; the best one is bold, and {OVERLAPS} marks those whose interval "
-        f"overlaps that of the best. {INTERVALS} *To a threshold* is the "
-        f"median over seeds until the mean return of the last {WINDOW} training episodes (in whole "
-        "updates) first reached it; a dash says that not all seeds did, and how many. Seconds are "
-        "training time, compilation excluded, of all seeds together: they train side by side."
+        "overlaps that of the best. A row with a cost above its limit is the best only if all rows "
+        f"are, and has no mark. {INTERVALS} *To a threshold* is the median over seeds until the "
+        f"mean return of the last {WINDOW} training episodes (in whole updates) first reached it; "
+        "a dash says that not all seeds did, and how many. Seconds are training time, compilation "
+        "excluded, of all seeds together: they train side by side."
     )
     for env, section in report["environments"].items():
         yield ""
@@ -384,7 +386,7 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
     yield "| " + " | ".join(columns) + " |"
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
     found = [row for row in rows.values() if "missing" not in row]
-    best = max(found, key=lambda row: row["iqm"], default=None)
+    best = max(found, key=preferred, default=None)
     for label, row in rows.items():
         if "missing" in row:
             cells = ["-"] * (len(columns) - 1)
@@ -404,11 +406,20 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
             yield f"{label}: {row['missing']}"
 
 
+def preferred(row: dict[str, Any]) -> tuple[float, float]:
+    """Returns the `preference` for a row, by its interquartile mean and its mean costs."""
+    limited = [x for x in row.get("costs", {}).values() if "limit" in x]
+    costs, limits = (np.array([x[name] for x in limited]) for name in ("mean", "limit"))
+    return preference(row["iqm"], float(cost_excess(costs, limits)))
+
+
 def score_cell(row: dict[str, Any], best: dict[str, Any]) -> str:
     """Returns the interquartile mean of a row, marked if none is better or if that is not clear."""
     text = return_text(row["iqm"])
-    if row["iqm"] == best["iqm"]:
+    if preferred(row) == preferred(best):
         return f"**{text}**"
+    if preferred(row)[0] < 0:
+        return text
     if row["iqm_ci95"] and best["iqm_ci95"] and row["iqm_ci95"][1] >= best["iqm_ci95"][0]:
         return f"{text} {OVERLAPS}"
     return text

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trpo_jax.analysis.costs import cost_limits, describe_costs, limit_text
+from trpo_jax.analysis.costs import describe_costs, limit_text
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
 from trpo_jax.cli.display import spread_text
@@ -29,6 +29,7 @@ from trpo_jax.errors import (
     StorageFailure,
 )
 from trpo_jax.records.files import make_parents, write_json
+from trpo_jax.records.limits import cost_limits
 from trpo_jax.records.policies import read_policies, with_origin
 from trpo_jax.records.runs import read_description, read_run
 from trpo_jax.running.estimate import require_evaluation_memory
@@ -122,7 +123,7 @@ def build_parser() -> Parser:
     add("--episodes", type=int, default=128, metavar="N", help=help_text)
     help_text = (
         "judge the policies of a checkpoint in place of the final ones: best (by the evaluations "
-        "during training), latest, or the number of its update"
+        "during training and limits on costs), latest, or the number of its update"
     )
     add("--checkpoint", metavar="WHICH", help=help_text)
     help_text = (

@@ -1,4 +1,7 @@
-"""Plays one episode with a policy of a run, and writes it as a GIF or an MP4."""
+"""Plays one episode with a policy of a run, and writes it as a GIF or an MP4.
+
+It prints the return of the episode, and its costs beside their limits.
+"""
 
 import argparse
 import os
@@ -22,6 +25,7 @@ from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, 
 from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents
+from trpo_jax.records.limits import stored_limits
 from trpo_jax.records.policies import load_policy, with_origin
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.animation import MAX_FPS, MAX_SIDE, play, require_video, write_animation
@@ -57,12 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             env = with_origin(env, act.observation)
             make_parents(out)
             cache_compilations()
+            limits = stored_limits(args.folder, len(env.costs))
             film = play(env, act, args.episode, args.steps, args.every, args.width)
             write_animation(out, film.images, args.fps)
     size = out.stat().st_size / 1000
+    costs = "".join(
+        f", cost {name} {cost:.1f}" + ("" if limits is None else f" (limit {limits[k]:g})")
+        for k, (name, cost) in enumerate(zip(env.costs, film.total_costs, strict=True))
+    )
     cut = ", cut there (--steps)" if film.cut else ""
     console.print(
-        f"Return {film.total_reward:.1f} in {film.num_steps:,} steps{cut}: "
+        f"Return {film.total_reward:.1f}{costs} in {film.num_steps:,} steps{cut}: "
         f"{out} ({len(film.images):,} frames, {size:,.0f} kB)"
     )
     return 0
@@ -95,11 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=command_name("render"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("folder", type=Path, help="of a run")
-    help_text = "whose policy (default: that with the best evaluation)"
+    help_text = "whose policy (default: that with the best evaluation within limits on costs)"
     add("--seed", type=int, metavar="N", help=help_text)
     help_text = (
         "play a policy of a checkpoint in place of the final one: best (by the evaluations during "
-        "training), latest, or the number of its update"
+        "training and limits on costs), latest, or the number of its update"
     )
     add("--checkpoint", metavar="WHICH", help=help_text)
     help_text = "another environment with the same observations and actions"

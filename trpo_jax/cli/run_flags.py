@@ -137,7 +137,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add_environment_flags(group)
     help_text = (
         "start every seed from what the best seed of the finished run in FOLDER has learnt: its "
-        "policy, its critic and its statistics"
+        "policy, its critic and its statistics; a seed that keeps its limits on costs comes first"
     )
     add("--init-from", type=Path, metavar="FOLDER", help=help_text)
     help_text = (
@@ -151,7 +151,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
     help_text = (
         "judge the policies by as many episodes during training too, before the first and after "
-        "every N-th update; the best ones are kept as a checkpoint (default: 0, only in the end)"
+        "every N-th update; the best ones within limits on costs are kept as a checkpoint "
+        "(default: 0, only in the end)"
     )
     add("--eval-every", default=0, type=int, metavar="N", help=help_text)
     help_text = (

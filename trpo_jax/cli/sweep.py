@@ -153,7 +153,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--evaluation-episodes", default=16, type=int, metavar="N", help=help_text)
     help_text = (
         "what settings are ranked by: the return of the final deterministic policy, or that of "
-        "training episodes in the second half (default: evaluation)"
+        "training episodes in the second half (default: evaluation); settings whose mean costs "
+        "keep their limits come first"
     )
     add("--score", choices=SCORES, default="evaluation", help=help_text)
     add = parser.add_argument_group("the sweep and its files").add_argument
@@ -178,7 +179,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
 
 def report(found: Sweep, console: Console) -> None:
     """Prints the ranking of a sweep, how its best setting is checked, and its files."""
-    print_ranking(console, found.ranking, f"{found.title}, by {found.score} return")
+    within = "" if found.ranking[0].limits is None else " within limits"
+    print_ranking(console, found.ranking, f"{found.title}, by {found.score} return{within}")
     if found.ranking[0].summary is not None and found.check is not None:
         console.print(
             f"The best of {len(found.ranking)} settings looks better than it is. Train it with "

@@ -15,6 +15,7 @@ from trpo_jax.records.runs import ONLY_COST
 from trpo_jax.running.sweep_ranking import Ranked
 
 SHOWN = 16  # settings in the terminal at the most
+ABOVE = "*"  # marks a cost above its limit
 MOST_COLUMNS = 2  # fields that have columns of their own in 80 characters
 
 
@@ -27,7 +28,8 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
     costs = ["cost" if name == ONLY_COST else f"cost {name}" for name in ranking[0].costs]
     for name in ("IQM", INTERVAL, "mean", "worst seed", *costs):
         table.add_column(name, justify="right", no_wrap=True)
-    for _, setting, scores, summary, of_costs in ranking[:SHOWN]:
+    for ranked in ranking[:SHOWN]:
+        _, setting, scores, summary, *_ = ranked
         values = [readable(setting[name]) for name in fields]
         if len(fields) > MOST_COLUMNS:
             values = [", ".join(f"{x} {value}" for x, value in zip(fields, values, strict=True))]
@@ -36,9 +38,11 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
             table.add_row(*values, "-", f"{missing} of {len(scores)} without", "-", "-")
             continue
         spread = spread_text(summary.iqm_ci95, scores, return_text)
-        numbers = summary.mean, scores.min(), *(x.mean() for x in of_costs.values())
-        table.add_row(*values, return_text(summary.iqm), spread, *map(return_text, numbers))
+        iqm, *others = map(return_text, (summary.iqm, summary.mean, scores.min()))
+        table.add_row(*values, iqm, spread, *others, *cost_texts(ranked))
     console.print(table, soft_wrap=False)
+    if ranking[0].limits is not None and ranking[0].summary is not None:
+        console.print(limits_note(ranking))
     if len(ranking) > SHOWN:
         console.print(f"{len(ranking) - SHOWN} more settings are in settings.csv.")
     unscored = sum(x.summary is None for x in ranking)
@@ -47,8 +51,33 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
             f"{unscored} of {len(ranking)} settings have seeds without a score: their numbers were "
             "not finite, or no episode ended. results.csv says which."
         )
-    elif len({x.summary.iqm for x in ranking}) == 1 < len(ranking):
+    elif len({(x.excess, x.summary.iqm) for x in ranking}) == 1 < len(ranking):
         console.print("All settings have the same score, so the order says nothing.")
+
+
+def cost_texts(ranked: Ranked) -> list[str]:
+    """Returns the mean costs of a setting, with a mark at those above their limits."""
+    above = [False] * len(ranked.costs)
+    if ranked.limits is not None:
+        above = ranked.mean_costs > ranked.limits
+    pairs = zip(ranked.mean_costs, above, strict=True)
+    return [f"{return_text(cost)}{ABOVE if marked else ''}" for cost, marked in pairs]
+
+
+def limits_note(ranking: Sequence[Ranked]) -> str:
+    """Returns how settings with limits on costs are ranked, and whether any keeps its limits."""
+    parts = [
+        "Settings whose mean costs keep their limits come first, by return. The others follow by "
+        f"how far they are above; {ABOVE} marks a cost above its limit."
+    ]
+    if "cost_limit" in ranking[0].setting:
+        parts.append(
+            "Each setting is judged by its own cost_limit, so that one with a loose limit may come "
+            "first at a high cost."
+        )
+    if all(x.excess > 0 for x in ranking if x.summary is not None):
+        parts.append("No setting keeps its limits.")
+    return " ".join(parts)
 
 
 def readable(value: Any) -> str:

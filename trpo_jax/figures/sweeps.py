@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 from trpo_jax.figures.curves import LIMIT, Figure, line_look, style
+from trpo_jax.records.limits import best_of
 from trpo_jax.records.runs import ONLY_COST
 
 RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
@@ -19,21 +20,29 @@ MOST_NUMBERS = 100  # cells of a heat map that have their number written into th
 
 
 def sweep_figure(
-    settings: Mapping[str, Sequence[Any]], scores: np.ndarray, title: str, algorithm: str = ""
+    settings: Mapping[str, Sequence[Any]],
+    scores: np.ndarray,
+    title: str,
+    algorithm: str = "",
+    excess: np.ndarray | None = None,
 ) -> Figure:
     """Returns the scores of a sweep over what was swept.
 
     One field gives the interquartile mean over seeds as a line with its 95 % interval, or the range
     of fewer than 3 seeds, and each seed as a dot. Two fields of which every combination is there
-    give a heat map. Anything else gives a panel for each field, with a dot for each setting.
+    give a heat map. Anything else gives a panel for each field, with a dot for each setting and a
+    ring around the best, a setting that keeps its limits on costs if there is one.
 
     Args:
         settings: values by the name of their field, each `[num_settings]`.
         scores: `[num_settings, num_seeds]`, NaN where a run broke.
         title: shown above.
         algorithm: its name, which decides the colour.
+        excess: how far the costs of each setting are above their limits, `[num_settings]`; 0 if
+            None.
     """
     color = line_look((), algorithm)["color"]
+    excess = np.zeros(len(scores)) if excess is None else excess
     names = list(settings)
     values = {name: _distinct(settings[name]) for name in names}
     if len(names) == 2 and len(scores) == np.prod([len(x) for x in values.values()]):
@@ -45,7 +54,10 @@ def sweep_figure(
         figure = Figure(figsize=(width, 4 if single else 2.6 * rows + 0.5), layout="constrained")
         all_axes = figure.subplots(rows, min(3, len(names)), squeeze=False, sharey=True).ravel()
         for axes, name in zip(all_axes, names, strict=False):
-            (_line if single else _scatter)(axes, name, settings[name], scores, color)
+            if single:
+                _line(axes, name, settings[name], scores, color)
+            else:
+                _scatter(axes, name, settings[name], scores, color, excess)
         for axes in all_axes[len(names) :]:
             axes.set_axis_off()
         for axes in all_axes[::3]:
@@ -166,12 +178,19 @@ def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray, colo
     style(axes)
 
 
-def _scatter(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray, color: str) -> None:
+def _scatter(
+    axes: Axes,
+    name: str,
+    values: Sequence[Any],
+    scores: np.ndarray,
+    color: str,
+    excess: np.ndarray,
+) -> None:
     x = _place(axes, name, values, labelled=len(_distinct(values)) < len(values))  # of a grid
     iqm = interquartile_mean(scores, axis=1)
     axes.plot(x, iqm, "o", color=color, markersize=4, alpha=0.7, label="each setting")
     if np.isfinite(iqm).any():
-        best = int(np.nanargmax(iqm))
+        best = best_of(iqm, excess)
         ring = {"color": "black", "markersize": 8, "fillstyle": "none", "linestyle": "none"}
         axes.plot(x[best], iqm[best], marker="o", **ring, label="the best")
     style(axes)

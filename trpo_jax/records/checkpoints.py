@@ -22,6 +22,7 @@ from trpo_jax.algorithms.base import State
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.processes import is_first, to_devices
 from trpo_jax.records.files import write_whole
+from trpo_jax.records.limits import preference
 
 FORMAT = 4
 METADATA = "_CHECKPOINT_METADATA"  # of Orbax
@@ -47,7 +48,7 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the latest few, and the one with the best evaluation."""
+    """The checkpoints in a folder: the latest few, and the one that `preference` puts first."""
 
     def __init__(
         self, folder: Path, keep: int = 3, together: bool = False, read_only: bool = False
@@ -67,7 +68,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-        score = lambda metrics: metrics["evaluation_return"]
+        score = lambda metrics: preference(  # files of before have no excess
+            metrics["evaluation_return"], metrics.get("evaluation_excess", 0.0)
+        )
         best = policies.BestN(get_metric_fn=score, n=1)
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=False,  # what fails, fails here; and the cost is known
@@ -77,7 +80,7 @@ class Checkpoints:
             best_fn=score,  # or metrics are not stored
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
-        self._args, self._score = ocp.args, score
+        self._args = ocp.args
         self._folder = folder.absolute()
         self._set_aside: list[StorageFailure] = []
         if is_first() and not read_only:
@@ -99,6 +102,7 @@ class Checkpoints:
         seconds: float,
         description: Mapping[str, Any],
         evaluation_return: float = NOT_EVALUATED,
+        evaluation_excess: float = 0.0,
     ) -> None:
         """Writes a checkpoint, and removes those that are not to be kept any longer.
 
@@ -108,6 +112,8 @@ class Checkpoints:
             seconds: training time so far.
             description: what the run is; as JSON can hold it.
             evaluation_return: by which the best one is known, where there is one.
+            evaluation_excess: how far costs are above their limits; such a one is the best only if
+                all are above.
 
         Raises:
             StorageFailure: if it cannot be written, on a full disk for instance; those before stay.
@@ -125,7 +131,7 @@ class Checkpoints:
         items = self._args.Composite(
             state=self._args.StandardSave(arrays), about=self._args.JsonSave(about)
         )
-        metrics = {"evaluation_return": evaluation_return}
+        metrics = {"evaluation_return": evaluation_return, "evaluation_excess": evaluation_excess}
         try:
             self._manager.save(num_updates, args=items, metrics=metrics)
             if is_first():
@@ -145,7 +151,9 @@ class Checkpoints:
     def best(self) -> int | None:
         """Returns which of them had the best evaluation, if there was one."""
         best = self._manager.best_step()
-        evaluated = best is not None and self._score(self._manager.metrics(best)) > NOT_EVALUATED
+        if best is None:
+            return None
+        evaluated = self._manager.metrics(best)["evaluation_return"] > NOT_EVALUATED
         return best if evaluated else None
 
     def read(self, num_updates: int) -> Saved:
@@ -221,6 +229,7 @@ def unlisted(folder: Path) -> list[int]:
         try:
             score = json.loads((path.parent / "metrics" / "metrics").read_text())
             readable = isinstance(score["evaluation_return"], float)
+            readable &= isinstance(score.get("evaluation_excess", 0.0), float)
             readable &= isinstance(json.loads(path.read_text()), dict)
         except (OSError, ValueError, TypeError, KeyError):
             readable = False

@@ -22,7 +22,15 @@ from trpo_jax.observing import init_observing, observe
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import Checkpoints, named_leaves, to_arrays, to_state
 from trpo_jax.records.files import write_whole
-from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, POLICY, read_description, read_metrics
+from trpo_jax.records.limits import best_of, cost_excess, stored_limits
+from trpo_jax.records.runs import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    POLICY,
+    cost_columns,
+    read_description,
+    read_metrics,
+)
 from trpo_jax.records.spaces import essence, from_plain, in_words, to_plain
 
 FORMAT = 4
@@ -35,7 +43,8 @@ def save_policy(
     algorithm: Algorithm,
     learnt: Learnt,
     seeds: Sequence[int],
-    scores: Sequence[float] | None = None,
+    scores: Sequence[float] | np.ndarray | None = None,
+    excess: Sequence[float] | np.ndarray | None = None,
 ) -> None:
     """Writes what all seeds have learnt to one msgpack file, replacing it in one stroke.
 
@@ -48,12 +57,15 @@ def save_policy(
         learnt: of all seeds, leading axis `[num_seeds]`.
         seeds: the seeds, in that order.
         scores: evaluation return of each; the best is the one loaded by default. The first if None.
+        excess: how far the costs of each are above their limits; 0 of all if None. Those above
+            their limits come last.
     """
     content = serialization.msgpack_serialize(
         {
             **describe_policy(algorithm),
             "seeds": [int(seed) for seed in seeds],
             "scores": [0.0] * len(seeds) if scores is None else [float(x) for x in scores],
+            "excess": [0.0] * len(seeds) if excess is None else [float(x) for x in excess],
             "arrays": to_arrays(learnt),
         }
     )
@@ -87,6 +99,7 @@ class Policies(NamedTuple):
         normalized: whether their networks are shown standardised observations.
         seeds: the seeds.
         scores: evaluation return of each.
+        excess: how far the costs of each are above their limits.
         actor: of all seeds, leading axis `[num_seeds]`.
         policy: `(actor, carry, observations [B, ...]) -> (carry, action distribution)`, of one
             seed.
@@ -101,18 +114,19 @@ class Policies(NamedTuple):
     normalized: bool
     seeds: tuple[int, ...]
     scores: tuple[float, ...]
+    excess: tuple[float, ...]
     actor: Actor
     policy: Callable[[Actor, Any, Any], tuple[Any, Distribution]]
     carry: Callable[[int], Any]
     what: str
 
     def of_seed(self, seed: int | None = None) -> ActingPolicy:
-        """Returns the policy of a seed; of that with the best evaluation if None.
+        """Returns the policy of a seed; of that with the best evaluation within limits if None.
 
         Raises:
             ConfigurationError: if there is no such seed.
         """
-        index = index_of(seed, self.seeds, self.scores)
+        index = index_of(seed, self.seeds, self.scores, self.excess)
         return make_act(
             self.policy,
             self.carry,
@@ -144,11 +158,13 @@ def load_policy(
 
     Args:
         path: a run's folder, or a `policy.msgpack`.
-        seed: which of the run's seeds; the one with the best evaluation if None.
+        seed: which of the run's seeds; the one with the best evaluation if None. Where costs have
+            limits, a seed that keeps them comes before one that does not.
         env: where it is to act, if that is to be checked.
         agent: what it was trained with, where that was handed in.
-        checkpoint: "best" (by the evaluations during training), "latest", or the number of its
-            update, to read the policy from the run's checkpoints; the final one if None.
+        checkpoint: "best" (by the evaluations during training and limits on costs), "latest", or
+            the number of its update, to read the policy from the run's checkpoints; the final one
+            if None.
 
     Raises:
         ConfigurationError: if there is no such policy, the file is damaged or no policy file, if
@@ -202,6 +218,7 @@ def read_policies(
         data["normalize_observations"],
         tuple(data["seeds"]),
         tuple(data["scores"]),
+        tuple(data["excess"]),
         actor,
         acting_by(policy, observation, hidden, data["normalize_observations"]),
         policy.carry,
@@ -209,22 +226,22 @@ def read_policies(
     )
 
 
-def index_of(seed: int | None, seeds: Sequence[int], scores: Sequence[float] | np.ndarray) -> int:
-    """Returns the index of a seed; of that with the best score if None.
+def index_of(
+    seed: int | None,
+    seeds: Sequence[int],
+    scores: Sequence[float] | np.ndarray,
+    excess: Sequence[float] | np.ndarray,
+) -> int:
+    """Returns the index of a seed; of the one that `best_of` chooses if None.
 
     Raises:
         ConfigurationError: if there is no such seed.
     """
     if seed is None:
-        return best_of(scores)
+        return best_of(scores, excess)
     if seed not in seeds:
         raise ConfigurationError(f"The run has no seed {seed}. It has {list(seeds)}.")
     return seeds.index(seed)
-
-
-def best_of(scores: Sequence[float] | np.ndarray) -> int:
-    """Returns the index of the best score; that of a seed whose numbers broke is NaN."""
-    return int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
 
 
 def acting_by(
@@ -277,7 +294,7 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
             f"The policies in {path} were trained with {listed}. A run can start from them only "
             "with the same networks."
         )
-    rows = [best_of(data["scores"])] * len(seeds)
+    rows = [best_of(data["scores"], data["excess"])] * len(seeds)
     arrays = {name: x[rows] for name, x in data["arrays"].items()}
     init = lambda key: learnt_of(algorithm.init(key))
     shapes = jax.eval_shape(jax.vmap(init), _keys(len(rows)))
@@ -370,8 +387,10 @@ def _read_file(path: Path) -> dict[str, Any]:
             )
         else:
             raise ValueError(f"its format is {data['format']}, and {FORMAT} is the newest")
-        if not data["seeds"] or len(data["scores"]) != len(data["seeds"]):
-            raise ValueError(f"{len(data['seeds'])} seeds have {len(data['scores'])} scores")
+        data.setdefault("excess", [0.0] * len(data["seeds"]))  # of before
+        for name in ("scores", "excess"):
+            if not data["seeds"] or len(data[name]) != len(data["seeds"]):
+                raise ValueError(f"{len(data['seeds'])} seeds have {len(data[name])} {name}")
         for name, x in data["arrays"].items():
             if name.startswith("actor/") and not np.isfinite(x).all():
                 raise ValueError(f"{name} holds numbers that are not finite")
@@ -409,18 +428,28 @@ def _read_checkpoint(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
         **described,
         "format": FORMAT,
         "seeds": description["seeds"],
-        "scores": _scores_at(folder, number, len(description["seeds"])),
+        **_scores_at(folder, number, description),
         "arrays": {name: x for name, x in arrays.items() if name.startswith("actor/")},
         "what": f"policies after update {number} ({which})",
     }
 
 
-def _scores_at(folder: Path, number: int, num_seeds: int) -> list[float]:
-    """Returns what each seed's policy returned in the evaluation after an update, if there was."""
+def _scores_at(
+    folder: Path, number: int, description: Mapping[str, Any]
+) -> dict[str, Sequence[float]]:
+    """Returns scores and excess of each seed in the evaluation after an update; 0 without one."""
     path = folder / EVALUATIONS
     columns = read_metrics(path) if path.is_file() else {}
     rows = np.flatnonzero(columns["update"][0] == number) if columns else ()
-    return columns["evaluation_return"][:, rows[0]].tolist() if len(rows) else [0.0] * num_seeds
+    if not len(rows):
+        return dict.fromkeys(("scores", "excess"), [0.0] * len(description["seeds"]))
+    at_update = {name: x[:, rows[0]] for name, x in columns.items()}
+    names = cost_columns(columns, "evaluation_cost", description.get("cost_names", ())).values()
+    excess = np.zeros(len(description["seeds"]))
+    if names:
+        costs = np.stack([at_update[name] for name in names], axis=1)
+        excess = cost_excess(costs, stored_limits(folder, len(names)))
+    return {"scores": at_update["evaluation_return"].tolist(), "excess": excess.tolist()}
 
 
 @contextmanager

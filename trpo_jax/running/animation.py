@@ -34,12 +34,14 @@ class Film(NamedTuple):
         images: a picture every few steps, the first from before the first step, with captions.
         num_steps: steps of the episode.
         total_reward: the rewards of these steps together.
+        total_costs: the costs of these steps together, `[K]`.
         cut: whether the episode would have gone on.
     """
 
     images: list[Image.Image]
     num_steps: int
     total_reward: float
+    total_costs: np.ndarray
     cut: bool
 
 
@@ -74,7 +76,7 @@ def play(
     draw_later = env.render is not None  # all at once
     views: list[Any] = []
     images: list[Image.Image] = []
-    total_reward, done = 0.0, False
+    total_reward, total_costs, done = 0.0, np.zeros(len(env.costs)), False
 
     def draw(frame: Any, step: int, last: bool) -> None:
         frame = np.asarray(frame)
@@ -89,8 +91,9 @@ def play(
         images.append(captioned(frame, width, height, text))
 
     episode = _on_device if env.open is None else _on_host
-    for step, (view, reward, done) in enumerate(episode(env, act, seed, num_steps)):
+    for step, (view, reward, costs, done) in enumerate(episode(env, act, seed, num_steps)):
         total_reward += reward
+        total_costs += costs
         last = done or step == num_steps
         if step % every == 0 or last:
             if draw_later:
@@ -102,36 +105,38 @@ def play(
             frames = env.render([view for view, _, _ in views])
         for frame, (_, *place) in zip(frames, views, strict=True):
             draw(frame, *place)
-    return Film(images, step, total_reward, not done)
+    return Film(images, step, total_reward, total_costs, not done)
 
 
-def _on_device(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
+def _on_device(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, Any, bool]]:
     reset_key, run_key = jax.random.split(jax.random.key(seed))
     step = jax.jit(env.step)
     state, observation = jax.jit(env.reset)(reset_key)
     carry = act.carry(1)
-    yield lambda: state, 0.0, False
+    yield lambda: state, 0.0, 0.0, False
     for t in range(num_steps):
         carry, actions = act.step(carry, jax.tree.map(lambda x: x[None], observation))
         action = jax.tree.map(lambda x: x[0], actions)
         state, result = step(jax.random.fold_in(run_key, t), state, action)
         done = bool(result.terminated | result.truncated) or t + 1 == env.time_limit
-        yield lambda state=state: state, float(result.reward), done
+        costs = np.asarray(result.costs)
+        yield lambda state=state: state, float(result.reward), costs, done
         if done:
             break
         observation = result.observation
 
 
-def _on_host(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, bool]]:
+def _on_host(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], float, Any, bool]]:
     with failures_named(env), closing(env.open(seed, 1, render=True)) as pool:
         draw = lambda: pool.render()[0]
         observations, carry = pool.reset(np.ones(1, bool)), act.carry(1)
-        yield draw, 0.0, False
+        yield draw, 0.0, 0.0, False
         for t in range(num_steps):
             carry, actions = act.step(carry, centre(env.observation, observations))
             result: StepResult = pool.step(jax.tree.map(np.asarray, actions))
             done = bool(result.terminated[0] | result.truncated[0]) or t + 1 == env.time_limit
-            yield draw, float(result.reward[0]), done
+            costs = np.asarray(result.costs[0] if env.costs else ())
+            yield draw, float(result.reward[0]), costs, done
             if done:
                 break
             observations = result.observation

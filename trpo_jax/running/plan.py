@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from trpo_jax import envs
@@ -24,6 +25,7 @@ from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
+from trpo_jax.records.limits import last_limits
 from trpo_jax.records.logs import SERVICES, require_service
 from trpo_jax.records.policies import describe_policy, learnt_from, stored_observation, with_origin
 from trpo_jax.records.resuming import begun_steps, refuse_to_resume
@@ -79,6 +81,7 @@ class RunPlan(NamedTuple):
         evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
         init_from: the run whose policies, critics and statistics it starts from, if any.
         stop_at_return: that ends the run when every seed has reached it; None for none.
+        cost_limits: that policies are judged by, of each cost at the last update; None for none.
         notes: what was asked for without effect, and costs that are ignored, a sentence each.
     """
 
@@ -100,6 +103,7 @@ class RunPlan(NamedTuple):
     evaluation_steps: int | None
     init_from: Path | None
     stop_at_return: float | None
+    cost_limits: np.ndarray | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -292,8 +296,20 @@ def plan_run(
         evaluation_steps,
         None if init_from is None else Path(init_from),
         stop_at_return,
+        _last_limits(task.config, curves, made, num_updates),
         (*without_effect(task, curves), *_ignored_costs(task, made.env)),
     )
+
+
+def _last_limits(
+    config: Any, curves: Mapping[str, Schedule], algorithm: Algorithm, num_updates: int
+) -> np.ndarray | None:
+    """Returns the limit of each cost at the last update of a run, `[K]`; None without limits."""
+    values = config_to_dict(config)
+    if "cost_limit" in curves:
+        steps = (num_updates - 1) * algorithm.steps_per_update
+        values["cost_limit"] = float(curves["cost_limit"](jnp.float32(steps)))
+    return last_limits(values, {}, len(algorithm.env.costs))
 
 
 def _ignored_costs(task: Task, env: Environment) -> Iterator[str]:

@@ -16,6 +16,7 @@ from trpo_jax.envs.base import cost_metrics
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.checkpoints import NOT_EVALUATED, Checkpoints, Saved
+from trpo_jax.records.limits import cost_excess
 from trpo_jax.records.logs import Log, Row, csv_log, tensorboard_log, wandb_log
 from trpo_jax.records.resuming import BROKEN_SEEDS
 from trpo_jax.records.runs import CHECKPOINTS, EVALUATIONS, METRICS, read_description, read_metrics
@@ -168,9 +169,9 @@ class Recorder:
         """
         finish(partial(self._keep, chunk))
         stop_if_interrupted()
-        score = self._evaluate()
+        found = self._evaluate()
         if self.checkpoints is not None and self._alive().any():
-            self.checkpoints.offer(chunk, score)
+            self.checkpoints.offer(chunk, *found)
 
     def _keep(self, chunk: Chunk) -> None:
         per_update = self._plan.algorithm.steps_per_update
@@ -241,12 +242,15 @@ class Recorder:
 
         return jax.tree.map(of_all_seeds, played)
 
-    def _evaluate(self) -> float:
-        """Returns the mean return over all seeds if they are due, and else `NOT_EVALUATED`."""
+    def _evaluate(self) -> tuple[float, float]:
+        """Returns the mean return over all seeds, and how far mean costs are above their limits.
+
+        The return is `NOT_EVALUATED` if no evaluation is due.
+        """
         plan = self._plan
         due = plan.eval_every and self.num_updates % plan.eval_every == 0
         if not due or not self._alive().any():
-            return NOT_EVALUATED
+            return NOT_EVALUATED, 0.0
         started = time.perf_counter()
         played = self.evaluate(self.num_updates)
         cost = time.perf_counter() - started
@@ -257,11 +261,15 @@ class Recorder:
             "evaluation_seconds": np.full_like(scores, cost),
             "evaluation_episodes_cut": played.cut.sum(axis=1, keepdims=True),
         }
+        alive, excess = self._alive(), 0.0
+        if plan.env.costs:
+            costs = played.costs.mean(axis=1)
+            excess = float(cost_excess(costs[alive].mean(axis=0), plan.cost_limits))
         for k, name in enumerate(cost_metrics(plan.env.costs, "evaluation_cost")):
-            numbers[name] = played.costs[..., k].mean(axis=1, keepdims=True)
+            numbers[name] = costs[:, k : k + 1]
         per_update, seconds = plan.algorithm.steps_per_update, np.array([self.seconds])
         self.evaluations.add(columns_of(plan.seeds, self.num_updates, per_update, seconds, numbers))
-        return float(scores[self._alive()].mean())
+        return float(scores[alive].mean()), excess
 
     def costs(self) -> dict[str, float]:
         """Returns the seconds of this call that were not training, by name."""
@@ -305,7 +313,9 @@ class RunCheckpoints:
         self._last_seconds: float | None = None
         self._expected = FIRST_SECONDS
 
-    def offer(self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED) -> None:
+    def offer(
+        self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED, excess: float = 0.0
+    ) -> None:
         """Writes a checkpoint after a chunk if one is due, as it is after every evaluation.
 
         Raises:
@@ -320,9 +330,11 @@ class RunCheckpoints:
             due = self._every > 0 and chunk.last_update % self._every == 0
         evaluated = evaluation_return > NOT_EVALUATED and self._every != 0
         if due or evaluated:
-            self.save(chunk, evaluation_return)
+            self.save(chunk, evaluation_return, excess)
 
-    def save(self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED) -> None:
+    def save(
+        self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED, excess: float = 0.0
+    ) -> None:
         """Writes a checkpoint after a chunk, unless it is there; Ctrl-C waits until that is done.
 
         Raises:
@@ -331,17 +343,17 @@ class RunCheckpoints:
         if self.latest == chunk.last_update or self._every == 0:
             return
         started = time.perf_counter()
-        finish(partial(self._write, chunk, evaluation_return))
+        finish(partial(self._write, chunk, evaluation_return, excess))
         self._expected = time.perf_counter() - started
         self._last_seconds = chunk.seconds
         self.latest = chunk.last_update
         self.cost += self._expected
         stop_if_interrupted()
 
-    def _write(self, chunk: Chunk, evaluation_return: float) -> None:
+    def _write(self, chunk: Chunk, *score: float) -> None:
         self._opened = self._opened or self._open()
         about = self._description | ({BROKEN_SEEDS: dict(chunk.broken)} if chunk.broken else {})
-        self._opened.save(chunk.last_update, chunk.state, chunk.seconds, about, evaluation_return)
+        self._opened.save(chunk.last_update, chunk.state, chunk.seconds, about, *score)
 
     def close(self) -> None:
         """Releases what Orbax holds."""

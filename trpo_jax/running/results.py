@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt
-from trpo_jax.analysis.costs import cost_limits, describe_costs
+from trpo_jax.analysis.costs import describe_costs
 from trpo_jax.analysis.diagnosis import describe, find_limit_warnings
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
@@ -22,6 +22,7 @@ from trpo_jax.errors import (
 from trpo_jax.processes import is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.files import write_json, write_whole
+from trpo_jax.records.limits import cost_excess, cost_limits, last_limits
 from trpo_jax.records.policies import index_of, save_policy
 from trpo_jax.records.resuming import BROKEN_SEEDS
 from trpo_jax.records.runs import POLICY, SUMMARY, StoredRun, cost_columns
@@ -124,9 +125,18 @@ class Run(NamedTuple):
         """Statistics over seeds of each cost of the evaluation, with its limit, by its name."""
         if not self.env.costs or self.evaluation is None:
             return {}
-        limits = self.cost_limits
-        last = None if limits is None else limits[:, -1]
-        return describe_costs(self.env.costs, self.evaluation.costs_per_seed, last)
+        return describe_costs(self.env.costs, self.evaluation.costs_per_seed, self._last_limits)
+
+    @property
+    def evaluated_excess(self) -> np.ndarray:
+        """How far the costs of each seed's evaluation are above their limits, `[num_seeds]`."""
+        if not self.env.costs:
+            return np.zeros(len(self.seeds))
+        return cost_excess(self.evaluation.costs_per_seed, self._last_limits)
+
+    @property
+    def _last_limits(self) -> np.ndarray | None:
+        return last_limits(config_to_dict(self.config), self.metrics, len(self.env.costs))
 
     @property
     def limit_warnings(self) -> list[str]:
@@ -141,13 +151,16 @@ class Run(NamedTuple):
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
 
         Args:
-            seed: whose policy; that with the best evaluation if None, or the first without one.
+            seed: whose policy; that with the best evaluation if None, or the first without one. A
+                seed that keeps the limits on costs comes before one that does not.
 
         Raises:
             ConfigurationError: if the run has no such seed.
         """
-        scores = (0.0,) if self.evaluation is None else self.evaluation.per_seed
-        index = index_of(seed, self.seeds, scores)
+        scores, excess = [0.0], [0.0]
+        if self.evaluation is not None:
+            scores, excess = self.evaluation.per_seed, self.evaluated_excess
+        index = index_of(seed, self.seeds, scores, excess)
         env, algorithm = self.env, self.algorithm
         hidden = algorithm.agent and algorithm.agent.critic_observation
         return make_act(
@@ -205,10 +218,11 @@ def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> Non
     """
     if plan.folder is None or not is_first():
         return
-    scores = None
+    scores = excess = None
     if run.evaluation is not None:  # a seed that has stopped is never the best
-        scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf).tolist()
-    save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores)
+        scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf)
+        excess = np.nan_to_num(run.evaluated_excess, nan=np.inf)
+    save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores, excess)
     try:
         if isinstance(cause, FileGone):  # and the folder may be that of another run by now
             raise cause

@@ -92,7 +92,8 @@ class Sweep(NamedTuple):
             whose numbers were not finite, or 0). NaN where there is no number. An environment with
             one cost has `evaluation_cost` and `training_cost` behind the returns, one with several
             `evaluation_cost_<name>` and so on.
-        ranking: the settings whose runs are all done, the best first.
+        ranking: the settings whose runs are all done, the best first. Settings whose mean costs
+            over seeds keep their limits come before those that do not.
         folder: where the files are, if there are any.
         stopped_by: "interrupt" (Ctrl-C) if it ended early.
         check: the command line that trains the best setting with seeds that the sweep did not see;
@@ -127,6 +128,7 @@ class Sweep(NamedTuple):
             np.stack([x.scores for x in done]),
             self.title,
             self.name,
+            np.array([x.excess for x in done]),
         )
 
     @property
@@ -241,7 +243,8 @@ def sweep(
         total_steps: environment steps of each run; the tuned number if None.
         evaluation_episodes: that the final policy of each run is judged by.
         score: what settings are ranked by: "evaluation", the return of the final policy, or
-            "training", that of the episodes of the second half.
+            "training", that of the episodes of the second half. With limits on costs, settings
+            whose mean costs of the same episodes keep their own limits come first.
         batch: runs side by side at the most. If None: the seeds of one setting where the
             environment runs on the host, else 16 on a CPU, else what half of the free memory holds.
         out: folder for files, written after every block of runs; the same sweep in it goes on. No
@@ -309,7 +312,8 @@ def run_sweep(plan: SweepPlan, score: str, console: Console, stack: ExitStack) -
                 jax.clear_caches()  # programs that are done with would fill the memory
     except KeyboardInterrupt:
         stopped_by = INTERRUPT
-    ranking = rank(plan.settings, plan.seeds, results, f"{score}_return")
+    config = config_to_dict(plan.task.config)
+    ranking = rank(plan.settings, plan.seeds, results, f"{score}_return", config)
     found = Sweep(
         f"{plan.task.name.upper()} on {plan.task.env.name}",
         plan.task.name,

@@ -10,6 +10,7 @@ import numpy as np
 from trpo_jax.analysis.statistics import ScoreSummary, summarize
 from trpo_jax.envs.base import Environment, cost_metrics
 from trpo_jax.records.files import write_csv
+from trpo_jax.records.limits import cost_excess, last_limits, preference
 from trpo_jax.records.runs import ONLY_COST, cost_columns
 from trpo_jax.running.evaluation import Played
 from trpo_jax.running.sweep_plan import Setting
@@ -30,6 +31,7 @@ class Ranked(NamedTuple):
         scores: of each seed, `[num_seeds]`; NaN where numbers were not finite.
         summary: statistics over seeds; None if some seed has no score.
         costs: of each seed where it has its score from, by the name of the cost, `[num_seeds]`.
+        limits: of each cost, `[K]`; None without limits.
     """
 
     index: int
@@ -37,6 +39,17 @@ class Ranked(NamedTuple):
     scores: np.ndarray
     summary: ScoreSummary | None
     costs: Mapping[str, np.ndarray] = MappingProxyType({})
+    limits: np.ndarray | None = None
+
+    @property
+    def mean_costs(self) -> np.ndarray:
+        """Mean over seeds of each cost, `[K]`."""
+        return np.array([x.mean() for x in self.costs.values()])
+
+    @property
+    def excess(self) -> float:
+        """How far the mean costs are above their limits, all costs together."""
+        return float(cost_excess(self.mean_costs, self.limits))
 
 
 def measured_with(costs: Sequence[str]) -> list[str]:
@@ -64,10 +77,19 @@ def rank(
     seeds: Sequence[int],
     results: Mapping[Key, Mapping[str, Any]],
     score: str,
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Ranked]:
     """Returns the settings by interquartile mean, then mean, the best first and broken ones last.
 
-    Settings of which a run is missing are left out.
+    Settings whose mean costs keep their limits come before those that do not, of which the one that
+    is the least above them comes first. Settings of which a run is missing are left out.
+
+    Args:
+        settings: the values of what was swept.
+        seeds: of every setting.
+        results: what was measured of each run.
+        score: the name of the return that decides.
+        config: the fields of the config that every setting changes, which may have limits on costs.
     """
     ranked = []
     for index, setting in enumerate(settings):
@@ -79,9 +101,11 @@ def rank(
                 name: np.array([results[index, seed][column] for seed in seeds])
                 for name, column in names.items()
             }
-            ranked.append(Ranked(index, setting, scores, summary, costs))
-    order = lambda x: (x.summary is None, x.summary and (-x.summary.iqm, -x.summary.mean))
-    return sorted(ranked, key=order)
+            limits = last_limits({**config, **setting}, {}, len(costs))
+            ranked.append(Ranked(index, setting, scores, summary, costs, limits))
+    place = lambda x: (*preference(x.summary.iqm, x.excess), x.summary.mean)
+    order = lambda x: (x.summary is not None, x.summary and place(x))
+    return sorted(ranked, key=order, reverse=True)
 
 
 def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
@@ -89,13 +113,18 @@ def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
     fields = list(ranking[0].setting)
     statistics = ["iqm", "iqm_low", "iqm_high", "mean", "mean_low", "mean_high", "std", "worst"]
     rows = []
-    for index, setting, scores, summary, costs in ranking:
+    limited = ranking[0].limits is not None
+    for ranked in ranking:
+        index, setting, scores, summary, *_ = ranked
         counts = [len(scores), int(np.isnan(scores).sum())]
         numbers: list[float | None] = [None] * len(statistics)
         if summary is not None:
             iqm_ci95, ci95 = summary.iqm_ci95 or (None, None), summary.ci95 or (None, None)
             numbers = [summary.iqm, *iqm_ci95, summary.mean, *ci95, summary.std, scores.min()]
-        means = [x.mean() for x in costs.values()]
-        rows.append([index, *setting.values(), *counts, *numbers, *means])
+        above = [ranked.excess] if limited else []
+        rows.append(
+            [index, *setting.values(), *counts, *numbers, *ranked.mean_costs.tolist(), *above]
+        )
     names = ["mean_cost" if name == ONLY_COST else f"mean_cost_{name}" for name in ranking[0].costs]
+    names += ["excess"] if limited else []
     write_csv(path, ["setting", *fields, "seeds", "broken_seeds", *statistics, *names], rows)

@@ -124,7 +124,8 @@ def train(
         costs: costs of each step beside its reward, in addition to the environment's own; see
             `trpo_jax.make_env`.
         eval_every: evaluate during training too, before the first and after every n-th update; the
-            policies with the best mean return are kept as a checkpoint. 0 for never.
+            policies with the best mean return are kept as a checkpoint, those whose mean costs
+            keep the last limits before others. 0 for never.
         checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
             more than 3 % of the time if None. Unless it is 0, there is one of the end too, also of
             a run that stops early. Without `out` there are none.
@@ -144,7 +145,8 @@ def train(
         evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
             if None, or without one 100,000 on the device and 1,000 on the host.
         init_from: folder of a finished run, or its `policy.msgpack`, to start from: every seed
-            starts from the policy, the critic and the statistics of its best seed.
+            starts from the policy, the critic and the statistics of its best seed, as
+            `trpo_jax.load_policy` chooses it.
         stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
             this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
             is looked at after every tenth update.
