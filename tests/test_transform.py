@@ -267,6 +267,9 @@ def test_weights_count_examples():
         expected, expected_state = updated(optimizer, params, first_ten, loss)
         chex.assert_trees_all_close(updates, expected, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(state.info.kl, expected_state.info.kl, rtol=1e-6)
+        nothing = lambda p: 0 * loss(p)
+        updates, _ = updated(optimizer, params, distribution_fn, nothing, weights=jnp.zeros(20))
+        assert optax.tree.norm(updates) == 0
 
 
 def test_the_rule_of_levenberg_and_marquardt():

@@ -73,7 +73,7 @@ class NaturalGradientInfo(NamedTuple):
         residual: ||g - (F + damping I) x|| / ||g||.
         iterations: how many products with F the solver made.
         damping: what was added to the diagonal of F.
-        fraction: of the step, which the line search took; 0 where it took none, 1 without one.
+        fraction: of the step that the line search took; 0 where it took none, 1 without a search.
     """
 
     kl: Scalar
@@ -127,10 +127,10 @@ def natural_gradient(
     - `distribution_fn` maps parameters to the predictive distributions of the batch: one of
       `trpo_jax.distributions`, or a NamedTuple of the caller's own with its methods `kl` and
       `fisher_product`. Their batch axes may have any shape.
-    - `value_fn` maps parameters to the loss, whose gradients `gradients` are. The line search and
+    - `value_fn` maps parameters to the loss that `gradients` belong to. The line search and
       `damping_rule` need it.
-    - `weights` counts examples in the means of F and of the KL divergence, an array like the batch:
-      a mask of tokens, for example.
+    - `weights` weighs the examples in the means of F and of the KL divergence, an array `[*batch]`.
+      A mask of tokens, for example, has 1 at the tokens that count.
 
     Args:
         max_kl: bound on the mean KL divergence of a step, in nats; `jnp.inf` for none.
@@ -150,7 +150,8 @@ def natural_gradient(
             `levenberg_marquardt`. `damping` is then the first one.
         damped_scaling: see `damped` of `trpo_jax.trust_region.kl_length`.
         solver: solves the system; `conjugate_gradient_solver` if None. Others are
-            `trpo_jax.kronecker.kronecker_solver` and `trpo_jax.sample_space.sample_space_solver`.
+            `trpo_jax.kronecker_solver` and `trpo_jax.sample_space_solver`, which need a damping
+            above 0.
 
     Numbers may be schedules, `count -> number`, where the annotation says so. Under
     `optax.inject_hyperparams`, name `cg_iters`, `line_search_steps`, and every function in its
@@ -198,7 +199,9 @@ def natural_gradient(
         now = lambda number: number(state.count) if callable(number) else number
         radius = now(max_kl)
         added = state.damping if damping_rule is not None else jnp.asarray(now(damping))
-        weights = None if weights is None else weights / jnp.mean(weights)
+        if weights is not None:  # all 0 where a batch has nothing that counts, and then no step
+            total = jnp.mean(weights)
+            weights = weights / jnp.where(total > 0, total, 1)
         solve = solver(
             System(
                 distribution_fn,
