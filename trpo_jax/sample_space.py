@@ -41,8 +41,11 @@ def sample_space_solver(system: System) -> Solve:
     params, unravel = ravel_pytree(system.params)
     distribution, jvp = jax.linearize(lambda p: system.distribution_fn(unravel(p)), params)
     vjp = jax.linear_transpose(jvp, params)
+    leaves, structure = jax.tree.flatten(distribution)
     depends = outputs_that_depend(system.distribution_fn, system.params)
-    size = sum(x.size for x, y in zip(jax.tree.leaves(distribution), depends, strict=True) if y)
+    kept = lambda leaves: [x for x, moves in zip(leaves, depends, strict=True) if moves]
+    outputs, to_leaves = ravel_pytree(kept(leaves))
+    size = outputs.size
     if size > MOST_OUTPUTS:
         raise ConfigurationError(
             f"The batch has {size:,} outputs, and sample_space_solver is for {MOST_OUTPUTS:,} at "
@@ -51,21 +54,13 @@ def sample_space_solver(system: System) -> Solve:
 
     def to_rows(tree: PyTree[Array]) -> Float[Array, " R"]:
         """Returns the numbers that depend on the parameters."""
-        kept = [x.ravel() for x, y in zip(jax.tree.leaves(tree), depends, strict=True) if y]
-        return jnp.concatenate(kept)
+        return ravel_pytree(kept(jax.tree.leaves(tree)))[0]
 
     def to_outputs(rows: Float[Array, " R"]) -> PyTree[Array]:
         """Returns a tangent of the distribution, 0 where nothing depends on the parameters."""
-        leaves, structure = jax.tree.flatten(distribution)
-        found, start = [], 0
-        for leaf, kept in zip(leaves, depends, strict=True):
-            found.append(
-                rows[start : start + leaf.size].reshape(leaf.shape).astype(leaf.dtype)
-                if kept
-                else jnp.zeros_like(leaf)
-            )
-            start += leaf.size * kept
-        return structure.unflatten(found)
+        found = iter(to_leaves(rows))
+        pairs = zip(leaves, depends, strict=True)
+        return structure.unflatten(next(found) if y else jnp.zeros_like(x) for x, y in pairs)
 
     def metric(rows: Float[Array, " R"]) -> Float[Array, " R"]:
         return to_rows(mean_fisher_product(distribution, to_outputs(rows), system.weights))

@@ -68,7 +68,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-        score = lambda metrics: preference(  # files of before have no excess
+        score = lambda metrics: preference(  # version 0.6 wrote no excess
             metrics["evaluation_return"], metrics.get("evaluation_excess", 0.0)
         )
         best = policies.BestN(get_metric_fn=score, n=1)

@@ -387,7 +387,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             )
         else:
             raise ValueError(f"its format is {data['format']}, and {FORMAT} is the newest")
-        data.setdefault("excess", [0.0] * len(data["seeds"]))  # of before
+        data.setdefault("excess", [0.0] * len(data["seeds"]))  # version 0.6 wrote none
         for name in ("scores", "excess"):
             if not data["seeds"] or len(data[name]) != len(data["seeds"]):
                 raise ValueError(f"{len(data['seeds'])} seeds have {len(data[name])} {name}")
