@@ -94,6 +94,15 @@ def test_the_update_is_the_dense_natural_step(name, solver):
     np.testing.assert_allclose(state.info.gain, loss(params) - loss(new), rtol=1e-9)
 
 
+def test_the_sample_space_serves_gradients_that_the_outputs_do_not_reach():
+    params, distribution_fn, loss = classification(examples=4)  # 12 outputs, 43 parameters
+    decayed = lambda p: loss(p) + optax.tree.norm(p, squared=True)
+    optimizer = natural_gradient(0.01, DAMPING, 1, solver=sample_space_solver)
+    updates, state = updated(optimizer, params, distribution_fn, decayed)
+    assert_dense_step(updates, params, distribution_fn, decayed, rtol=1e-6, atol=1e-9)
+    assert state.info.residual < 1e-8
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_kronecker_solver_finds_the_dense_step_of_a_linen_model(whole):
     inputs = jax.random.normal(jax.random.key(0), (20, 4))
