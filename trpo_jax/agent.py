@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from trpo_jax import exploration
-from trpo_jax.critics import Critic, adam_critic, trust_region_critic
+from trpo_jax.critics import Critic, adam_critic, normalized, trust_region_critic
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import (
     ActionSpec,
@@ -194,8 +194,7 @@ def make_agent(env: Environment, config: Any) -> Agent:
         config: of an on-policy algorithm; without a field `exploration`, the noise is `white`.
     """
     hidden = config.critic_observation or env.critic_observation
-    shared = {name: getattr(config, name) for name in SHARED_SETTINGS}
-    settings = {**shared, "state_dependent_std": config.state_dependent_std}
+    settings = {name: getattr(config, name) for name in (*SHARED_SETTINGS, "state_dependent_std")}
     policy = build_policy(
         split_part(env.observation, hidden)[0],
         env.action,
@@ -203,10 +202,9 @@ def make_agent(env: Environment, config: Any) -> Agent:
         memory_checkpoint=config.memory_checkpoint,
         **settings,
     )
-    values = build_critic(env.observation, memory_checkpoint=config.memory_checkpoint, **shared)
     return Agent(
         policy=policy._replace(settings=settings),
-        critic=CRITICS[config.gae_critic](values, config),
+        critic=critic_of(env.observation, None, config),
         exploration=EXPLORATIONS[getattr(config, "exploration", "white")](env, config),
         critic_observation=hidden,
     )
@@ -260,6 +258,29 @@ def build_critic(
     torso = make_torso(observation, hidden_sizes, activation)
     cell = CELLS[memory](memory_size)
     return _remembering(observation, torso, cell, ValueHead(), memory_checkpoint)
+
+
+def critic_of(
+    observation: ObservationSpec, view: Callable[[Any, int], Any] | None, config: Any
+) -> Critic:
+    """Returns the critic that a config describes.
+
+    Args:
+        observation: what it sees.
+        view: `(observations as networks see them, number of batch axes) -> what it sees of them`;
+            all of them if None.
+        config: of an on-policy algorithm.
+    """
+    shared = {name: getattr(config, name) for name in SHARED_SETTINGS}
+    network = build_critic(observation, memory_checkpoint=config.memory_checkpoint, **shared)
+    if view is not None:
+        own = network
+        network = own._replace(
+            step=lambda params, carry, x: own.step(params, carry, view(x, 1)),
+            unroll=lambda params, carry, x, first: own.unroll(params, carry, view(x, 2), first),
+        )
+    critic = CRITICS[config.gae_critic](network, config)
+    return normalized(critic) if config.normalize_values else critic
 
 
 def _remembering(

@@ -16,6 +16,12 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 from trpo_jax.fisher import gauss_newton_product
 from trpo_jax.minibatches import Minibatches
 from trpo_jax.networks import Network
+from trpo_jax.normalization import (
+    RunningStatistics,
+    init_statistics,
+    standard_deviation,
+    update_statistics,
+)
 from trpo_jax.recurrent import RecurrentNetwork, remembers, without_memory
 from trpo_jax.solvers import conjugate_gradient
 
@@ -129,6 +135,53 @@ def with_carry(network: Network | RecurrentNetwork) -> RecurrentNetwork:
 
 def _values_of(network: RecurrentNetwork) -> Callable[[PyTree[Array], Sequences], Any]:
     return lambda params, sequences: network.unroll(params, *sequences)
+
+
+class NormalizedState(NamedTuple):
+    """State of a critic that is fitted to standardised targets.
+
+    Attributes:
+        own: state of the critic.
+        statistics: of all targets so far.
+    """
+
+    own: Any
+    statistics: RunningStatistics
+
+    @property
+    def params(self) -> tuple[PyTree[Array], RunningStatistics]:
+        """What values depend on: parameters of the critic, and the statistics."""
+        return self.own.params, self.statistics
+
+
+def normalized(critic: Critic) -> Critic:
+    """Returns a critic that is fitted to targets of mean 0 and deviation 1.
+
+    V(s) = mean + deviation * v(s), with v the values of the critic that is given, and running
+    statistics of the targets (value normalisation: Yu et al. 2022, arXiv:2103.01955, section 3;
+    after van Hasselt et al. 2016, arXiv:1602.07714, without its correction of the last layer).
+
+    Example:
+        >>> critic = normalized(adam_critic(network))
+    """
+
+    def values(params, sequences):
+        own, statistics = params
+        found, carries = critic.values(own, sequences)
+        return _mean(statistics) + standard_deviation(statistics) * found, carries
+
+    def fit(key, state, sequences, targets):
+        statistics = update_statistics(state.statistics, targets)
+        deviation = standard_deviation(statistics)
+        own, loss = critic.fit(key, state.own, sequences, (targets - _mean(statistics)) / deviation)
+        return NormalizedState(own, statistics), loss * deviation**2
+
+    init = lambda key: NormalizedState(critic.init(key), init_statistics(()))
+    return Critic(init, values, fit, critic.carry)
+
+
+def _mean(statistics: RunningStatistics) -> Float[Array, "*shape"]:
+    return statistics.mean + statistics.mean_rest
 
 
 def with_costs(critic: Critic, num_costs: int) -> Critic:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 from trpo_jax.distributions import mask_logits
 from trpo_jax.envs.base import (
     ActionSpec,
+    Agents,
     Box,
     Discrete,
     Environment,
@@ -116,6 +117,10 @@ def random_actions(
         num_envs: B.
         mask: which values of each choice are legal, leading axis `[B]`; None for all.
     """
+    if isinstance(action, Agents):
+        draw_row = lambda key, mask: random_actions(key, action.padded, num_envs, mask)
+        keys = jax.random.split(key, action.count)
+        return jax.vmap(draw_row, (0, 1), 1)(keys, action.legal(mask, (num_envs,)))
     parts, structure = jax.tree.flatten(action)
     # A single part has the key to itself.
     keys = jax.random.split(key, len(parts)) if len(parts) > 1 else [key]

@@ -22,6 +22,9 @@ ALGORITHMS = (
     "trpo_lag",
     "trpo_pid",
     "ppo_lag",
+    "hatrpo",
+    "happo",
+    "mappo",
 )
 
 

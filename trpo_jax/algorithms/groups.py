@@ -17,6 +17,7 @@ from trpo_jax.envs.base import Box, Environment, require_part, require_usable
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS, LOG_STD_BOUNDS
 from trpo_jax.recurrent import CELLS, remembers
+from trpo_jax.teams import make_team
 
 
 @no_type_check  # `validate` checks the values, and leaves may be arrays
@@ -86,6 +87,22 @@ class OnPolicy:
     )
     scale_rewards: bool = fields.flag(
         False, "divide rewards by the running deviation of their discounted sum"
+    )
+    normalize_values: bool = fields.flag(
+        False, "fit the critic to targets that running statistics standardise"
+    )
+
+
+@no_type_check
+@struct.dataclass
+class Team:
+    """Several agents that earn one reward together."""
+
+    share_parameters: bool = fields.flag(
+        False, "let all agents act by one network, which is shown the number of the agent too"
+    )
+    normalize_values: bool = fields.flag(
+        True, "fit the critic to targets that running statistics standardise"
     )
 
 
@@ -173,6 +190,7 @@ def validate(env: Environment, config: OnPolicy) -> None:
     """
     fields.validate(config)
     require_usable(env)
+    require_team(env, config)
     require_part(env, config.critic_observation or env.critic_observation)
     batch = config.num_envs * config.num_steps
     if batch % config.critic_minibatches:
@@ -211,11 +229,36 @@ def require_measurable(max_kl: Any) -> None:
 def prepare(env: Environment, config: Any, agent: Agent | None) -> tuple[Any, Agent]:
     """Returns a config that was checked, and the agent: the one given, or the config's own.
 
+    Of a team, the policy is that of one agent, for its rows; see `trpo_jax.teams`.
+
     Raises:
         ConfigurationError: if a field's value cannot work.
     """
     validate(env, config)
-    return config, make_agent(env, config) if agent is None else agent
+    if agent is None:
+        agent = make_agent(env, config) if env.num_agents is None else make_team(env, config)
+    return config, agent
+
+
+def require_team(env: Environment, config: OnPolicy) -> None:
+    """Raises a ConfigurationError if an algorithm of one agent is given a team, or the reverse."""
+    if env.num_agents is not None and not isinstance(config, Team):
+        raise ConfigurationError(
+            f"{env.name} has {env.num_agents} agents, and this algorithm learns for one. Choose "
+            "hatrpo, happo or mappo."
+        )
+    if env.num_agents is None and isinstance(config, Team):
+        raise ConfigurationError(
+            f"{env.name} has no axis of agents, and this algorithm learns for a team. Choose an "
+            "environment of several agents, such as jaxmarl/MPE_simple_spread_v3, or an algorithm "
+            "of one agent, such as trpo or ppo."
+        )
+    if env.num_agents is not None and config.critic_observation:
+        raise ConfigurationError(
+            f"critic_observation = {config.critic_observation!r} cannot work with several agents: "
+            f"the critic of {env.name} sees the state of the team, or else all observations. Leave "
+            "it out."
+        )
 
 
 def require_no_memory(agent: Agent, reason: str) -> None:

@@ -49,8 +49,8 @@ GAINS = {"clip": clipped_gain, "spo": spo_gain}
 
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
-class Config(Exploration, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+class Proximal:
+    """Epochs of minibatch Adam on the surrogate."""
 
     loss: str = fields.choice("clip", "what bounds the probability ratio", tuple(GAINS))
     clip: float = fields.real(
@@ -64,6 +64,12 @@ class Config(Exploration, OnPolicy):
     max_grad_norm: float = fields.real(
         0.5, "norm that the policy's gradient is clipped to", 0.0, open_low=True
     )
+
+
+@no_type_check
+@struct.dataclass
+class Config(Proximal, Exploration, OnPolicy):
+    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
 
 def make(

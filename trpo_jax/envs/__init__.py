@@ -37,6 +37,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "navix": ("navix",),
     "velocity": ("envpool", "gymnasium", "mujoco"),
     "driving": ("gymnasium", "highway-env"),
+    "jaxmarl": ("jaxmarl",),
+    "pettingzoo": ("pettingzoo", "mpe2"),
     "native": (),
 }
 PARTIAL = ("gymnax", "gym")  # suites whose tasks can be had without velocities

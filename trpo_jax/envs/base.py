@@ -10,6 +10,7 @@ which starts a `Pool` of them; `trpo_jax.host_rollout` steps it.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -153,7 +154,99 @@ class Box:
         return BoxScaling(offset.astype(np.float32), scale.astype(np.float32), low, high)
 
 
-# Trees of dictionaries and tuples, whose leaves are specs.
+@dataclass(frozen=True)
+class Agents:
+    """The actions of N agents, an array or a tuple of arrays `[N, ...]` with a row for each agent.
+
+    All rows have the form of `padded`, the smallest that holds the action of each agent. An agent
+    never uses the rest of its row.
+
+    Attributes:
+        each: what each agent chooses: all of them `Discrete` or `MultiDiscrete`, or all a `Box`.
+    """
+
+    each: tuple[Discrete | MultiDiscrete | Box, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of agents."""
+        return len(self.each)
+
+    @property
+    def size(self) -> int:
+        """Number of components in all rows."""
+        return self.count * self.padded.size
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Number of values of each choice in all rows."""
+        return self.count * self.padded.choices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the environment's own array."""
+        return self.joint.shape if isinstance(self.joint, MultiDiscrete) else self.joint.low.shape
+
+    @property
+    def padded(self) -> Discrete | MultiDiscrete | Box:
+        """What each row holds."""
+        if isinstance(self.each[0], Box):
+            wide = np.ones(max(own.size for own in self.each), np.float32)
+            return Box(-wide, wide)
+        columns = zip_longest(*(own.choices for own in self.each), fillvalue=1)
+        choices = tuple(map(max, columns))
+        alone = all(isinstance(own, Discrete) for own in self.each)
+        return Discrete(choices[0]) if alone else MultiDiscrete(choices)
+
+    @property
+    def used(self) -> np.ndarray:
+        """Which values of each choice, or which components, are an agent's own, `[N, A]`."""
+        if isinstance(self.each[0], Box):
+            sizes = np.array([[own.size] for own in self.each])
+            return np.arange(self.padded.size) < sizes
+        widths = self.padded.choices
+        counts = [[*own.choices, *[1] * (len(widths) - own.size)] for own in self.each]
+        parts = [np.arange(n) < np.array(counts)[:, k : k + 1] for k, n in enumerate(widths)]
+        return np.concatenate(parts, axis=1)
+
+    def legal(self, mask: Any, batch_shape: tuple[int, ...]) -> Bool[Array, "*batch N A"] | None:
+        """Returns which values of the choices in each row are legal; None if all of them are.
+
+        Args:
+            mask: of a batch of observations; None without one.
+            batch_shape: axes that its arrays have before their own.
+        """
+        if isinstance(self.padded, Box) or (mask is None and self.used.all()):
+            return None
+        used = jnp.asarray(self.used)
+        if mask is None:
+            return jnp.broadcast_to(used, (*batch_shape, *used.shape))
+        rows = [x.reshape(*batch_shape, self.count, -1) for x in jax.tree.leaves(mask)]
+        return used & (jnp.concatenate(rows, axis=-1) != 0)
+
+    @property
+    def joint(self) -> MultiDiscrete | Box:
+        """What the environment takes, all rows in one array."""
+        if isinstance(self.each[0], Box):
+            width = self.padded.size
+
+            def rows(bounds, rest):
+                padded = [
+                    np.pad(x.ravel(), (0, width - x.size), constant_values=rest) for x in bounds
+                ]
+                return np.stack(padded)
+
+            lows, highs = ([getattr(own, end) for own in self.each] for end in ("low", "high"))
+            return Box(rows(lows, -1), rows(highs, 1))
+        width = self.padded.size
+        starts = [np.ravel(own.start if own.start != () else [0] * own.size) for own in self.each]
+        flat = np.concatenate([np.pad(x, (0, width - len(x))) for x in starts])
+        shape = (self.count,) if isinstance(self.padded, Discrete) else (self.count, width)
+        starts = tuple(flat.tolist()) if flat.any() else ()
+        return MultiDiscrete(self.choices, starts, shape=shape)
+
+
+# Trees of dictionaries and tuples, whose leaves are specs; or `Agents`.
 ActionSpec = PyTree
 ObservationSpec = PyTree
 
@@ -282,7 +375,10 @@ class Environment(NamedTuple):
         observation: what it shows: an `ArraySpec`, or a tree of them, of dictionaries and tuples.
             A part of a dictionary that is named `action_mask` says which actions are legal: a
             boolean for each value of each discrete choice of the action, in order.
-        action: what it accepts: a `Discrete`, `MultiDiscrete` or `Box`, or a tree of them.
+        action: what it accepts: a `Discrete`, `MultiDiscrete` or `Box`, or a tree of them; or the
+            `Agents` of a team. Each array in the observation of a team then has an axis `[N]` of
+            agents before its own, but for the part that `critic_observation` names: the state of
+            the whole team, if it has one. The reward is the team's.
         time_limit: number of steps after which an episode is truncated, any integer, or None.
         expensive_reset: whether a reset costs much more than a step; then the episodes of a rollout
             begin from states made in advance, see `trpo_jax.rollout.rollout`.
@@ -309,6 +405,11 @@ class Environment(NamedTuple):
     render: Callable[[Sequence[Any]], Sequence[np.ndarray]] | None = None
     critic_observation: str | None = None
     costs: tuple[str, ...] = ()
+
+    @property
+    def num_agents(self) -> int | None:
+        """Number of agents in the team; None where one agent acts alone."""
+        return self.action.count if isinstance(self.action, Agents) else None
 
 
 def cost_metrics(costs: Sequence[str], metric: str = "episodic_cost") -> tuple[str, ...]:
@@ -363,17 +464,22 @@ def to_environment_action(spec: ActionSpec, action: Any) -> Any:
     Args:
         spec: the environment's actions.
         action: one action (no batch axes): an integer for a `Discrete`, a tuple of integers for a
-            `MultiDiscrete`, a vector of `size` components for a `Box`.
+            `MultiDiscrete`, a vector of `size` components for a `Box`; of `Agents`, each with an
+            axis `[N]` before its own.
     """
     return jax.tree.map(_to_environment_part, spec, action)
 
 
-def _to_environment_part(spec: Discrete | MultiDiscrete | Box, action: Any) -> Any:
+def _to_environment_part(spec: Discrete | MultiDiscrete | Box | Agents, action: Any) -> Any:
+    if isinstance(spec, Agents):
+        rows = jnp.stack(action, axis=-1) if isinstance(action, tuple) else action
+        own = spec.joint
+        return _to_environment_part(own, rows if isinstance(own, Box) else rows.ravel())
     if isinstance(spec, Box):
         offset, scale, low, high = spec.scaling
         action = action.reshape(spec.low.shape).astype(jnp.float32)
         return jnp.clip(offset + scale * action, low, high)
-    if isinstance(spec, MultiDiscrete):
+    if isinstance(spec, MultiDiscrete) and isinstance(action, tuple):
         action = jnp.stack(action)
     action = action + np.array(spec.start, np.int32) if np.any(spec.start) else action
     return jnp.reshape(action, spec.shape)
@@ -389,7 +495,8 @@ def to_space_action(spec: ActionSpec, actions: Any) -> Any:
     return jax.tree.map(_to_space_part, spec, actions)
 
 
-def _to_space_part(spec: Discrete | MultiDiscrete | Box, actions: Any) -> np.ndarray:
+def _to_space_part(spec: Discrete | MultiDiscrete | Box | Agents, actions: Any) -> np.ndarray:
+    spec = spec.joint if isinstance(spec, Agents) else spec
     if not isinstance(spec, Box):
         return np.asarray(actions, spec.dtype)
     # 32 bits may have rounded the bounds outwards.
@@ -414,10 +521,10 @@ def require_usable(env: Environment) -> None:
     """Raises a ConfigurationError if nothing can be learnt in the spaces of an environment."""
     limit = env.time_limit
     wrong = _wrong_tree("observation", env.observation, ArraySpec, _wrong_array)
-    wrong = wrong or _wrong_tree(
-        "action", env.action, Discrete | MultiDiscrete | Box, _wrong_action
-    )
-    wrong = wrong or _wrong_mask(env)
+    agents = isinstance(env.action, Agents)
+    action = env.action.each if agents else env.action
+    wrong = wrong or _wrong_tree("action", action, Discrete | MultiDiscrete | Box, _wrong_action)
+    wrong = wrong or (_wrong_team(env) if agents else None) or _wrong_mask(env)
     if limit is not None and not (hasattr(limit, "__index__") and 1 <= limit <= MAX_LIMIT):
         wrong = f"a time limit of {limit!r}, which must be None or an integer from 1 to {MAX_LIMIT}"
     if wrong:
@@ -483,6 +590,31 @@ def _wrong_action(action: Discrete | MultiDiscrete | Box) -> str | None:
     return None
 
 
+def _wrong_team(env: Environment) -> str | None:
+    """Returns what is wrong with the axis of agents."""
+    if len({isinstance(own, Box) for own in env.action.each}) > 1:
+        kinds = ", ".join(type(own).__name__ for own in env.action.each)
+        return (
+            f"agents whose actions are {kinds}: rows of one form cannot hold both choices and real "
+            "numbers"
+        )
+    count, shown = env.action.count, split_part(env.observation, env.critic_observation)[0]
+    for path, spec in jax.tree_util.tree_flatten_with_path(shown)[0]:
+        if tuple(spec.shape)[:1] != (count,):
+            return (
+                f"{count} agents, and {path_name('observation', path)} of shape "
+                f"{tuple(spec.shape)}, whose first axis must be that of the agents. The state of "
+                "the whole team is the part that critic_observation names"
+            )
+        if spec.num_values is not None and (len(spec.shape) > 2 or len(spec.num_values) > 1):
+            return (
+                f"{path_name('observation', path)} of integers with {len(spec.num_values)} numbers "
+                f"of values and shape {tuple(spec.shape)}: integers of several agents have one "
+                "number of values, and one axis at the most beside that of the agents"
+            )
+    return None
+
+
 def _wrong_mask(env: Environment) -> str | None:
     """Returns what is wrong with the mask of legal actions."""
     others, mask = split_mask(env.observation)
@@ -523,6 +655,7 @@ def require_part(env: Environment, name: str | None) -> None:
 def wide_bounds(env: Environment) -> str | None:
     """Returns a warning about bounds of actions so far apart that they may mean none."""
     for path, part in jax.tree_util.tree_flatten_with_path(env.action)[0]:
+        part = part.joint if isinstance(part, Agents) else part
         if not isinstance(part, Box):
             continue
         scale, (low, high) = part.scaling.scale, part.scaling[2:]

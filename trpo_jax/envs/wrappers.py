@@ -11,6 +11,7 @@ import numpy as np
 from trpo_jax.envs.base import (
     MASK,
     SHOWN,
+    Agents,
     ArraySpec,
     Box,
     Environment,
@@ -124,9 +125,10 @@ def observe_previous(env: Environment) -> Environment:
     actions are shown as the environment takes them, discrete ones are counted from 1. Before a
     first step, all of them are 0.
     """
+    team = () if env.num_agents is None else (env.num_agents,)
     parts = {
         "previous_action": jax.tree.map(_previous_spec, env.action),
-        "previous_reward": ArraySpec((), np.dtype(np.float32)),
+        "previous_reward": ArraySpec(team, np.dtype(np.float32)),
     }
 
     def start(shown, numpy, batch):
@@ -137,14 +139,22 @@ def observe_previous(env: Environment) -> Environment:
         return with_parts(
             result.observation,
             previous_action=jax.tree.map(_from_first, env.action, action),
-            previous_reward=numpy.asarray(result.reward, numpy.float32),
+            previous_reward=_of_each(numpy.asarray(result.reward, numpy.float32), team, numpy),
         )
 
     return shown_otherwise(env, with_parts(env.observation, **parts), start, follow)
 
 
+def _of_each(reward: Any, team: tuple[int, ...], numpy: Any) -> Any:
+    """Returns the reward of a team for each of its agents."""
+    return numpy.broadcast_to(reward[..., None], (*reward.shape, *team)) if team else reward
+
+
 def _previous_spec(action: Any) -> ArraySpec:
     """Returns the spec of an action in an observation; value 0 of a choice stands for none."""
+    if isinstance(action, Agents):
+        own = _previous_spec(action.joint)  # all agents are shown as many values
+        return own if own.num_values is None else replace(own, num_values=(max(own.num_values),))
     if isinstance(action, Box):
         return ArraySpec(action.low.shape, np.dtype(np.float32))
     values = tuple(n + 1 for n in action.choices)
@@ -153,6 +163,7 @@ def _previous_spec(action: Any) -> ArraySpec:
 
 def _from_first(spec: Any, action: Any) -> Any:
     """Returns actions as the environment takes them as an observation shows them."""
+    spec = spec.joint if isinstance(spec, Agents) else spec
     if isinstance(spec, Box):
         return action
     start = np.reshape(spec.start, spec.shape) if np.any(spec.start) else 0

@@ -16,7 +16,7 @@ from trpo_jax.agent import Agent, Policy, build_policy
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, learnt_of
 from trpo_jax.critics import WithCosts
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import ActionSpec, Environment, ObservationSpec, split_part
+from trpo_jax.envs.base import ActionSpec, Agents, Environment, ObservationSpec, split_part
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.observing import init_observing, observe
 from trpo_jax.records.acting import ActingPolicy, make_act
@@ -32,10 +32,15 @@ from trpo_jax.records.runs import (
     read_metrics,
 )
 from trpo_jax.records.spaces import essence, from_plain, in_words, to_plain
+from trpo_jax.teams import build_team_policy
 
 FORMAT = 4
 REWARD, COSTS = "critic/reward", "critic/costs"  # where `WithCosts` keeps its critics
-SETTINGS = ("normalize_observations", "scale_rewards")  # of a config, that networks depend on
+SETTINGS = (
+    "normalize_observations",
+    "scale_rewards",
+    "normalize_values",
+)  # of a config, that networks depend on
 
 
 def save_policy(
@@ -195,7 +200,8 @@ def read_policies(
         )
     with _damage_named(path):
         if agent is None:
-            policy = build_policy(observation, action, **data["network"])
+            build = build_team_policy if isinstance(action, Agents) else build_policy
+            policy = build(observation, action, **data["network"])
         else:
             policy = agent.policy
         init = lambda key: Actor(policy.init(key), init_observing(observation))

@@ -7,15 +7,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo_jax.envs.base import ActionSpec, ArraySpec, Box, Discrete, MultiDiscrete, ObservationSpec
+from trpo_jax.envs.base import (
+    ActionSpec,
+    Agents,
+    ArraySpec,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    ObservationSpec,
+)
 
-KINDS = {kind.__name__: kind for kind in (ArraySpec, Discrete, MultiDiscrete, Box)}
+KINDS = {kind.__name__: kind for kind in (ArraySpec, Discrete, MultiDiscrete, Box, Agents)}
 
 
 def to_plain(specs: ObservationSpec | ActionSpec) -> Any:
     """Returns a tree of specs as plain data."""
     if isinstance(specs, dict):
         return {"dict": {name: to_plain(x) for name, x in specs.items()}}
+    if isinstance(specs, Agents):
+        return {"kind": Agents.__name__, "each": [to_plain(x) for x in specs.each]}
     if isinstance(specs, tuple):
         return {"tuple": [to_plain(x) for x in specs]}
     fields = {x.name: getattr(specs, x.name) for x in dataclasses.fields(specs)}
@@ -28,6 +38,8 @@ def from_plain(data: dict[str, Any]) -> Any:
         return {name: from_plain(x) for name, x in data["dict"].items()}
     if "tuple" in data:
         return tuple(from_plain(x) for x in data["tuple"])
+    if "each" in data:
+        return Agents(tuple(from_plain(x) for x in data["each"]))
     fields = {name: _value_from(x) for name, x in data.items() if name != "kind"}
     return KINDS[data["kind"]](**fields)
 
@@ -41,7 +53,9 @@ def essence(specs: ObservationSpec | ActionSpec) -> Any:
     return str(structure), [_essence(x) for x in leaves]
 
 
-def _essence(spec: ArraySpec | Discrete | MultiDiscrete | Box) -> Any:
+def _essence(spec: ArraySpec | Discrete | MultiDiscrete | Box | Agents) -> Any:
+    if isinstance(spec, Agents):
+        return "Agents", [_essence(own) for own in spec.each]
     if isinstance(spec, ArraySpec):
         return tuple(spec.shape), np.dtype(spec.dtype).name, spec.num_values
     if isinstance(spec, Box):
@@ -56,6 +70,8 @@ def in_words(specs: ObservationSpec | ActionSpec) -> str:
         return "{" + ", ".join(f"{name}: {in_words(specs[name])}" for name in sorted(specs)) + "}"
     if isinstance(specs, tuple):
         return "(" + ", ".join(map(in_words, specs)) + ")"
+    if isinstance(specs, Agents):
+        return f"those of {specs.count} agents: {'; '.join(map(in_words, specs.each))}"
     if isinstance(specs, ArraySpec):
         values = "" if specs.num_values is None else f" with {_listed(specs.num_values)} values"
         return f"{np.dtype(specs.dtype).name} of shape {tuple(specs.shape)}{values}"

@@ -1,0 +1,212 @@
+"""Adapter for JaxMARL 0.2 (https://github.com/FLAIROx/JaxMARL): several agents in JAX."""
+
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from inspect import signature
+from io import StringIO
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from trpo_jax.envs.agents import REWARDS, own_actions, row_shape, stacked, team_reward
+from trpo_jax.envs.base import MASK, SHOWN, Agents, Box, Discrete, Environment
+from trpo_jax.envs.deferred import deferred
+from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import require_known_args
+from trpo_jax.errors import ConfigurationError, require_known_environment
+
+with deferred("matplotlib.pyplot", "matplotlib.animation"), redirect_stdout(StringIO()):
+    import matplotlib.pyplot as plt
+    import jaxmarl
+    from jaxmarl.environments import spaces
+    from jaxmarl.environments.mpe import MPEVisualizer
+    from jaxmarl.environments.multi_agent_env import MultiAgentEnv
+    from jaxmarl.environments.smax import map_name_to_scenario
+    from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
+
+HIDDEN = {"self", "args", "kwargs", "env_kwargs"}  # in signatures, and no arguments
+STATE = "state"  # part of an observation that only the critic sees
+SMAX = ("SMAX", "HeuristicEnemySMAX")
+COOPERATIVE = {
+    "MPE_simple_v3": "sum",
+    "MPE_simple_spread_v3": "sum",
+    "MPE_simple_reference_v3": "sum",
+    "MPE_simple_speaker_listener_v4": "sum",
+    "SMAX": "same",
+    "HeuristicEnemySMAX": "same",
+    "switch_riddle": "same",
+    "hanabi": "same",
+    "overcooked": "same",
+    "overcooked_v2": "same",
+    "jaxnav": "sum",
+}
+COMPETING = {
+    "MPE_simple_tag_v3": "adversaries chase the others",
+    "MPE_simple_world_comm_v3": "adversaries chase the others",
+    "MPE_simple_crypto_v3": "one agent listens in on the others",
+    "MPE_simple_push_v3": "an adversary keeps the other from its goal",
+    "MPE_simple_adversary_v3": "an adversary looks for the goal of the others",
+    "coin_game": "each takes coins at the cost of the other",
+}
+
+
+def names() -> list[str]:
+    """Returns the names that `make` knows."""
+    return [*COOPERATIVE, *COMPETING]
+
+
+def make(name: str, rewards: str | None = None, **args: Any) -> Environment:
+    """Returns an environment of JaxMARL, such as "MPE_simple_spread_v3" or "SMAX".
+
+    SMAX is JaxMARL's HeuristicEnemySMAX, a team against an enemy that follows rules; its argument
+    `scenario` is the name of a map, such as "3s5z". Its class takes all other arguments.
+
+    JaxMARL ends an episode at `max_steps` as if the task had; here it is truncated after as many
+    steps. Where an environment shows a state of the whole team, only the critic sees it.
+
+    Args:
+        name: a name of JaxMARL.
+        rewards: how the reward of the team comes of those of the agents: their "sum", their "mean",
+            or the first of them where all are the "same"; None for what suits the environment.
+        **args: arguments of its class.
+
+    Raises:
+        ConfigurationError: if the name or an argument is unknown, the agents compete, or their
+            spaces cannot be padded to one.
+    """
+    full_name = require_known_environment("jaxmarl", name, names())
+    of_team = REWARDS[team_reward(name, rewards, COOPERATIVE, COMPETING)]
+    env = _make(full_name, "HeuristicEnemySMAX" if name in SMAX else name, args)
+    agents = list(env.agents)
+    action = Agents(tuple(_action_spec(full_name, env.action_space(agent)) for agent in agents))
+    shapes, _ = jax.eval_shape(env.reset, jax.random.key(0))
+    shape = row_shape(full_name, "observations", [shapes[agent].shape for agent in agents])
+    legal = _legal_of(env) if isinstance(action.padded, Discrete) else None
+    limit = getattr(env, "max_steps", None)
+
+    def show(observations, state):
+        rows = [jnp.asarray(observations[agent], jnp.float32) for agent in agents]
+        shown = {SHOWN: stacked(shape, rows)}
+        if "world_state" in observations:
+            shown[STATE] = jnp.asarray(observations["world_state"], jnp.float32)
+        if legal is not None:
+            masks = [legal(state)[agent] != 0 for agent in agents]
+            shown[MASK] = stacked((action.padded.num_actions,), masks)
+        return shown if len(shown) > 1 else shown[SHOWN]
+
+    def reset(key):
+        observations, state = env.reset(key)
+        return state, show(observations, state)
+
+    def step(key, state, rows):
+        actions = dict(zip(agents, own_actions(action, rows), strict=True))
+        observations, state, rewards, done, _ = env.step_env(key, state, actions)
+        over = done["__all__"]
+        truncated = over & (_steps(state) >= limit) if limit else jnp.zeros((), bool)
+        reward = of_team([jnp.asarray(rewards[agent], jnp.float32) for agent in agents])
+        return state, show(observations, state), reward, over & ~truncated, truncated
+
+    return make_environment(
+        full_name,
+        reset,
+        step,
+        action,
+        limit,
+        render=_renderer(full_name, env),
+        critic_observation=STATE if "world_state" in shapes else None,
+    )
+
+
+def _make(full_name: str, own_name: str, args: dict[str, Any]) -> MultiAgentEnv:
+    """Returns the environment of JaxMARL."""
+    if isinstance(args.get("scenario"), str):
+        scenario = args["scenario"]
+        if scenario not in MAP_NAME_TO_SCENARIO:
+            raise ConfigurationError(
+                f"Unknown scenario {scenario!r} of {full_name}. Known: "
+                f"{', '.join(MAP_NAME_TO_SCENARIO)}."
+            )
+        args = {**args, "scenario": map_name_to_scenario(scenario)}
+    with redirect_stdout(StringIO()):
+        env = jaxmarl.make(own_name)
+        if args:
+            # A class passes on what it does not know, and the last one drops it.
+            kinds = [*type(env).__mro__, *type(getattr(env, "_env", env)).__mro__]
+            named = (signature(kind.__init__).parameters for kind in kinds if kind is not object)
+            require_known_args(full_name, args, {name for one in named for name in one} - HIDDEN)
+            env = jaxmarl.make(own_name, **args)
+    return env
+
+
+def _steps(state: Any) -> Any:
+    """Returns how many steps an episode has had."""
+    return state.step if hasattr(state, "step") else _steps(state.state)
+
+
+def _legal_of(env: MultiAgentEnv) -> Callable[[Any], dict[str, Any]] | None:
+    """Returns `state -> which actions of each agent are legal`; None where all always are."""
+    if hasattr(env, "get_legal_moves"):
+        return env.get_legal_moves
+    own = type(env).get_avail_actions is not MultiAgentEnv.get_avail_actions
+    return env.get_avail_actions if own else None
+
+
+def _action_spec(name: str, space: Any) -> Discrete | Box:
+    match space:
+        case spaces.Discrete():
+            return Discrete(int(space.n))
+        case spaces.Box():
+            low, high = (
+                np.broadcast_to(np.asarray(x, np.float32), space.shape)
+                for x in (space.low, space.high)
+            )
+            return Box(low, high)
+    raise ConfigurationError(
+        f"Environment {name!r} has actions of type {type(space).__name__}, which no policy here "
+        "can produce. Supported: Discrete and Box."
+    )
+
+
+def _renderer(
+    name: str, env: MultiAgentEnv
+) -> Callable[[Sequence[Any]], Sequence[np.ndarray]] | None:
+    """Returns what draws states; None where JaxMARL has nothing that draws them one by one."""
+    if name.removeprefix("jaxmarl/") in SMAX:
+
+        def draw(axes, state):
+            game = state.state
+            attacks = dict(zip(env.all_agents, np.asarray(game.prev_attack_actions), strict=True))
+            env.init_render(axes, (None, game, attacks), 0, int(game.step))
+
+        return lambda states: _frames(draw, states)
+    if "/MPE_" in name:
+        return lambda states: _mpe_frames(env, states)
+    return None
+
+
+def _frames(draw: Callable[[Any, Any], None], states: Sequence[Any]) -> list[np.ndarray]:
+    figure = Figure(figsize=(5, 5))
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    frames = []
+    for state in states:
+        draw(axes, state)
+        canvas.draw()
+        frames.append(np.array(canvas.buffer_rgba())[..., :3])
+    return frames
+
+
+def _mpe_frames(env: MultiAgentEnv, states: Sequence[Any]) -> list[np.ndarray]:
+    with redirect_stdout(StringIO()):
+        visualizer = MPEVisualizer(env, list(states))
+    canvas = visualizer.fig.canvas
+    frames = []
+    for index in range(len(states)):
+        visualizer.update(index)
+        canvas.draw()
+        frames.append(np.array(canvas.buffer_rgba())[..., :3])
+    plt.close(visualizer.fig)
+    return frames
