@@ -1,5 +1,6 @@
 """Adapter for JaxMARL 0.2 (https://github.com/FLAIROx/JaxMARL): several agents in JAX."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from inspect import signature
@@ -19,9 +20,11 @@ from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
+MABRAX = "jaxmarl.environments.mabrax"  # takes seconds to import, and undoes `redirect_stdout`
+sys.modules.setdefault(MABRAX, None)  # which JaxMARL takes for one that is not installed
 with deferred("matplotlib.pyplot", "matplotlib.animation"), redirect_stdout(StringIO()):
-    import matplotlib.pyplot as plt
     import jaxmarl
+    import matplotlib.pyplot as plt
     from jaxmarl.environments import spaces
     from jaxmarl.environments.mpe import MPEVisualizer
     from jaxmarl.environments.multi_agent_env import MultiAgentEnv
@@ -29,6 +32,8 @@ with deferred("matplotlib.pyplot", "matplotlib.animation"), redirect_stdout(Stri
     from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
 
 HIDDEN = {"self", "args", "kwargs", "env_kwargs"}  # in signatures, and no arguments
+if sys.modules[MABRAX] is None:
+    del sys.modules[MABRAX]
 STATE = "state"  # part of an observation that only the critic sees
 SMAX = ("SMAX", "HeuristicEnemySMAX")
 COOPERATIVE = {
