@@ -12,7 +12,7 @@ step for any model and loss.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 _MODULES = {  # of each public name
     "trpo_jax.running.results": ("Run",),

@@ -1,7 +1,6 @@
 """Steps of a team: one agent alone, the compound advantage, the order, and rows that are padded."""
 
 import itertools
-from types import SimpleNamespace
 
 import chex
 import jax
@@ -10,14 +9,13 @@ import numpy as np
 import probes
 import pytest
 
-from trpo_jax import algorithms, envs
+from trpo_jax import envs
 from trpo_jax.agent import Agent, Policy, build_policy
-from trpo_jax.algorithms import happo, hatrpo, mappo, ppo, trpo
+from trpo_jax.algorithms import hatrpo, trpo
 from trpo_jax.algorithms.team import as_environments, batch_of_agent, make_team_algorithm
 from trpo_jax.critics import Critic, init_critic
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, MultiDiscrete, StepResult
-from trpo_jax.errors import ConfigurationError
+from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, StepResult
 from trpo_jax.exploration import white
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.solvers import damped_solver
@@ -98,9 +96,7 @@ def replay_all(algorithm, values):
     _, trajectory = algorithm.collect(state)
     joint = jnp.array(list(itertools.product(*map(range, values.shape))))
     rewards = values.ravel()
-    return state, trajectory._replace(
-        action=joint[None], reward=jnp.asarray(rewards)[None]
-    )
+    return state, trajectory._replace(action=joint[None], reward=jnp.asarray(rewards)[None])
 
 
 @pytest.mark.usefixtures("x64")
@@ -251,9 +247,7 @@ def test_before_a_step_the_policy_of_a_team_is_what_acted(shared, memory):
         for t in range(3):
             first = trajectory.first[t]
             fresh = policy.carry(config.num_envs)
-            choose = lambda new, old: jnp.where(
-                first.reshape(-1, *[1] * (old.ndim - 1)), new, old
-            )
+            choose = lambda new, old: jnp.where(first.reshape(-1, *[1] * (old.ndim - 1)), new, old)
             carry = jax.tree.map(choose, fresh, carry)
             observations = jax.tree.map(lambda x: x[t], seen)
             carry, distribution = algorithm.policy(actor, carry, observations)

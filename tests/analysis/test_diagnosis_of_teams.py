@@ -31,7 +31,9 @@ def test_an_agent_that_rejects_its_steps_is_named_where_the_others_hide_it():
     (warning,) = find_warnings(run._replace(metrics=run.metrics | steps))
     assert warning.name == "steps of one agent often rejected"
     assert "30 % of the steps of one agent" in warning.measured
-    steps = {f"step_rejected_agent_{x}": 0.5 * shape for x in (0, 1)} | {"step_rejected": 0.5 * shape}
+    steps = {f"step_rejected_agent_{x}": 0.5 * shape for x in (0, 1)} | {
+        "step_rejected": 0.5 * shape
+    }
     assert names(run._replace(metrics=run.metrics | steps)) == ["steps often rejected"]
 
 

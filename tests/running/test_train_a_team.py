@@ -5,9 +5,10 @@ import numpy as np
 import probes
 import pytest
 
-from trpo_jax.algorithms import happo, hatrpo, mappo
+from trpo_jax.algorithms import hatrpo, mappo
 from trpo_jax.envs.base import Discrete, split_part
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.records.export import export
 from trpo_jax.records.policies import load_policy
 from trpo_jax.records.runs import read_metrics
 from trpo_jax.running.animation import play
@@ -102,9 +103,20 @@ def test_a_team_is_drawn(finished):
     assert np.isfinite(found.total_reward)
 
 
-@pytest.mark.parametrize(("module", "own"), [(happo, {}), (mappo, {"memory": "gru"})])
+@pytest.mark.parametrize(("module", "own"), [(mappo, {"memory": "gru"})])
 def test_its_other_algorithms_are_stored_too(module, own, tmp_path):
     config = module.Config(**TINY | own, policy_epochs=1, policy_minibatches=2)
     run = train(team(), config, **RUN, total_steps=64, out=tmp_path / "run")
     shown, _ = split_part(team().reset(jax.random.key(0))[1], "state")
     np.testing.assert_array_equal(load_policy(run.folder)(shown), run.policy()(shown))
+
+
+def test_a_team_is_exported_as_a_program_only(tmp_path):
+    config = hatrpo.Config(**TINY)
+    act = train("native/ClimbingGame", config, seeds=1, total_steps=32, progress=False).policy()
+    with pytest.raises(ConfigurationError, match=r"several agents, which only the format \.jax"):
+        export(act, tmp_path / "policy.npz")
+    export(act, tmp_path / "policy.jax")
+    program = jax.export.deserialize(bytearray((tmp_path / "policy.jax").read_bytes()))
+    shown = np.ones((3, 2, 1), np.float32)
+    np.testing.assert_array_equal(program.call(shown), act(shown))

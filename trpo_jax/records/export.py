@@ -15,7 +15,7 @@ import jax
 import jax.export
 import numpy as np
 
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
 from trpo_jax.networks import convolutions
@@ -96,12 +96,14 @@ def layers_of(policy: ActingPolicy) -> Layers:
     """Returns the layers of a policy that the library built.
 
     Raises:
-        ConfigurationError: if it was handed in, has a memory, or its observations or actions have
-            several parts.
+        ConfigurationError: if it was handed in, has a memory or several agents, or its observations
+            or actions have several parts.
     """
     several = any(isinstance(x, dict | tuple) for x in (policy.observation, policy.action))
-    if several or policy.remembers:
-        kind = "a memory" if policy.remembers else "observations or actions of several parts"
+    team = isinstance(policy.action, Agents)
+    if several or team or policy.remembers:
+        kind = "several agents" if team else "observations or actions of several parts"
+        kind = "a memory" if policy.remembers else kind
         raise ConfigurationError(
             f"The policy of {policy.environment} has {kind}, which only the format .jax can hold."
         )

@@ -71,7 +71,7 @@ def play(
     if env.open is None and env.render is None:
         raise ConfigurationError(
             f"Environment {env.name!r} has nothing to draw itself with. Those of gymnax, Brax, "
-            "Playground, Gymnasium and EnvPool have."
+            "Playground, Gymnasium, EnvPool and PettingZoo have, and MPE and SMAX of JaxMARL."
         )
     draw_later = env.render is not None  # all at once
     views: list[Any] = []
