@@ -54,6 +54,7 @@ COOPERATIVE = {
     "butterfly.knights_archers_zombies_v11": "sum",
     "butterfly.pistonball_v6": "same",
 }
+STATELESS = ("sisl.multiwalker_v9",)  # whose state raises an error once a walker has fallen
 COMPETING = {
     "mpe2.simple_tag_v3": "adversaries chase the others",
     "mpe2.simple_world_comm_v3": "adversaries chase the others",
@@ -209,7 +210,7 @@ def make(
                 "pettingzoo.utils.aec_to_parallel makes one of an AECEnv."
             )
         team = _team(full_name, env, of_team, _limit(env, args))
-    team, observation = _after_reset(env, team)
+    team, observation = _after_reset(env, team, name not in STATELESS)
     with suppress(*RAISED):  # of which a pool says more
         env.close()
 
@@ -307,7 +308,7 @@ def _row_spec(name: str, path: tuple[Any, ...], *specs: ArraySpec) -> ArraySpec:
     return ArraySpec((len(specs), *shape), dtype, (max(map(max, counts)),) if counted else None)
 
 
-def _after_reset(env: ParallelEnv, team: Team) -> tuple[Team, ObservationSpec]:
+def _after_reset(env: ParallelEnv, team: Team, stateful: bool) -> tuple[Team, ObservationSpec]:
     """Returns a team and what it shows, with what a first reset tells: a mask, and a state."""
     try:
         observations, infos = env.reset(seed=0)
@@ -324,7 +325,8 @@ def _after_reset(env: ParallelEnv, team: Team) -> tuple[Team, ObservationSpec]:
         # The state of mpe2 is all observations, one after another.
         joined = state.size == sum(map(num_numbers, team.own))
         named = isinstance(team.rows, Mapping) and STATE in team.rows
-        if state.dtype.kind in "biuf" and state.size and not joined and not named:
+        number = state.dtype.kind in "biuf" and state.size
+        if stateful and number and not joined and not named:
             parts[STATE] = array_spec(state.shape, state.dtype)
     team = team._replace(masked=masked, has_state=STATE in parts)
     return team, with_parts(team.rows, **parts) if parts else team.rows
