@@ -4,12 +4,16 @@ After Andy Jones, "Debugging reinforcement learning systems" (2021). All but the
 action; `continuous` asks for a number instead of a choice.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from trpo_jax import algorithms
+from trpo_jax.algorithms.groups import Team
 from trpo_jax.envs.base import (
+    Agents,
     ArraySpec,
     Box,
     Discrete,
@@ -19,6 +23,7 @@ from trpo_jax.envs.base import (
     with_parts,
 )
 from trpo_jax.envs.costs import with_cost
+from trpo_jax.teams import keys_of
 
 
 def probe(name, observe, reward, num_steps=1, continuous=False):
@@ -166,7 +171,40 @@ def noise(parts=False, masked=False, joint=False, time_limit=5):
     return Environment("noise", reset, step, spec, action, time_limit)
 
 
+def team_of(env, count=2, actions=None):
+    """Returns a team whose agents act in a copy of an environment each; all end with the first.
+
+    Args:
+        env: the environment of one agent.
+        count: number of agents.
+        actions: spec of the action of each; as in the environment, if None.
+    """
+    row = lambda spec: replace(spec, shape=(count, *spec.shape))
+
+    def reset(key):
+        return jax.vmap(env.reset)(keys_of(key, count))
+
+    def step(key, state, action):
+        state, result = jax.vmap(env.step)(keys_of(key, count), state, action)
+        return state, StepResult(
+            result.observation,
+            jnp.sum(result.reward),
+            jnp.any(result.terminated),
+            jnp.any(result.truncated),
+        )
+
+    return env._replace(
+        reset=reset,
+        step=step,
+        observation=jax.tree.map(row, env.observation),
+        action=Agents(actions or (env.action,) * count),
+    )
+
+
 def fit_for(name, env):
-    """Returns an environment as an algorithm needs it: with a cost, where it limits costs."""
-    limited = hasattr(algorithms.get(name).Config(), "cost_limit") and not env.costs
+    """Returns an environment as an algorithm needs it: with a cost, or a team."""
+    config = algorithms.get(name).Config()
+    if isinstance(config, Team) and env.num_agents is None:
+        return team_of(env)
+    limited = hasattr(config, "cost_limit") and not env.costs
     return with_cost(env, "cost", lambda observation, action: 0.5) if limited else env

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent, Policy, build_policy, critic_of, make_agent
 from trpo_jax.distributions import Distribution
@@ -193,7 +193,7 @@ def _central(env: Environment) -> tuple[ObservationSpec, Callable[[Any, int], An
     return ArraySpec((size,), np.dtype(np.float32)), view
 
 
-def keys_of(key: PRNGKeyArray, count: int) -> PRNGKeyArray:
+def keys_of(key: PRNGKeyArray, count: int) -> Key[Array, " N"]:
     """Returns a key for each of N = `count` agents; the first has the key it would have alone."""
     others = jax.random.split(jax.random.fold_in(key, 1), count)[1:]
     return jnp.concatenate([key[None], others])

@@ -134,7 +134,7 @@ def _log_ratio(agent: Agent, old: Any, new: Any, batch: Batch) -> Float[Array, "
         return of(new) - of(old)
 
 
-def team_metrics(metrics: Metrics) -> Metrics:
+def team_metrics(metrics: dict[str, Array]) -> Metrics:
     """Returns means over the agents of metrics `[N]`, the largest of some, and some of each agent.
 
     Those of each agent are named like `kl_agent_0`.

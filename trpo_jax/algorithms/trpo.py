@@ -50,7 +50,7 @@ def make(
     return on_policy.make(env, config, agent=agent, **step_arguments(env, config, agent))
 
 
-def step_arguments(env: Environment, config: Config, agent: Agent) -> dict[str, Any]:
+def step_arguments(env: Environment, config: TrustRegion, agent: Agent) -> dict[str, Any]:
     """Returns the arguments of `on_policy.make` for TRPO's step.
 
     Raises:

@@ -5,21 +5,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import Agents, Discrete, Environment
 from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
 def names() -> list[str]:
     """Returns the names that `make` knows."""
-    return ["TollRoad"]
+    return list(TASKS)
 
 
 def make(name: str, **args: Any) -> Environment:
-    """Returns a task; see `toll_road` for its arguments."""
-    require_known_environment("native", name, names())
-    return toll_road(**args)
+    """Returns a task; see the functions below for its arguments."""
+    full_name = require_known_environment("native", name, names())
+    require_known_args(full_name, args, parameters_of(TASKS[name]))
+    return TASKS[name](**args)
 
 
 def toll_road(length: int = 20) -> Environment:
@@ -62,3 +65,30 @@ def best_return(limit: float, length: int = 20) -> float:
     """
     tau = max(0.0, 1 - limit / length)
     return length * (1 - math.pow(tau, 2)) / 2
+
+
+# Reward of a team of two in the climbing game, by the action of the first and that of the second.
+CLIMBING = np.array([[11, -30, 0], [-30, 7, 6], [0, 0, 5]], np.float32)
+
+
+def climbing_game() -> Environment:
+    """Returns the climbing game, which a team of two plays once an episode.
+
+    Both choose one of three actions at once, and the team gets their entry of `CLIMBING` (Claus and
+    Boutilier 1998, "The dynamics of reinforcement learning in cooperative multiagent systems"). The
+    best joint action gives 11, but whoever chooses it while the other one does not loses 30. Both
+    agents see a constant.
+    """
+    shown = jnp.ones((2, 1), jnp.float32)
+
+    def reset(key):
+        return (), shown
+
+    def step(key, state, actions):
+        return (), shown, jnp.asarray(CLIMBING)[actions[0], actions[1]], True, False
+
+    action = Agents((Discrete(3), Discrete(3)))
+    return make_environment("native/ClimbingGame", reset, step, action, None)
+
+
+TASKS = {"TollRoad": toll_road, "ClimbingGame": climbing_game}

@@ -1,0 +1,335 @@
+"""Steps of a team: one agent alone, the compound advantage, the order, and rows that are padded."""
+
+import itertools
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probes
+import pytest
+
+from trpo_jax import algorithms, envs
+from trpo_jax.agent import Agent, Policy, build_policy
+from trpo_jax.algorithms import happo, hatrpo, mappo, ppo, trpo
+from trpo_jax.algorithms.team import as_environments, batch_of_agent, make_team_algorithm
+from trpo_jax.critics import Critic, init_critic
+from trpo_jax.distributions import Categorical
+from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, MultiDiscrete, StepResult
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.exploration import white
+from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.solvers import damped_solver
+from trpo_jax.teams import build_team_policy, row_policy, rows_of
+from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
+
+SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
+SMALL |= {"critic_epochs": 1}
+FLOAT = np.dtype(np.float32)
+NETWORK = {"hidden_sizes": (5,), "activation": "tanh", "state_dependent_std": False}
+
+
+@pytest.mark.parametrize(
+    ("continuous", "own"),
+    [(False, {}), (True, {"memory": "gru", "memory_size": 3, "fisher_subsample": 2})],
+)
+def test_hatrpo_of_one_agent_is_trpo_bit_for_bit(continuous, own):
+    env = probes.action_from_observation(continuous)
+    alone = trpo.make(env, trpo.Config(**SMALL | own))
+    config = hatrpo.Config(**SMALL | own, normalize_values=False)
+    team = hatrpo.make(probes.team_of(env, 1), config)
+    states = [jax.jit(x.init)(jax.random.key(0)) for x in (alone, team)]
+    for _ in range(3):
+        updated = [jax.jit(x.update)(s) for x, s in zip((alone, team), states, strict=True)]
+        states, metrics = zip(*updated, strict=True)
+    assert metrics[0]["kl"] > 0
+    of_team = jax.tree.map(lambda x: x[0], states[1].actor.policy_params)
+    chex.assert_trees_all_equal(states[0].actor.policy_params, of_team)
+    chex.assert_trees_all_equal(states[0].critic, states[1].critic)
+    for name, value in metrics[0].items():
+        np.testing.assert_array_equal(value, metrics[1][name], name)
+
+
+def game(values, num_envs=1):
+    """Returns an environment of one step whose joint actions have these values, one axis an agent."""
+    count = values.ndim
+    shown = jnp.arange(count, dtype=jnp.float32)[:, None]
+
+    def step(key, state, actions):
+        reward = jnp.asarray(values)[tuple(actions)].astype(jnp.float32)
+        return state, StepResult(shown, reward, jnp.ones((), bool), jnp.zeros((), bool))
+
+    each = tuple(Discrete(n) for n in values.shape)
+    spec = ArraySpec((count, 1), FLOAT)
+    return probes.counter()._replace(
+        name="game",
+        reset=lambda key: ((), shown),
+        step=step,
+        observation=spec,
+        action=Agents(each),
+    )
+
+
+def logits_policy(num_actions):
+    """Returns a policy that is its own logits, whatever it sees."""
+
+    def unroll(params, carry, observations, first):
+        return Categorical(jnp.broadcast_to(params, (*first.shape, num_actions)))
+
+    def step(params, carry, observations):
+        return carry, Categorical(jnp.broadcast_to(params, (len(observations), num_actions)))
+
+    return Policy(lambda key: jnp.zeros(num_actions), lambda num_envs: (), step, unroll)
+
+
+def constant_critic():
+    """Returns a critic that gives 0 and learns nothing."""
+    return Critic(
+        lambda key: init_critic(()),
+        lambda params, sequences: (jnp.zeros(sequences.first.shape), ()),
+        lambda key, state, sequences, targets: (state, jnp.zeros(())),
+    )
+
+
+def replay_all(algorithm, values):
+    """Returns a state, and a trajectory in which the team takes each joint action once."""
+    state = algorithm.init(jax.random.key(0))
+    _, trajectory = algorithm.collect(state)
+    joint = jnp.array(list(itertools.product(*map(range, values.shape))))
+    rewards = values.ravel()
+    return state, trajectory._replace(
+        action=joint[None], reward=jnp.asarray(rewards)[None]
+    )
+
+
+@pytest.mark.usefixtures("x64")
+def test_each_agent_sees_the_advantages_that_the_steps_before_it_leave():
+    """Against the sum over all joint actions, for every order (Kuba et al. 2022, lemma 1)."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 3, 3))
+    values -= values.mean()
+    new_logits = jnp.asarray(rng.normal(size=(3, 3)))
+    new_logits = new_logits.at[1].set(0.0)  # an agent whose step is rejected
+
+    def step_arguments(env, config, agent):
+        def step(key, step_input):
+            batch = step_input.batch
+            params = new_logits[batch.observations[0, 0, 0].astype(int)]
+            old = agent.distributions(step_input.actor.policy_params, batch)
+            new = agent.distributions(params, batch)
+            log_ratio = new.log_prob(batch.actions) - old.log_prob(batch.actions)
+            gain = jnp.mean(jnp.exp(log_ratio) * batch.advantages)
+            return params, (), {"gain": gain, "kl": gain}
+
+        return {"policy_step": step}
+
+    env = game(values)
+    agent = Agent(logits_policy(3), constant_critic(), white())
+    config = hatrpo.Config(
+        num_envs=27, num_steps=1, critic_minibatches=1, normalize_observations=False
+    )
+    algorithm = make_team_algorithm(env, config, agent, step_arguments)
+    state, trajectory = replay_all(algorithm, values)
+
+    old, new = np.full((3, 3), 1 / 3), np.asarray(jax.nn.softmax(new_logits))
+
+    def gains(order):
+        found = np.zeros(3)
+        for position, index in enumerate(order):
+            moved = order[: position + 1]
+            probabilities = [new[i] if i in moved else old[i] for i in range(3)]
+            found[index] = np.einsum("abc,a,b,c->", values, *probabilities)
+        return found
+
+    expected = {order: gains(order) for order in itertools.permutations(range(3))}
+    improve = jax.jit(lambda key: algorithm.improve(state._replace(key=key), trajectory)[2])
+    orders = set()
+    for seed in range(24):
+        metrics = improve(jax.random.key(seed))
+        found = np.array([metrics[f"kl_agent_{index}"] for index in range(3)])
+        matching = [x for x, gain in expected.items() if np.allclose(found, gain, atol=1e-6)]
+        assert matching, found
+        orders.update(matching)
+    # The agent that stays where it is leaves two orders alike.
+    assert {order[0] for order in orders} == {0, 1, 2}
+    assert len(orders) == 6
+
+
+def small_and_padded(specs, sizes, key):
+    """Returns the policies of two agents of a padded team, and of each by itself, at equal weights.
+
+    Args:
+        specs: what each agent gives.
+        sizes: of what each agent sees.
+        key: of the parameters.
+    """
+    width = max(sizes)
+    action = Agents(specs)
+    rows = rows_of(ArraySpec((2, width), FLOAT), action, numbered=False)
+    padded = row_policy(build_policy(rows.observation, rows.action, **NETWORK))
+    params = jax.tree.map(lambda x: x.astype(float), padded.init(key))
+    for index, (spec, size) in enumerate(zip(specs, sizes, strict=True)):
+        small = build_policy(ArraySpec((size,), FLOAT), spec, **NETWORK)
+        own = jax.eval_shape(small.init, key)
+        cut = lambda x, y: x[tuple(map(slice, y.shape))]  # what it sees and gives comes first
+        yield index, rows, padded, params, small, jax.tree.map(cut, params, own), cut
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "specs",
+    [
+        (Discrete(2), Discrete(4)),
+        (Box(-np.ones(1, np.float32), np.ones(1, np.float32)), Box(*np.ones((2, 3), np.float32))),
+    ],
+)
+def test_a_padded_agent_takes_the_step_of_the_small_one(specs):
+    num_steps, num_envs = 6, 5
+    cases = small_and_padded(specs, (2, 4), jax.random.key(0))
+    for index, rows, padded, params, small, own_params, cut in cases:
+        keys = jax.random.split(jax.random.key(index), 3)
+        size = (2, 4)[index]
+        seen = jnp.zeros((num_steps, num_envs, 2, 4))
+        own_seen = jax.random.normal(keys[0], (num_steps, num_envs, size))
+        seen = rows.of(seen.at[:, :, index, :size].set(own_seen), 2)
+        row = jax.tree.map(lambda x: x[:, :, index], seen)
+        first = jnp.zeros((num_steps, num_envs), bool)
+        own = lambda p: small.unroll(p, (), own_seen, first)
+        wide = lambda p: padded.unroll(p, (), row, first)
+        own_actions = own(own_params).sample(keys[1])
+        actions = wide(params).sample(keys[1])
+        if isinstance(specs[index], Box):
+            actions = actions.at[..., : specs[index].size].set(own_actions)
+        else:
+            assert (actions < specs[index].num_actions).all()
+            actions = own_actions
+        advantages = jax.random.normal(keys[2], (num_steps, num_envs))
+
+        def step(params, distributions, actions):
+            solve = damped_solver(
+                fisher_vector_product(distributions, params), damping=0.1, num_iterations=30
+            )
+            return trust_region_step(
+                params,
+                distributions,
+                importance_sampled_surrogate(actions, advantages),
+                solve,
+                max_kl=0.01,
+                damping=0.1,
+                line_search_steps=10,
+                line_search_shrink=0.8,
+            )
+
+        found, info = step(params, wide, actions)
+        expected, own_info = step(own_params, own, own_actions)
+        assert own_info.kl > 1e-3
+        np.testing.assert_allclose(info.kl, own_info.kl, rtol=1e-6)
+        np.testing.assert_allclose(info.surrogate_gain, own_info.surrogate_gain, rtol=1e-6)
+        chex.assert_trees_all_close(jax.tree.map(cut, found, expected), expected, rtol=1e-6)
+        rest = lambda x, y: x.at[tuple(map(slice, y.shape))].set(0)
+        left = [jax.tree.map(rest, tree, expected) for tree in (found, params)]
+        chex.assert_trees_all_equal(*left)  # what is no agent's own stays as it was
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_before_a_step_the_policy_of_a_team_is_what_acted(shared, memory):
+    env = probes.team_of(probes.noise(masked=True), 3, (Discrete(3), Discrete(2), Discrete(3)))
+    config = hatrpo.Config(**SMALL, share_parameters=shared, memory=memory, memory_size=3)
+    algorithm = hatrpo.make(env, config)
+    policy = algorithm.agent.policy
+
+    @jax.jit
+    def run(key):
+        state = algorithm.init(key)
+        carry = state.rollout.acting.carry
+        before, trajectory = algorithm.collect(state)
+        actor = state.actor
+        seen = trajectory.observation
+        outputs = []
+        for t in range(3):
+            first = trajectory.first[t]
+            fresh = policy.carry(config.num_envs)
+            choose = lambda new, old: jnp.where(
+                first.reshape(-1, *[1] * (old.ndim - 1)), new, old
+            )
+            carry = jax.tree.map(choose, fresh, carry)
+            observations = jax.tree.map(lambda x: x[t], seen)
+            carry, distribution = algorithm.policy(actor, carry, observations)
+            outputs.append(distribution.logits)
+        first_carry = state.rollout.acting.carry
+        observed = algorithm.agent
+        whole = observed.policy.unroll(
+            actor.policy_params, first_carry, _seen(env, actor, seen), trajectory.first
+        )
+        return jnp.stack(outputs), whole.logits, trajectory.action
+
+    stepped, unrolled, actions = run(jax.random.key(0))
+    np.testing.assert_allclose(stepped, unrolled[:3], rtol=1e-5, atol=1e-5)
+    assert stepped.shape[1:] == (4, 3, 3)
+    assert (actions[:, :, 1] < 2).all()  # the agent with two actions
+
+
+def _seen(env, actor, observations):
+    from trpo_jax.observing import observe
+
+    return observe(env.observation, actor.observation_statistics, observations, True)
+
+
+def test_shared_parameters_are_one_policy_that_knows_the_number_of_the_agent():
+    observation, action = ArraySpec((3, 2), FLOAT), Agents((Discrete(2),) * 3)
+    policy = build_team_policy(observation, action, share_parameters=True, **NETWORK)
+    params = policy.init(jax.random.key(0))
+    larger = jax.tree.map(lambda x: 10 * x + 0.1, params)
+    alike = jnp.ones((1, 3, 2))
+    _, distribution = policy.step(larger, (), alike)
+    logits = np.asarray(distribution.logits[0])
+    assert len(np.unique(logits.round(5), axis=0)) == 3
+    own = build_team_policy(observation, action, share_parameters=False, **NETWORK)
+    sizes = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    numbers = 3 * NETWORK["hidden_sizes"][0]  # of the agent, in the first layer
+    assert sizes(own.init(jax.random.key(0))) == 3 * (sizes(params) - numbers)
+
+
+def test_agents_that_share_parameters_count_as_environments():
+    names = ("observations", "actions", "carry", "first", "advantages", "values", "targets")
+    key = jax.random.key(0)
+    of_team = {name: jax.random.normal(key, (4, 2, 3, 5)) for name in ("observations", "actions")}
+    of_team["carry"] = jax.random.normal(key, (1, 2, 3, 5))
+    of_all = {name: jax.random.normal(key, (4, 2)) for name in names[3:]}
+    from trpo_jax.algorithms.on_policy import Batch
+
+    batch = Batch(**of_team, **of_all, noise=())
+    joined = as_environments(batch, 3)
+    for index in range(3):
+        own = batch_of_agent(batch, index)
+        for name in names:
+            every_third = getattr(joined, name)[:, index::3]
+            np.testing.assert_array_equal(every_third, getattr(own, name), name)
+
+
+def test_a_team_of_the_climbing_game_never_gets_worse_and_finds_a_stable_joint_action():
+    env = envs.make("native/ClimbingGame")
+    config = hatrpo.Config(num_envs=512, num_steps=1, critic_minibatches=4, critic_epochs=2)
+    algorithm = hatrpo.make(env, config)
+    payoffs = jnp.asarray(envs.native.CLIMBING)
+
+    def value(state):
+        _, distribution = algorithm.policy(state.actor, (), jnp.ones((1, 2, 1)))
+        one, other = jax.nn.softmax(distribution.logits[0])
+        return one @ payoffs @ other
+
+    @jax.jit
+    def run(key):
+        def body(state, _):
+            state, metrics = algorithm.update(state)
+            return state, value(state)
+
+        state = algorithm.init(key)
+        return value(state), jax.lax.scan(body, state, None, 60)[1]
+
+    start, values = jax.tree.map(np.asarray, run(jax.random.key(0)))
+    steps = np.diff(values, prepend=start)
+    assert steps.min() > -0.1  # a batch of 512 says how good an action is to about as much
+    assert values[-1] > 4.5
