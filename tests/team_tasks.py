@@ -6,42 +6,38 @@ import numpy as np
 from gymnasium import spaces
 from pettingzoo import AECEnv, ParallelEnv
 
-LIMITLESS = 10**6
-
 
 class Relay(ParallelEnv):
     """Two agents with spaces of their own, which show how many steps there were, and a number.
 
-    `short` leaves the episode after `leaves` steps, and all agents terminate after `length` steps
-    or are truncated after `max_cycles`.
+    All agents terminate after `length` steps, or are truncated after `max_cycles`; `short` alone
+    terminates after `leaves` steps, and `long` alone is truncated after `tires`.
     """
 
     possible_agents = ("long", "short")
     given: ClassVar[list] = []  # the actions of all steps
 
-    def __init__(self, leaves=None, length=LIMITLESS, max_cycles=4, masks=None, state=None, **own):
-        self.leaves, self.length, self.max_cycles = leaves, length, max_cycles
-        self.masks, self.shown_state = masks, state
-        self.seen = own.get("seen") or {
-            "long": spaces.Box(-9, 9, (3,)),
-            "short": spaces.Box(-9, 9, (2,)),
-        }
-        self.chosen = own.get("chosen") or {
-            "long": spaces.MultiDiscrete([3, 2], np.int8, start=[4, 0]),
-            "short": spaces.Discrete(2, start=-1),
+    def __init__(self, masks=None, state=None, max_cycles=4, own=None, **ends):
+        self.masks, self.shown_state, self.max_cycles, self.ends = masks, state, max_cycles, ends
+        self.own = {
+            "seen": {"long": spaces.Box(-9, 9, (3,)), "short": spaces.Box(-9, 9, (2,))},
+            "chosen": {
+                "long": spaces.MultiDiscrete([3, 2], np.int8, start=[4, 0]),
+                "short": spaces.Discrete(2, start=-1),
+            },
+            "legal": {"long": [0, 1, 1, 1, 0], "short": [0, 1]},
+            **(own or {}),
         }
         self.random = np.random.default_rng()
-        if masks == "observation":
-            mask = spaces.Box(0, 1, (5,), np.int8)
-            self.seen = {
-                x: spaces.Dict(observation=y, action_mask=mask) for x, y in self.seen.items()
-            }
 
     def observation_space(self, agent):
-        return self.seen[agent]
+        seen = self.own["seen"][agent]
+        if self.masks != "observation":
+            return seen
+        return spaces.Dict(observation=seen, action_mask=spaces.MultiBinary(5))
 
     def action_space(self, agent):
-        return self.chosen[agent]
+        return self.own["chosen"][agent]
 
     def reset(self, seed=None, options=None):
         if seed is not None:
@@ -53,14 +49,15 @@ class Relay(ParallelEnv):
     def step(self, actions):
         assert list(actions) == self.agents, actions
         for agent, action in actions.items():
-            assert self.chosen[agent].contains(action), (agent, action)
+            assert self.action_space(agent).contains(action), (agent, action)
         type(self).given.append(actions)
         self.steps += 1
         shown, infos = self.shown(), self.infos()
         rewards = {agent: {"long": 1.0, "short": 10.0}[agent] for agent in self.agents}
-        leaves = lambda agent: agent == "short" and self.steps == self.leaves
-        ended = {x: self.steps == self.length or leaves(x) for x in self.agents}
-        cut = dict.fromkeys(self.agents, self.steps == self.max_cycles)
+        now = lambda name: self.steps == self.ends.get(name)
+        ended = {x: now("length") or (now("leaves") and x == "short") for x in self.agents}
+        at_limit = self.steps == self.max_cycles and "length" not in self.ends
+        cut = {x: at_limit or (now("tires") and x == "long") for x in self.agents}
         self.agents = [x for x in self.agents if not (ended[x] or cut[x])]
         return shown, rewards, ended, cut, infos
 
@@ -76,7 +73,7 @@ class Relay(ParallelEnv):
         return {x: {"action_mask": self.mask(x)} if infos else {} for x in self.agents}
 
     def mask(self, agent):
-        return np.int8([0, 1, 1, 1, 0] if agent == "long" else [0, 1])
+        return np.int8(self.own["legal"][agent])
 
     def state(self):
         if self.shown_state is None:
@@ -85,9 +82,9 @@ class Relay(ParallelEnv):
 
 
 def odd(**own):
-    """Returns a `Relay` whose agents show what their spaces promise."""
-    env = Relay(**own)
-    env.shown = lambda: {agent: env.seen[agent].sample() for agent in env.agents}
+    """Returns a `Relay` with these of its own, whose agents show what their spaces promise."""
+    env = Relay(own=own)
+    env.shown = lambda: {agent: own["seen"][agent].sample() for agent in env.agents}
     return env
 
 

@@ -78,29 +78,33 @@ def test_agents_with_spaces_of_their_own_have_rows_of_one_form(processes):
     assert found.observation[1, 0].tolist() == [[1, number, -1], [1, number, 0]]
     assert found.length[:, 0].tolist() == [1, 2, 3, 4, 1]
     assert found.reward.tolist() == [[11.0, 11.0]] * 5
+    assert bool(team_tasks.Relay.given) != processes
     if not processes:  # where the environment asserts that actions are of its spaces
         given = team_tasks.Relay.given[0]
         assert (given["long"].dtype, given["short"].dtype) == (np.int8, np.int64)
 
 
-def test_termination_is_apart_from_truncation():
-    found = transitions(relay(length=3), 4)
-    assert found.terminated[:, 0].tolist() == [False, False, True, False]
-    assert not found.truncated.any()
-    found = transitions(relay(), 5)
-    assert found.truncated[:, 0].tolist() == [False, False, False, True, False]
-    assert not found.terminated.any()
-    assert found.next_observation[3, 0, :, 0].tolist() == [4, 4]  # what its value is asked of
-
-
-def test_an_end_at_the_time_limit_is_truncation():
-    found = transitions(relay(length=4), 4)
-    assert found.truncated[-1].all()
-    assert not found.terminated.any()
+@pytest.mark.parametrize(
+    ("ends", "length", "truncated"),
+    [
+        ({"length": 3}, 3, False),
+        ({}, 4, True),
+        ({"length": 4}, 4, True),  # some say that all terminated at their limit
+        ({"leaves": 2, "tires": 3}, 3, True),
+        ({"leaves": 3, "tires": 3}, 3, True),
+        ({"tires": 2, "length": 3}, 3, False),
+    ],
+)
+def test_termination_is_apart_from_truncation(ends, length, truncated):
+    found = transitions(relay(**ends), 2 * length)
+    over = np.arange(1, 2 * length + 1) % length == 0
+    np.testing.assert_array_equal(found.truncated[:, 0], over & truncated)
+    np.testing.assert_array_equal(found.terminated[:, 0], over & (not truncated))
+    assert found.next_observation[over, 0, :, 0].max() == length  # what the value is asked of
 
 
 def test_an_agent_that_leaves_shows_zeros_and_does_nothing_more():
-    found = transitions(relay(leaves=2, length=4, max_cycles=9), 5)
+    found = transitions(relay(leaves=2, length=4, max_cycles=5), 5)
     assert found.observation[:, 0, 1, 0].tolist() == [0, 1, 0, 0, 0]
     assert found.observation[1:4, 0, 1, 1].astype(bool).tolist() == [True, False, False]
     assert found.observation[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 0]
@@ -135,10 +139,16 @@ def test_masks_are_rows_of_all_choices_of_the_padded_actions(masks):
 
 
 def test_a_mask_of_another_size_is_named():
-    chosen = {agent: spaces.Discrete(4) for agent in team_tasks.Relay.possible_agents}
-    env = relay(masks="info", chosen=chosen)
-    with pytest.raises(EnvironmentFailure, match="action_mask of 5 numbers for the agent 'long'"):
+    env = relay(masks="info", own={"legal": {"long": [1] * 5, "short": [1] * 3}})
+    with pytest.raises(EnvironmentFailure, match="action_mask of 3 numbers for the agent 'short'"):
         transitions(env, 1)
+
+
+def test_a_mask_of_smaller_choices_goes_where_they_are():
+    chosen = {"long": spaces.MultiDiscrete([3, 2]), "short": spaces.MultiDiscrete([2, 2])}
+    legal = {"long": [1] * 5, "short": [1, 0, 0, 1]}
+    found = transitions(relay(masks="info", own={"chosen": chosen, "legal": legal}), 1)
+    assert found.observation["action_mask"][0, 0, 1].tolist() == [True, False, False, False, True]
 
 
 def test_only_the_critic_sees_the_state_of_the_team():
@@ -245,7 +255,7 @@ def test_a_function_that_makes_no_team_is_named(maker, message):
 
 
 def test_arguments_that_an_environment_lacks_are_named():
-    with pytest.raises(ConfigurationError, match=r"argument of .*spread_v3 'n'. Did you mean N"):
+    with pytest.raises(ConfigurationError, match=r"spread_v3 'n'. Did you mean N\?(?!.*render)"):
         envs.make(SPREAD, {"n": 2})
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import mpe2  # noqa: F401  the suite needs both packages
 import numpy as np
-from gymnasium.vector.utils import CloudpickleWrapper
 from pettingzoo import ParallelEnv
 
 from trpo_jax import user_modules
@@ -32,7 +31,12 @@ from trpo_jax.envs.base import (
     to_space_action,
     with_parts,
 )
-from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec
+from trpo_jax.envs.gymnasium import (
+    CloudpickleWrapper,
+    action_spec,
+    environment_seeds,
+    observation_spec,
+)
 from trpo_jax.envs.observations import array_spec, centre, in_words, num_numbers, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.envs.pools import Shows, open_pool
