@@ -92,7 +92,8 @@ class Algorithm(NamedTuple):
             the next rollout waits for, which leaves `state.critic` alone.
         fit: `(state.critic, fit_input) -> (state.critic, metrics)`: the rest of the update.
         policy: `(state.actor, carry, observations [B, ...]) -> (carry, action distribution)`, for
-            observations as the environment shows them. Evaluation acts by it.
+            observations as the environment shows them, with or without the part that only the
+            critic sees. Evaluation acts by it.
         num_steps: T, steps of each environment in one update.
         steps_per_update: environment steps in one update, of all environments together.
         config: the config that it was made from, if it was.

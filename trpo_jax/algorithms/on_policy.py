@@ -25,7 +25,7 @@ from trpo_jax.critics import (
     with_costs,
 )
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment, split_mask
+from trpo_jax.envs.base import Environment, split_mask, split_part
 from trpo_jax.envs.episodes import Transition, stagger
 from trpo_jax.normalization import (
     RunningStatistics,
@@ -228,8 +228,16 @@ def make(
         return critic, dict(zip(names, jax.tree.leaves(loss), strict=False))
 
     def policy(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
-        observations = seen(actor.observation_statistics, observations)
-        return agent.step(actor.policy_params, carry, observations)
+        # The part that only the critic sees need not be there.
+        spec, statistics, shown = (
+            split_part(tree, agent.critic_observation)[0]
+            for tree in (env.observation, actor.observation_statistics, observations)
+        )
+        return agent.policy.step(
+            actor.policy_params,
+            carry,
+            observe(spec, statistics, shown, config.normalize_observations),
+        )
 
     steps_per_update = config.num_envs * config.num_steps + extra_steps
     return Algorithm(

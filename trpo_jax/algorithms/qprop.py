@@ -128,8 +128,8 @@ def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
     """Returns Q-Prop on an environment with continuous actions; see `trpo.make`."""
-    require_continuous(env, "qprop")
     config, agent = prepare(env, config or Config(), agent)
+    require_continuous(env, "qprop")
     require_solver(env, config, agent)
     require_no_memory(agent, "qprop fits Q to single steps of its replay")
     batch_size = config.num_envs * config.num_steps

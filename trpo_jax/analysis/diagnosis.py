@@ -15,7 +15,7 @@ from trpo_jax.analysis.diagnosis_costs import costs_of, excess_share, out_of_rea
 from trpo_jax.records.runs import StoredRun
 
 MIN_UPDATES = 10  # fewer are a start, and a start looks bad in any run
-REJECTED = (0.0, 0.2)  # share of the steps: beyond, more than one batch in five is wasted
+REJECTED = (0.0, signs.OFTEN_REJECTED)  # share of the steps
 RESIDUAL = (0.0, 0.5)  # relative; 10 iterations leave 0.4 on Hopper, which is learnt all the same
 KL_SHORT = 0.25  # of the bound, which is half of the length; damping leaves 0.5 in healthy runs
 KL_EXCEEDED = 1.01  # of the bound, with a line search: the 1 % is for rounding
@@ -111,6 +111,16 @@ CHECKS = (
         REJECTED,
         "{} % of the steps were rejected",
         "lower --max-kl, raise --line-search-steps, or learn from larger batches (--num-steps)",
+    ),
+    Check(
+        "steps of one agent often rejected",
+        ("step_rejected", "step_rejected_agent_0"),
+        LAST_THIRD,
+        signs.agent_rejected_share,
+        REJECTED,
+        "{} % of the steps of one agent were rejected (columns step_rejected_agent_...)",
+        "it learns less than the others: lower --max-kl, raise --line-search-steps, or learn from "
+        "larger batches (--num-steps)",
     ),
     Check(
         "steps without length",

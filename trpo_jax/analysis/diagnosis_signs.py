@@ -10,6 +10,7 @@ import numpy as np
 
 from trpo_jax.records.runs import StoredRun
 
+OFTEN_REJECTED = 0.2  # share of the steps: beyond, more than one batch in five is wasted
 ALWAYS_REJECTED = 0.9  # share of a run's steps: next to nothing is learnt
 FAR_BEYOND = 2.0  # times the bound on the KL divergence: its quadratic model sees less than half
 SETTLED = 0.05  # of what a return has gained: one that moves by less has arrived
@@ -148,6 +149,22 @@ def often_rejected_share(run: StoredRun, looked_at: slice) -> np.ndarray:
     """Returns the share of rejected steps of the seeds that did not reject nearly all."""
     always = rejected_share(run, slice(None)) > ALWAYS_REJECTED
     return np.where(always, np.nan, rejected_share(run, looked_at))
+
+
+def of_agents(run: StoredRun, name: str) -> np.ndarray:
+    """Returns a metric of each agent of a team, `[N, num_seeds, U]`; N is 0 without a team."""
+    columns: list[np.ndarray] = []
+    while (column := f"{name}_agent_{len(columns)}") in run.metrics:
+        columns.append(run.metrics[column])
+    return np.stack(columns) if columns else np.empty((0, *run.metrics["update"].shape))
+
+
+def agent_rejected_share(run: StoredRun, looked_at: slice) -> np.ndarray:
+    """Returns the largest share of rejected steps of one agent, where that of all is fine."""
+    wanted = (step_share(run) > 0) & informed(run)
+    each = np.where(wanted, of_agents(run, "step_rejected"), np.nan)[..., looked_at]
+    of_all = rejected_share(run, looked_at)
+    return np.where(of_all > OFTEN_REJECTED, np.nan, np.max([mean(x) for x in each], axis=0))
 
 
 def updates_without_step(run: StoredRun, looked_at: slice) -> np.ndarray:

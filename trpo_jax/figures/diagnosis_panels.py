@@ -60,6 +60,7 @@ def _panels(run: StoredRun) -> list[Panel]:
             f"its batches tell: {shorter}, or let it fall over the run with --decay-steps.",
         ),
         _kl_panel(run, advice),
+        *_agent_panels(run),
         _gain_panel(run, shorter),
     ]
     if "cg_residual" in metrics:
@@ -137,6 +138,25 @@ def _kl_panel(run: StoredRun, advice: dict[str, str]) -> Panel:
             )
     fine = None if bound is None else (0.0, bound)
     return Panel("KL divergence, nats", ("kl", "kl_max"), lines, reading, fine, log=True)
+
+
+def _agent_panels(run: StoredRun) -> list[Panel]:
+    each = signs.of_agents(run, "kl")
+    if not len(each):
+        return []
+    bound = signs.kl_bound(run)
+    largest, smallest = (np.where(x > 0, x, np.nan) for x in (each.max(axis=0), each.min(axis=0)))
+    return [
+        Panel(
+            "KL divergence of single agents, nats",
+            ("kl_agent_0",),
+            {"largest": largest, "smallest": smallest},
+            "Means over states. All agents should move. An agent that never does has its steps "
+            "rejected (step_rejected_agent_...), or its actions change nothing.",
+            None if bound is None else (0.0, bound),
+            log=True,
+        )
+    ]
 
 
 def _gain_panel(run: StoredRun, shorter: str) -> Panel:

@@ -1,0 +1,110 @@
+"""A team from Python: train, resume, evaluate, store, draw, start from."""
+
+import jax
+import numpy as np
+import probes
+import pytest
+
+from trpo_jax.algorithms import happo, hatrpo, mappo
+from trpo_jax.envs.base import Discrete, split_part
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.records.policies import load_policy
+from trpo_jax.records.runs import read_metrics
+from trpo_jax.running.animation import play
+from trpo_jax.running.train import train
+
+pytestmark = pytest.mark.xdist_group("train_a_team")
+
+TINY = {"num_envs": 2, "num_steps": 16, "hidden_sizes": (8,), "critic_epochs": 1}
+TINY |= {"critic_minibatches": 2}
+CONFIG = hatrpo.Config(**TINY, memory="gru", memory_size=3)
+RUN = {"seeds": 2, "evaluation_episodes": 2, "progress": False, "checkpoint_every": 2}
+
+
+def team():
+    """Returns a team of two whose actions differ, with masks, and a state for the critic."""
+    env = probes.team_of(probes.noise(masked=True), 2, (Discrete(2), Discrete(3)))
+    state = probes.noise().observation
+
+    def with_state(observation):
+        return observation | {"state": observation["observation"][0] * 2}
+
+    def step(key, state, action):
+        state, result = env.step(key, state, action)
+        return state, result._replace(observation=with_state(result.observation))
+
+    def reset(key):
+        state, observation = env.reset(key)
+        return state, with_state(observation)
+
+    observation = env.observation | {"state": state}
+    return env._replace(
+        name="team",
+        reset=reset,
+        step=step,
+        observation=observation,
+        critic_observation="state",
+        render=lambda states: [np.full((4, 4, 3), 9, np.uint8) for _ in states],
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("team") / "run"
+    return train(team(), CONFIG, **RUN, total_steps=128, out=out)
+
+
+def test_a_run_of_a_team_is_stored_with_its_agents(finished):
+    metrics = read_metrics(finished.folder / "metrics.csv")
+    for name in ("kl", "step_rejected"):
+        each = [metrics[f"{name}_agent_{index}"] for index in range(2)]
+        np.testing.assert_allclose(np.mean(each, axis=0), metrics[name], rtol=1e-5)
+    act = load_policy(finished.folder, seed=1)
+    shown, _ = split_part(team().reset(jax.random.key(0))[1], "state")
+    assert act.remembers
+    actions = act(shown)
+    assert actions.shape == (2,)
+    assert actions[0] in (0, 1)
+    again = finished.policy(seed=1)
+    np.testing.assert_array_equal(again(shown), actions)
+    act.start()
+    assert act(jax.tree.map(lambda x: np.stack([x] * 3), shown)).shape == (3, 2)
+
+
+def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path):
+    options = RUN | {"out": tmp_path / "run"}
+    train(team(), CONFIG, **options, total_steps=64)
+    resumed = train(team(), CONFIG, **options, total_steps=128, resume=True)
+    assert resumed.num_updates == finished.num_updates
+    for a, b in zip(*map(jax.tree.leaves, (resumed.learnt, finished.learnt)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(resumed.evaluation.returns, finished.evaluation.returns)
+
+
+def test_a_seed_is_the_same_alone(finished):
+    alone = train(team(), CONFIG, seeds=(1,), progress=False, total_steps=128)
+    np.testing.assert_allclose(alone.metrics["kl"][0], finished.metrics["kl"][1], rtol=1e-3)
+
+
+def test_a_team_starts_from_what_another_one_learnt(finished):
+    options = {"progress": False, "total_steps": 32, "init_from": finished.folder}
+    later = train(team(), CONFIG, **options)
+    assert later.num_updates == 1
+    shared = CONFIG.replace(share_parameters=True)
+    with pytest.raises(ConfigurationError, match="share_parameters = False, not True"):
+        train(team(), shared, **options)
+
+
+def test_a_team_is_drawn(finished):
+    act = finished.policy()
+    found = play(team(), act, 0, num_steps=5)
+    assert len(found.images) > 1
+    assert np.isfinite(found.total_reward)
+
+
+@pytest.mark.parametrize(("module", "own"), [(happo, {}), (mappo, {"memory": "gru"})])
+def test_its_other_algorithms_are_stored_too(module, own, tmp_path):
+    config = module.Config(**TINY | own, policy_epochs=1, policy_minibatches=2)
+    run = train(team(), config, **RUN, total_steps=64, out=tmp_path / "run")
+    shown, _ = split_part(team().reset(jax.random.key(0))[1], "state")
+    np.testing.assert_array_equal(load_policy(run.folder)(shown), run.policy()(shown))
