@@ -15,8 +15,8 @@ CAPITALS = {word.lower(): word for word in ("True", "False", "None")}
 def add_processes_flag(parser: argparse._ActionsContainer, default: bool) -> None:
     """Adds the flag for copies of an environment in processes of their own."""
     help_text = (
-        "run each environment of gym/ in a process of its own: faster where a step takes a "
-        f"millisecond or more (default: {default})"
+        "run each environment of gym/, driving/ or pettingzoo/ in a process of its own: faster "
+        f"where a step takes a millisecond or more (default: {default})"
     )
     action = argparse.BooleanOptionalAction
     parser.add_argument("--env-processes", default=default, action=action, help=help_text)

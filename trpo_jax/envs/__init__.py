@@ -43,6 +43,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 PARTIAL = ("gymnax", "gym")  # suites whose tasks can be had without velocities
 WITH_INFO = ("gym", "envpool")  # suites whose steps come with an info
+IN_PROCESSES = ("driving", "pettingzoo")  # suites whose copies can have processes, beside gym
 _MODULES = {"gym": "gymnasium"}
 _NEEDS = {"navix": " (it needs Python 3.12)"}
 
@@ -115,7 +116,8 @@ def make(
         wrappers: functions, or their names as "module:name", applied in order. Each makes an
             `Environment` of an `Environment`; in gym/, an environment of Gymnasium of one of
             Gymnasium, unless its argument is annotated as an `Environment`.
-        processes: whether each copy runs in a process of its own, for those of Gymnasium only.
+        processes: whether each copy runs in a process of its own, in gym/, driving/ and pettingzoo/
+            only.
         timeout: seconds that a reset or a step of all copies on the host may take, None for any.
         costs: costs of a step beside its reward, in addition to the environment's own: entries of
             `info`, such as "info:cost", in gym/ and envpool/, or functions, or their names as
@@ -159,10 +161,10 @@ def _make(name, args, wrappers, processes, costs=()) -> "Environment":
         module = _import_suite(suite, name)
         env = module.make(own_name, args, inside, bool(processes), of_info)
         return wrap(name, with_costs(env, functions), outside, Environment)
-    if processes and suite != "driving":
+    if processes and suite not in IN_PROCESSES:
         raise ConfigurationError(
-            f"Only environments of gym/ and driving/ can run in processes of their own, not "
-            f"{name!r}. Leave --env-processes out."
+            "Only environments of gym/, driving/ and pettingzoo/ can run in processes of their "
+            f"own, not {name!r}. Leave --env-processes out."
         )
     if suite:
         module = _import_suite(suite, name)
