@@ -25,7 +25,7 @@ ROOMS = {  # what is in each: modules, or whole packages
     },
     "acting": {
         *("agent", "critics", "envs", "exploration", "host_rollout", "networks"),
-        *("observing", "recurrent", "rollout", "vine"),
+        *("observing", "recurrent", "rollout", "teams", "vine"),
     },
     "algorithms": {"algorithms"},
     "processes": {"devices", "processes"},
@@ -60,6 +60,7 @@ ONLY_IN = {  # packages that some rooms alone may import
 }
 OPTIONAL = {"brax", "craftax", "envpool", "gymnasium", "highway_env", "jumanji", "mujoco"}
 OPTIONAL |= {"mujoco_playground", "navix", "pgx", "tensorboardX", "wandb"}
+OPTIONAL |= {"jaxmarl", "mpe2", "pettingzoo"}
 OPTIONAL |= {"imageio_ffmpeg", "onnx"}
 
 FILES = {

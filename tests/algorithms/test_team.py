@@ -12,12 +12,16 @@ import pytest
 from trpo_jax import envs
 from trpo_jax.agent import Agent, Policy, build_policy
 from trpo_jax.algorithms import hatrpo, trpo
+from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.algorithms.team import as_environments, batch_of_agent, make_team_algorithm
 from trpo_jax.critics import Critic, init_critic
 from trpo_jax.distributions import Categorical
 from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, StepResult
+from trpo_jax.envs.native import CLIMBING
 from trpo_jax.exploration import white
 from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.observing import observe
+from trpo_jax.recurrent import restarted
 from trpo_jax.solvers import damped_solver
 from trpo_jax.teams import build_team_policy, row_policy, rows_of
 from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
@@ -49,8 +53,8 @@ def test_hatrpo_of_one_agent_is_trpo_bit_for_bit(continuous, own):
         np.testing.assert_array_equal(value, metrics[1][name], name)
 
 
-def game(values, num_envs=1):
-    """Returns an environment of one step whose joint actions have these values, one axis an agent."""
+def game(values):
+    """Returns an environment of one step, with a value for each joint action: an axis an agent."""
     count = values.ndim
     shown = jnp.arange(count, dtype=jnp.float32)[:, None]
 
@@ -152,80 +156,68 @@ def test_each_agent_sees_the_advantages_that_the_steps_before_it_leave():
     assert len(orders) == 6
 
 
-def small_and_padded(specs, sizes, key):
-    """Returns the policies of two agents of a padded team, and of each by itself, at equal weights.
+def cut(x, like):
+    """Returns the part of an array that a smaller network has, whose numbers come first."""
+    return x[tuple(map(slice, like.shape))]
 
-    Args:
-        specs: what each agent gives.
-        sizes: of what each agent sees.
-        key: of the parameters.
-    """
-    width = max(sizes)
-    action = Agents(specs)
-    rows = rows_of(ArraySpec((2, width), FLOAT), action, numbered=False)
-    padded = row_policy(build_policy(rows.observation, rows.action, **NETWORK))
-    params = jax.tree.map(lambda x: x.astype(float), padded.init(key))
-    for index, (spec, size) in enumerate(zip(specs, sizes, strict=True)):
-        small = build_policy(ArraySpec((size,), FLOAT), spec, **NETWORK)
-        own = jax.eval_shape(small.init, key)
-        cut = lambda x, y: x[tuple(map(slice, y.shape))]  # what it sees and gives comes first
-        yield index, rows, padded, params, small, jax.tree.map(cut, params, own), cut
+
+def emptied(x, like):
+    """Returns the rest of it, with zeros in that part."""
+    return x.at[tuple(map(slice, like.shape))].set(0)
+
+
+def step_of(params, distributions, actions, advantages):
+    """Returns a trust-region step, solved to the end."""
+    product = fisher_vector_product(distributions, params)
+    return trust_region_step(
+        params,
+        distributions,
+        importance_sampled_surrogate(actions, advantages),
+        damped_solver(product, damping=0.1, num_iterations=30),
+        max_kl=0.01,
+        damping=0.1,
+        line_search_steps=10,
+        line_search_shrink=0.8,
+    )
+
+
+BOXES = tuple(Box(-np.ones(n, np.float32), np.ones(n, np.float32)) for n in (1, 3))
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    "specs",
-    [
-        (Discrete(2), Discrete(4)),
-        (Box(-np.ones(1, np.float32), np.ones(1, np.float32)), Box(*np.ones((2, 3), np.float32))),
-    ],
-)
-def test_a_padded_agent_takes_the_step_of_the_small_one(specs):
-    num_steps, num_envs = 6, 5
-    cases = small_and_padded(specs, (2, 4), jax.random.key(0))
-    for index, rows, padded, params, small, own_params, cut in cases:
-        keys = jax.random.split(jax.random.key(index), 3)
-        size = (2, 4)[index]
-        seen = jnp.zeros((num_steps, num_envs, 2, 4))
-        own_seen = jax.random.normal(keys[0], (num_steps, num_envs, size))
-        seen = rows.of(seen.at[:, :, index, :size].set(own_seen), 2)
-        row = jax.tree.map(lambda x: x[:, :, index], seen)
-        first = jnp.zeros((num_steps, num_envs), bool)
-        own = lambda p: small.unroll(p, (), own_seen, first)
-        wide = lambda p: padded.unroll(p, (), row, first)
-        own_actions = own(own_params).sample(keys[1])
-        actions = wide(params).sample(keys[1])
-        if isinstance(specs[index], Box):
-            actions = actions.at[..., : specs[index].size].set(own_actions)
-        else:
-            assert (actions < specs[index].num_actions).all()
-            actions = own_actions
-        advantages = jax.random.normal(keys[2], (num_steps, num_envs))
+@pytest.mark.parametrize("specs", [(Discrete(2), Discrete(4)), BOXES])
+@pytest.mark.parametrize(("index", "size"), [(0, 2), (1, 4)])
+def test_a_padded_agent_takes_the_step_of_the_small_one(specs, index, size):
+    """The agents see 2 and 4 numbers, and a row has 4."""
+    spec, batch = specs[index], (6, 5)
+    rows = rows_of(ArraySpec((2, 4), FLOAT), Agents(specs), numbered=False)
+    padded = row_policy(build_policy(rows.observation, rows.action, **NETWORK))
+    small = build_policy(ArraySpec((size,), FLOAT), spec, **NETWORK)
+    keys = jax.random.split(jax.random.key(index), 4)
+    params = jax.tree.map(lambda x: x.astype(float), padded.init(keys[3]))
+    own_params = jax.tree.map(cut, params, jax.eval_shape(small.init, keys[3]))
 
-        def step(params, distributions, actions):
-            solve = damped_solver(
-                fisher_vector_product(distributions, params), damping=0.1, num_iterations=30
-            )
-            return trust_region_step(
-                params,
-                distributions,
-                importance_sampled_surrogate(actions, advantages),
-                solve,
-                max_kl=0.01,
-                damping=0.1,
-                line_search_steps=10,
-                line_search_shrink=0.8,
-            )
+    own_seen, first = jax.random.normal(keys[0], (*batch, size)), jnp.zeros(batch, bool)
+    seen = rows.of(jnp.zeros((*batch, 2, 4)).at[:, :, index, :size].set(own_seen), 2)
+    row = jax.tree.map(lambda x: x[:, :, index], seen)
+    own = lambda p: small.unroll(p, (), own_seen, first)
+    wide = lambda p: padded.unroll(p, (), row, first)
 
-        found, info = step(params, wide, actions)
-        expected, own_info = step(own_params, own, own_actions)
-        assert own_info.kl > 1e-3
-        np.testing.assert_allclose(info.kl, own_info.kl, rtol=1e-6)
-        np.testing.assert_allclose(info.surrogate_gain, own_info.surrogate_gain, rtol=1e-6)
-        chex.assert_trees_all_close(jax.tree.map(cut, found, expected), expected, rtol=1e-6)
-        rest = lambda x, y: x.at[tuple(map(slice, y.shape))].set(0)
-        left = [jax.tree.map(rest, tree, expected) for tree in (found, params)]
-        chex.assert_trees_all_equal(*left)  # what is no agent's own stays as it was
+    own_actions, actions = (x.sample(keys[1]) for x in (own(own_params), wide(params)))
+    if isinstance(spec, Box):  # whatever the other components are
+        actions = actions.at[..., : spec.size].set(own_actions)
+    else:
+        assert (actions < spec.num_actions).all()
+        actions = own_actions
+    advantages = jax.random.normal(keys[2], batch)
+    found, info = step_of(params, wide, actions, advantages)
+    expected, own_info = step_of(own_params, own, own_actions, advantages)
+    assert own_info.kl > 1e-3
+    np.testing.assert_allclose(info.kl, own_info.kl, rtol=1e-6)
+    np.testing.assert_allclose(info.surrogate_gain, own_info.surrogate_gain, rtol=1e-6)
+    chex.assert_trees_all_close(jax.tree.map(cut, found, expected), expected, rtol=1e-6)
+    rests = (jax.tree.map(emptied, tree, expected) for tree in (found, params))
+    chex.assert_trees_all_equal(*rests)  # what is no agent's own stays as it was
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -239,36 +231,25 @@ def test_before_a_step_the_policy_of_a_team_is_what_acted(shared, memory):
     @jax.jit
     def run(key):
         state = algorithm.init(key)
-        carry = state.rollout.acting.carry
-        before, trajectory = algorithm.collect(state)
-        actor = state.actor
-        seen = trajectory.observation
-        outputs = []
-        for t in range(3):
-            first = trajectory.first[t]
-            fresh = policy.carry(config.num_envs)
-            choose = lambda new, old: jnp.where(first.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-            carry = jax.tree.map(choose, fresh, carry)
-            observations = jax.tree.map(lambda x: x[t], seen)
+        start, actor = state.rollout.acting.carry, state.actor
+        _, trajectory = algorithm.collect(state)
+
+        def one_step(carry, row):
+            observations, first = row
+            carry = restarted(policy.carry, first, carry)
             carry, distribution = algorithm.policy(actor, carry, observations)
-            outputs.append(distribution.logits)
-        first_carry = state.rollout.acting.carry
-        observed = algorithm.agent
-        whole = observed.policy.unroll(
-            actor.policy_params, first_carry, _seen(env, actor, seen), trajectory.first
-        )
-        return jnp.stack(outputs), whole.logits, trajectory.action
+            return carry, distribution.logits
 
-    stepped, unrolled, actions = run(jax.random.key(0))
-    np.testing.assert_allclose(stepped, unrolled[:3], rtol=1e-5, atol=1e-5)
-    assert stepped.shape[1:] == (4, 3, 3)
-    assert (actions[:, :, 1] < 2).all()  # the agent with two actions
+        _, stepped = jax.lax.scan(one_step, start, (trajectory.observation, trajectory.first))
+        seen = observe(env.observation, actor.observation_statistics, trajectory.observation, True)
+        whole = policy.unroll(actor.policy_params, start, seen, trajectory.first)
+        return stepped, whole.logits, trajectory
 
-
-def _seen(env, actor, observations):
-    from trpo_jax.observing import observe
-
-    return observe(env.observation, actor.observation_statistics, observations, True)
+    stepped, unrolled, trajectory = run(jax.random.key(0))
+    assert trajectory.first[1:].any()
+    assert stepped.shape == (8, 4, 3, 3)
+    np.testing.assert_allclose(stepped, unrolled, rtol=1e-5, atol=1e-5)
+    assert (trajectory.action[:, :, 1] < 2).all()  # the agent with two actions
 
 
 def test_shared_parameters_are_one_policy_that_knows_the_number_of_the_agent():
@@ -292,8 +273,6 @@ def test_agents_that_share_parameters_count_as_environments():
     of_team = {name: jax.random.normal(key, (4, 2, 3, 5)) for name in ("observations", "actions")}
     of_team["carry"] = jax.random.normal(key, (1, 2, 3, 5))
     of_all = {name: jax.random.normal(key, (4, 2)) for name in names[3:]}
-    from trpo_jax.algorithms.on_policy import Batch
-
     batch = Batch(**of_team, **of_all, noise=())
     joined = as_environments(batch, 3)
     for index in range(3):
@@ -307,7 +286,7 @@ def test_a_team_of_the_climbing_game_never_gets_worse_and_finds_a_stable_joint_a
     env = envs.make("native/ClimbingGame")
     config = hatrpo.Config(num_envs=512, num_steps=1, critic_minibatches=4, critic_epochs=2)
     algorithm = hatrpo.make(env, config)
-    payoffs = jnp.asarray(envs.native.CLIMBING)
+    payoffs = jnp.asarray(CLIMBING)
 
     def value(state):
         _, distribution = algorithm.policy(state.actor, (), jnp.ones((1, 2, 1)))
@@ -317,7 +296,7 @@ def test_a_team_of_the_climbing_game_never_gets_worse_and_finds_a_stable_joint_a
     @jax.jit
     def run(key):
         def body(state, _):
-            state, metrics = algorithm.update(state)
+            state, _ = algorithm.update(state)
             return state, value(state)
 
         state = algorithm.init(key)

@@ -1,7 +1,7 @@
 """Adapter for JaxMARL 0.2 (https://github.com/FLAIROx/JaxMARL): several agents in JAX."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from inspect import signature
 from io import StringIO
@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from trpo_jax.envs.agents import REWARDS, own_actions, row_shape, stacked, team_reward
 from trpo_jax.envs.base import MASK, SHOWN, Agents, Box, Discrete, Environment
@@ -24,12 +22,12 @@ MABRAX = "jaxmarl.environments.mabrax"  # takes seconds to import, and undoes `r
 sys.modules.setdefault(MABRAX, None)  # which JaxMARL takes for one that is not installed
 with deferred("matplotlib.pyplot", "matplotlib.animation"), redirect_stdout(StringIO()):
     import jaxmarl
-    import matplotlib.pyplot as plt
     from jaxmarl.environments import spaces
     from jaxmarl.environments.mpe import MPEVisualizer
     from jaxmarl.environments.multi_agent_env import MultiAgentEnv
     from jaxmarl.environments.smax import map_name_to_scenario
     from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
+    from jaxmarl.viz.visualizer import SMAXVisualizer
 
 HIDDEN = {"self", "args", "kwargs", "env_kwargs"}  # in signatures, and no arguments
 if sys.modules[MABRAX] is None:
@@ -180,38 +178,35 @@ def _renderer(
     name: str, env: MultiAgentEnv
 ) -> Callable[[Sequence[Any]], Sequence[np.ndarray]] | None:
     """Returns what draws states; None where JaxMARL has nothing that draws them one by one."""
-    if name.removeprefix("jaxmarl/") in SMAX:
+    if "/MPE_" in name:
 
-        def draw(axes, state):
+        def render(states):
+            with redirect_stdout(StringIO()):
+                visualizer = MPEVisualizer(env, list(states))
+            return _frames(visualizer.fig, visualizer.update, range(len(states)))
+
+        return render
+    if not hasattr(env, "all_agents"):
+        return None
+
+    def render_smax(states):
+        visualizer = SMAXVisualizer(env, list(states))
+
+        def draw(state):
             game = state.state
             attacks = dict(zip(env.all_agents, np.asarray(game.prev_attack_actions), strict=True))
-            env.init_render(axes, (None, game, attacks), 0, int(game.step))
+            env.init_render(visualizer.ax, (None, game, attacks), 0, int(game.step))
 
-        return lambda states: _frames(draw, states)
-    if "/MPE_" in name:
-        return lambda states: _mpe_frames(env, states)
-    return None
+        return _frames(visualizer.fig, draw, states)
+
+    return render_smax
 
 
-def _frames(draw: Callable[[Any, Any], None], states: Sequence[Any]) -> list[np.ndarray]:
-    figure = Figure(figsize=(5, 5))
-    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+def _frames(figure: Any, draw: Callable[[Any], None], views: Iterable[Any]) -> list[np.ndarray]:
     frames = []
-    for state in states:
-        draw(axes, state)
-        canvas.draw()
-        frames.append(np.array(canvas.buffer_rgba())[..., :3])
-    return frames
-
-
-def _mpe_frames(env: MultiAgentEnv, states: Sequence[Any]) -> list[np.ndarray]:
-    with redirect_stdout(StringIO()):
-        visualizer = MPEVisualizer(env, list(states))
-    canvas = visualizer.fig.canvas
-    frames = []
-    for index in range(len(states)):
-        visualizer.update(index)
-        canvas.draw()
-        frames.append(np.array(canvas.buffer_rgba())[..., :3])
-    plt.close(visualizer.fig)
+    for view in views:
+        draw(view)
+        figure.canvas.draw()
+        frames.append(np.array(figure.canvas.buffer_rgba())[..., :3])
+    figure.clear()
     return frames
