@@ -30,7 +30,8 @@ _MODULES = {  # of each public name
         "lstm",
         "recurrent_network",
     ),
-    "trpo_jax.critics": ("Critic", "adam_critic", "trust_region_critic"),
+    "trpo_jax.teams": ("make_team",),
+    "trpo_jax.critics": ("Critic", "adam_critic", "normalized", "trust_region_critic"),
     "trpo_jax.transform": ("levenberg_marquardt", "natural_gradient", "unmasked"),
     "trpo_jax.kronecker": ("kronecker_solver",),
     "trpo_jax.sample_space": ("sample_space_solver",),
@@ -38,6 +39,7 @@ _MODULES = {  # of each public name
     "trpo_jax.networks": ("Network", "from_linen", "from_nnx"),
     "trpo_jax.algorithms.base": ("Algorithm",),
     "trpo_jax.envs.base": (
+        "Agents",
         "ArraySpec",
         "Box",
         "Discrete",
@@ -48,6 +50,9 @@ _MODULES = {  # of each public name
     "trpo_jax.envs.costs": ("with_cost",),
     "trpo_jax.algorithms": (
         "cpo",
+        "happo",
+        "hatrpo",
+        "mappo",
         "npg",
         "pcpo",
         "ppo",

@@ -1,8 +1,8 @@
 """Runs on several devices, for a process of its own: `python sharded.py FOLDER ALGORITHM ...`.
 
-For each algorithm, `trpo-gru` being one with a memory and `hatrpo` one of a team, it runs the same
-seeds on one device, split by runs and split by environments, stopped and gone on in the middle, and
-writes what came of them and what the programs communicate.
+For each algorithm, `trpo-gru` being one with a memory, it runs the same seeds on one device, split
+by runs and split by environments, stopped and gone on in the middle, and writes what came of them
+and what the programs communicate.
 """
 
 import json

@@ -148,7 +148,7 @@ def _agent_panels(run: StoredRun) -> list[Panel]:
     largest, smallest = (np.where(x > 0, x, np.nan) for x in (each.max(axis=0), each.min(axis=0)))
     return [
         Panel(
-            "KL divergence of single agents, nats",
+            "KL of single agents, nats",
             ("kl_agent_0",),
             {"largest": largest, "smallest": smallest},
             "Means over states. All agents should move. An agent that never does has its steps "

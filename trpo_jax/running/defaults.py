@@ -52,7 +52,8 @@ class Defaults(NamedTuple):
         total_steps: environment steps of each seed.
         num_seeds: number of seeds.
         evaluation_episodes: episodes of each seed that its final policy is judged by.
-        env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        env_processes: whether each copy of a Gymnasium or PettingZoo environment gets a process of
+            its own.
     """
 
     config: Any

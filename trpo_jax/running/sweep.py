@@ -251,7 +251,8 @@ def sweep(
             file is written if None.
         progress: whether to show progress.
         placement: which devices the runs are split over; the default one if None.
-        env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        env_processes: whether each copy of a Gymnasium or PettingZoo environment gets a process of
+            its own.
         env_args: keyword arguments of the environment, which is then given by its name.
         wrappers: functions of the environment, or their names; see `trpo_jax.make_env`.
         env_timeout: seconds that a reset or a step of an environment on the host may take.

@@ -115,7 +115,8 @@ def train(
         seeds: their number n, for seeds 0 to n - 1, or the seeds themselves.
         total_steps: environment steps of each seed, rounded down to whole updates.
         evaluation_episodes: episodes of each seed that its final policy is judged by.
-        env_processes: whether each copy of a Gymnasium environment gets a process of its own.
+        env_processes: whether each copy of a Gymnasium or PettingZoo environment gets a process of
+            its own.
         env_args: keyword arguments of the environment, which is then given by its name.
         wrappers: functions of the environment, or their names as "module:name", applied in order;
             see `trpo_jax.make_env`.
