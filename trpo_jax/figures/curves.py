@@ -23,12 +23,10 @@ from trpo_jax.records.runs import ONLY_COST
 # algorithm has the same look in every figure: that of its place here. Other labels follow.
 ALGORITHMS = ("trpo", "npg", "vpg", "ppo", "ua_trpo", "qprop", "trpo_vine")
 ALGORITHMS += ("trpo_held_out", "trpo_ensemble")
-# Those with limits and those of teams have styles of their own, so that they leave the looks of other
-# labels alone. The first colour is that of trpo, which those with limits are often beside.
-WITH_LIMITS, OF_TEAMS = (
-    ("cpo", "pcpo", "trpo_lag", "trpo_pid", "ppo_lag"),
-    ("hatrpo", "happo", "mappo"),
-)
+# Those with limits and those of teams have styles of their own, so that they leave the looks of
+# other labels alone. The first colour is that of trpo, which those with limits are often beside.
+WITH_LIMITS = ("cpo", "pcpo", "trpo_lag", "trpo_pid", "ppo_lag")
+OF_TEAMS = ("hatrpo", "happo", "mappo")
 OWN_STYLES = ((("", *WITH_LIMITS), (0, (5, 1))), (OF_TEAMS, (0, (4, 1, 1, 1))))
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", (0, (3, 1.5)))
