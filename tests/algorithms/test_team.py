@@ -13,8 +13,13 @@ from trpo_jax import envs
 from trpo_jax.agent import Agent, Policy, build_policy, memoryless
 from trpo_jax.algorithms import hatrpo, trpo
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.algorithms.team import as_environments, batch_of_agent, make_team_algorithm
-from trpo_jax.critics import Critic, init_critic
+from trpo_jax.algorithms.team import (
+    as_environments,
+    batch_of_agent,
+    make_team_algorithm,
+    team_metrics,
+)
+from trpo_jax.critics import Critic, Sequences, init_critic
 from trpo_jax.distributions import Categorical, DiagGaussian
 from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, StepResult
 from trpo_jax.envs.native import CLIMBING
@@ -159,23 +164,63 @@ def test_each_agent_sees_the_advantages_that_the_steps_before_it_leave():
 
 
 def test_constant_advantages_stay_constant_whatever_the_agents_before_did():
-    """Otherwise the noise of their probability ratios would be followed, times that constant."""
+    """Otherwise the noise of their probability ratios would be followed, times that constant.
+
+    What an agent learnt, and what its step keeps, stays its own.
+    """
+    new_logits = jnp.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
 
     def step_arguments(env, config, agent):
         def step(key, step_input):
-            varies = jnp.std(step_input.batch.advantages)
-            params = jnp.array([1.0, 0.0, -1.0])
-            return params, (), {"kl": varies}
+            index = step_input.batch.observations[0, 0, 0].astype(int)
+            spread = jnp.std(step_input.batch.advantages)
+            return new_logits[index], step_input.step_state + index + 1, {"kl": spread}
 
-        return {"policy_step": step}
+        start = lambda key, params: jnp.sum(params).astype(int)
+        return {"policy_step": step, "init_step_state": start}
 
     env = game(np.full((3, 3), 7.0))
     agent = Agent(logits_policy(3), constant_critic(), white())
-    config = hatrpo.Config(num_envs=9, num_steps=1, critic_minibatches=1)
+    config = hatrpo.Config(
+        num_envs=9, num_steps=1, critic_minibatches=1, normalize_observations=False
+    )
     algorithm = make_team_algorithm(env, config, agent, step_arguments)
-    metrics = jax.jit(algorithm.improve)(*replay_all(algorithm, np.full((3, 3), 7.0)))[2]
+    state, trajectory = replay_all(algorithm, np.full((3, 3), 7.0))
+    improve = jax.jit(algorithm.improve)
+    for update in range(1, 4):  # in more than one order
+        state, _, metrics = improve(state, trajectory)
+        assert [metrics["kl_agent_0"], metrics["kl_agent_1"]] == [0, 0]
+        np.testing.assert_array_equal(state.actor.policy_params, new_logits)
+        np.testing.assert_array_equal(state.step_state, [update, 2 * update])
     assert metrics["reward_signal"]
-    assert [metrics["kl_agent_0"], metrics["kl_agent_1"]] == [0, 0]
+
+
+def test_metrics_of_a_team_are_means_and_the_largest_divergence():
+    metrics = {"kl": jnp.array([1.0, 3.0]), "kl_max": jnp.array([5.0, 4.0])}
+    metrics["entropy"] = jnp.array([0.5, 1.5])
+    found = team_metrics(metrics)
+    expected = {"kl": 2, "kl_max": 5, "entropy": 1, "kl_agent_0": 1, "kl_agent_1": 3}
+    assert found == expected
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_the_critic_sees_the_state_of_the_team_or_else_all_agents(with_state):
+    env = probes.team_of(probes.noise(masked=True), 2)
+    if with_state:
+        state = {"state": ArraySpec((3,), FLOAT)}
+        env = env._replace(observation=env.observation | state, critic_observation="state")
+    critic = make_team(env, hatrpo.Config(hidden_sizes=(4,))).critic
+    params = critic.init(jax.random.key(0)).params
+    shown = jax.tree.map(lambda spec: jnp.zeros((1, 1, *spec.shape)), env.observation)
+    first = jnp.ones((1, 1), bool)
+    value = lambda x: float(critic.values(params, Sequences((), x, first))[0][0, 0])
+    changes = {}
+    for name, x in shown.items():
+        for index in range(x.shape[2]):
+            moved = shown | {name: x.at[:, :, index].set(1.0)}
+            changes[name, index] = value(moved) != value(shown)
+    seen_part = "state" if with_state else "observation"
+    assert changes == {(name, index): name == seen_part for name, index in changes}
 
 
 def cut(x, like):
