@@ -168,7 +168,8 @@ def kl(args: Any) -> Iterator[str]:
 def summary(scores: Sequence[float]) -> str:
     """Returns a mean with its 95 % interval."""
     found = summarize(np.asarray(scores))
-    return f"{found.mean:.1f} ({found.low:.1f} to {found.high:.1f})"
+    interval = "" if found.ci95 is None else " ({:.1f} to {:.1f})".format(*found.ci95)
+    return f"{found.mean:.1f}{interval}"
 
 
 def wins(args: Any) -> Iterator[str]:
