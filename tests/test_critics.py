@@ -9,13 +9,18 @@ from jax.flatten_util import ravel_pytree
 from problems import mlp, mlp_params
 
 from trpo_jax.critics import (
+    NormalizedState,
     Sequences,
+    adam_critic,
     explained_variance,
     fit_critic,
     init_critic,
+    normalized,
+    trust_region_critic,
     trust_region_fit,
 )
 from trpo_jax.networks import Network
+from trpo_jax.normalization import init_statistics
 from trpo_jax.recurrent import without_memory
 
 
@@ -142,6 +147,59 @@ def test_a_fit_without_errors_changes_nothing():
     fitted, _ = trust_region_fit(values_of, init_critic(params), values, max_change=0.1)
     for old, new in zip(*map(jax.tree.leaves, (params, fitted.params)), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def linear_critic(num_features=3):
+    """Returns a critic, of a linear function, that Adam fits."""
+    init = lambda key: {"w": jax.random.normal(key, (num_features,)), "b": jnp.zeros(())}
+    return adam_critic(Network(init, linear), learning_rate=0.05, epochs=3, minibatches=2)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("critic", [linear_critic(), trust_region_critic(Network(None, linear))])
+def test_a_normalized_critic_is_fitted_to_standardised_targets(critic):
+    keys = jax.random.split(jax.random.key(0), 4)
+    sequences = sequences_of(jax.random.normal(keys[0], (8, 4, 3)))
+    own = linear_critic().init(keys[1])
+    wrapped = normalized(critic)
+    state = NormalizedState(own, init_statistics(()))
+    np.testing.assert_array_equal(  # before there are any targets
+        wrapped.values(state.params, sequences)[0], critic.values(own.params, sequences)[0]
+    )
+    seen = np.zeros((0, 4))
+    for scale in (1.0, 50.0):
+        targets = 300 + scale * jax.random.normal(keys[2], (8, 4))
+        seen = np.concatenate([seen, targets])
+        mean, deviation = seen.mean(), seen.std()
+        own, own_loss = critic.fit(keys[3], own, sequences, (targets - mean) / deviation)
+        state, loss = wrapped.fit(keys[3], state, sequences, targets)
+        np.testing.assert_allclose(state.own.params["w"], own.params["w"], rtol=1e-4)
+        np.testing.assert_allclose(loss, own_loss * deviation**2, rtol=1e-4)
+        values = mean + deviation * critic.values(own.params, sequences)[0]
+        np.testing.assert_allclose(wrapped.values(state.params, sequences)[0], values, rtol=1e-4)
+
+
+def test_units_of_rewards_leave_what_a_normalized_critic_learns_as_it_is():
+    critic, keys = normalized(linear_critic()), jax.random.split(jax.random.key(0), 3)
+    sequences = sequences_of(jax.random.normal(keys[0], (8, 4, 3)))
+    targets = jax.random.normal(keys[1], (8, 4))
+    fit = lambda targets: critic.fit(keys[2], critic.init(keys[2]), sequences, targets)
+    (plain, loss), (scaled, scaled_loss) = fit(targets), fit(1000 * targets - 400)
+    for a, b in zip(*map(jax.tree.leaves, (plain.own, scaled.own)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3)
+    np.testing.assert_allclose(scaled_loss, 1e6 * loss, rtol=1e-3)
+    values = [critic.values(state.params, sequences)[0] for state in (plain, scaled)]
+    np.testing.assert_allclose(values[1], 1000 * values[0] - 400, rtol=1e-3, atol=0.1)
+
+
+def test_a_normalized_critic_learns_targets_that_are_all_the_same():
+    critic = normalized(trust_region_critic(Network(None, linear), max_change=1.0))
+    state = NormalizedState(init_critic({"w": jnp.ones(1), "b": jnp.ones(())}), init_statistics(()))
+    sequences = sequences_of(jnp.zeros((4, 2, 1)))
+    for _ in range(10):
+        state, loss = critic.fit(jax.random.key(0), state, sequences, jnp.full((4, 2), -20.0))
+    assert loss < 1e-3
+    np.testing.assert_allclose(critic.values(state.params, sequences)[0], -20.0, atol=0.02)
 
 
 def test_explained_variance():

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -208,8 +207,3 @@ def test_the_public_names_are_sorted_and_no_others_are_there():
     assert trpo_jax.__all__ == sorted(trpo_jax.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trane'"):
         _ = trpo_jax.trane
-
-
-def test_the_version_is_that_of_the_project():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == trpo_jax.__version__

@@ -19,6 +19,7 @@ _MODULES = {  # of each public name
     "trpo_jax.running.train": ("train",),
     "trpo_jax.running.sweep": ("Sweep", "sweep"),
     "trpo_jax.running.defaults": ("defaults",),
+    "trpo_jax.records.citations": ("citation",),
     "trpo_jax.records.policies": ("load_policy",),
     "trpo_jax.records.export": ("export",),
     "trpo_jax.agent": ("Agent", "Policy", "make_agent", "memoryless", "policy_of"),

@@ -5,7 +5,7 @@ the distribution of its actions. Each agent has a policy for its rows, with para
 or all agents share the parameters of one policy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -27,10 +27,12 @@ from trpo_jax.envs.base import (
     split_part,
     with_parts,
 )
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import seen_spec
 
 AGENT = "agent"  # part of a row that says one-hot whose it is
 USED = "used_components"  # part of a row that says which components of an action are the agent's
+BESIDE = 2**31  # `fold_in(key, i)` is `split(key, n)[i]`, and no split has as many keys
 
 
 class Rows(NamedTuple):
@@ -57,6 +59,9 @@ def rows_of(observation: ObservationSpec, action: Agents, numbered: bool) -> Row
         observation: what the policies see, each array with an axis of agents.
         action: what the team gives.
         numbered: whether a row says whose it is.
+
+    Raises:
+        ConfigurationError: if a part of the observation has a name that a row needs.
     """
     padded, uneven = action.padded, not action.used.all()
     constant = {AGENT: np.eye(action.count, dtype=np.float32)} if numbered else {}
@@ -67,6 +72,12 @@ def rows_of(observation: ObservationSpec, action: Agents, numbered: bool) -> Row
         parts[MASK] = ArraySpec(action.used.shape[1:], np.dtype(bool))
     if uneven and not masked:
         constant[USED] = action.used
+    for name in constant:
+        if isinstance(observation, Mapping) and name in observation:
+            raise ConfigurationError(
+                f"The observation of a team has a part {name!r}, and the rows of its agents have "
+                "a part of that name beside. Give it another name, in a wrapper for instance."
+            )
 
     def of(observations, axes):
         batch = jax.tree.leaves(observations)[0].shape[:axes]
@@ -75,7 +86,7 @@ def rows_of(observation: ObservationSpec, action: Agents, numbered: bool) -> Row
             added[MASK] = action.legal(split_mask(observations)[1], batch)
         return with_parts(observations, **added) if added else observations
 
-    return Rows(with_parts(row, **parts) if parts else row, padded, of)
+    return Rows(with_parts(row, **parts) if parts or constant else row, padded, of)
 
 
 def row_policy(policy: Policy) -> Policy:
@@ -83,7 +94,7 @@ def row_policy(policy: Policy) -> Policy:
 
     Where a row has the part `used_components`, all others have a standard normal distribution,
     whatever the parameters. They change no probability ratio, no KL divergence and no Fisher
-    matrix.
+    matrix, and add a constant to the entropy.
 
     Args:
         policy: a policy that sees rows without that part.
@@ -195,7 +206,7 @@ def _central(env: Environment) -> tuple[ObservationSpec, Callable[[Any, int], An
 
 def keys_of(key: PRNGKeyArray, count: int) -> Key[Array, " N"]:
     """Returns a key for each of N = `count` agents; the first has the key it would have alone."""
-    others = jax.random.split(jax.random.fold_in(key, 1), count)[1:]
+    others = jax.random.split(jax.random.fold_in(key, BESIDE), count)[1:]
     return jnp.concatenate([key[None], others])
 
 

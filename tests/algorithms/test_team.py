@@ -10,20 +10,27 @@ import probes
 import pytest
 
 from trpo_jax import envs
-from trpo_jax.agent import Agent, Policy, build_policy
+from trpo_jax.agent import Agent, Policy, build_policy, memoryless
 from trpo_jax.algorithms import hatrpo, trpo
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.algorithms.team import as_environments, batch_of_agent, make_team_algorithm
-from trpo_jax.critics import Critic, init_critic
-from trpo_jax.distributions import Categorical
+from trpo_jax.algorithms.team import (
+    as_environments,
+    batch_of_agent,
+    make_team_algorithm,
+    team_metrics,
+)
+from trpo_jax.critics import Critic, Sequences, init_critic
+from trpo_jax.distributions import Categorical, DiagGaussian
 from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, StepResult
 from trpo_jax.envs.native import CLIMBING
-from trpo_jax.exploration import white
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.exploration import ou, white
 from trpo_jax.fisher import fisher_vector_product
+from trpo_jax.networks import Network
 from trpo_jax.observing import observe
 from trpo_jax.recurrent import restarted
 from trpo_jax.solvers import damped_solver
-from trpo_jax.teams import build_team_policy, row_policy, rows_of
+from trpo_jax.teams import build_team_policy, make_team, row_policy, rows_of, team_rows
 from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
 
 SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
@@ -156,6 +163,66 @@ def test_each_agent_sees_the_advantages_that_the_steps_before_it_leave():
     assert len(orders) == 6
 
 
+def test_constant_advantages_stay_constant_whatever_the_agents_before_did():
+    """Otherwise the noise of their probability ratios would be followed, times that constant.
+
+    What an agent learnt, and what its step keeps, stays its own.
+    """
+    new_logits = jnp.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
+
+    def step_arguments(env, config, agent):
+        def step(key, step_input):
+            index = step_input.batch.observations[0, 0, 0].astype(int)
+            spread = jnp.std(step_input.batch.advantages)
+            return new_logits[index], step_input.step_state + index + 1, {"kl": spread}
+
+        start = lambda key, params: jnp.sum(params).astype(int)
+        return {"policy_step": step, "init_step_state": start}
+
+    env = game(np.full((3, 3), 7.0))
+    agent = Agent(logits_policy(3), constant_critic(), white())
+    config = hatrpo.Config(
+        num_envs=9, num_steps=1, critic_minibatches=1, normalize_observations=False
+    )
+    algorithm = make_team_algorithm(env, config, agent, step_arguments)
+    state, trajectory = replay_all(algorithm, np.full((3, 3), 7.0))
+    improve = jax.jit(algorithm.improve)
+    for update in range(1, 4):  # in more than one order
+        state, _, metrics = improve(state, trajectory)
+        assert [metrics["kl_agent_0"], metrics["kl_agent_1"]] == [0, 0]
+        np.testing.assert_array_equal(state.actor.policy_params, new_logits)
+        np.testing.assert_array_equal(state.step_state, [update, 2 * update])
+    assert metrics["reward_signal"]
+
+
+def test_metrics_of_a_team_are_means_and_the_largest_divergence():
+    metrics = {"kl": jnp.array([1.0, 3.0]), "kl_max": jnp.array([5.0, 4.0])}
+    metrics["entropy"] = jnp.array([0.5, 1.5])
+    found = team_metrics(metrics)
+    expected = {"kl": 2, "kl_max": 5, "entropy": 1, "kl_agent_0": 1, "kl_agent_1": 3}
+    assert found == expected
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_the_critic_sees_the_state_of_the_team_or_else_all_agents(with_state):
+    env = probes.team_of(probes.noise(masked=True), 2)
+    if with_state:
+        state = {"state": ArraySpec((3,), FLOAT)}
+        env = env._replace(observation=env.observation | state, critic_observation="state")
+    critic = make_team(env, hatrpo.Config(hidden_sizes=(4,))).critic
+    params = critic.init(jax.random.key(0)).params
+    shown = jax.tree.map(lambda spec: jnp.zeros((1, 1, *spec.shape)), env.observation)
+    first = jnp.ones((1, 1), bool)
+    value = lambda x: float(critic.values(params, Sequences((), x, first))[0][0, 0])
+    changes = {}
+    for name, x in shown.items():
+        for index in range(x.shape[2]):
+            moved = shown | {name: x.at[:, :, index].set(1.0)}
+            changes[name, index] = value(moved) != value(shown)
+    seen_part = "state" if with_state else "observation"
+    assert changes == {(name, index): name == seen_part for name, index in changes}
+
+
 def cut(x, like):
     """Returns the part of an array that a smaller network has, whose numbers come first."""
     return x[tuple(map(slice, like.shape))]
@@ -181,6 +248,7 @@ def step_of(params, distributions, actions, advantages):
     )
 
 
+MEAN_OF_COMPONENTS = hatrpo.Config(max_kl_per_dimension=True)
 BOXES = tuple(Box(-np.ones(n, np.float32), np.ones(n, np.float32)) for n in (1, 3))
 
 
@@ -250,6 +318,41 @@ def test_before_a_step_the_policy_of_a_team_is_what_acted(shared, memory):
     assert stepped.shape == (8, 4, 3, 3)
     np.testing.assert_allclose(stepped, unrolled, rtol=1e-5, atol=1e-5)
     assert (trajectory.action[:, :, 1] < 2).all()  # the agent with two actions
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_policy_of_the_users_own_sees_what_the_rows_say(shared):
+    seen = []
+
+    def see(params, x):
+        seen.append(jax.tree.map(lambda x: x.shape[1:], x))
+        return DiagGaussian(*[jnp.zeros((*jax.tree.leaves(x)[0].shape[:-1], 3)) + params] * 2)
+
+    env = probes.team_of(probes.noise())._replace(action=Agents(BOXES))
+    config = hatrpo.Config(**SMALL, share_parameters=shared)
+    agent = make_team(env, config)
+    agent = agent._replace(policy=memoryless(Network(lambda key: jnp.zeros(3), see)))
+    algorithm = hatrpo.make(env, config, agent=agent)
+    start = jax.eval_shape(algorithm.init, jax.random.key(0))
+    jax.eval_shape(lambda state: algorithm.policy(state.actor, (), jnp.zeros((4, 2, 2))), start)
+    shape = jax.tree.map(lambda spec: spec.shape, team_rows(env, config).observation)
+    assert seen == [shape]
+
+
+def test_what_no_team_can_use_is_named():
+    env = probes.team_of(probes.noise())
+    config = hatrpo.Config(share_parameters=True)
+    agent = make_team(env, config)
+    with pytest.raises(ConfigurationError, match=r"which a team cannot.*exploration.white\(\)"):
+        hatrpo.make(env, config, agent=agent._replace(exploration=ou(2, 0.5)))
+    uneven = env._replace(action=Agents(BOXES))
+    hatrpo.make(uneven._replace(action=Agents(BOXES[:1] * 2)), MEAN_OF_COMPONENTS)
+    with pytest.raises(ConfigurationError, match=r"max_kl_per_dimension = True.*1 or 3"):
+        hatrpo.make(uneven, MEAN_OF_COMPONENTS)
+    named = env._replace(observation={"agent": env.observation})
+    hatrpo.make(named, hatrpo.Config())
+    with pytest.raises(ConfigurationError, match="has a part 'agent', and the rows"):
+        hatrpo.make(named, config)
 
 
 def test_shared_parameters_are_one_policy_that_knows_the_number_of_the_agent():

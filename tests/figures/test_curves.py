@@ -4,6 +4,7 @@ import pytest
 from trpo_jax import algorithms
 from trpo_jax.figures.curves import (
     ALGORITHMS,
+    OF_TEAMS,
     WITH_LIMITS,
     Costs,
     Curve,
@@ -60,7 +61,7 @@ def test_a_figure_without_an_episode_says_so():
 
 
 def test_an_algorithm_has_the_same_colour_in_every_figure():
-    assert set(algorithms.ALGORITHMS) == {*ALGORITHMS, *WITH_LIMITS}
+    assert set(algorithms.ALGORITHMS) == {*ALGORITHMS, *WITH_LIMITS, *OF_TEAMS}
     curve = Curve(np.arange(1, 4), np.ones((3, 3)))
     alone = comparison({"A": {"ppo": curve}}, ["ppo"]).axes[0].lines[0]
     beside = comparison({"A": {"mine": curve, "ppo": curve}}, ["mine", "ppo"]).axes[0].lines
@@ -180,6 +181,6 @@ def test_limits_that_differ_have_the_colours_of_their_labels():
     assert limit.get_color() == "black"
 
 
-def test_algorithms_with_limits_have_looks_of_their_own():
-    looks = [line_look((), name) for name in (*ALGORITHMS, *WITH_LIMITS)]
+def test_algorithms_with_limits_and_of_teams_have_looks_of_their_own():
+    looks = [line_look((), name) for name in (*ALGORITHMS, *WITH_LIMITS, *OF_TEAMS)]
     assert len({(x["color"], str(x["linestyle"])) for x in looks}) == len(looks)

@@ -261,6 +261,13 @@ def require_team(env: Environment, config: OnPolicy) -> None:
             f"the critic of {env.name} sees the state of the team, or else all observations. Leave "
             "it out."
         )
+    sizes = {own.size for own in env.action.each} if env.num_agents is not None else set()
+    if len(sizes) > 1 and getattr(config, "max_kl_per_dimension", False):
+        raise ConfigurationError(
+            f"max_kl_per_dimension = True cannot work with {env.name}, whose agents choose "
+            f"{' or '.join(map(str, sorted(sizes)))} components each: the radius is the same for "
+            "all of them. Leave it at False."
+        )
 
 
 def require_no_memory(agent: Agent, reason: str) -> None:

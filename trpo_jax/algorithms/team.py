@@ -7,7 +7,9 @@ in an order that is drawn anew for each update, and each sees
     E[ratio_i(a_i | o_i) M A],    M = product of ratio_j over the agents j before i,
 
 with A the advantages of the team, and ratio_j the new probability of j's action over the old one.
-M is 1 for the first agent, and an agent whose step was rejected leaves it alone.
+M is 1 for the first agent, and an agent whose step was rejected leaves it alone. In place of M A
+stands M (A - m) + m, with m the mean of A: the expectation is the same, and the noise of M does not
+grow with m.
 
 Agents that share their parameters have no order: the argument does not hold for them. They take
 one step together, in which each agent counts as an environment of its own.
@@ -26,7 +28,8 @@ from trpo_jax.algorithms.base import Algorithm, Metrics
 from trpo_jax.algorithms.groups import prepare
 from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.envs.base import Environment, split_part
-from trpo_jax.teams import folded, keys_of, row_policy, team_policy, team_rows
+from trpo_jax.errors import ConfigurationError
+from trpo_jax.teams import BESIDE, folded, keys_of, row_policy, team_policy, team_rows
 
 EACH = ("kl", "step_rejected")  # metrics that are kept of each agent too
 LARGEST = ("kl_max",)  # metrics whose largest counts; of all others the mean
@@ -49,6 +52,7 @@ def make_team_algorithm(
         ConfigurationError: if a field's value cannot work, or the environment has no team.
     """
     config, agent = prepare(env, config, agent)
+    require_white(agent)
     rows, count, shared = team_rows(env, config), env.num_agents, config.share_parameters
     policy = row_policy(agent.policy)
     alone = env._replace(observation=rows.observation, action=rows.action, critic_observation=None)
@@ -70,7 +74,7 @@ def make_team_algorithm(
         return step(key, step_input._replace(batch=as_environments(step_input.batch, count)))
 
     def in_turn(key, step_input):
-        order_key = jax.random.fold_in(key, 2)
+        order_key = jax.random.fold_in(key, BESIDE + 1)
         order = jax.random.permutation(order_key, count)
 
         def next_agent(carry, turn):
@@ -78,7 +82,7 @@ def make_team_algorithm(
             index, step_key = turn
             own, own_state = of_agent((params, states), index)
             batch = batch_of_agent(step_input.batch, index)
-            batch = batch._replace(advantages=jnp.exp(log_ratio) * batch.advantages)
+            batch = batch._replace(advantages=compound(batch.advantages, log_ratio))
             actor = step_input.actor._replace(policy_params=own)
             new, new_state, metrics = step(
                 step_key, step_input._replace(actor=actor, step_state=own_state, batch=batch)
@@ -97,6 +101,27 @@ def make_team_algorithm(
     return on_policy.make(
         env, config, agent=joint, policy_step=policy_step, init_step_state=init_step_state
     )
+
+
+def require_white(agent: Agent) -> None:
+    """Raises a ConfigurationError if the noise of an agent's actions goes on over time."""
+    if jax.tree.leaves(agent.exploration.init(jax.random.key(0), 1)):
+        raise ConfigurationError(
+            "The exploration of the agent carries noise from step to step, which a team cannot. "
+            "Choose trpo_jax.exploration.white()."
+        )
+
+
+def compound(
+    advantages: Float[Array, "T B"], log_ratio: Float[Array, "T B"]
+) -> Float[Array, "T B"]:
+    """Returns A + (M - 1) (A - mean A), what the steps of the agents before leave of advantages.
+
+    Args:
+        advantages: A.
+        log_ratio: the logarithm of M.
+    """
+    return advantages + jnp.expm1(log_ratio) * (advantages - jnp.mean(advantages))
 
 
 def of_agent(tree: Any, index: Any, axis: int = 0) -> Any:

@@ -23,8 +23,11 @@ from trpo_jax.records.runs import ONLY_COST
 # algorithm has the same look in every figure: that of its place here. Other labels follow.
 ALGORITHMS = ("trpo", "npg", "vpg", "ppo", "ua_trpo", "qprop", "trpo_vine")
 ALGORITHMS += ("trpo_held_out", "trpo_ensemble")
-# Those with limits have a style of their own, so that they leave the looks of other labels alone.
-WITH_LIMITS, STYLE_WITH_LIMITS = ("cpo", "pcpo", "trpo_lag", "trpo_pid", "ppo_lag"), (0, (5, 1))
+# Those with limits and those of teams have styles of their own, so that they leave the looks of
+# other labels alone. The first colour is that of trpo, which those with limits are often beside.
+WITH_LIMITS = ("cpo", "pcpo", "trpo_lag", "trpo_pid", "ppo_lag")
+OF_TEAMS = ("hatrpo", "happo", "mappo")
+OWN_STYLES = ((("", *WITH_LIMITS), (0, (5, 1))), (OF_TEAMS, (0, (4, 1, 1, 1))))
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", (0, (3, 1.5)))
 COMPARISON_POINTS = 200  # of each line, as many as a panel can show
@@ -232,11 +235,12 @@ def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
     An algorithm looks the same in every figure. The looks of other labels are left over by the
     algorithms; the place of a label among all other labels decides which one it has.
     """
-    others = [name for name in labels if name not in (*ALGORITHMS, *WITH_LIMITS)]
+    others = [name for name in labels if name not in (*ALGORITHMS, *WITH_LIMITS, *OF_TEAMS)]
     place = [*ALGORITHMS, *others, label].index(label)
     color, style = COLORS[place % len(COLORS)], LINE_STYLES[place % len(LINE_STYLES)]
-    if label in WITH_LIMITS:  # trpo, which they are often beside, has the first colour
-        color, style = COLORS[1 + WITH_LIMITS.index(label)], STYLE_WITH_LIMITS
+    for names, own_style in OWN_STYLES:
+        if label and label in names:
+            color, style = COLORS[names.index(label)], own_style
     return {"color": color, "linestyle": style, "linewidth": 1.6, "label": label}
 
 
