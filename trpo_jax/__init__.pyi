@@ -36,6 +36,7 @@ from trpo_jax.envs.base import (
 from trpo_jax.envs.costs import with_cost
 from trpo_jax.kronecker import kronecker_solver
 from trpo_jax.networks import Network, from_linen, from_nnx
+from trpo_jax.records.citations import citation
 from trpo_jax.records.export import export
 from trpo_jax.records.policies import load_policy
 from trpo_jax.recurrent import Cell, RecurrentNetwork, from_linen_cell, gru, lstm, recurrent_network
@@ -70,6 +71,7 @@ __all__ = [
     "StepResult",
     "Sweep",
     "adam_critic",
+    "citation",
     "cpo",
     "defaults",
     "export",
