@@ -2,8 +2,10 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -54,6 +56,10 @@ INSIDE_FUNCTIONS = {"running": {"figures"}}  # and there only, for what not ever
 
 ONLY_IN = {  # packages that some rooms alone may import
     "argparse": {"cli"},
+    "platformdirs": {"cli"},
+    "rich": {"cli", "running"},
+    "psutil": {"running"},
+    "PIL": {"figures", "running"},
     "matplotlib": {"figures"},
     "jax": set(ROOMS) - {"base", "analysis", "figures", "names"},
 }
@@ -61,6 +67,9 @@ OPTIONAL = {"brax", "craftax", "envpool", "gymnasium", "highway_env", "jumanji",
 OPTIONAL |= {"mujoco_playground", "navix", "pgx", "tensorboardX", "wandb"}
 OPTIONAL |= {"jaxmarl", "mpe2", "pettingzoo"}
 OPTIONAL |= {"imageio_ffmpeg", "onnx"}
+
+DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}  # of packages with another name
+OF_OTHERS = {"six"}  # a dependency forgets to declare it
 
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
@@ -125,6 +134,14 @@ def test_an_optional_package_is_imported_in_one_file():
             files[name.split(".")[0]].add(module)
     several = {package: files[package] for package in OPTIONAL if len(files[package]) > 1}
     assert not several
+
+
+def test_the_dependencies_are_the_packages_that_are_imported():
+    packages = {name.split(".")[0] for module in FILES for name, _ in imported(module)}
+    packages -= {"trpo_jax", *sys.stdlib_module_names, *OPTIONAL}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    assert {DISTRIBUTIONS.get(name, name) for name in packages} == declared - OF_OTHERS
 
 
 STAGES = """

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,13 @@ def test_outside_of_the_repository_the_package_says_what_an_extra_needs(monkeypa
 def test_every_extra_that_a_message_names_is_there(extra):
     assert requirements(extra)
     assert not any("trpo_jax" in line for line in requirements(extra))
+
+
+def test_one_extra_has_all_that_can_be_installed_together():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = {name for line in extras["all"] for name in re.findall(r"[\[,]([^],]+)", line)}
+    assert named == set(extras) - {"all", "envs", "cuda12", "cuda13"}
 
 
 def test_no_message_names_a_command_of_its_own():

@@ -103,6 +103,18 @@ class NaturalGradientState(NamedTuple):
     info: NaturalGradientInfo
 
 
+class NaturalGradientTransform(optax.GradientTransformationExtraArgs):
+    """An optax transform whose state is known to type checkers.
+
+    Attributes:
+        init: `params -> state`.
+        update: `(gradients, state, params, *, distribution_fn, ...) -> (updates, state)`.
+    """
+
+    init: Callable[[Params], NaturalGradientState]
+    update: Callable[..., tuple[Params, NaturalGradientState]]
+
+
 def natural_gradient(
     max_kl: ScalarOrSchedule = 0.01,
     damping: ScalarOrSchedule = 0.1,
@@ -115,7 +127,7 @@ def natural_gradient(
     damping_rule: DampingRule | None = None,
     damped_scaling: bool = True,
     solver: Solver | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> NaturalGradientTransform:
     """Returns the optax transform that turns a gradient into a natural-gradient step.
 
     Its updates descend, as those of optax do: `optax.apply_updates` lowers the loss whose gradients
@@ -272,7 +284,7 @@ def natural_gradient(
             jax.tree.map(like, info, state.info),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return NaturalGradientTransform(init, update)
 
 
 def conjugate_gradient_solver(system: System) -> Solve:

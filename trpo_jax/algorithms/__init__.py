@@ -3,9 +3,29 @@
 import dataclasses
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from trpo_jax import user_modules
 from trpo_jax.errors import ConfigurationError, unknown_name
+
+if TYPE_CHECKING:  # `__getattr__` imports them when they are used first
+    from trpo_jax.algorithms import cpo as cpo
+    from trpo_jax.algorithms import happo as happo
+    from trpo_jax.algorithms import hatrpo as hatrpo
+    from trpo_jax.algorithms import mappo as mappo
+    from trpo_jax.algorithms import npg as npg
+    from trpo_jax.algorithms import pcpo as pcpo
+    from trpo_jax.algorithms import ppo as ppo
+    from trpo_jax.algorithms import ppo_lag as ppo_lag
+    from trpo_jax.algorithms import qprop as qprop
+    from trpo_jax.algorithms import trpo as trpo
+    from trpo_jax.algorithms import trpo_ensemble as trpo_ensemble
+    from trpo_jax.algorithms import trpo_held_out as trpo_held_out
+    from trpo_jax.algorithms import trpo_lag as trpo_lag
+    from trpo_jax.algorithms import trpo_pid as trpo_pid
+    from trpo_jax.algorithms import trpo_vine as trpo_vine
+    from trpo_jax.algorithms import ua_trpo as ua_trpo
+    from trpo_jax.algorithms import vpg as vpg
 
 ALGORITHMS = (
     "trpo",
@@ -28,11 +48,13 @@ ALGORITHMS = (
 )
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Imports the module of an algorithm when it is used first."""
-    if name in ALGORITHMS:
-        return get(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a checker would take any name for a module
+
+    def __getattr__(name: str) -> ModuleType:
+        """Imports the module of an algorithm when it is used first."""
+        if name in ALGORITHMS:
+            return get(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get(name: str) -> ModuleType:

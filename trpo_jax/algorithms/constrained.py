@@ -30,12 +30,12 @@ SHARE = 0.2  # of the latest episodes in the running mean of their length
 class Constrained:
     """Limits on costs."""
 
-    cost_limit: float | tuple[float, ...] = fields.real(
+    cost_limit: fields.Real | tuple[float, ...] = fields.real(
         25.0,
         "what an episode may cost, undiscounted; one number for each cost, or one for all",
         several=True,
     )
-    cost_gamma: float = fields.real(0.99, "discount of future costs", 0.0, 1.0)
+    cost_gamma: fields.Real = fields.real(0.99, "discount of future costs", 0.0, 1.0)
 
 
 def require_costs(env: Environment, config: Constrained, most: int | None = None) -> None:

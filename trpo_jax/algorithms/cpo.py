@@ -45,7 +45,7 @@ from trpo_jax.trust_region import (
 class Config(Constrained, trpo.Config):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
-    cost_margin_rate: float = fields.real(
+    cost_margin_rate: fields.Real = fields.real(
         0.0,
         "share of the excess of the cost by which each update moves a margin, which is taken off "
         "the limit and never negative; 0 for no margin",

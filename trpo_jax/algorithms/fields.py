@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float
 
 from trpo_jax.errors import ConfigurationError
 
+Real = Float[Array, "..."] | float  # of a field: an array where `jax.vmap` runs over configs
 LARGEST_INTEGER = 2**31 - 1  # that 32 bits hold
 
 

@@ -27,8 +27,10 @@ class OnPolicy:
 
     num_envs: int = fields.integer(8, "environments stepped side by side", 1)
     num_steps: int = fields.integer(256, "steps of each environment in one update", 1)
-    gamma: float = fields.real(0.99, "discount of future rewards", 0.0, 1.0)
-    gae_lambda: float = fields.real(0.95, "lambda of generalised advantage estimation", 0.0, 1.0)
+    gamma: fields.Real = fields.real(0.99, "discount of future rewards", 0.0, 1.0)
+    gae_lambda: fields.Real = fields.real(
+        0.95, "lambda of generalised advantage estimation", 0.0, 1.0
+    )
     decay_steps: int = fields.integer(
         0,
         "environment steps over which what sets the length of the policy's step (max_kl, "
@@ -36,7 +38,7 @@ class OnPolicy:
         0,
         10**15,  # as many as `total_steps`
     )
-    entropy_coef: float = fields.real(
+    entropy_coef: fields.Real = fields.real(
         0.0, "weight of the policy's mean entropy beside the standardised advantages", 0.0
     )
     gae_critic: str = fields.choice(
@@ -44,12 +46,12 @@ class OnPolicy:
         "how the critic is fitted: epochs of Adam, or one Gauss-Newton step in a trust region",
         tuple(CRITICS),
     )
-    critic_lr: float = fields.real(1e-3, "step size of Adam for the critic", 0.0)
+    critic_lr: fields.Real = fields.real(1e-3, "step size of Adam for the critic", 0.0)
     critic_epochs: int = fields.integer(10, "passes over the batch when fitting the critic", 1)
     critic_minibatches: int = fields.integer(
         16, "parts of each pass; must divide num_envs * num_steps", 1
     )
-    critic_max_change: float = fields.real(
+    critic_max_change: fields.Real = fields.real(
         0.1,
         "trust region of the critic: mean squared change over twice its mean squared error",
         0.0,
@@ -59,7 +61,7 @@ class OnPolicy:
         (64, 64), "width of each hidden layer, policy and critic", 1
     )
     activation: str = fields.choice("tanh", "nonlinearity of the hidden layers", tuple(ACTIVATIONS))
-    log_std_init: float = fields.real(
+    log_std_init: fields.Real = fields.real(
         0.0, "initial log standard deviation of continuous actions", *LOG_STD_BOUNDS
     )
     state_dependent_std: bool = fields.flag(
@@ -116,14 +118,14 @@ class Exploration:
         "noise of continuous actions over time: independent, Ornstein-Uhlenbeck or coloured",
         tuple(EXPLORATIONS),
     )
-    ou_rho: float = fields.real(
+    ou_rho: fields.Real = fields.real(
         0.5,
         "correlation of the Ornstein-Uhlenbeck process from one step to the next",
         0.0,
         1.0,
         open_high=True,
     )
-    color_beta: float = fields.real(
+    color_beta: fields.Real = fields.real(
         0.5, "coloured noise has a spectrum of 1 / f^beta: 0 white, 1 pink, 2 red", 0.0, 2.0
     )
 
@@ -133,7 +135,7 @@ class Exploration:
 class NaturalGradient:
     """The natural-gradient direction and its length."""
 
-    max_kl: float = fields.real(
+    max_kl: fields.Real = fields.real(
         0.01, "radius of the trust region: mean KL(old || new), in nats", 0.0, open_low=True
     )
     max_kl_per_dimension: bool = fields.flag(
@@ -141,7 +143,7 @@ class NaturalGradient:
         "bound the mean over the action's components instead of their sum: the radius is max_kl "
         "times their number",
     )
-    damping: float = fields.real(
+    damping: fields.Real = fields.real(
         0.1, "added to the diagonal of the Fisher matrix in the solve", 0.0
     )
     damped_scaling: bool = fields.flag(
@@ -171,10 +173,10 @@ class TrustRegion(NaturalGradient):
     """The natural-gradient step with a line search."""
 
     line_search_steps: int = fields.integer(10, "step lengths tried at the most", 1)
-    line_search_shrink: float = fields.real(
+    line_search_shrink: fields.Real = fields.real(
         0.8, "factor from one step length to the next", 0.0, 1.0, open_low=True, open_high=True
     )
-    kl_peak: float = fields.real(
+    kl_peak: fields.Real = fields.real(
         0.0,
         "bound on KL(old || new) at any one state, as a multiple of the radius; 0 bounds the mean "
         "only",

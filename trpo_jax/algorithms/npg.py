@@ -43,7 +43,7 @@ class Config(NaturalGradient, Exploration, OnPolicy):
     normalized_step: bool = fields.flag(
         True, "end the step at max_kl, as a quadratic model sees it; else take step_size * F^-1 g"
     )
-    step_size: float = fields.real(
+    step_size: fields.Real = fields.real(
         0.1, "length of the step where it is not normalised", 0.0, open_low=True
     )
 

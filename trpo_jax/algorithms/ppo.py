@@ -53,15 +53,15 @@ class Proximal:
     """Epochs of minibatch Adam on the surrogate."""
 
     loss: str = fields.choice("clip", "what bounds the probability ratio", tuple(GAINS))
-    clip: float = fields.real(
+    clip: fields.Real = fields.real(
         0.2, "distance of the probability ratio from 1 that is paid for", 0.0, open_low=True
     )
-    policy_lr: float = fields.real(3e-4, "initial step size of Adam for the policy", 0.0)
+    policy_lr: fields.Real = fields.real(3e-4, "initial step size of Adam for the policy", 0.0)
     policy_epochs: int = fields.integer(10, "passes over the batch by the policy", 1)
     policy_minibatches: int = fields.integer(
         32, "parts of each pass; must divide num_envs * num_steps", 1
     )
-    max_grad_norm: float = fields.real(
+    max_grad_norm: fields.Real = fields.real(
         0.5, "norm that the policy's gradient is clipped to", 0.0, open_low=True
     )
 

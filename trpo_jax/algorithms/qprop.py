@@ -56,8 +56,10 @@ class Config(TrustRegion, Exploration, OnPolicy):
         True, "divide both parts of the gradient alike; else only the sampled one: biased"
     )
     replay_size: int = fields.integer(100_000, "environment steps remembered, at least a batch", 1)
-    q_lr: float = fields.real(1e-3, "step size of Adam for Q", 0.0)
-    q_tau: float = fields.real(5e-3, "share of Q that moves into its target at each step", 0.0, 1.0)
+    q_lr: fields.Real = fields.real(1e-3, "step size of Adam for Q", 0.0)
+    q_tau: fields.Real = fields.real(
+        5e-3, "share of Q that moves into its target at each step", 0.0, 1.0
+    )
     q_minibatch: int = fields.integer(64, "remembered steps in one step of Adam for Q", 1)
     q_updates: int = fields.integer(
         0, "steps of Adam for Q in one update; 0 for one per environment step", 0

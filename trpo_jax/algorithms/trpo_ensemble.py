@@ -43,7 +43,7 @@ class Config(trpo.Config):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
     num_critics: int = fields.integer(4, "critics in the ensemble", 2)
-    uncertainty_exponent: float = fields.real(
+    uncertainty_exponent: fields.Real = fields.real(
         1.0,
         "exponent of a state's weight in the metric by the critics' disagreement; 0 weights all "
         "states alike",

@@ -39,7 +39,7 @@ from trpo_jax.trust_region import (
 class Config(trpo.Config):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
-    alpha: float = fields.real(
+    alpha: fields.Real = fields.real(
         0.05, "1 - alpha is the level of confidence", 0.0, 1.0, open_low=True, open_high=True
     )
 

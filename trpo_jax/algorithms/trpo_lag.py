@@ -23,7 +23,7 @@ from trpo_jax.envs.base import Environment
 class AdamPrice(Constrained):
     """The multipliers of a Lagrangian."""
 
-    multiplier_lr: float = fields.real(0.035, "step size of Adam for the multipliers", 0.0)
+    multiplier_lr: fields.Real = fields.real(0.035, "step size of Adam for the multipliers", 0.0)
 
 
 @no_type_check

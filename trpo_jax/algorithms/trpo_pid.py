@@ -22,14 +22,14 @@ from trpo_jax.envs.base import Environment
 class Config(Constrained, trpo.Config):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
-    pid_p: float = fields.real(0.1, "gain on the smoothed excess of the cost", 0.0)
-    pid_i: float = fields.real(
+    pid_p: fields.Real = fields.real(0.1, "gain on the smoothed excess of the cost", 0.0)
+    pid_i: fields.Real = fields.real(
         0.01, "gain on the sum of the excesses, which is never negative", 0.0
     )
-    pid_d: float = fields.real(
+    pid_d: fields.Real = fields.real(
         0.01, "gain on a rise of the smoothed excess since the last update", 0.0
     )
-    pid_smoothing: float = fields.real(
+    pid_smoothing: fields.Real = fields.real(
         0.9, "weight of the past in the smoothed excess", 0.0, 1.0, open_high=True
     )
 

@@ -55,8 +55,8 @@ from trpo_jax.trust_region import (
 class Config(trpo.Config):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
-    c: float = fields.real(1.0, "weight of the gradient's uncertainty in the metric", 0.0)
-    alpha: float = fields.real(
+    c: fields.Real = fields.real(1.0, "weight of the gradient's uncertainty in the metric", 0.0)
+    alpha: fields.Real = fields.real(
         0.05, "1 - alpha is the level of confidence", 0.0, 1.0, open_low=True, open_high=True
     )
 

@@ -26,7 +26,7 @@ from trpo_jax.trust_region import (
 class Config(Exploration, OnPolicy):
     """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
 
-    policy_lr: float = fields.real(1e-2, "step size of Adam for the policy", 0.0)
+    policy_lr: fields.Real = fields.real(1e-2, "step size of Adam for the policy", 0.0)
 
 
 def make(

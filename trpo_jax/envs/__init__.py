@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, no_type_check
+from typing import TYPE_CHECKING, Any
 
 from trpo_jax import user_modules
 from trpo_jax.envs.options import (
-    Cost,
+    Cost,  # noqa: F401
     Options,  # noqa: F401
-    Wrapper,
+    Wrapper,  # noqa: F401
     load_wrappers,
     parameters_of,
     require_known_args,
@@ -22,6 +22,8 @@ from trpo_jax.installing import how_to_install
 
 if TYPE_CHECKING:  # imports jax, which names do not need
     from trpo_jax.envs.base import Environment
+else:
+    Environment = Any  # what annotations say is looked up when a test calls a function
 
 # The packages of each suite, by the prefix of its environments' names. That is also the name of the
 # extra of this package that installs them.
@@ -91,15 +93,14 @@ def _without_velocities(suite: str, names: Iterable[str]) -> list[str]:
     return [f"{name}{NO_VELOCITY_SUFFIX}" for name in names if name in tasks]
 
 
-@no_type_check  # the annotation is not there at run time
 def make(
     name: str,
     args: Mapping[str, Any] | None = None,
-    wrappers: Sequence[Wrapper] = (),
+    wrappers: Sequence[Any] = (),  # of `Wrapper` and of `Cost`, which are checked below
     processes: bool | None = False,
     timeout: float | None = None,
-    costs: Sequence[Cost] = (),
-) -> "Environment":
+    costs: Sequence[Any] = (),
+) -> Environment:
     """Returns the environment of that name.
 
         make("gym/FrozenLake-v1", {"is_slippery": False})
@@ -135,8 +136,13 @@ def make(
     return env if timeout is None else with_timeout(env, timeout)
 
 
-@no_type_check
-def _make(name, args, wrappers, processes, costs=()) -> "Environment":
+def _make(
+    name: str,
+    args: Mapping[str, Any] | None,
+    wrappers: Sequence[Any],
+    processes: bool | None,
+    costs: Sequence[Any],
+) -> Environment:
     from trpo_jax.envs.base import Environment
     from trpo_jax.envs.costs import info_costs, is_info_cost, with_costs
     from trpo_jax.envs.wrappers import NO_VELOCITY, NO_VELOCITY_SUFFIX, hide
@@ -193,8 +199,7 @@ def _import_suite(suite: str, name: str) -> ModuleType:
         ) from error
 
 
-@no_type_check
-def _make_own(name: str, args: dict[str, Any]) -> "Environment":
+def _make_own(name: str, args: dict[str, Any]) -> Environment:
     from trpo_jax.envs.base import Environment
 
     module_name, _, function_name = name.partition(":")
