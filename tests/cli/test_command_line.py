@@ -31,7 +31,8 @@ from trpo_jax.running.description import flags_of
 RUN_SETTINGS = {"total_steps", "num_seeds", "evaluation_episodes", "env_processes"}
 OTHER_SUITES = ["brax/ant", "playground/CheetahRun", "gym/highway-fast-v0", "gym/parking-v0"]
 OTHER_SUITES += ["envpool/Swimmer-v4", "envpool/Parking-v0", "velocity/Swimmer"]
-OTHER_SUITES += ["driving/highway-v0", "native/TollRoad"]
+OTHER_SUITES += ["driving/highway-v0", "native/TollRoad", "pettingzoo/mpe2.simple_spread_v3"]
+OTHER_SUITES += ["jaxmarl/SMAX", "jaxmarl/HeuristicEnemySMAX"]
 MUJOCO = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "InvertedPendulum", "Pusher", "Reacher")
 OTHER_SUITES += [f"gym/{task}-v5" for task in (*MUJOCO, "Swimmer", "Walker2d")]
 ATARI = ("BeamRider", "Breakout", "Enduro", "Pong", "Qbert", "Seaquest", "SpaceInvaders")
