@@ -239,8 +239,8 @@ def speed(args: Any) -> Iterator[str]:
 PARTS = {"game": game, "kl": kl, "wins": wins, "speed": speed}
 
 
-def main() -> None:
-    """Prints the table of a part."""
+def build_parser() -> Parser:
+    """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("part", choices=PARTS, help="what to measure")
@@ -251,7 +251,12 @@ def main() -> None:
     add("--runs", type=Path, nargs="+", default=[], help="folders of runs of SMAX, for wins")
     add("--episodes", type=int, default=256, help="of each seed, for wins")
     add("--repeats", type=int, default=9, help="turns of speed")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Prints the table of a part."""
+    args = build_parser().parse_args()
     cache_compilations()
     for line in PARTS[args.part](args):
         print(line, flush=True)

@@ -8,6 +8,7 @@ import pytest
 
 from trpo_jax import algorithms
 from trpo_jax.algorithms import hatrpo, trpo
+from trpo_jax.algorithms.unused import unused_fields
 from trpo_jax.envs import agents
 from trpo_jax.envs.base import (
     Agents,
@@ -140,6 +141,13 @@ def test_algorithms_say_how_many_agents_they_learn_for():
         hatrpo.make(team, hatrpo.Config(critic_observation="x"))
     with pytest.raises(ConfigurationError, match="2 agents"):
         trpo.make(team)
+
+
+def test_settings_without_effect_are_those_that_do_nothing_for_any_agent():
+    unused = lambda env: dict(unused_fields(env, hatrpo.Config()))
+    choices, boxes = (probes.team_of(probes.noise(), 2, x.each) for x in (UNEVEN, BOXES))
+    assert {"log_std_init", "max_kl_per_dimension"} <= set(unused(choices))
+    assert not {"log_std_init", "max_kl_per_dimension"} & set(unused(boxes))
 
 
 def test_the_reward_of_a_team():

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from trpo_jax.agent import NO_MEMORY
-from trpo_jax.envs.base import Box, Environment, num_components
+from trpo_jax.envs.base import Agents, Box, Environment, num_components
 
 OF_ANOTHER_CHOICE = {  # fields: (the field that decides, its value)
     ("ou_rho",): ("exploration", "ou"),
@@ -25,10 +25,11 @@ def unused_fields(env: Environment, config: Any) -> Iterator[tuple[str, str]]:
         env: the environment.
         config: of an algorithm; fields that it does not have are of no concern.
     """
-    if not any(isinstance(part, Box) for part in jax.tree.leaves(env.action)):
+    action = env.action.padded if isinstance(env.action, Agents) else env.action
+    if not any(isinstance(part, Box) for part in jax.tree.leaves(action)):
         reason = f"the actions of {env.name} are not continuous"
         yield from ((name, reason) for name in ("log_std_init", "state_dependent_std"))
-    if num_components(env.action) == 1:
+    if num_components(action) == 1:
         yield "max_kl_per_dimension", f"the actions of {env.name} have one component"
     for names, (decisive, value) in OF_ANOTHER_CHOICE.items():
         found = getattr(config, decisive, value)
