@@ -175,17 +175,13 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     for task, row in report["rows"].items():
         yield f"| {task} | {', '.join(number(score) for score in row['per_seed'])} |"
     yield ""
-    yield "Hyperparameters, the same for all tasks but where one is named:"
+    yield "Hyperparameters, the same for all tasks whose algorithm has them but where one is named:"
     yield ""
     configs = {task: row["config"] for task, row in report["rows"].items()}
-    for field in next(iter(configs.values()), {}):
-        values = [json.dumps(config[field]) for config in configs.values()]
-        usual = max(values, key=values.count)
-        unusual = [
-            f"{task}: {value}"
-            for task, value in zip(configs, values, strict=True)
-            if value != usual
-        ]
+    for field in dict.fromkeys(name for config in configs.values() for name in config):
+        values = {task: json.dumps(x[field]) for task, x in configs.items() if field in x}
+        usual = max(values.values(), key=[*values.values()].count)
+        unusual = [f"{task}: {value}" for task, value in values.items() if value != usual]
         yield f"- `{field}`: {', '.join([usual, *unusual])}"
     yield ""
     for versions in report["versions"]:
