@@ -8,6 +8,17 @@ import jax.numpy as jnp
 from trpo_jax.envs.base import Agents, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 
+STATE = "state"  # part of an observation that only the critic sees
+# Tasks of MPE, which several suites have.
+MPE_COOPERATIVE = ("simple_v3", "simple_spread_v3", "simple_reference_v3")
+MPE_COOPERATIVE += ("simple_speaker_listener_v4",)
+MPE_COMPETING = {
+    "simple_tag_v3": "adversaries chase the others",
+    "simple_world_comm_v3": "adversaries chase the others",
+    "simple_crypto_v3": "one agent listens in on the others",
+    "simple_push_v3": "an adversary keeps the other from its goal",
+    "simple_adversary_v3": "an adversary looks for the goal of the others",
+}
 REWARDS = {
     "sum": lambda rewards: sum(rewards),
     "mean": lambda rewards: sum(rewards) / len(rewards),

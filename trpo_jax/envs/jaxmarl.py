@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.agents import REWARDS, own_actions, row_shape, stacked, team_reward
+from trpo_jax.envs.agents import (
+    MPE_COMPETING,
+    MPE_COOPERATIVE,
+    REWARDS,
+    STATE,
+    own_actions,
+    row_shape,
+    stacked,
+    team_reward,
+)
 from trpo_jax.envs.base import MASK, SHOWN, Agents, Box, Discrete, Environment
 from trpo_jax.envs.deferred import deferred
 from trpo_jax.envs.functional import make_environment
@@ -32,13 +41,9 @@ with deferred("matplotlib.pyplot", "matplotlib.animation"), redirect_stdout(Stri
 HIDDEN = {"self", "args", "kwargs", "env_kwargs"}  # in signatures, and no arguments
 if sys.modules[MABRAX] is None:
     del sys.modules[MABRAX]
-STATE = "state"  # part of an observation that only the critic sees
 SMAX = ("SMAX", "HeuristicEnemySMAX")
 COOPERATIVE = {
-    "MPE_simple_v3": "sum",
-    "MPE_simple_spread_v3": "sum",
-    "MPE_simple_reference_v3": "sum",
-    "MPE_simple_speaker_listener_v4": "sum",
+    **{f"MPE_{task}": "sum" for task in MPE_COOPERATIVE},
     "SMAX": "same",
     "HeuristicEnemySMAX": "same",
     "switch_riddle": "same",
@@ -48,11 +53,7 @@ COOPERATIVE = {
     "jaxnav": "sum",
 }
 COMPETING = {
-    "MPE_simple_tag_v3": "adversaries chase the others",
-    "MPE_simple_world_comm_v3": "adversaries chase the others",
-    "MPE_simple_crypto_v3": "one agent listens in on the others",
-    "MPE_simple_push_v3": "an adversary keeps the other from its goal",
-    "MPE_simple_adversary_v3": "an adversary looks for the goal of the others",
+    **{f"MPE_{task}": why for task, why in MPE_COMPETING.items()},
     "coin_game": "each takes coins at the cost of the other",
 }
 

@@ -13,7 +13,16 @@ import numpy as np
 from pettingzoo import ParallelEnv
 
 from trpo_jax import user_modules
-from trpo_jax.envs.agents import REWARDS, own_actions, row_shape, stacked, team_reward
+from trpo_jax.envs.agents import (
+    MPE_COMPETING,
+    MPE_COOPERATIVE,
+    REWARDS,
+    STATE,
+    own_actions,
+    row_shape,
+    stacked,
+    team_reward,
+)
 from trpo_jax.envs.base import (
     MASK,
     MAX_LIMIT,
@@ -42,13 +51,9 @@ from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.envs.pools import Shows, open_pool
 from trpo_jax.errors import RAISED, ConfigurationError, Unpromised, unknown_name
 
-STATE = "state"  # part of an observation that only the critic sees
 DRAWS = "render_mode"  # argument that says how an environment is drawn
 COOPERATIVE = {
-    "mpe2.simple_v3": "sum",
-    "mpe2.simple_spread_v3": "sum",
-    "mpe2.simple_reference_v3": "sum",
-    "mpe2.simple_speaker_listener_v4": "sum",
+    **{f"mpe2.{task}": "sum" for task in MPE_COOPERATIVE},
     "mpe2.simple_formation_v1": "same",
     "mpe2.simple_line_v1": "same",
     "mpe2.collect_treasure_v1": "sum",
@@ -60,11 +65,7 @@ COOPERATIVE = {
 }
 STATELESS = ("sisl.multiwalker_v9",)  # whose state raises an error once a walker has fallen
 COMPETING = {
-    "mpe2.simple_tag_v3": "adversaries chase the others",
-    "mpe2.simple_world_comm_v3": "adversaries chase the others",
-    "mpe2.simple_crypto_v3": "one agent listens in on the others",
-    "mpe2.simple_push_v3": "an adversary keeps the other from its goal",
-    "mpe2.simple_adversary_v3": "an adversary looks for the goal of the others",
+    **{f"mpe2.{task}": why for task, why in MPE_COMPETING.items()},
     "classic.rps_v2": "each wins what the other loses",
 }
 
