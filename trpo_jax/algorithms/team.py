@@ -7,9 +7,9 @@ in an order that is drawn anew for each update, and each sees
     E[ratio_i(a_i | o_i) M A],    M = product of ratio_j over the agents j before i,
 
 with A the advantages of the team, and ratio_j the new probability of j's action over the old one.
-M is 1 for the first agent, and an agent whose step was rejected leaves it alone. In place of M A
-stands M (A - m) + m, with m the mean of A: the expectation is the same, and the noise of M does not
-grow with m.
+M is 1 for the first agent, and an agent whose step was rejected leaves it alone. The code uses
+M (A - m) + m instead of M A, with m the mean of A. The expectation is the same, and the noise of M
+does not grow with m.
 
 Agents that share their parameters have no order: the argument does not hold for them. They take
 one step together, in which each agent counts as an environment of its own.

@@ -38,9 +38,10 @@ with deferred("matplotlib.pyplot", "matplotlib.animation"), redirect_stdout(Stri
     from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
     from jaxmarl.viz.visualizer import SMAXVisualizer
 
-HIDDEN = {"self", "args", "kwargs", "env_kwargs"}  # in signatures, and no arguments
 if sys.modules[MABRAX] is None:
     del sys.modules[MABRAX]
+
+HIDDEN = {"self", "args", "kwargs", "env_kwargs"}  # parameters that a user cannot name
 SMAX = ("SMAX", "HeuristicEnemySMAX")
 COOPERATIVE = {
     **{f"MPE_{task}": "sum" for task in MPE_COOPERATIVE},
