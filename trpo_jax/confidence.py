@@ -24,9 +24,9 @@ def squared_radius(
     """Returns R^2 = (d + 2 sqrt(d ln(1/alpha)) + 2 ln(1/alpha)) / n, the sub-Gaussian bound.
 
     The mean of n samples in d dimensions lies with probability at least 1 - alpha within R of its
-    expectation, in units of the covariance of one sample. For Gaussian samples, the probability is
-    exactly that of a chi-squared variable with d degrees of freedom to be at most n R^2, which is
-    more than 1 - alpha (Laurent and Massart 2000, lemma 1).
+    expectation, in units of the covariance of one sample. For Gaussian samples, this is the
+    probability that a chi-squared variable with d degrees of freedom is at most n R^2 (Laurent and
+    Massart 2000, lemma 1).
 
     Args:
         dimension: d.
@@ -128,7 +128,7 @@ def noise_gradient(key: PRNGKeyArray, output_gradients: Distribution) -> Distrib
 
 
 def p_value(samples: Float[Array, " E"]) -> Float[Array, ""]:
-    """Returns the p-value of Student's one-sided t-test: is the mean of the samples positive?
+    """Returns the p-value of Student's one-sided t-test, with a positive mean as alternative.
 
     The p-value is at most alpha exactly if mean - t_{1 - alpha, E - 1} std / sqrt(E) >= 0.
 

@@ -18,9 +18,9 @@ Let p be the solution without the limit, w = H^-1 b and s = b.w. There are three
 - Otherwise no step in the region reaches the limit. Then the step is -sqrt(2 max_kl / s) w, which
   lowers the cost as much as possible.
 
-The solution of the second case is also H^-1 (g - nu b) / lambda with nu = (lambda c + b.H^-1 g) /
-s. The formula above does not need the two multipliers. `docs/constraints.md` derives it, with all
-signs.
+In the second case, the solution also equals H^-1 (g - nu b) / lambda, with multipliers lambda and
+nu = (lambda c + b.H^-1 g) / s. The formula above does not need the multipliers.
+`docs/constraints.md` derives it, with all signs.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,9 @@
 """A control variate for policy gradients: the first-order expansion of a critic Q(s, a).
 
-The expansion is around the mean action mu(s). It estimates the advantage of an action as Abar =
-grad_a Q . (a - mu). The policy gradient subtracts Abar from the sampled advantage A, and adds its
-exact expectation (Gu et al. 2017, arXiv:1611.02247, sections 3.1 and 3.2):
+The expansion is around the mean action mu(s). It estimates the advantage of an action as
+Abar = grad_a Q . (a - mu). The estimate of the policy gradient subtracts Abar from the sampled
+advantage A, and adds the exact expectation of Abar (Gu et al. 2017, arXiv:1611.02247, sections 3.1
+and 3.2):
 
 g = mean of [grad log pi(a|s) (A - eta Abar) + eta grad_a Q . grad mu(s)]
 
@@ -78,15 +79,16 @@ def controlled_surrogate(
 ) -> Surrogate:
     """Returns L(new) = mean of [ratio (A - eta Abar) + eta slopes . (mu_new - mu_old)].
 
-    Its gradient at new = old is the gradient of Q-Prop. The second part is linear in the mean. Q
-    itself in its place would let the line search exploit the errors of Q.
+    A - eta Abar is standardised. The gradient at new = old is the gradient of Q-Prop, up to a
+    factor. The second part is linear in the mean. If it were Q itself, the line search could
+    exploit the errors of Q.
 
     Args:
         actions: the actions taken.
         advantages: A.
         control: the expansion of Q.
         eta: weight of the control variate for each action, from one of `CONTROL_WEIGHTS`.
-        entropy_coef: weight of the entropy. The first part of L is standardised.
+        entropy_coef: weight of the mean entropy of the new policy, which is added to L.
         values: see `standardize`.
         common_scale: whether both parts are divided by the standard deviation of A - eta Abar.
             If not, only the first part is, as in the code of the authors. The gradient is then not

@@ -216,7 +216,7 @@ def mask_logits(
 
     Args:
         logits: unnormalised log-probabilities, `[*batch, A]`.
-        legal: whether each action is legal. At least one action of each row has to be.
+        legal: whether each action is legal. At least one action in each row has to be legal.
 
     Example:
         >>> logits = jnp.array([0.0, 5.0, 0.0])

@@ -7,8 +7,8 @@ noise of the steps before.
 - `white`: the noise of each action is independent. This is the usual choice.
 - `ou`: the noise follows an Ornstein-Uhlenbeck process x' = rho x + sqrt(1 - rho^2) xi, which is
   the exact solution from one step to the next. The action is drawn from
-  N(mean + rho std x, (1 - rho^2) std^2), with a draw of its own. The process x does not depend on
-  the actions, so x is part of the state. The Gaussian given x has an exact log-probability, KL
+  N(mean + rho std x, (1 - rho^2) std^2), with a draw of its own. The policy has no influence on
+  the process, so x is part of the state. The Gaussian given x has an exact log-probability, KL
   divergence, Fisher metric and policy gradient. (The noise of the action must not be the next x.
   That noise is (action - mean) / std, which depends on the policy, so the gradient at fixed x would
   be wrong.) The same `max_kl` allows a step of the mean that is shorter by sqrt(1 - rho^2).
@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 from trpo_jax.distributions import DiagGaussian, Distribution
 from trpo_jax.envs.episodes import Episode
 
-MEMORY = 1000  # steps of white noise behind each step of coloured noise; its longest period
+MEMORY = 1000  # each step of coloured noise is an average over so many steps of white noise
 
 
 class Exploration(NamedTuple):

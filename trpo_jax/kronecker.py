@@ -1,10 +1,11 @@
 """A preconditioner of the Fisher matrix with one Kronecker product for each layer.
 
 The block of the Fisher matrix that belongs to a layer y = x W is E[(x x^T) (x) (g g^T)]. Here (x)
-is the Kronecker product, and g is the derivative of the log-probability of an action in y. The
-policy draws the action. If the two factors are treated as independent, the block is E[x x^T] (x)
-E[g g^T] (Martens and Grosse 2015, arXiv:1503.05671, section 3; for convolutions Grosse and Martens
-2016, arXiv:1602.01407, section 3). Its inverse costs no more than the inverses of the two factors.
+is the Kronecker product, and g is the derivative in y of the log-probability of an action that is
+drawn from the policy. If the two factors are treated as independent, the block is
+E[x x^T] (x) E[g g^T] (Martens and Grosse 2015, arXiv:1503.05671, section 3; for convolutions Grosse
+and Martens 2016, arXiv:1602.01407, section 3). Its inverse costs no more than the inverses of the
+two factors.
 
 The inverse alone gives a crude direction (ACKTR, Wu et al. 2017, arXiv:1708.05144). Here it
 preconditions conjugate gradient with exact products. So it changes how fast the solution is
@@ -113,7 +114,7 @@ def kronecker_preconditioner(
     scores, inputs = jax.grad(total, has_aux=True)(offsets)
     factors = {path: _inverse_factors(inputs[path], scores[path], damping) for path in inputs}
 
-    @jax.default_matmul_precision("float32")  # it is traced where it is called
+    @jax.default_matmul_precision("float32")  # also if it is called outside of this function
     def precondition(vector: PyTree[Array]) -> PyTree[Array]:
         solved = {name: x / (1 + damping) for name, x in flatten_dict(vector).items()}
         for path, (of_inputs, of_scores) in factors.items():
@@ -132,7 +133,8 @@ def kronecker_solver(system: System) -> Solve:
     "params" of it. The labels of the scores are drawn from the predictions of the model.
 
     Raises:
-        ConfigurationError: if the model is not a linen module, or applies a layer more than once.
+        ConfigurationError: if the model is not of linen, has a layer without kernel or bias, or
+            applies a layer more than once.
 
     Example:
         >>> import flax.linen as nn
@@ -154,9 +156,9 @@ def kronecker_solver(system: System) -> Solve:
         True
     """
     refused = (
-        "kronecker_solver needs a model of Dense layers of flax linen. Each layer needs a bias and "
-        "is applied once. The problem here: {}. Use conjugate gradient (solver=None), which works "
-        "with every model."
+        "kronecker_solver needs a model of Dense layers of flax linen. Each layer has to have a "
+        "bias and to be applied once. The problem here: {}. Use conjugate gradient (solver=None), "
+        "which works with every model."
     )
     if not isinstance(system.params, Mapping):
         raise ConfigurationError(refused.format("the parameters are not a dictionary"))

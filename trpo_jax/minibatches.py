@@ -35,8 +35,8 @@ class Minibatches:
         """Groups the samples of a batch.
 
         Args:
-            batch: a tree of arrays `[T, B, ...]`. With `whole_sequences`, also arrays `[1, B,
-                ...]`.
+            batch: a tree of arrays `[T, B, ...]`. Arrays may be `[1, B, ...]` if
+                `whole_sequences` is true.
             count: number of parts in each pass. It must divide T * B.
             whole_sequences: whether a part consists of all steps of some environments. The number
                 of parts is then the greatest common divisor of `count` and B.

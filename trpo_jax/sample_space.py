@@ -8,8 +8,8 @@ Q = J^T V D^-1/2 are orthonormal, and
 
 The matrix to invert has R rows. In quantum Monte Carlo, this idea is known as minSR (Chen and Heyl
 2024, arXiv:2302.01941). It needs memory for R P + R^2 numbers and about 6 R^2 P multiplications,
-with P the number of parameters. This cost does not depend on the damping. Conjugate gradient needs
-more products the smaller the damping is.
+with P the number of parameters. This cost does not depend on the damping. With
+conjugate gradient, a smaller damping needs more products.
 """
 
 import jax
@@ -93,13 +93,14 @@ def sample_space_solver(system: System) -> Solve:
         inverted = positive_definite_inverse(inner + damping * jnp.eye(size, dtype=inner.dtype))
         basis = vectors * jnp.where(felt, 1 / jnp.where(felt, roots, 1.0), 0.0)
 
-    @jax.default_matmul_precision("float32")  # it is traced where it is called
+    @jax.default_matmul_precision("float32")  # also if it is called outside of this function
     def precondition(vector: PyTree[Array]) -> PyTree[Array]:
         vector, _ = ravel_pytree(vector)
         inside = lambda v: (jacobian @ v) @ basis
         back = lambda rows: (basis @ rows) @ jacobian
         outside = vector - back(inside(vector))
-        outside = outside - back(inside(outside))  # again, as / damping amplifies rounding
+        # The projection is repeated, because the division by the damping amplifies rounding errors.
+        outside = outside - back(inside(outside))
         return unravel(back(inverted @ inside(vector)) + outside / damping)
 
     return damped_solver(
@@ -112,5 +113,5 @@ def sample_space_solver(system: System) -> Solve:
 
 @sequential_vmap  # see `positive_definite_inverse`
 def _decomposed(matrix: Float[Array, "R R"]) -> tuple[Float[Array, " R"], Float[Array, "R R"]]:
-    """Returns the eigenvalues of a symmetric matrix, the smallest first, and its eigenvectors."""
+    """Returns the eigenvalues of a symmetric matrix in ascending order, and its eigenvectors."""
     return jnp.linalg.eigh(matrix)

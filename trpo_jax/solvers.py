@@ -26,8 +26,8 @@ class SolverResult(NamedTuple):
 
     Attributes:
         x: the solution, a tree like b.
-        residual: ||b - A x|| / ||b||, scalar. It is 0 if b = 0. The residual is the one that the
-            iterations keep up to date; it differs from the true residual only by rounding.
+        residual: ||b - A x|| / ||b||, scalar; 0 if b = 0. It is computed by the recurrence of the
+            method, which differs from the true residual only by rounding.
         iterations: number of iterations that changed x, scalar.
     """
 
@@ -48,16 +48,16 @@ def conjugate_gradient(
     With a preconditioner M, it works as if on M^-1/2 A M^-1/2. The closer M is to A, the fewer
     iterations this takes (Nocedal and Wright 2006, algorithm 5.3).
 
-    The loop always runs `num_iterations` times, so that it costs the same under `jax.vmap`. The
-    iterate stays as it is as soon as the relative residual is at most `tolerance`, or a product
-    shows that A is not positive definite.
+    The loop always runs `num_iterations` times, so that it costs the same under `jax.vmap`. x stops
+    changing as soon as the relative residual is at most `tolerance`, or a product shows that A is
+    not positive definite.
 
     Args:
         matvec: `v -> A v` on trees like `b`.
         b: right-hand side.
         num_iterations: number of products with A.
-        tolerance: relative residual ||b - A x|| / ||b|| at which the iterate stops to change. With
-            a preconditioner, both norms are those of M^-1.
+        tolerance: relative residual ||b - A x|| / ||b|| at which x stops changing. With a
+            preconditioner, both norms are those of M^-1.
         precondition: `v -> M^-1 v` for a symmetric positive-definite M. None stands for the
             identity.
 

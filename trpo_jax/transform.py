@@ -75,7 +75,7 @@ class NaturalGradientInfo(NamedTuple):
         gain_predicted: the decrease if F is the Hessian of `value_fn`: -gradient.s - s^T F s / 2.
         curvature: x^T (F + damping I) x / x^T x along the natural gradient x.
         residual: ||g - (F + damping I) x|| / ||g||.
-        iterations: number of products with F that the solver made.
+        iterations: number of iterations of the solver that changed x.
         damping: the number that was added to the diagonal of F.
         fraction: fraction of the step that the line search took. 0 if it took no step; 1 without a
             line search.
@@ -137,7 +137,8 @@ def natural_gradient(
 
     The updates decrease the loss, as optax expects: add them with `optax.apply_updates`. They are
     complete steps, so do not scale them by another learning rate. To add weight decay, chain the
-    transform with `optax.add_decayed_weights(-1e-3)`. The number is negative.
+    transform with `optax.add_decayed_weights(-1e-3)`. The number is negative, because no
+    learning rate with a minus sign follows.
 
     The signature of its update is
     `update(gradients, state, params, *, distribution_fn, value_fn=None, weights=None)`:

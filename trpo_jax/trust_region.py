@@ -34,7 +34,7 @@ Surrogate = Callable[[Distribution, Distribution], Float[Array, ""]]
 
 
 class NaturalStep(NamedTuple):
-    """A step to about the edge of the trust region. Nothing has checked yet whether it is good.
+    """A step to about the edge of the trust region, which no line search has checked yet.
 
     Attributes:
         step: a tree like the parameters.
@@ -147,10 +147,10 @@ def kl_length(
 ) -> Float[Array, ""]:
     """Returns sqrt(2 max_kl / c), which scales x to a step at the edge of the trust region.
 
-    The curvature c is x^T (F + damping I) x or x^T F x. Conjugate gradient solves (F + damping I) x
-    = g such that x^T (F + damping I) x = g.x, so neither curvature costs a product with F.
+    x solves (F + damping I) x = g, and c is the curvature x^T (F + damping I) x or x^T F x. With
+    conjugate gradient, x^T (F + damping I) x = g.x, so neither curvature costs a product with F.
 
-    If g has a part outside of the range of F, x^T F x may be very small and the step would be far
+    If g has a part outside of the range of F, x^T F x may be very small, and the step would be far
     too long. So if x^T F x is less than `LEAST_SHARE` of the damped curvature, c is the damped
     curvature.
 
@@ -188,7 +188,7 @@ def natural_step(
     damped_scaling: bool = True,
     step_size: Float[Array, ""] | float | None = None,
 ) -> NaturalStep:
-    """Returns the step to about the edge of the trust region, without a check of the step.
+    """Returns the step to about the edge of the trust region, before any line search.
 
     Args:
         gradient: gradient g of the surrogate, a tree like the parameters.
@@ -339,12 +339,12 @@ def search_along(
         The new parameters and the measurements of the step.
 
     Example:
+        >>> from trpo_jax.solvers import damped_solver
         >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
         >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
-        >>> solve = lambda g: SolverResult(4 * g, jnp.array(0.0), jnp.array(1))  # far too long
-        >>> full = natural_step(
-        ...     jnp.array([0.5, -0.5]), solve, max_kl=0.01, damping=0.0, step_size=1.0
-        ... )
+        >>> gradient = surrogate_gradient(jnp.zeros(2), distribution_fn, surrogate)
+        >>> solve = damped_solver(lambda v: v, damping=0.0, num_iterations=10)
+        >>> full = natural_step(gradient, solve, max_kl=0.01, damping=0.0, step_size=4.0)  # too far
         >>> params, info = search_along(
         ...     jnp.zeros(2),
         ...     distribution_fn,

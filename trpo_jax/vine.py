@@ -1,6 +1,6 @@
-"""The vine scheme: it tries several actions in the same state and compares what follows.
+"""The vine scheme tries several actions in the same state and compares the returns that follow.
 
-The vine scheme (Schulman et al. 2015, arXiv:1502.05477, section 5.2) restarts the environment from
+It (Schulman et al. 2015, arXiv:1502.05477, section 5.2) restarts the environment from
 stored states. From each state it runs a short branch for each of several actions. The state of an
 environment is a pytree, so a restart is only another call of `step`.
 """
@@ -23,9 +23,9 @@ def draw_actions(
 ) -> tuple[PyTree[Num[Array, "N K ..."]], Float[Array, "N K"]]:
     """Returns the first actions of the branches, and the log-probabilities of the draws.
 
-    Discrete actions that are all legal are drawn uniformly and without repetition. So with as many
-    branches as actions, each action is tried once. Other actions are independent draws from the
-    policy.
+    Discrete actions are drawn uniformly and without repetition, unless the observations contain a
+    mask of legal actions. So with as many branches as actions, each action is tried once. In all
+    other cases, the actions are independent draws from the policy.
 
     Args:
         key: consumed by the draws.
