@@ -64,9 +64,9 @@ def test_advantages_after_termination_and_truncation(terminated, truncated, expe
     np.testing.assert_allclose(result[:, 0], expected, rtol=1e-6)
 
 
-def test_lambda_one_is_the_discounted_return_minus_the_value():
+def test_lambda_1_gives_the_discounted_return_minus_the_value():
     rewards, values, next_values, terminated, _ = batch()
-    next_values = jnp.concatenate([values[1:], next_values[-1:]])  # one episode: the sum telescopes
+    next_values = jnp.concatenate([values[1:], next_values[-1:]])  # a single episode
     never = jnp.zeros_like(terminated)
     result = generalized_advantages(rewards, values, next_values, never, never, GAMMA, 1.0)
     future = next_values[-1]

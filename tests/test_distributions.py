@@ -54,7 +54,7 @@ def test_kl_and_its_gradient_are_zero_at_the_same_distribution(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fisher_product_uses_the_hessian_of_the_kl_and_the_mean_outer_product_of_scores(kind):
+def test_the_fisher_matrix_is_the_hessian_of_the_kl_and_the_mean_outer_product_of_scores(kind):
     old, tangent = pair(kind)
     flat, unravel = ravel_pytree(old)
     vector, _ = ravel_pytree(tangent)

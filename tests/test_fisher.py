@@ -49,7 +49,7 @@ def test_dense_fisher_is_symmetric_and_positive_semidefinite():
     assert jnp.linalg.eigvalsh(dense).min() > -1e-12
 
 
-def test_a_log_std_that_is_a_parameter_has_the_fisher_matrix_2_i():
+def test_the_fisher_matrix_of_a_state_independent_log_std_is_twice_the_identity():
     params, distribution_fn = policies(jax.random.key(0))["gaussian"]
     vector = jax.tree.map(jnp.zeros_like, params) | {"log_std": jnp.array([1.0, -3.0])}
     product = fisher_vector_product(distribution_fn, params)(vector)

@@ -79,7 +79,7 @@ def test_negative_curvature_stops_the_iteration_with_finite_numbers():
     assert result.residual == 1
 
 
-def test_works_on_trees_and_under_vmap():
+def test_conjugate_gradient_works_on_trees_and_under_vmap():
     matrix, b = problem()
     single = conjugate_gradient(lambda v: matrix @ v, b, 5)
     split = lambda v: {"a": v[:4], "b": v[4:].reshape(2, 4)}

@@ -174,7 +174,7 @@ def test_the_step_does_not_change_with_the_scale_of_the_advantages():
 @pytest.mark.parametrize(
     ("name", "seed"), [("state_dependent_gaussian", 3), ("gaussian", 3), ("categorical", 4)]
 )
-def test_the_line_search_checks_kl_old_new(name, seed):
+def test_the_line_search_checks_the_kl_from_old_to_new(name, seed):
     """KL(old || new) of the full step is too large, but KL(new || old) is not."""
     params, distribution_fn, surrogate = problem(name, seed)
     old = distribution_fn(params)

@@ -20,7 +20,7 @@ value = lambda observation: 100.0 + observation[0]
 
 
 def counted(env, start, num_steps, value=value, length=None):
-    """Returns the branch return of an environment that pays 10 times the number it counts to."""
+    """Returns the branch return in an environment whose reward is 10 times its counter."""
     count = jnp.asarray(start, jnp.int32)
     length = jnp.asarray(start if length is None else length, jnp.int32)
     episode = start_episode(env, jax.random.key(0))
