@@ -45,11 +45,11 @@ def with_layers(call: Callable[[], Any], offsets: Layers) -> tuple[Any, Layers]:
         ValueError: if a layer is applied more than once, because it then has more than one input.
 
     Example:
-        >>> layer, x = nn.Dense(2), jnp.ones((3, 4))
-        >>> variables = layer.init(jax.random.key(0), x)
-        >>> y, inputs = with_layers(lambda: layer.apply(variables, x), offsets={})
-        >>> {path: x.shape for path, x in inputs.items()}  # the module itself has the path ()
-        {(): (3, 4)}
+        >>> network, x = nn.Sequential([nn.Dense(2)]), jnp.eye(4)
+        >>> variables = network.init(jax.random.key(0), x)
+        >>> y, inputs = with_layers(lambda: network.apply(variables, x), offsets={})
+        >>> {path: x.shape for path, x in inputs.items()}
+        {('layers_0',): (4, 4)}
     """
     inputs = {}
 
@@ -88,16 +88,15 @@ def kronecker_preconditioner(
         damping: added to the diagonal.
 
     Example:
-        >>> x = jax.random.normal(jax.random.key(0), (8, 4))  # N = 8 states
+        >>> x, actions = jnp.eye(4), jnp.array([0, 1, 0, 1])  # N = 4 states
         >>> network = nn.Sequential([nn.Dense(2)])
-        >>> params = network.init(jax.random.key(1), x)["params"]
-        >>> actions = jnp.array([0, 1, 0, 1, 0, 1, 0, 1])
+        >>> params = network.init(jax.random.key(0), x)["params"]
         >>> def log_probs(offsets):
         ...     call = lambda: network.apply({"params": params}, x)
         ...     logits, inputs = with_layers(call, offsets)
         ...     return trpo_jax.Categorical(logits).log_prob(actions), inputs
-        >>> precondition = kronecker_preconditioner(log_probs, params, damping=0.1)
-        >>> jax.tree.map(jnp.shape, precondition(params))
+        >>> precondition = lambda v: kronecker_preconditioner(log_probs, params, damping=0.1)(v)
+        >>> jax.tree.map(jnp.shape, jax.jit(precondition)(params))
         {'layers_0': {'bias': (2,), 'kernel': (4, 2)}}
     """
     flat = flatten_dict(params)
@@ -138,21 +137,23 @@ def kronecker_solver(system: System) -> Solve:
 
     Example:
         >>> import flax.linen as nn
-        >>> model, inputs = nn.Sequential([nn.Dense(3), nn.tanh, nn.Dense(2)]), jnp.eye(4)
-        >>> labels = jnp.array([0, 1, 0, 1])
+        >>> inputs, labels = jnp.eye(4), jnp.array([0, 1, 0, 1])
+        >>> model = nn.Sequential([nn.Dense(2)])  # more layers work too
         >>> distribution_fn = lambda params: trpo_jax.Categorical(model.apply(params, inputs))
         >>> loss_fn = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
         >>> params = model.init(jax.random.key(0), inputs)
         >>> optimizer = trpo_jax.natural_gradient(
         ...     max_kl=0.01, damping=1e-3, cg_iters=3, solver=trpo_jax.kronecker_solver
         ... )
-        >>> updates, state = optimizer.update(
-        ...     jax.grad(loss_fn)(params),
-        ...     optimizer.init(params),
-        ...     params,
-        ...     distribution_fn=distribution_fn,
-        ... )
-        >>> bool(loss_fn(optax.apply_updates(params, updates)) < loss_fn(params))
+        >>> @jax.jit
+        ... def step(params, state):
+        ...     gradients = jax.grad(loss_fn)(params)
+        ...     updates, state = optimizer.update(
+        ...         gradients, state, params, distribution_fn=distribution_fn
+        ...     )
+        ...     return optax.apply_updates(params, updates), state
+        >>> new_params, state = step(params, optimizer.init(params))
+        >>> bool(loss_fn(new_params) < loss_fn(params))
         True
     """
     refused = (
