@@ -17,8 +17,8 @@ def generalized_advantages(
 ) -> Float[Array, "T *B"]:
     """Returns GAE(gamma, lambda) advantages (Schulman et al. 2016, arXiv:1506.02438, equation 16).
 
-    delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
-    A_t     = delta_t + gamma lambda (1 - terminated_t)(1 - truncated_t) A_{t+1}
+        delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
+        A_t     = delta_t + gamma lambda (1 - terminated_t)(1 - truncated_t) A_{t+1}
 
     After a termination there are no more rewards, so the value of s'_t counts as zero. After a
     truncation, for example by a time limit, rewards would have followed. V(s'_t) estimates them.

@@ -5,7 +5,7 @@ Abar = grad_a Q . (a - mu). The estimate of the policy gradient subtracts Abar f
 advantage A, and adds the exact expectation of Abar (Gu et al. 2017, arXiv:1611.02247, sections 3.1
 and 3.2):
 
-g = mean of [grad log pi(a|s) (A - eta Abar) + eta grad_a Q . grad mu(s)]
+    g = mean of [grad log pi(a|s) (A - eta Abar) + eta grad_a Q . grad mu(s)]
 
 If eta is fixed, g is an unbiased estimate of the policy gradient for any Q that was not fitted to
 the actions of this batch. The better Q is, the smaller is the variance of g.

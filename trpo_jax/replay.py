@@ -1,7 +1,4 @@
-"""A ring buffer of rows, stored as arrays, so that compiled programs can use it.
-
-It is saved with a run.
-"""
+"""A ring buffer of rows. Compiled programs can use its arrays, and it is saved with a run."""
 
 from typing import Any, NamedTuple
 

@@ -303,7 +303,7 @@ def natural_gradient(
 
 
 def conjugate_gradient_solver(system: System) -> Solve:
-    """Returns the function that solves a system by conjugate gradient."""
+    """Returns the function that solves a system by conjugate gradient, the default solver."""
     return damped_solver(
         system.product, damping=system.damping, num_iterations=system.num_iterations
     )
@@ -312,7 +312,7 @@ def conjugate_gradient_solver(system: System) -> Solve:
 def levenberg_marquardt(
     factor: float = 1.5, *, low: float = 0.25, high: float = 0.75, smallest: float = 1e-8
 ) -> DampingRule:
-    """Returns a rule that lowers the damping as long as the quadratic model predicts the gain well.
+    """Returns a rule that lowers the damping if the quadratic model predicts the gain well.
 
     The damping is divided by `factor` if the gain is at least `high` times the predicted gain. It
     is multiplied by `factor` if the gain is at most `low` times the predicted gain (Martens 2010,

@@ -141,10 +141,10 @@ def self_normalized_surrogate(
 ) -> Surrogate:
     """Returns L(new) = mean_n sum_k w_k Q_k / sum_k w_k with w_k = new(a_k|s) / q(a_k|s).
 
-    This is equation 16 of the paper. Its gradient is the gradient of w_k / sum_j w_j times Q_k -
-    L_n, so each state has a built-in baseline L_n. If each discrete action was tried once, the
-    weights sum to a constant, and L is the loss over all actions, sum_a new(a|s) Q(s, a) (equation
-    15).
+    This is equation 16 of the paper. The gradient at state n is
+    sum_k (grad w_k) (Q_k - L_n) / sum_k w_k, so the loss L_n of the state acts as a baseline. If
+    each discrete action was tried once, the weights sum to a constant, and L is the loss over all
+    actions, sum_a new(a|s) Q(s, a) (equation 15).
 
     Args:
         actions: K actions at each of N states.
