@@ -104,19 +104,19 @@ def test_the_previous_action_of_each_agent_is_shown():
     [
         (
             {"action": Agents((Discrete(2), Box(LOW, HIGH)))},
-            r"agents whose actions are Discrete, Box: rows of one form cannot hold both",
+            r"agents whose actions are Discrete, Box\. Either all agents must choose integers",
         ),
         (
             {"observation": ArraySpec((3, 2), FLOAT)},
-            r"2 agents, and observation of shape \(3, 2\), whose first axis",
+            r"2 agents, and observation of shape \(3, 2\)\. Its first axis",
         ),
         (
             {"observation": {"a": ArraySpec((2, 1), FLOAT), "state": ArraySpec((7,), FLOAT)}},
-            r'observation\["state"\] of shape \(7,\).*part that critic_observation names',
+            r'observation\["state"\] of shape \(7,\).*name it in critic_observation',
         ),
         (
             {"observation": ArraySpec((2, 2), np.dtype(np.int32), (3, 4, 3, 4))},
-            "integers of several agents have one number of values",
+            "num_values must be one number",
         ),
         ({"action": Agents((Discrete(0), Discrete(2)))}, "nothing to choose from"),
     ],
@@ -158,9 +158,9 @@ def test_the_reward_of_a_team():
     assert reward("b", "sum") == "sum"  # the user says that they are a team
     assert agents.REWARDS["mean"]([1.0, 3.0]) == 2.0
     for args, message in (
-        (("b", None), "agents of b compete: they fight.*Supported as it is: a"),
-        (("c", None), "Nothing is known.*rewards = sum or mean or same"),
-        (("a", "most"), "rewards = 'most' cannot work with a"),
+        (("b", None), "agents of b compete: they fight.*These environments work: a"),
+        (("c", None), "does not know c.*rewards = sum or mean or same"),
+        (("a", "most"), "rewards = 'most' is not allowed for a"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             reward(*args)

@@ -108,7 +108,7 @@ def test_costs_are_added_to_those_that_an_environment_has():
     check_types(env)
     _, result = env.step(jax.random.key(0), env.reset(jax.random.key(0))[0], jnp.int32(1))
     assert result.costs.tolist() == [1, 1]
-    with pytest.raises(ConfigurationError, match="named toll already"):
+    with pytest.raises(ConfigurationError, match="already has a cost with the name toll"):
         with_cost(env, "toll", torque)
 
 
@@ -128,8 +128,8 @@ def test_a_cost_is_named_by_its_module(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "cost", "message"),
     [
-        ("gym/Costly-v0", "info:damage", r"no info\['damage'\].*'cost', 'other'"),
-        ("CartPole-v1", "info:cost", "only gym/ and envpool/ give an info"),
+        ("gym/Costly-v0", "info:damage", r"needs info\['damage'\].*'cost', 'other'"),
+        ("CartPole-v1", "info:cost", "Only steps of gym/ and envpool/ return an info"),
         ("CartPole-v1", "no_module_of_that_name:cost", "no_module_of_that_name"),
         ("CartPole-v1", 3, "must be a function"),
     ],

@@ -329,7 +329,7 @@ def test_a_mask_beside_parts_is_one_of_them_and_that_of_the_observation_counts()
 
 @pytest.mark.parametrize("mask", [np.ones(4), "all", [[1, 0], [1, 0, 0]], {"a": [1]}])
 def test_a_mask_of_another_size_is_refused(mask):
-    with pytest.raises(ConfigurationError, match=r"info\['action_mask'\] of \d numbers, and.*3: a"):
+    with pytest.raises(ConfigurationError, match=r"info\['action_mask'\] of \d numbers, and.*3. A"):
         of_spaces(BOX, THREE, at_reset={"action_mask": mask})
 
 

@@ -210,7 +210,7 @@ def test_observations_of_all_agents_become_one_array(long, short, spec):
             r"observations of the shapes \(2, 2\), \(3, 2\)",
         ),
         ({"rewards": "max"}, "rewards = 'max' cannot work"),
-        ({"rewards": None}, "Nothing is known of how the rewards.*rewards=sum"),
+        ({"rewards": None}, "whether its agents work together.*rewards=sum"),
         ({"render_mode": "human"}, "render_mode is no argument"),
     ],
 )

@@ -123,7 +123,7 @@ def test_what_closing_raises_is_a_warning(error, capsys):
     pool = pool_of(close=stop(error))
     pool.close()
     pool.close()
-    assert capsys.readouterr().err.count("While it was closed: Environment odd failed") == 1
+    assert capsys.readouterr().err.count("An error while closing: Environment odd failed") == 1
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_timeout_is_a_positive_number_of_an_environment_on_the_host(seconds):
     env = host_environment("odd", SPEC, Discrete(2), None, lambda *_: None)
     with pytest.raises(ConfigurationError, match="env_timeout"):
         with_timeout(env, seconds)
-    with pytest.raises(ConfigurationError, match="on the host, which odd is not"):
+    with pytest.raises(ConfigurationError, match="odd, because it does not run on the host"):
         with_timeout(env._replace(open=None), 1.0)
 
 

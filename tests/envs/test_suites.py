@@ -141,7 +141,7 @@ def test_every_environment_of_jumanji_fits_or_says_why():
         try:
             env = make(f"jumanji/{name}")
         except ConfigurationError as error:
-            assert "rewards at a time" in str(error)
+            assert "rewards in each step" in str(error)
             refused.add(name)
             continue
         require_usable(env)
@@ -165,7 +165,7 @@ def test_jumanji_s_own_time_limit_never_comes():
 
 def test_jumanji_refuses_several_rewards():
     pytest.importorskip("jumanji")
-    with pytest.raises(ConfigurationError, match="rewards at a time"):
+    with pytest.raises(ConfigurationError, match="rewards in each step"):
         envs.make("jumanji/LevelBasedForaging-v0")
 
 

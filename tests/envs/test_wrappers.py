@@ -103,12 +103,12 @@ def test_hidden_components_are_not_shown(host):
 @pytest.mark.parametrize(
     ("observation", "components", "message"),
     [
-        (VECTOR, [3], r"Components \[3\] of task cannot be hidden: its observation has 3"),
-        (VECTOR, [-1], "of which at least one is to be shown"),
-        (VECTOR, [0, 1, 2], "of which at least one is to be shown"),
-        ({"x": VECTOR}, [0], "is no vector of numbers"),
-        (ArraySpec((3, 1), FLOAT), [0], "is no vector of numbers"),
-        (ArraySpec((3,), INTEGER, (5,)), [0], "is no vector of numbers"),
+        (VECTOR, [3], r"Components \[3\] of task cannot be hidden. Its .* 0 to 2"),
+        (VECTOR, [-1], "at least one of them must be shown"),
+        (VECTOR, [0, 1, 2], "at least one of them must be shown"),
+        ({"x": VECTOR}, [0], "is not a vector of numbers"),
+        (ArraySpec((3, 1), FLOAT), [0], "is not a vector of numbers"),
+        (ArraySpec((3,), INTEGER, (5,)), [0], "is not a vector of numbers"),
     ],
 )
 def test_what_cannot_be_hidden_is_said(observation, components, message):
@@ -124,7 +124,7 @@ def test_a_mask_is_left_out(host, others):
     assert env.observation == (VECTOR if len(others) == 1 else others)
     np.testing.assert_array_equal(first if len(others) == 1 else first["x"], FIRST)
     require_as_promised(env._replace(critic_observation=None), first, then)
-    with pytest.raises(ConfigurationError, match="task has no action_mask that could be left out"):
+    with pytest.raises(ConfigurationError, match="task has no action_mask to leave out"):
         without_mask(task(host))
 
 

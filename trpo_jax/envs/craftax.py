@@ -17,20 +17,22 @@ NEVER = np.iinfo(np.int32).max
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(NAMES)
 
 
 def make(name: str, **args: Any) -> Environment:
     """Returns a game of Craftax, such as "Craftax-Classic-Symbolic-v1".
 
-    The arguments are fields of its parameters.
+    Craftax terminates an episode at its time limit, as after a death. So this adapter switches that
+    limit off, and gives the same limit to the environment, which truncates the episode.
 
-    Craftax marks its time limit like a death; here its own never comes, and an episode is truncated
-    after as many steps.
+    Args:
+        name: a name of Craftax.
+        **args: fields of the parameters of the game.
 
     Raises:
-        ConfigurationError: if the name is unknown.
+        ConfigurationError: if the name or an argument is unknown.
     """
     full_name = require_known_environment("craftax", name, names())
     env = make_craftax_env_from_name(name, auto_reset=False)
