@@ -198,7 +198,7 @@ def test_a_timeout_is_stored_and_may_change_when_a_run_goes_on():
     assert stored_options(plan.description).timeout == 7.5
     assert not differing_settings(plan.description, plan_run("gym/CartPole-v1").description)
     for env in ("CartPole-v1", envs.make("CartPole-v1")):
-        with pytest.raises(ConfigurationError, match="env_timeout = 7.5 .* not run on the host"):
+        with pytest.raises(ConfigurationError, match=r"env_timeout = 7.5 .* not run on the host"):
             plan_run(env, env_timeout=7.5)
 
 
