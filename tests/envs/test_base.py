@@ -31,14 +31,14 @@ def test_bounded_components_are_clipped_and_mapped_onto_the_bounds():
         np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
-def test_unbounded_components_and_shapes_go_through():
+def test_unbounded_components_and_shapes_are_kept():
     box = Box(np.full((2, 1), -np.inf, np.float32), np.array([[np.inf], [1.0]], np.float32))
     result = to_environment_action(box, jnp.array([7.0, -3.0]))
     np.testing.assert_allclose(result, [[7.0], [-3.0]])
 
 
 @pytest.mark.parametrize("action", [0, 3])
-def test_discrete_actions_pass(action):
+def test_discrete_actions_are_kept(action):
     assert to_environment_action(Discrete(4), jnp.array(action)) == action
 
 
@@ -50,23 +50,23 @@ LARGEST = float(np.finfo(np.float32).max)
     [
         (0.0, np.inf, [0.0, 0.0, 0.5, 3.0]),  # clipped on the bounded side
         (-1.0, np.inf, [-1.0, 0.0, 0.5, 3.0]),
-        (5.0, np.inf, [5.0, 5.0, 5.5, 8.0]),  # where 0 is next to the bound
+        (5.0, np.inf, [5.0, 5.0, 5.5, 8.0]),  # 0 is outside, so an action of 0 means the bound
         (-np.inf, -5.0, [-7.0, -5.0, -5.0, -5.0]),
-        (-LARGEST, LARGEST, [-2.0, 0.0, 0.5, 3.0]),  # bounds that mean none
+        (-LARGEST, LARGEST, [-2.0, 0.0, 0.5, 3.0]),  # bounds that mean no bounds
         (-LARGEST, 1.0, [-2.0, 0.0, 0.5, 1.0]),
         (-1e300, 1e300, [-2.0, 0.0, 0.5, 3.0]),
         (3.0, 3.0, [3.0] * 4),
         (-1e17, 1e17, [-1e17, 0.0, 5e16, 1e17]),
     ],
 )
-def test_one_bound_none_and_far_ones(low, high, expected):
+def test_components_with_one_bound_no_bound_and_far_bounds(low, high, expected):
     box = Box(np.array([low]), np.array([high]))
     given = [to_environment_action(box, jnp.array([x])) for x in (-2.0, 0.0, 0.5, 3.0)]
     np.testing.assert_allclose(np.ravel(given), np.float32(expected), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_actions_are_in_their_space_to_the_last_bit(dtype):
+def test_actions_are_inside_their_space_in_its_own_precision(dtype):
     low, high = np.array([-0.7, 0.1], dtype), np.array([0.1, 0.3], dtype)
     box = Box(low, high)
     for x in (-9.0, -1.0, 0.3, 1.0, 9.0):
@@ -75,7 +75,7 @@ def test_actions_are_in_their_space_to_the_last_bit(dtype):
         assert ((low <= action) & (action <= high)).all()
 
 
-def test_discrete_actions_begin_where_the_environment_says():
+def test_discrete_actions_begin_at_the_start_of_the_environment():
     assert to_environment_action(Discrete(3, -1), jnp.array(2)) == 1
     several = MultiDiscrete((2, 3), (-4, 7), np.dtype(np.int8))
     given = to_environment_action(several, (jnp.array(1), jnp.array(0)))
@@ -151,18 +151,18 @@ MASK = ArraySpec((2,), np.dtype(bool))
         (env_of(time_limit=2**31), "a time limit of 2147483648"),
     ],
 )
-def test_spaces_in_which_nothing_can_be_learnt_are_refused(env, message):
+def test_unusable_specs_are_refused(env, message):
     with pytest.raises(ConfigurationError, match=rf"^Environment 'odd' has .*{message}"):
         require_usable(env)
 
 
 @pytest.mark.parametrize("time_limit", [None, 1, np.int64(50), np.uint8(200), np.array(7)])
-def test_usable_spaces_and_any_integer_as_a_time_limit(time_limit):
+def test_usable_specs_and_any_integer_as_a_time_limit_are_accepted(time_limit):
     for action in (Discrete(1), MultiDiscrete((1, 2), (-5, 3)), box_of([0], [0]), box_of(-1, 1)):
         assert require_usable(env_of(action, dtype="uint8", time_limit=time_limit)) is None
 
 
-def test_usable_trees_and_a_mask_for_all_choices_in_them():
+def test_usable_trees_with_a_mask_for_all_choices_are_accepted():
     action = (Discrete(3), {"x": MultiDiscrete((2, 4)), "y": box_of([0], [1])})
     mask = {"first": ArraySpec((3,), np.dtype(bool)), "second": ArraySpec((2, 3), np.dtype("int8"))}
     shown = {"a": (VECTOR, {"b": VECTOR}), "secret": VECTOR, "action_mask": mask}
@@ -183,12 +183,12 @@ def test_usable_trees_and_a_mask_for_all_choices_in_them():
         ({"a": VECTOR, "action_mask": MASK}, "a", "nothing for the policy to see, because 'a' is"),
     ],
 )
-def test_a_part_that_the_critic_alone_cannot_see_is_named(shown, name, message):
+def test_a_part_that_cannot_be_for_the_critic_only_is_refused(shown, name, message):
     with pytest.raises(ConfigurationError, match=message):
         require_part(env_of(shown=shown), name)
 
 
-def test_far_bounds_are_a_warning_and_those_that_mean_none_are_not():
+def test_far_bounds_give_a_warning_unless_they_mean_no_bounds():
     warning = wide_bounds(env_of(box_of([-1, -1e7], [1, 1e7])))
     assert "Component 1 of the actions of odd goes from -1e+07 to 1e+07" in warning
     warning = wide_bounds(env_of({"go": Discrete(2), "aim": (box_of([-1e7], [1e7]),)}))

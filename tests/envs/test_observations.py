@@ -1,4 +1,4 @@
-"""What an environment shows becomes the arrays of its spec, checked against its promises."""
+"""Observations on the host become the arrays of their spec, and are checked."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ SHOWN = {
 }
 
 
-def test_parts_keep_their_names_and_integers_are_counted_from_0():
+def test_parts_keep_their_names_and_integers_start_at_0():
     arrays = centre(NESTED, to_arrays(NESTED, SHOWN))
     assert arrays.keys() == NESTED.keys()
     assert arrays["goal"] == 2
@@ -48,7 +48,7 @@ def test_parts_keep_their_names_and_integers_are_counted_from_0():
     assert batch_shape(NESTED, arrays) == ()
 
 
-def test_batches_have_the_same_axes_before_each_part():
+def test_all_parts_of_a_batch_have_the_same_batch_axes():
     shown = {name: x for name, x in SHOWN.items() if name != "unread"}
     batch = jax.tree.map(lambda x: np.stack([np.stack([x] * 4)] * 2), shown)
     arrays, single = to_arrays(NESTED, batch), to_arrays(NESTED, SHOWN)
@@ -61,7 +61,7 @@ def test_batches_have_the_same_axes_before_each_part():
     [
         (VECTOR, (3,), "float32"),
         (BYTES, (2,), "uint8"),
-        (array_spec((3,), "int64"), (3,), "float32"),  # 32-bit integers cannot hold a time
+        (array_spec((3,), "int64"), (3,), "float32"),  # a time does not fit into a 32-bit integer
         (array_spec((3,), "int32"), (3,), "float32"),
         (array_spec((3,), "int16"), (3,), "int16"),
         (array_spec((3,), "float64"), (3,), "float32"),
@@ -70,7 +70,7 @@ def test_batches_have_the_same_axes_before_each_part():
         (IMAGE, (48, 40, 3), "uint8"),
     ],
 )
-def test_networks_are_shown_numbers_of_32_bits_at_the_most(spec, shape, dtype):
+def test_networks_see_numbers_of_at_most_32_bits(spec, shape, dtype):
     assert (spec.shape, spec.dtype) == (shape, np.dtype(dtype))
     own = (shape[-1], *shape[:-1]) if spec.channels_first else shape
     first = np.full(own, 0 if spec.origin is None else spec.origin, spec.own_dtype or spec.dtype)
@@ -101,12 +101,12 @@ def test_networks_are_shown_numbers_of_32_bits_at_the_most(spec, shape, dtype):
         (NESTED, SHOWN | {"keys": ([0, 5], [2, 0])}, r'part observation\["keys"\]\[1\], but'),
     ],
 )
-def test_what_no_space_promised_is_said(spec, shown, message):
+def test_the_error_for_an_observation_outside_its_space_describes_it(spec, shown, message):
     with pytest.raises(Unpromised, match=message):
         to_arrays(spec, shown)
 
 
-def test_what_a_space_means_is_taken():
+def test_observations_of_compatible_types_are_accepted():
     np.testing.assert_array_equal(to_arrays(BYTES, [0, 255]), np.array([0, 255], np.uint8))
     np.testing.assert_array_equal(to_arrays(VECTOR, [1, 2, 3]), np.float32([1, 2, 3]))
 
@@ -120,7 +120,7 @@ def test_what_a_space_means_is_taken():
         (np.uint64(2**63 + 5), [2**63, 2**63 + 6], [-5, 1]),
     ],
 )
-def test_a_signal_on_top_of_a_large_number_survives(origin, numbers, expected):
+def test_a_signal_that_is_added_to_a_large_number_is_kept(origin, numbers, expected):
     spec = ArraySpec((1,), np.dtype(np.float32), origin=np.array([origin]))
     seen = centre(spec, np.array(numbers, origin.dtype)[:, None])
     np.testing.assert_array_equal(seen[:, 0], np.float32(expected))
