@@ -1,6 +1,6 @@
 """The agent: a policy, a critic and an exploration.
 
-A policy is a few functions. All policies have the same ones. If a policy has a memory, `step`
+A policy is a few functions. All policies have the same functions. If a policy has a memory, `step`
 carries the memory from one step to the next, and `unroll` goes through whole sequences to learn
 from them. If a policy has no memory, its carry is `()`. `memoryless` makes such a policy from a
 `Network`.

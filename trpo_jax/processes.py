@@ -1,10 +1,10 @@
 """One run in several processes (`jax.distributed`), each with devices of its own.
 
 All processes run the same lines of code and hold the same numbers on the host. Arrays on devices
-are global, and each process holds a part of them. Only the first process writes files and prints
-to the terminal. It also makes each decision that depends on clocks, folders or memory, and sends
-it to the other processes. The processes send such messages through the store of JAX's coordination
-service. It needs no device and no compilation.
+are global, and each process holds a part of them. All processes write checkpoints together. Only
+the first process writes other files and prints to the terminal. It also makes each decision that
+depends on clocks, folders or memory, and sends it to the other processes. Such messages go through
+the store of JAX's coordination service, which needs no device and no compilation.
 """
 
 import itertools
@@ -27,8 +27,8 @@ from jax.sharding import Sharding
 from trpo_jax.errors import ConfigurationError, PeerFailure, StorageFailure
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead
-JOINING_SECONDS = 300  # for which processes wait for each other at the start
-TELLING_SECONDS = 900  # for which a process waits for a message; the sender may read checkpoints
+JOINING_SECONDS = 300  # how long processes wait for each other at the start
+TELLING_SECONDS = 900  # how long a process waits for a message; the sender may read checkpoints
 # Words in the errors that JAX and its libraries raise if another process is lost.
 LOST = re.compile("gloo|nccl|connection|socket|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.I)
 
@@ -150,7 +150,7 @@ def _store() -> Any:
 
 
 def is_first() -> bool:
-    """Returns whether this is the first process. Only that one writes files and to the terminal."""
+    """Returns whether this is the first process, which writes files and prints to the terminal."""
     return jax.process_index() == 0
 
 

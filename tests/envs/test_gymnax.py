@@ -105,7 +105,7 @@ def test_the_error_for_a_failed_download_says_so(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(gymnax, "make", fail)
-    with pytest.raises(ConfigurationError, match="downloads"):
+    with pytest.raises(ConfigurationError, match="download failed: no network"):
         envs.make(DOWNLOADS)
 
 

@@ -111,7 +111,7 @@ def test_smax_shows_masks_and_a_state():
         ("MPE_simple_tag_v3", {}, "agents of MPE_simple_tag_v3 compete: adversaries chase"),
         ("MPE_simple_spred_v3", {}, "Did you mean jaxmarl/MPE_simple_spread_v3"),
         ("MPE_simple_spread_v3", {"local_ration": 1}, "'local_ration'. Did you mean local_ratio"),
-        ("MPE_simple_spread_v3", {"rewards": "most"}, "rewards = 'most' cannot work"),
+        ("MPE_simple_spread_v3", {"rewards": "most"}, "rewards = 'most' is not allowed"),
         ("SMAX", {"scenario": "4x"}, "Unknown scenario '4x' of jaxmarl/SMAX. Known: 3m"),
     ],
 )

@@ -118,8 +118,8 @@ def make(
             limit.
         costs: costs of a step to add to those of the environment. Each is a function, its name as
             "module:name", or, in gym/ and envpool/, an entry of `info`, such as "info:cost". See
-            `trpo_jax.envs.costs.with_costs`. The functions get the observations before the
-            wrappers change them.
+            `trpo_jax.envs.costs.with_costs`. The functions get the observations before wrappers of
+            an `Environment` change them.
 
     Raises:
         ConfigurationError: if there is no such environment, if it does not have these arguments, if

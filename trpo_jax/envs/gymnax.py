@@ -28,8 +28,8 @@ def make(name: str, **args: Any) -> Environment:
 
     The function `step` of gymnax always resets an environment whose episode ended. So this adapter
     calls its parts `step_env` and `is_truncated` instead. In gymnax, only DeepSea has its own
-    `step`. It also updates counters, but observations and rewards do not depend on them.
-    Observations keep their dtype.
+    `step`. It keeps some counters after a reset, but observations and rewards do not depend on
+    them. Observations keep their dtype.
 
     Args:
         name: a registered name, such as "CartPole-v1". `gymnax.register` adds names.

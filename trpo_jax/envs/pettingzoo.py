@@ -113,8 +113,8 @@ class TeamEnv:
         """Takes a step. Returns observation, reward, terminated, truncated and an empty info.
 
         The episode ends with the step after which no agent acts. It is truncated if an agent that
-        acted in this step was truncated, or if this is the last step before the time limit. At
-        their time limit, some environments say that all agents terminated.
+        acted in this step was truncated, or if this step reaches the time limit. At their time
+        limit, some environments say that all agents terminated.
         """
         agents, each = self.team.agents, self.team.action.each
         acting = list(self.env.agents)
