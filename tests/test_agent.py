@@ -17,7 +17,7 @@ from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.critics import adam_critic
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import split_mask
+from trpo_jax.envs.specs import split_mask
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.exploration import ou, white
 from trpo_jax.networks import Network, from_linen, from_nnx

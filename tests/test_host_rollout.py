@@ -51,7 +51,7 @@ def replaying(env, trajectories=(), last=None):
             nonlocal now
             now = next(time)
             step = jax.tree.map(lambda x: x[now], joined)
-            taken = jax.vmap(partial(envs.base.to_environment_action, env.action))
+            taken = jax.vmap(partial(envs.specs.to_environment_action, env.action))
             chex.assert_trees_all_close(actions, taken(step.action), rtol=1e-4, atol=1e-5)
             return StepResult(step.next_observation, step.reward, step.terminated, step.truncated)
 

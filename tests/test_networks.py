@@ -7,7 +7,7 @@ import pytest
 
 from trpo_jax import networks
 from trpo_jax.distributions import Categorical, DiagGaussian, Product
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import make_action_critic, make_critic, make_policy, orthogonal
 

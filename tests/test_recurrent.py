@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from trpo_jax.agent import build_policy
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import ArraySpec, Box, Discrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete
 from trpo_jax.fisher import dense_fisher, fisher_vector_product
 from trpo_jax.networks import Network
 from trpo_jax.recurrent import (

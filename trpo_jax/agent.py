@@ -16,15 +16,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from trpo_jax import exploration
 from trpo_jax.critics import Critic, adam_critic, normalized, trust_region_critic
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import (
-    ActionSpec,
-    ArraySpec,
-    Environment,
-    ObservationSpec,
-    split_mask,
-    split_part,
-)
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode
+from trpo_jax.envs.specs import ActionSpec, ArraySpec, ObservationSpec, split_mask, split_part
 from trpo_jax.exploration import Exploration
 from trpo_jax.networks import (
     Network,

@@ -14,20 +14,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, Num, PRNGKeyArray, PyTree
 
-from trpo_jax.envs.base import (
-    LARGEST,
+from trpo_jax.envs.base import LARGEST, Environment, Pool, sound
+from trpo_jax.envs.episodes import Episode, Transition, judge
+from trpo_jax.envs.observations import centre
+from trpo_jax.envs.specs import (
     MASK,
-    Environment,
-    Pool,
     choices_of,
     path_name,
-    sound,
     split_choices,
     split_mask,
     to_environment_action,
 )
-from trpo_jax.envs.episodes import Episode, Transition, judge
-from trpo_jax.envs.observations import centre
 from trpo_jax.errors import (
     RAISED,
     ConfigurationError,

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, Product, mask_logits
-from trpo_jax.envs.base import (
+from trpo_jax.envs.specs import (
     MASK,
     ActionSpec,
     ArraySpec,

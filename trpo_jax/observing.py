@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from trpo_jax.envs.base import MASK, ArraySpec, ObservationSpec, split_mask
+from trpo_jax.envs.specs import MASK, ArraySpec, ObservationSpec, split_mask
 from trpo_jax.normalization import init_statistics, normalize, update_statistics
 
 # A tree with a `RunningStatistics` for each array that is standardised, and () for the other arrays

@@ -16,12 +16,12 @@ from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent, Policy, build_policy, critic_of, make_agent
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import (
     MASK,
     Agents,
     ArraySpec,
     Box,
-    Environment,
     ObservationSpec,
     split_mask,
     split_part,

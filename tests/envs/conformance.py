@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import split_mask, to_environment_action
+from trpo_jax.envs.specs import split_mask, to_environment_action
 from trpo_jax.rollout import random_actions, rollout, start_episodes
 
 NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 12, 5

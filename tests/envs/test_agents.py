@@ -10,13 +10,13 @@ from trpo_jax import algorithms
 from trpo_jax.algorithms import hatrpo, trpo
 from trpo_jax.algorithms.unused import unused_fields
 from trpo_jax.envs import agents
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import require_usable
+from trpo_jax.envs.specs import (
     Agents,
     ArraySpec,
     Box,
     Discrete,
     MultiDiscrete,
-    require_usable,
     to_environment_action,
     to_space_action,
 )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from trpo_jax import envs
-from trpo_jax.envs.base import ArraySpec, Box
 from trpo_jax.envs.episodes import stagger
+from trpo_jax.envs.specs import ArraySpec, Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
 

@@ -15,15 +15,9 @@ import pytest
 from gymnasium import spaces
 
 from trpo_jax import envs
-from trpo_jax.envs.base import (
-    ArraySpec,
-    Box,
-    Discrete,
-    MultiDiscrete,
-    require_usable,
-    to_environment_action,
-)
+from trpo_jax.envs.base import require_usable
 from trpo_jax.envs.episodes import stagger
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, reset_pool, start_host_episodes
 from trpo_jax.rollout import random_actions

@@ -12,8 +12,8 @@ from conformance import check_types
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.envs.base import ArraySpec, Box
 from trpo_jax.envs.episodes import advance_episode, start_episode
+from trpo_jax.envs.specs import ArraySpec, Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import observe
 

@@ -8,7 +8,8 @@ from conformance import check_episodes, check_types
 
 from trpo_jax import envs
 from trpo_jax.algorithms import hatrpo
-from trpo_jax.envs.base import Agents, ArraySpec, Discrete, require_usable
+from trpo_jax.envs.base import require_usable
+from trpo_jax.envs.specs import Agents, ArraySpec, Discrete
 from trpo_jax.errors import ConfigurationError
 
 jaxmarl = pytest.importorskip("jaxmarl", reason="uv sync --extra jaxmarl")

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from trpo_jax.envs.base import ArraySpec
 from trpo_jax.envs.observations import (
     array_spec,
     batch_shape,
@@ -13,6 +12,7 @@ from trpo_jax.envs.observations import (
     num_numbers,
     to_arrays,
 )
+from trpo_jax.envs.specs import ArraySpec
 from trpo_jax.errors import Unpromised
 
 INT8 = np.dtype(np.int8)

@@ -10,7 +10,8 @@ from gymnasium import spaces
 import trpo_jax
 from trpo_jax import envs
 from trpo_jax.algorithms import hatrpo
-from trpo_jax.envs.base import ArraySpec, require_usable, split_mask, to_environment_action
+from trpo_jax.envs.base import require_usable
+from trpo_jax.envs.specs import ArraySpec, split_mask, to_environment_action
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
 from trpo_jax.rollout import random_actions

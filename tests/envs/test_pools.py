@@ -11,9 +11,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete, Pool, host_environment
+from trpo_jax.envs.base import Pool, host_environment
 from trpo_jax.envs.observations import array_spec
 from trpo_jax.envs.pools import Shows, open_pool
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, NotFinite
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes

@@ -17,7 +17,8 @@ import pytest
 from conformance import check_episodes, check_types
 
 from trpo_jax import envs
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete, require_usable
+from trpo_jax.envs.base import require_usable
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
 

@@ -10,17 +10,8 @@ import pytest
 from gymnasium import spaces
 
 from trpo_jax import envs
-from trpo_jax.envs.base import (
-    ArraySpec,
-    Box,
-    Discrete,
-    Environment,
-    MultiDiscrete,
-    Pool,
-    StepResult,
-    require_usable,
-    to_environment_action,
-)
+from trpo_jax.envs.base import Environment, Pool, StepResult, require_usable
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
 from trpo_jax.envs.wrappers import NO_VELOCITY, hide, observe_previous, without_mask
 from trpo_jax.errors import ConfigurationError
 

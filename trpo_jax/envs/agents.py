@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from trpo_jax.envs.base import Agents, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import Agents, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 
 STATE = "state"  # part of an observation that only the critic sees

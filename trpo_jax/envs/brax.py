@@ -6,9 +6,10 @@ import numpy as np
 from brax import envs
 from brax.io import image
 
-from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
+from trpo_jax.envs.specs import Box
 from trpo_jax.errors import require_known_environment, unknown_name
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")

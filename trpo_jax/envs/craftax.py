@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import replace_fields, require_known_args
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import require_known_environment
 
 GAMES, VIEWS = ("Craftax", "Craftax-Classic"), ("Symbolic", "Pixels")

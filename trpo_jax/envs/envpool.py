@@ -7,17 +7,12 @@ import envpool
 import numpy as np
 from envpool.registration import registry
 
-from trpo_jax.envs.base import (
-    Environment,
-    Pool,
-    StepResult,
-    host_environment,
-    to_space_action,
-)
+from trpo_jax.envs.base import Environment, Pool, StepResult, host_environment
 from trpo_jax.envs.costs import INFO, NONE, InfoCosts, require_entries
 from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec
 from trpo_jax.envs.observations import to_arrays
 from trpo_jax.envs.options import require_known_args
+from trpo_jax.envs.specs import to_space_action
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 OWN = {"num_envs", "seed"}  # entries of the config that the library sets

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from trpo_jax.envs.base import Environment, StepResult, sound, to_environment_action
+from trpo_jax.envs.base import Environment, StepResult, sound
+from trpo_jax.envs.specs import to_environment_action
 
 
 class Episode(NamedTuple):

@@ -9,13 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from trpo_jax.envs.base import (
-    ActionSpec,
-    ArraySpec,
-    Box,
-    Environment,
-    StepResult,
-)
+from trpo_jax.envs.base import Environment, StepResult
+from trpo_jax.envs.specs import ActionSpec, ArraySpec, Box
 from trpo_jax.errors import ConfigurationError
 
 

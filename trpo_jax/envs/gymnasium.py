@@ -17,28 +17,25 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from trpo_jax import user_modules
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import MAX_LIMIT, Environment, Pool, host_environment
+from trpo_jax.envs.costs import NONE, InfoCosts, require_entries
+from trpo_jax.envs.observations import array_spec, integer_spec, num_numbers, to_arrays
+from trpo_jax.envs.options import parameters_of, require_known_args, wrap
+from trpo_jax.envs.pools import Shows, open_pool
+from trpo_jax.envs.specs import (
     MASK,
-    MAX_LIMIT,
     MOST_VALUES,
     ActionSpec,
     ArraySpec,
     Box,
     Discrete,
-    Environment,
     MultiDiscrete,
     ObservationSpec,
-    Pool,
     choices_of,
-    host_environment,
     path_name,
     split_mask,
     with_parts,
 )
-from trpo_jax.envs.costs import NONE, InfoCosts, require_entries
-from trpo_jax.envs.observations import array_spec, integer_spec, num_numbers, to_arrays
-from trpo_jax.envs.options import parameters_of, require_known_args, wrap
-from trpo_jax.envs.pools import Shows, open_pool
 from trpo_jax.errors import RAISED, ConfigurationError, unknown_name
 from trpo_jax.installing import how_to_install
 

@@ -6,10 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import Box, Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.deferred import deferred
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import parameters_of, replace_fields, require_known_args
+from trpo_jax.envs.specs import Box, Discrete
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 with deferred("seaborn", "matplotlib.pyplot"):  # slow to import, and only for drawing

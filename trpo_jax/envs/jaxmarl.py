@@ -21,10 +21,11 @@ from trpo_jax.envs.agents import (
     stacked,
     team_reward,
 )
-from trpo_jax.envs.base import MASK, SHOWN, Agents, Box, Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.deferred import deferred
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import require_known_args
+from trpo_jax.envs.specs import MASK, SHOWN, Agents, Box, Discrete
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 MABRAX = "jaxmarl.environments.mabrax"  # its import takes seconds, and undoes `redirect_stdout`

@@ -10,18 +10,18 @@ import jumanji
 import numpy as np
 from jumanji import specs
 
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.functional import as_tree, make_environment
+from trpo_jax.envs.options import parameters_of, require_known_args
+from trpo_jax.envs.specs import (
     MASK,
     MOST_VALUES,
     ArraySpec,
     Box,
     Discrete,
-    Environment,
     MultiDiscrete,
     split_mask,
 )
-from trpo_jax.envs.functional import as_tree, make_environment
-from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 NEVER = np.iinfo(np.int32).max

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import Agents, Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
+from trpo_jax.envs.specs import Agents, Discrete
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import navix
 
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import require_known_args
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import require_known_environment
 
 

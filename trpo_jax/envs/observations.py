@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo_jax.envs.base import ArraySpec, ObservationSpec, path_name
+from trpo_jax.envs.specs import ArraySpec, ObservationSpec, path_name
 from trpo_jax.errors import Unpromised
 
 BIG = (np.dtype(np.uint32), np.dtype(np.int32))  # dtypes of integers that become float32

@@ -23,23 +23,7 @@ from trpo_jax.envs.agents import (
     stacked,
     team_reward,
 )
-from trpo_jax.envs.base import (
-    MASK,
-    MAX_LIMIT,
-    Agents,
-    ArraySpec,
-    Box,
-    Discrete,
-    Environment,
-    MultiDiscrete,
-    ObservationSpec,
-    Pool,
-    host_environment,
-    path_name,
-    split_mask,
-    to_space_action,
-    with_parts,
-)
+from trpo_jax.envs.base import MAX_LIMIT, Environment, Pool, host_environment
 from trpo_jax.envs.gymnasium import (
     CloudpickleWrapper,
     action_spec,
@@ -49,6 +33,19 @@ from trpo_jax.envs.gymnasium import (
 from trpo_jax.envs.observations import array_spec, centre, in_words, num_numbers, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.envs.pools import Shows, open_pool
+from trpo_jax.envs.specs import (
+    MASK,
+    Agents,
+    ArraySpec,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    ObservationSpec,
+    path_name,
+    split_mask,
+    to_space_action,
+    with_parts,
+)
 from trpo_jax.errors import RAISED, ConfigurationError, Unpromised, unknown_name
 
 DRAWS = "render_mode"  # the argument of PettingZoo for the mode of drawing

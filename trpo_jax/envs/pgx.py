@@ -4,9 +4,10 @@ from typing import Any
 
 import pgx
 
-from trpo_jax.envs.base import MASK, SHOWN, Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
+from trpo_jax.envs.specs import MASK, SHOWN, Discrete
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from mujoco_playground import registry
 
-from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import require_known_args
+from trpo_jax.envs.specs import Box
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 PRIVILEGED = "privileged_state"

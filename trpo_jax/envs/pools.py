@@ -18,17 +18,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Pool, StepResult
+from trpo_jax.envs.observations import in_words, to_arrays
+from trpo_jax.envs.specs import (
     MASK,
     ActionSpec,
     Discrete,
     ObservationSpec,
-    Pool,
-    StepResult,
     to_space_action,
     with_parts,
 )
-from trpo_jax.envs.observations import in_words, to_arrays
 from trpo_jax.errors import RAISED, Unpromised, environment_failure
 
 # Each process imports the main script, which imports these modules. They are imported once for all.

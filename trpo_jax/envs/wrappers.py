@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Environment, Pool, StepResult
+from trpo_jax.envs.specs import (
     MASK,
     SHOWN,
     Agents,
     ArraySpec,
     Box,
-    Environment,
     ObservationSpec,
-    Pool,
-    StepResult,
     split_mask,
     with_parts,
 )
