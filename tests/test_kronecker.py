@@ -9,7 +9,7 @@ from learning import SMALL
 
 from trpo_jax import envs, kronecker
 from trpo_jax.algorithms import trpo, trpo_vine, ua_trpo
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import dense_fisher, fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner, with_layers

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from probes import counter
 
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
 from trpo_jax.envs.episodes import stagger
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 from trpo_jax.rollout import episode_metrics, random_actions, rollout, start_episodes
 
 NUM_ENVS, NUM_STEPS = 3, 8

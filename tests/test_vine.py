@@ -5,8 +5,9 @@ import pytest
 from probes import counter
 
 from trpo_jax.distributions import Categorical, DiagGaussian
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
+from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.envs.episodes import start_episode
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete
 from trpo_jax.vine import branch_return, differences, draw_actions, self_normalized_surrogate
 
 pytestmark = pytest.mark.xdist_group("vine")

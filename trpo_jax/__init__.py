@@ -40,15 +40,8 @@ _MODULES = {  # the module of each public name
     "trpo_jax.distributions": ("Categorical", "DiagGaussian", "Product", "mask_logits"),
     "trpo_jax.networks": ("Network", "from_linen", "from_nnx"),
     "trpo_jax.algorithms.base": ("Algorithm",),
-    "trpo_jax.envs.base": (
-        "Agents",
-        "ArraySpec",
-        "Box",
-        "Discrete",
-        "Environment",
-        "MultiDiscrete",
-        "StepResult",
-    ),
+    "trpo_jax.envs.base": ("Environment", "StepResult"),
+    "trpo_jax.envs.specs": ("Agents", "ArraySpec", "Box", "Discrete", "MultiDiscrete"),
     "trpo_jax.envs.costs": ("with_cost",),
     "trpo_jax.algorithms": (
         "cpo",

@@ -9,18 +9,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.distributions import mask_logits
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Environment, cost_metrics
+from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
+from trpo_jax.envs.specs import (
     ActionSpec,
     Agents,
     Box,
     Discrete,
-    Environment,
     MultiDiscrete,
     choices_of,
-    cost_metrics,
     split_choices,
 )
-from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
 
 Act = Callable[[PRNGKeyArray, Episode, Any], tuple[Any, Any, Any]]
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Discrete, Environment, split_mask
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode, step_episode
+from trpo_jax.envs.specs import Discrete, split_mask
 from trpo_jax.trust_region import Surrogate
 
 

@@ -16,8 +16,9 @@ from trpo_jax import envs
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.cli import compare, render
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.native import toll_road
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.records.acting import make_act
 from trpo_jax.running.animation import CAPTION, captioned, play, write_animation

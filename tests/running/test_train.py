@@ -25,7 +25,8 @@ from trpo_jax.analysis.groups import join_runs
 from trpo_jax.analysis.returns import running_return
 from trpo_jax.cli import train as script
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.envs.base import ArraySpec, Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
+from trpo_jax.envs.specs import ArraySpec, Discrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.figures.curves import learning_curve
 from trpo_jax.figures.diagnosis_panels import panels

@@ -13,7 +13,8 @@ from trpo_jax.analysis.costs import describe_costs
 from trpo_jax.analysis.diagnosis import describe, find_limit_warnings
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
-from trpo_jax.envs.base import Environment, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import split_part
 from trpo_jax.errors import (
     ConfigurationError,
     FileGone,
