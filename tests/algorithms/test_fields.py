@@ -96,10 +96,10 @@ def test_a_radius_below_the_rounding_of_a_kl_divergence_is_refused():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("trpo", {"num_envs": 1, "num_steps": 1}, "nothing to be compared with"),
-        ("vpg", {"num_envs": 1, "num_steps": 1}, "nothing to be compared with"),
-        ("ppo", {"policy_minibatches": 2048}, "a single sample in each"),
-        ("trpo", {"num_envs": 2**16, "num_steps": 2**16}, "more than 32 bits count"),
+        ("trpo", {"num_envs": 1, "num_steps": 1}, "is a single step"),
+        ("vpg", {"num_envs": 1, "num_steps": 1}, "is a single step"),
+        ("ppo", {"policy_minibatches": 2048}, "puts a single sample into each"),
+        ("trpo", {"num_envs": 2**16, "num_steps": 2**16}, "more than a 32-bit integer"),
     ],
 )
 def test_learning_that_cannot_happen_is_refused(name, settings, message):
@@ -140,7 +140,9 @@ def test_several_numbers_are_checked_one_by_one():
     make = lambda limit: trpo_lag.make(env, trpo_lag.Config(cost_limit=limit))
     for limit in (25.0, (25.0, 10.0), [25, 10.5], np.array([25.0, 10.0])):
         make(limit)
-    message = r"cost_limit = \(25.0, nan\) cannot work, by its nan: it must be a finite number, or"
+    message = (
+        r"cost_limit = \(25.0, nan\) cannot work, because of nan: it must be a finite number, or"
+    )
     with pytest.raises(ConfigurationError, match=message):
         make((25.0, math.nan))
     with pytest.raises(ConfigurationError, match=r"cost_limit = 1e\+39 .* numbers have 32 bits"):
