@@ -106,12 +106,12 @@ class Algorithm(NamedTuple):
 
     Example:
         >>> env = trpo_jax.make_env("CartPole-v1")
-        >>> algorithm = trpo_jax.trpo.make(env, trpo_jax.trpo.Config(num_envs=4, num_steps=16))
+        >>> algorithm = trpo_jax.trpo.make(env, trpo_jax.trpo.Config(num_envs=4, num_steps=64))
         >>> algorithm.steps_per_update
-        64
+        256
         >>> state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
         >>> trajectory.reward.shape
-        (16, 4)
+        (64, 4)
         >>> state, metrics = jax.jit(algorithm.learn)(state, trajectory)
         >>> bool(metrics["kl"] <= 0.01), int(state.num_updates)
         (True, 1)

@@ -58,7 +58,7 @@ def make(
     Example:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.npg.Config(step_size=0.05, normalized_step=False)
-        >>> algorithm = trpo_jax.npg.make(env, config.replace(num_envs=4, num_steps=16))
+        >>> algorithm = trpo_jax.npg.make(env, config.replace(num_envs=4, num_steps=64))
         >>> state = algorithm.init(jax.random.key(0))
         >>> state, metrics = jax.jit(algorithm.update)(state)
         >>> float(metrics["step_fraction"])  # no line search shortens the step

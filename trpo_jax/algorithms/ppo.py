@@ -104,7 +104,7 @@ def make(
     Example:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.ppo.Config(policy_epochs=2, policy_minibatches=4)
-        >>> algorithm = trpo_jax.ppo.make(env, config.replace(num_envs=4, num_steps=16))
+        >>> algorithm = trpo_jax.ppo.make(env, config.replace(num_envs=4, num_steps=64))
         >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
         >>> int(optax.tree.get(state.step_state, "count"))  # steps of Adam
         8

@@ -47,7 +47,7 @@ def make(
 
     Example:
         >>> env = trpo_jax.make_env("CartPole-v1")
-        >>> config = trpo_jax.trpo.Config(max_kl=0.02, num_envs=4, num_steps=16)
+        >>> config = trpo_jax.trpo.Config(max_kl=0.02, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.trpo.make(env, config)
         >>> state = algorithm.init(jax.random.key(0))
         >>> state, metrics = jax.jit(algorithm.update)(state)

@@ -60,7 +60,7 @@ def make(
 
     Example:
         >>> env = trpo_jax.make_env("CartPole-v1")
-        >>> config = trpo_jax.trpo_ensemble.Config(num_critics=3, num_envs=4, num_steps=16)
+        >>> config = trpo_jax.trpo_ensemble.Config(num_critics=3, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.trpo_ensemble.make(env, config)
         >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
         >>> bool(metrics["value_std"] > 0)  # disagreement of the critics

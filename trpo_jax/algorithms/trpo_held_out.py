@@ -57,7 +57,7 @@ def make(
 
     Example:
         >>> env = trpo_jax.make_env("CartPole-v1")
-        >>> config = trpo_jax.trpo_held_out.Config(alpha=1e-30, num_envs=4, num_steps=16)
+        >>> config = trpo_jax.trpo_held_out.Config(alpha=1e-30, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.trpo_held_out.make(env, config)
         >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
         >>> bool(metrics["step_rejected"])  # no gain is so certain

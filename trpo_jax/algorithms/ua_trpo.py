@@ -81,7 +81,7 @@ def make(
 
     Example:
         >>> env = trpo_jax.make_env("CartPole-v1")
-        >>> config = trpo_jax.ua_trpo.Config(c=1.0, num_envs=4, num_steps=16)
+        >>> config = trpo_jax.ua_trpo.Config(c=1.0, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.ua_trpo.make(env, config)
         >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
         >>> bool(metrics["effective_radius"] < 0.01)  # KL radius left after the penalty

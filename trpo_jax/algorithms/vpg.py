@@ -37,7 +37,7 @@ def make(
 
     Example:
         >>> env = trpo_jax.make_env("CartPole-v1")
-        >>> config = trpo_jax.vpg.Config(policy_lr=0.02, num_envs=4, num_steps=16)
+        >>> config = trpo_jax.vpg.Config(policy_lr=0.02, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.vpg.make(env, config)
         >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
         >>> int(optax.tree.get(state.step_state, "count"))  # steps of Adam
