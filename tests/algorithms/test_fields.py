@@ -135,6 +135,12 @@ def test_an_unknown_algorithm_gets_a_suggestion():
         algorithms.get("tpro")
 
 
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_inherited_fields_have_a_heading_in_the_help(name):
+    owners = [x for x in algorithms.get(name).Config.__mro__[1:] if vars(x).get("__annotations__")]
+    assert not [x for x in owners if x.__doc__.startswith("Hyperparameters")]
+
+
 def test_each_number_of_a_field_is_checked():
     env = toll_road()._replace(costs=("a", "b"))
     make = lambda limit: trpo_lag.make(env, trpo_lag.Config(cost_limit=limit))

@@ -44,12 +44,15 @@ from trpo_jax.trust_region import (
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(Constrained, trpo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
+    """Margin below the limit on a cost.
+
+    Real numbers are pytree leaves; integers, names and booleans are static.
+    """
 
     cost_margin_rate: fields.Real = fields.real(
         0.0,
-        "rate of a margin below the cost limit: each update adds this share of the cost above the "
-        "limit to the margin, which shrinks if the cost is below the limit; 0 means no margin",
+        "rate of a margin below the cost limit: each update adds this share of (cost - limit) to "
+        "the margin, which is never negative; 0 means no margin",
         0.0,
     )
 

@@ -64,8 +64,8 @@ class OnPolicy:
     )
     critic_max_change: fields.Real = fields.real(
         0.1,
-        "largest step of the critic with trust_region: the mean squared change of its values, "
-        "divided by twice its mean squared error",
+        "largest step of the critic if gae_critic is trust_region: the mean squared change of its "
+        "values, divided by twice its mean squared error",
         0.0,
         open_low=True,
     )
@@ -116,7 +116,7 @@ class OnPolicy:
 @no_type_check
 @struct.dataclass
 class Team:
-    """A team of agents that share one reward."""
+    """Team of agents that share one reward."""
 
     share_parameters: bool = fields.flag(
         False, "let all agents use one policy network, which also sees the number of the agent"
@@ -174,7 +174,7 @@ class NaturalGradient:
         "before max_kl",
     )
     cg_iters: int = fields.integer(
-        10, "number of conjugate-gradient iterations; more give a more exact step", 1
+        10, "number of conjugate-gradient iterations; more give a more exact direction", 1
     )
     solver: str = fields.choice(
         "cg",

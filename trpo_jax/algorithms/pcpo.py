@@ -22,8 +22,8 @@ class Config(cpo.Config):
 
     projection: str = fields.choice(
         "kl",
-        "distance that decides which point of the half-plane is nearest: kl is the KL divergence, "
-        "l2 is the Euclidean distance of the parameters",
+        "distance that decides which allowed step is nearest: kl is the KL divergence, l2 is the "
+        "Euclidean distance of the parameters",
         ("kl", "l2"),
     )
 

@@ -45,8 +45,8 @@ class Config(trpo.Config):
     num_critics: int = fields.integer(4, "number of critics in the ensemble", 2)
     uncertainty_exponent: fields.Real = fields.real(
         1.0,
-        "weight of a state in the trust region is the disagreement of the critics to this power; "
-        "larger values change the policy less at such states; 0 weights all states alike",
+        "exponent of the critics' disagreement in the weight of a state; larger values change the "
+        "policy less where critics disagree; 0 weights all states alike",
         0.0,
     )
 

@@ -49,8 +49,8 @@ class Config(TrustRegion, OnPolicy):
     )
     num_branches: int = fields.integer(
         4,
-        "number of branches from each of these states, each with its own first action, at least 2; "
-        "with discrete actions at most one for each action",
+        "number of first actions to try from each of these states, at least 2; discrete actions "
+        "are tried at most once each",
         1,
     )
     branch_steps: int = fields.integer(
