@@ -105,7 +105,7 @@ def _check_fields(module: ModuleType) -> None:
     for field in dataclasses.fields(module.Config):
         if "kind" not in field.metadata:
             raise ConfigurationError(
-                f"{module.__file__}: the field {field.name} of Config has no kind and no help "
-                "text. Make it with a function of trpo_jax.algorithms.fields, such as "
+                f"{module.__file__}: the field {field.name} of Config says neither its kind nor "
+                "its purpose. Make it with a function of trpo_jax.algorithms.fields, such as "
                 f'{field.name}: float = fields.real(0.1, "help text").'
             )

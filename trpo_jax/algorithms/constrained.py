@@ -106,7 +106,7 @@ def episode_costs(
 
 
 def cost_names(env: Environment, metric: str) -> tuple[str, ...]:
-    """Returns the name of a metric for each cost; one of several costs is part of the name."""
+    """Returns the name of a metric for each cost; it ends in the cost if there are several."""
     return cost_metrics(env.costs, metric)
 
 

@@ -346,12 +346,17 @@ def require_continuous(env: Environment, what: str) -> None:
 def decay(
     config: OnPolicy, num_updates: Int[Array, ""], steps_per_update: int
 ) -> Float[Array, ""] | float:
-    """Returns the factor of the length of the policy's step: it falls from 1 to 0, linearly.
+    """Returns the factor of max_kl, policy_lr or step_size, which falls linearly from 1 to 0.
 
     Args:
-        config: its `decay_steps` says when the factor is 0; if it is 0, the factor stays 1.
-        num_updates: updates done so far.
+        config: `decay_steps` is the number of environment steps until the factor is 0. If it is 0,
+            the factor stays 1.
+        num_updates: number of updates done so far.
         steps_per_update: environment steps in one update.
+
+    Example:
+        >>> float(decay(OnPolicy(decay_steps=1_000), jnp.int32(5), steps_per_update=100))
+        0.5
     """
     if not config.decay_steps:
         return 1.0

@@ -36,7 +36,7 @@ from trpo_jax.normalization import (
 from trpo_jax.observing import Statistics, init_observing, observe, update_observing
 from trpo_jax.rollout import episode_metrics, random_actions, rollout, start_episodes
 
-RANDOM_STEPS = 128  # most random steps of each environment for the first statistics
+RANDOM_STEPS = 128  # largest number of random steps for the first statistics
 LEAST_SCALE = 0.01  # share of the largest discounted sum, so that scaled sums are at most 100
 
 
@@ -69,8 +69,8 @@ class RewardRange(NamedTuple):
 
         If all rewards are the same (to rounding), all actions look equally good. Advantages are
         then only errors of the critic. There are two exceptions. A termination loses positive
-        rewards, so it is a signal. A termination also escapes negative rewards, and the policy
-        must move to find one, so negative rewards are always a signal.
+        rewards, so it is a signal. A termination also ends negative rewards. The policy must move
+        to find one, so negative rewards are always a signal.
         """
         largest = jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
         differ = self.high - self.low > 10 * jnp.finfo(jnp.float32).eps * largest
@@ -78,7 +78,7 @@ class RewardRange(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """The whole state of a run. To save the run is to save this state.
+    """The whole state of a run. Saving this state saves the run.
 
     Attributes:
         actor: parameters of the policy, and the statistics that standardise observations.
@@ -110,7 +110,7 @@ class Batch(NamedTuple):
         first: whether s_t is the first observation of an episode.
         actions: a_t.
         carry: memory of the policy before the first step, `[1, B, ...]`.
-        noise: noise of the exploration that the actions depend on; `()` if there is none.
+        noise: data that the exploration stored with each action, such as its noise; `()` if none.
         advantages: A_t, not standardised; 0 as long as the rewards carry no signal.
         values: V(s_t) of the critic before its fit.
         targets: targets of the critic: the estimate of A_t plus V(s_t).

@@ -21,7 +21,7 @@ from trpo_jax.algorithms.base import Algorithm, RolloutState, State
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 Schedule = Callable[[Float[Array, ""]], Any]  # environment steps of a seed so far -> value
-SHOWN = 1000  # most values of a schedule that are checked before the run
+SHOWN = 1000  # largest number of values of a schedule that are checked before the run
 FORMS = (
     "linear:START:END, exponential:START:END, cosine:START:END (each may be followed by :STEPS, "
     "the number of steps until END; otherwise END is reached at the end of the run), or "
@@ -150,8 +150,8 @@ def parse_schedule(text: str, total_steps: int) -> tuple[Schedule, str]:
 
     Args:
         text: one of `FORMS`.
-        total_steps: environment steps of the run. A schedule without a number of steps lasts as
-            long.
+        total_steps: environment steps of the run, the length of a schedule that does not say its
+            own.
 
     Raises:
         ConfigurationError: if the text is no schedule.
@@ -196,7 +196,7 @@ CURVES: dict[str, Callable[[float, float, float], Schedule]] = {
 def require_schedules(
     config: Any, schedules: Mapping[str, Schedule], num_updates: int, steps_per_update: int
 ) -> None:
-    """Checks the values of schedules at up to `SHOWN` updates, with the first and the last one.
+    """Checks the values of schedules at up to `SHOWN` updates, including the first and the last.
 
     Raises:
         ConfigurationError: if a value cannot work. The message names the schedule, the value and
@@ -206,7 +206,7 @@ def require_schedules(
     steps = jnp.asarray(updates * steps_per_update, jnp.float32)
     for name, schedule in schedules.items():
         values = np.asarray(jax.vmap(lambda x, f=schedule: jnp.float32(f(x)))(steps), np.float64)
-        for index in {int(values.argmin()), int(values.argmax())}:  # NaN is both
+        for index in {int(values.argmin()), int(values.argmax())}:  # either finds a NaN
             try:
                 fields.validate(config.replace(**{name: float(values[index])}))
             except ConfigurationError as error:

@@ -116,7 +116,7 @@ def require_white(agent: Agent) -> None:
 def compound(
     advantages: Float[Array, "T B"], log_ratio: Float[Array, "T B"]
 ) -> Float[Array, "T B"]:
-    """Returns the advantages after the steps of the agents before, A + (M - 1) (A - mean A).
+    """Returns A + (M - 1) (A - mean A), the advantages after the steps of the earlier agents.
 
     Args:
         advantages: A.
