@@ -80,7 +80,7 @@ def test_the_table_stands_beside_what_is_published(finished):
     assert variant.endswith(", below the floor | 2 | 1,000 | 900 |  |"), "published of others"
     assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
     assert "Nothing to be learnt." in table
-    assert "over fresh episodes, 2 a seed" in table
+    assert "over 2 fresh episodes of each seed" in table
     assert "jax 0." in table
     report = json.loads((finished / "tiny.json").read_text())
     assert len(report["rows"]["Pole"]["per_seed"]) == 2
