@@ -26,7 +26,7 @@ EXTRAS = {
     "box2d",
     "onnx",
     "video",
-} - {"gymnax"}
+}
 EXTRAS |= {extra for _, extra in PLUGINS.values()}
 
 

@@ -22,6 +22,7 @@ _MODULES = {  # of each public name
     "trpo_jax.records.citations": ("citation",),
     "trpo_jax.records.policies": ("load_policy",),
     "trpo_jax.records.export": ("export",),
+    "trpo_jax.records.pretrained": ("pretrained",),
     "trpo_jax.agent": ("Agent", "Policy", "make_agent", "memoryless", "policy_of"),
     "trpo_jax.recurrent": (
         "Cell",

@@ -39,6 +39,7 @@ from trpo_jax.networks import Network, from_linen, from_nnx
 from trpo_jax.records.citations import citation
 from trpo_jax.records.export import export
 from trpo_jax.records.policies import load_policy
+from trpo_jax.records.pretrained import pretrained
 from trpo_jax.recurrent import Cell, RecurrentNetwork, from_linen_cell, gru, lstm, recurrent_network
 from trpo_jax.running.defaults import defaults
 from trpo_jax.running.results import Run
@@ -98,6 +99,7 @@ __all__ = [
     "policy_of",
     "ppo",
     "ppo_lag",
+    "pretrained",
     "qprop",
     "recurrent_network",
     "sample_space_solver",
