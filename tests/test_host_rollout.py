@@ -223,7 +223,7 @@ def test_a_pool_lives_in_one_thread_from_its_opening_to_its_closing(monkeypatch)
     said = []
     algorithm = trpo.make(env, trpo.Config(**SETTINGS))
     program = host_program(algorithm, (0, 1, 2), 2, tell=said.append)
-    assert said[0].startswith("Starting 4 environments a seed: 0 of 3 seeds after 0 s")
+    assert said[0].startswith("Starting 4 environments per seed: 0 of 3 seeds after 0 s")
     for _ in range(2):
         program = program._replace(state=program.advance(program.state, 2)[0])
     program.close()

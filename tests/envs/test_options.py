@@ -208,7 +208,7 @@ def test_a_run_with_an_option_without_a_name_has_no_command_and_is_refused():
     assert plan.description["command"] is None
     with pytest.raises(ConfigurationError, match=r"'CartPole-v1' of this run.*cannot store: wrapp"):
         make_stored(plan.description, flags())
-    with pytest.raises(ConfigurationError, match=r"belong to an environment that is made by its n"):
+    with pytest.raises(ConfigurationError, match=r"need an environment that is given by its n"):
         plan_run(plan.env, env_args={"gravity": 1.0})
 
 
