@@ -11,9 +11,9 @@ def test_one_field_gives_a_line_with_a_band():
     scores = np.array([[3.0, 5.0, 4.0], [1.0, 1.0, 1.0], [9.0, 9.0, np.nan]])
     figure = sweep_figure({"max_kl": [0.1, 0.01, 1.0]}, scores, "TRPO on Test")
     (axes,) = figure.axes
-    lines = {line.get_label(): line for line in axes.lines}
-    np.testing.assert_allclose(lines["IQM"].get_xdata(), [0.01, 0.1])  # sorted, without the NaN
-    np.testing.assert_allclose(lines["IQM"].get_ydata(), [1, 4])
+    mean = {line.get_label(): line for line in axes.lines}["interquartile mean"]
+    np.testing.assert_allclose(mean.get_xdata(), [0.01, 0.1])  # sorted, without the NaN
+    np.testing.assert_allclose(mean.get_ydata(), [1, 4])
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "max_kl"
     (band,) = axes.collections
@@ -43,7 +43,7 @@ def test_a_grid_of_two_fields_gives_a_heat_map_of_interquartile_means():
     np.testing.assert_array_equal(image.get_array().filled(-1), [[1, 3], [2, -1]])
     assert [text.get_text() for text in axes.get_yticklabels()] == ["8", "64x64"]
     assert [text.get_text() for text in axes.texts] == ["1.00", "3.00", "2.00", "none"]
-    assert "IQM" in bar.get_ylabel()
+    assert "interquartile mean" in bar.get_ylabel()
 
 
 def test_other_sweeps_give_one_panel_for_each_field():

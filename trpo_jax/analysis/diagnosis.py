@@ -26,7 +26,7 @@ ENTROPY_LOST = 0.95  # share of the first entropy; a Gaussian has 1/4 of its dev
 ENTROPY_GAINED = 1.0  # share of the first entropy; a Gaussian has 4 times its deviation
 CRITIC = (0.1, 1.0)  # explained variance; a good critic soon reaches 0.7
 LAST_THIRD = 2 / 3  # the last third begins after this share of a run
-EXCESS = 0.1  # share of the cost; noise puts a cost at its limit above it half of the time
+EXCESS = 0.1  # share of the cost; at the limit, noise is above it in half of the updates
 LISTED = 8  # most seeds that a warning lists
 PRICES = {"multiplier_lr": "--multiplier-lr", "pid_i": "--pid-i"}  # flags that raise a price
 

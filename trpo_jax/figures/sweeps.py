@@ -62,7 +62,7 @@ def sweep_figure(
         for axes in all_axes[len(names) :]:
             axes.set_axis_off()
         for axes in all_axes[::3]:
-            axes.set_ylabel("return" if single else "return, IQM over seeds")
+            axes.set_ylabel("return" if single else "return (interquartile mean)")
         handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"{title}\nreturn of each setting")
@@ -179,7 +179,9 @@ def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray, colo
     if scores.shape[1] > 1:
         whole = np.isfinite(scores).all(axis=1)
         x, scores = x[whole], scores[whole]
-        axes.plot(x, interquartile_mean(scores, axis=1), "o-", color=color, label="IQM")
+        axes.plot(
+            x, interquartile_mean(scores, axis=1), "o-", color=color, label="interquartile mean"
+        )
         name, low, high = iqm_spread(scores.T)
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0, label=name)
     style(axes)
@@ -229,5 +231,5 @@ def _heat_map(
             text = "none" if np.isnan(value) else return_text(value)
             color = "black" if np.isnan(value) or value > middle else "white"
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
-    figure.colorbar(image, label="return, IQM over seeds")
+    figure.colorbar(image, label="return (interquartile mean)")
     return figure

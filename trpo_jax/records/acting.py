@@ -122,7 +122,7 @@ class ActingPolicy:
     def step(
         self, carry: Any, observations: Any, key: PRNGKeyArray | None = None
     ) -> tuple[Any, Any]:
-        """Returns the next memory and the actions `[B, ...]`. The policy itself remembers nothing.
+        """Returns the next memory and the actions `[B, ...]`. The policy itself does not change.
 
         Args:
             carry: the memory, from `carry` or from the step before.
@@ -148,7 +148,7 @@ class ActingPolicy:
 
 def _reshaped(spec: Any, x: Any, batch: tuple[int, ...]) -> Any:
     x = x.reshape((*batch, *x.shape[1:]))
-    # The index turns an array without axes into a number. Users can index with a number.
+    # The index turns an array without axes into a number, which can be used as an index.
     return x[()] if isinstance(spec, Discrete) and isinstance(x, np.ndarray) else x
 
 

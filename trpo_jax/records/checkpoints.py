@@ -114,7 +114,7 @@ class Checkpoints:
             num_updates: number of updates done.
             state: the whole state.
             seconds: training time so far.
-            description: the description of the run, of values that JSON has.
+            description: the description of the run, ready for JSON.
             evaluation_return: return of the evaluation after this update, if there was one. It
                 decides which checkpoint is the best.
             evaluation_excess: how far the costs are above their limits in this evaluation. A

@@ -49,7 +49,7 @@ def make_parents(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
-            f"The folder {path.parent} cannot be made: {error}. Choose another folder with --out."
+            f"The folder {path.parent} cannot be created: {error}. Choose another one with --out."
         ) from error
 
 
@@ -70,8 +70,8 @@ def causes_kept(folder: Path | None) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes from writing to a folder. The folder is created if it is not there.
 
-    The operating system releases the lock of a process that dies. A disk without locks is used all
-    the same, with a warning.
+    The operating system releases the lock of a process that dies. If the disk does not support
+    locks, a warning is printed and the folder is used without a lock.
 
     Raises:
         ConfigurationError: if another process writes to the folder, or if it cannot be used.
