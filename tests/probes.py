@@ -79,7 +79,7 @@ def action_choice(continuous=False):
 
 
 def action_from_observation(continuous=False):
-    """The best choice is the sign of the observation. The best number is half of it."""
+    """The best choice is 1 if the observation is positive. The best number is half of it."""
     if continuous:
         reward = lambda s, t, a: -((a[0] - 0.5 * s) ** 2)
     else:
