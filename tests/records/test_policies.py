@@ -409,6 +409,6 @@ def test_an_environment_with_other_spaces_is_refused(tmp_path):
         (cart, "observations", shown.format(4), "float32 of shape (4,)"),
         (other, "actions", joint, "integers with 2, 2 values, from 0, 0 on in shape (2,)"),
     ):
-        message = f"of parts, whose {what} are {theirs}; those of {env.name} are {ours}. A policy"
+        message = f"of parts, whose {what} are {theirs}. The {what} of {env.name} are {ours}. A"
         with pytest.raises(ConfigurationError, match=re.escape(message)):
             trpo_jax.load_policy(path, env=env)

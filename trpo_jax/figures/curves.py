@@ -235,8 +235,8 @@ def curve_of(group: Group) -> Curve:
 def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
     """Returns the look of the line of a label, as arguments of `Axes.plot`.
 
-    An algorithm has the same look in every figure. Other labels take the looks that come after
-    those of the algorithms, in their order among the labels.
+    An algorithm has the same look in every figure. The other labels take the next looks, in their
+    order.
     """
     others = [name for name in labels if name not in (*ALGORITHMS, *WITH_LIMITS, *OF_TEAMS)]
     place = [*ALGORITHMS, *others, label].index(label)

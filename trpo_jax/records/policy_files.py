@@ -224,8 +224,8 @@ def spaces_in(
 ) -> tuple[ObservationSpec, ActionSpec]:
     """Returns the specs of an environment for the networks of a policy file.
 
-    Number types and layouts are those of the environment. The origins of large numbers are those
-    that the networks were trained with.
+    They have the number types and layouts of the environment. They have the origins of large
+    numbers with which the networks were trained.
 
     Raises:
         ConfigurationError: if the environment shows or takes something else than the file says.
@@ -240,9 +240,9 @@ def spaces_in(
     for what, (own, other) in pairs.items():
         if essence(own) != essence(other):
             raise ConfigurationError(
-                f"{path} was trained in {data['environment']}, whose {what} are {in_words(own)}; "
-                f"those of {env.name} are {in_words(other)}. A policy acts only where both are "
-                "the same."
+                f"{path} was trained in {data['environment']}, whose {what} are {in_words(own)}. "
+                f"The {what} of {env.name} are {in_words(other)}. A policy acts only where both "
+                "are the same."
             )
     return with_origin(env, shown).observation, env.action
 
