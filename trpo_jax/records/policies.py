@@ -226,9 +226,9 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
     """Returns the parameters and statistics with which a run starts from another run.
 
     All seeds start from the seed of the other run with the best evaluation, because a seed that is
-    stuck in a poor optimum would stay there. The critic of rewards is taken over even if only one of the two
-    algorithms has limits on costs. The critics of costs are taken over if their number and shapes
-    are the same. Otherwise they start anew, and their state is None.
+    stuck in a poor optimum would stay there. The critic of rewards is taken over even if only one
+    of the two algorithms has limits on costs. The critics of costs are taken over if their number
+    and shapes are the same. Otherwise they start anew, and their state is None.
 
     Args:
         path: the folder of the other run, or its `policy.msgpack`.
