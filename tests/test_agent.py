@@ -21,7 +21,7 @@ from trpo_jax.envs.specs import split_mask
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.exploration import ou, white
 from trpo_jax.networks import Network, from_linen, from_nnx
-from trpo_jax.records.policies import save_policy
+from trpo_jax.records.policy_files import save_policy
 from trpo_jax.recurrent import RecurrentNetwork
 
 SMALL = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
@@ -94,7 +94,7 @@ def test_a_network_of_the_user_trains_and_is_saved_and_loaded(kind, cartpole, tm
     act = trpo_jax.load_policy(path, agent=agent)
     expected = algorithm.policy(learnt.actor, (), observations)[1].mode()
     np.testing.assert_array_equal(act(observations), expected)
-    with pytest.raises(ConfigurationError, match=r"handed in.*load_policy\(path, agent=agent\)"):
+    with pytest.raises(ConfigurationError, match=r"passed in.*load_policy\(path, agent=agent\)"):
         trpo_jax.load_policy(path)
     other = make_agent(cartpole, config)
     with pytest.raises(ConfigurationError, match="of another network than this agent's"):

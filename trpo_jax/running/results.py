@@ -24,7 +24,8 @@ from trpo_jax.processes import is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.files import write_json, write_whole
 from trpo_jax.records.limits import cost_excess, cost_limits, last_limits
-from trpo_jax.records.policies import index_of, save_policy
+from trpo_jax.records.policies import index_of
+from trpo_jax.records.policy_files import save_policy
 from trpo_jax.records.resuming import BROKEN_SEEDS
 from trpo_jax.records.runs import POLICY, SUMMARY, StoredRun, cost_columns
 from trpo_jax.running.description import config_to_dict
