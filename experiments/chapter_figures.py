@@ -172,8 +172,8 @@ def surrogate_and_return(axes: Any) -> None:
 
 def gradient_steps(axes: Any) -> None:
     """Draws steps of one KL divergence along both gradients over contours of the return."""
-    table, start, max_kl, num_steps = TWO_STATES, jnp.array([1.0, -1.5]), 0.03, 6
-    grid = jnp.linspace(-3, 5, 161)
+    table, start, max_kl, num_steps = TWO_STATES, jnp.array([1.0, -1.5]), 0.03, 5
+    grid = jnp.linspace(-3, 7, 161)
     points = jnp.stack(jnp.meshgrid(grid, grid), axis=-1)
     returns = jax.vmap(jax.vmap(partial(exact_return, table)))(points)
     kls = jax.vmap(jax.vmap(partial(mean_kl, table, start)))(points)
@@ -197,7 +197,7 @@ def gradient_steps(axes: Any) -> None:
     axes.plot(*start, "o", color="black", markersize=5)
     axes.set(xlabel=r"$\theta_1$: stay in state 1", ylabel=r"$\theta_2$: stay in state 2")
     axes.legend(loc="upper left", fontsize=8.5, frameon=True)
-    axes.set_title("Six steps of the same KL divergence:\nthe natural gradient gets further")
+    axes.set_title("Five steps of the same KL divergence:\nthe natural gradient gets further")
 
 
 # Real tasks: one batch of a policy that is partly trained.
