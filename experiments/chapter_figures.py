@@ -296,9 +296,7 @@ def cg_residual(axes: Any) -> None:
     axes.set_ylim(1e-4, 2)
     axes.set_xticks([1, 5, 10, 15, 20])
     axes.legend(loc="lower left", fontsize=9)
-    axes.set_title(
-        "Damping makes the system easy to solve,\na preconditioner helps where it is hard"
-    )
+    axes.set_title("Damping makes the system easy to solve,\na preconditioner saves iterations")
 
 
 def predicted_kl(axes: Any) -> None:
