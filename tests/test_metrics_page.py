@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
+import jaxtyping
 import numpy as np
 import probes
 import pytest
@@ -25,6 +26,14 @@ SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatche
 OWN = {"policy_minibatches": 2, "num_states": 4, "q_minibatch": 4}
 ALL = ", ".join(f"`{name}`" for name in algorithms.ALGORITHMS)
 OF_EACH = ("episodic_cost", "evaluation_cost", "training_cost", "cost_excess", "mean_cost")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shapes_unchecked():
+    """Other tests check the shapes, and this halves the time of these."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def small_config(name, **settings):
