@@ -128,8 +128,10 @@ def keys_of_environment(name: str) -> list[str]:
 
 def _gymnax_or_own(name: str) -> str:
     """Returns the suite of a name without a prefix, which may be that of anyone's own."""
-    from trpo_jax.envs import gymnax
-
+    try:
+        from trpo_jax.envs import gymnax
+    except ModuleNotFoundError:  # then nobody can know
+        return ""
     return "gymnax" if name in gymnax.names() else ""
 
 
