@@ -37,7 +37,7 @@ def generalized_advantages(
     Raises:
         AssertionError: if the arrays differ in shape. Broadcasting would hide such a mistake.
 
-    Example:
+    Examples:
         >>> rewards = jnp.array([[1.0], [1.0], [1.0]])  # T = 3 steps of B = 1 environment
         >>> values, never = jnp.zeros((3, 1)), jnp.zeros((3, 1), bool)
         >>> ended = never.at[1].set(True)
@@ -81,7 +81,7 @@ def discounted_returns(
     Returns:
         The sum to carry over to the next rows, and the sums of all rows.
 
-    Example:
+    Examples:
         >>> rewards, done = jnp.ones((3, 1)), jnp.array([[False], [True], [False]])
         >>> carry, sums = discounted_returns(rewards, done, initial=jnp.zeros(1), gamma=0.5)
         >>> sums[:, 0]
@@ -111,7 +111,7 @@ def standardize(
         values: numbers from whose difference A was computed, such as the values of the critic.
             Their size decides the size of the rounding errors of A.
 
-    Example:
+    Examples:
         >>> standardize(jnp.array([1.0, 3.0]))
         Array([-1.,  1.], dtype=float32)
         >>> standardize(jnp.array([3.0, 3.0]))

@@ -62,7 +62,7 @@ class Policy(NamedTuple):
         settings: the arguments of `build_policy` that describe the policy in a policy file. None
             for a policy that the user built.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> policy = trpo_jax.make_agent(env, trpo_jax.trpo.Config()).policy
         >>> params = policy.init(jax.random.key(0))
@@ -105,7 +105,7 @@ class Agent(NamedTuple):
         critic_observation: name of the part of an observation that only the critic sees. None if
             the policy sees every part.
 
-    Example:
+    Examples:
         >>> env, config = trpo_jax.make_env("CartPole-v1"), trpo_jax.trpo.Config()
         >>> agent = trpo_jax.make_agent(env, config)
         >>> network = trpo_jax.Network(
@@ -180,7 +180,7 @@ def memoryless(network: Network) -> Policy:
     Args:
         network: its output is the distribution of the actions.
 
-    Example:
+    Examples:
         >>> network = trpo_jax.Network(
         ...     init=lambda key: jnp.zeros((4, 2)),
         ...     apply=lambda params, observations: trpo_jax.Categorical(observations @ params),
@@ -198,7 +198,7 @@ def policy_of(network: RecurrentNetwork) -> Policy:
     Args:
         network: its outputs are the distributions of the actions.
 
-    Example:
+    Examples:
         >>> network = trpo_jax.recurrent_network(
         ...     trpo_jax.Network(lambda key: (), lambda params, observations: observations),
         ...     num_features=4,
@@ -223,7 +223,7 @@ def make_agent(env: Environment, config: Any) -> Agent:
         config: config of an on-policy algorithm. If it has no field `exploration`, the noise is
             `white`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> agent = trpo_jax.make_agent(env, trpo_jax.trpo.Config(memory="gru"))
         >>> agent.policy.remembers

@@ -33,7 +33,7 @@ def squared_radius(
         num_samples: n.
         alpha: probability that the expectation may lie outside, in (0, 1).
 
-    Example:
+    Examples:
         >>> print(f"{squared_radius(dimension=10, num_samples=100, alpha=0.05):.3f}")
         0.269
     """
@@ -50,7 +50,7 @@ def output_gradient(surrogate: Surrogate, old: Distribution) -> Distribution:
         surrogate: maps (new, old) distributions to L.
         old: the old policy at the N states.
 
-    Example:
+    Examples:
         >>> from trpo_jax.trust_region import importance_sampled_surrogate
         >>> old = trpo_jax.Categorical(jnp.zeros((1, 2, 2)))  # T = 1 step of E = 2 environments
         >>> surrogate = importance_sampled_surrogate(jnp.array([[0, 1]]), jnp.array([[1.0, 2.0]]))
@@ -70,7 +70,7 @@ def directional_means(output_gradients: Distribution, tangent: Distribution) -> 
         output_gradients: from `output_gradient`, with batch axes `[T, E]`.
         tangent: J v, with the same batch axes.
 
-    Example:
+    Examples:
         >>> gradients = trpo_jax.Categorical(jnp.array([[[0.5, -0.5], [-1.0, 1.0]]]))
         >>> tangent = trpo_jax.Categorical(jnp.array([[[1.0, 0.0], [1.0, 0.0]]]))
         >>> directional_means(gradients, tangent)
@@ -92,7 +92,7 @@ def covariance_product(output_gradients: Distribution, tangent: Distribution) ->
         output_gradients: from `output_gradient`, with batch axes `[T, E]`.
         tangent: J v, with the same batch axes.
 
-    Example:
+    Examples:
         >>> gradients = trpo_jax.Categorical(jnp.array([[[0.5, -0.5], [-1.0, 1.0]]]))
         >>> tangent = trpo_jax.Categorical(jnp.array([[[1.0, 0.0], [1.0, 0.0]]]))
         >>> covariance_product(gradients, tangent).logits[0]
@@ -115,7 +115,7 @@ def noise_gradient(key: PRNGKeyArray, output_gradients: Distribution) -> Distrib
         key: consumed by the random signs.
         output_gradients: from `output_gradient`, with batch axes `[T, E]`.
 
-    Example:
+    Examples:
         >>> gradients = trpo_jax.Categorical(jnp.array([[[0.5, -0.5], [-1.0, 1.0]]]))
         >>> noise_gradient(jax.random.key(0), gradients).logits.shape
         (1, 2, 2)
@@ -135,7 +135,7 @@ def p_value(samples: Float[Array, " E"]) -> Float[Array, ""]:
     Args:
         samples: E independent samples.
 
-    Example:
+    Examples:
         >>> print(f"{p_value(jnp.array([1.0, 2.0, 3.0, 2.0])):.3f}")
         0.008
     """

@@ -78,7 +78,7 @@ def cost_surrogate(
         actions: the actions taken, arrays `[*batch, ...]`.
         cost_advantages: A_C, the advantages of these actions with respect to the cost.
 
-    Example:
+    Examples:
         >>> old = trpo_jax.Categorical(jnp.zeros((2, 2)))
         >>> new = trpo_jax.Categorical(jnp.log(jnp.array([[0.6, 0.4], [0.5, 0.5]])))
         >>> surrogate = cost_surrogate(jnp.array([0, 1]), cost_advantages=jnp.array([1.0, -1.0]))
@@ -104,7 +104,7 @@ def constrained_step(
         cost: b, w and c.
         max_kl: radius of the trust region, in nats.
 
-    Example:
+    Examples:
         >>> from trpo_jax.solvers import damped_solver
         >>> from trpo_jax.trust_region import natural_step
         >>> solve = damped_solver(lambda v: v, damping=0.0, num_iterations=10)  # H = I
@@ -152,7 +152,7 @@ def projected_step(
         cost: b, w and c.
         kl_metric: whether the squared distance is x^T H x. If not, it is x.x.
 
-    Example:
+    Examples:
         >>> from trpo_jax.solvers import damped_solver
         >>> from trpo_jax.trust_region import natural_step
         >>> solve = damped_solver(lambda v: v, damping=0.0, num_iterations=10)  # H = I
@@ -186,7 +186,7 @@ def cost_acceptance(
         of_cost: the surrogate of the cost, from `cost_surrogate`.
         excess: c, the cost minus its limit, in units of the surrogate.
 
-    Example:
+    Examples:
         >>> gain, rise = (lambda new, old: new.logits[0]), (lambda new, old: new.logits[1])
         >>> acceptance = cost_acceptance(gain, rise, excess=jnp.array(-0.5))
         >>> old = trpo_jax.Categorical(jnp.array([0.0, 0.0]))

@@ -47,7 +47,7 @@ def control_variate(
         means: mu(s), the means of the distributions from which the actions were drawn.
         actions: a.
 
-    Example:
+    Examples:
         >>> actions = jnp.array([[1.0], [-2.0]])
         >>> control = control_variate(lambda a: 3 * a[..., 0], jnp.zeros((2, 1)), actions)
         >>> control.advantages
@@ -94,7 +94,7 @@ def controlled_surrogate(
             If not, only the first part is, as in the code of the authors. The gradient is then not
             the policy gradient (Tucker et al. 2018, arXiv:1802.10031).
 
-    Example:
+    Examples:
         >>> actions, advantages = jnp.array([[1.0], [-2.0]]), jnp.array([2.0, -1.0])
         >>> control = control_variate(lambda a: 3 * a[..., 0], jnp.zeros((2, 1)), actions)
         >>> eta = CONTROL_WEIGHTS["conservative"](advantages, control.advantages)

@@ -76,7 +76,7 @@ class Critic(NamedTuple):
         fit: `(key, state, sequences, targets [T, B]) -> (state, loss)`.
         carry: `num_envs -> carry`. Returns the memory at the start of episodes, `[B, ...]`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> critic = trpo_jax.make_agent(env, trpo_jax.trpo.Config()).critic
         >>> state = critic.init(jax.random.key(0))
@@ -107,7 +107,7 @@ def adam_critic(
         epochs: number of passes over the samples.
         minibatches: number of minibatches in each pass.
 
-    Example:
+    Examples:
         >>> linear = trpo_jax.Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
         >>> critic = trpo_jax.adam_critic(linear, learning_rate=0.1, epochs=100, minibatches=1)
         >>> sequences = Sequences((), jnp.eye(4)[None], jnp.zeros((1, 4), bool))
@@ -146,7 +146,7 @@ def trust_region_critic(
         network: its output is the value of each state.
         max_change: bound on the change of the values in one fit.
 
-    Example:
+    Examples:
         >>> linear = trpo_jax.Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
         >>> critic = trpo_jax.trust_region_critic(linear, max_change=0.5)
         >>> sequences = Sequences((), jnp.eye(4)[None], jnp.zeros((1, 4), bool))
@@ -201,7 +201,7 @@ def normalized(critic: Critic) -> Critic:
     Yu et al. 2022 (arXiv:2103.01955, section 3). It follows van Hasselt et al. 2016
     (arXiv:1602.07714), but does not correct the last layer.
 
-    Example:
+    Examples:
         >>> linear = trpo_jax.Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
         >>> critic = trpo_jax.normalized(trpo_jax.trust_region_critic(linear, max_change=0.5))
         >>> sequences = Sequences((), jnp.eye(4)[None], jnp.zeros((1, 4), bool))

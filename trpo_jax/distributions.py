@@ -48,7 +48,7 @@ class Categorical(NamedTuple):
     Attributes:
         logits: unnormalised log-probabilities, `[*batch, A]`.
 
-    Example:
+    Examples:
         >>> policy = trpo_jax.Categorical(logits=jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]])))
         >>> policy.sample(jax.random.key(0)).shape
         (2,)
@@ -100,7 +100,7 @@ class DiagGaussian(NamedTuple):
         mean: `[*batch, D]`.
         log_std: natural logarithm of the standard deviations, `[*batch, D]`.
 
-    Example:
+    Examples:
         >>> old = trpo_jax.DiagGaussian(mean=jnp.zeros((1, 2)), log_std=jnp.zeros((1, 2)))
         >>> new = old._replace(mean=jnp.array([[0.1, 0.2]]))
         >>> old.sample(jax.random.key(0)).shape
@@ -155,7 +155,7 @@ class Product(NamedTuple):
     Attributes:
         factors: a tree of dictionaries and tuples. Its leaves are distributions.
 
-    Example:
+    Examples:
         >>> turn = trpo_jax.Categorical(jnp.zeros((4, 3)))
         >>> push = trpo_jax.DiagGaussian(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
         >>> policy = trpo_jax.Product({"turn": turn, "push": push})
@@ -218,7 +218,7 @@ def mask_logits(
         logits: unnormalised log-probabilities, `[*batch, A]`.
         legal: whether each action is legal. At least one action in each row has to be legal.
 
-    Example:
+    Examples:
         >>> logits = jnp.array([0.0, 5.0, 0.0])
         >>> legal = jnp.array([True, False, True])
         >>> policy = trpo_jax.Categorical(trpo_jax.mask_logits(logits, legal))

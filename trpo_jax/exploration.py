@@ -56,7 +56,7 @@ class Exploration(NamedTuple):
 def white() -> Exploration:
     """Returns an exploration with independent draws from the policy.
 
-    Example:
+    Examples:
         >>> explore, policy = white(), trpo_jax.DiagGaussian(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
         >>> noise_state = explore.init(jax.random.key(0), num_envs=4)
         >>> actions, noise, noise_state = explore.act(jax.random.key(1), policy, noise_state, None)
@@ -87,7 +87,7 @@ def ou(size: int, rho: Float[Array, ""] | float) -> Exploration:
         rho: correlation of the process between two steps, in [0, 1). It is exp(-theta dt) for
             dx = -theta x dt + sqrt(2 theta) dW.
 
-    Example:
+    Examples:
         >>> explore = ou(size=1, rho=0.5)
         >>> policy = trpo_jax.DiagGaussian(jnp.zeros((4, 1)), jnp.zeros((4, 1)))
         >>> given = explore.condition(policy, jnp.ones((4, 1)))  # the process is at x = 1
@@ -143,7 +143,7 @@ def colored(size: int, beta: Float[Array, ""] | float, num_steps: int) -> Explor
         beta: exponent; 0 is white noise, 1 pink noise, 2 red noise.
         num_steps: T, the steps of one rollout.
 
-    Example:
+    Examples:
         >>> explore = colored(size=2, beta=0.5, num_steps=16)
         >>> noise_state = explore.init(jax.random.key(0), num_envs=4)
         >>> noise_state = explore.prepare(jax.random.key(1), noise_state)  # before each rollout
@@ -183,7 +183,7 @@ def color(white: Float[Array, "*B N D"], beta: Float[Array, ""] | float) -> Floa
         white: independent standard normal numbers.
         beta: exponent of the spectrum.
 
-    Example:
+    Examples:
         >>> white_noise = jax.random.normal(jax.random.key(0), (MEMORY + 499, 3))
         >>> color(white_noise, beta=1.0).shape
         (500, 3)

@@ -43,7 +43,7 @@ def gauss_newton_product(
     Returns:
         A function that takes and returns a tree like `params`.
 
-    Example:
+    Examples:
         >>> params = jnp.array([1.0, 2.0])
         >>> fn = lambda params: params**2  # J = diag(2, 4)
         >>> product = gauss_newton_product(fn, params, output_metric=lambda outputs, u: u)
@@ -76,7 +76,7 @@ def fisher_vector_product(
     Returns:
         A function that takes and returns a tree like `params`.
 
-    Example:
+    Examples:
         >>> observations = jnp.ones((5, 3))  # N = 5 states
         >>> params = {"w": jnp.zeros((3, 2))}
         >>> distribution_fn = lambda params: trpo_jax.Categorical(observations @ params["w"])
@@ -103,7 +103,7 @@ def mean_fisher_product(
         tangent: u, a tangent of their parameters.
         state_weights: w, a weight for each state, with mean 1. None gives all states the weight 1.
 
-    Example:
+    Examples:
         >>> policy = trpo_jax.DiagGaussian(mean=jnp.zeros((2, 1)), log_std=jnp.zeros((2, 1)))
         >>> tangent = jax.tree.map(jnp.ones_like, policy)
         >>> mean_fisher_product(policy, tangent).log_std  # M = 2 for log_std, N = 2
@@ -128,7 +128,7 @@ def outputs_that_depend(fn: Callable[[Params], Any], params: Params) -> list[boo
 
     An output counts as dependent if it is computed from any part of the argument.
 
-    Example:
+    Examples:
         >>> fn = lambda params: {"mean": 2 * params, "log_std": jnp.zeros(2)}
         >>> outputs_that_depend(fn, jnp.ones(2))  # in the order of jax.tree.leaves: log_std, mean
         [False, True]
@@ -152,7 +152,7 @@ def dense_fisher(distribution_fn: DistributionFn, params: Params) -> Float[Array
         distribution_fn: maps parameters to the action distributions at N states.
         params: the parameters at which F is taken. They hold P numbers in all.
 
-    Example:
+    Examples:
         >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
         >>> dense_fisher(distribution_fn, jnp.zeros(2))  # diag(p) - p p^T
         Array([[ 0.25, -0.25],

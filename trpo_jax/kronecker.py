@@ -44,7 +44,7 @@ def with_layers(call: Callable[[], Any], offsets: Layers) -> tuple[Any, Layers]:
     Raises:
         ValueError: if a layer is applied more than once, because it then has more than one input.
 
-    Example:
+    Examples:
         >>> network, x = nn.Sequential([nn.Dense(2)]), jnp.eye(4)
         >>> variables = network.init(jax.random.key(0), x)
         >>> y, inputs = with_layers(lambda: network.apply(variables, x), offsets={})
@@ -87,7 +87,7 @@ def kronecker_preconditioner(
         params: nested dictionaries. Each layer has a `kernel` and a `bias`.
         damping: added to the diagonal.
 
-    Example:
+    Examples:
         >>> x, actions = jnp.eye(4), jnp.array([0, 1, 0, 1])  # N = 4 states
         >>> network = nn.Sequential([nn.Dense(2)])
         >>> params = network.init(jax.random.key(0), x)["params"]
@@ -135,7 +135,7 @@ def kronecker_solver(system: System) -> Solve:
         ConfigurationError: if the model is not of linen, has a layer without kernel or bias, or
             applies a layer more than once.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn
         >>> inputs, labels = jnp.eye(4), jnp.array([0, 1, 0, 1])
         >>> model = nn.Sequential([nn.Dense(2)])  # more layers work too

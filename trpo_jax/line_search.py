@@ -51,7 +51,7 @@ def backtracking(
         shrink: factor between one candidate and the next, in (0, 1).
         num_steps: largest number of candidates to try.
 
-    Example:
+    Examples:
         >>> evaluate = lambda x: (x, x**2)  # the gain is x, the KL divergence is x^2
         >>> result = backtracking(
         ...     evaluate, jnp.array(0.0), jnp.array(1.0), max_kl=0.1, shrink=0.5, num_steps=10

@@ -21,7 +21,7 @@ class Minibatches:
     Attributes:
         count: number of parts in each pass.
 
-    Example:
+    Examples:
         >>> observations, targets = jnp.zeros((4, 6, 3)), jnp.zeros((4, 6))  # T = 4, B = 6
         >>> parts = Minibatches((observations, targets), 2)
         >>> indices = parts.shuffled(jax.random.key(0), epochs=10)
@@ -69,7 +69,7 @@ def group_size(num_steps: int, minibatches: int) -> int:
         num_steps: T.
         minibatches: M.
 
-    Example:
+    Examples:
         >>> group_size(num_steps=4, minibatches=8)  # 4 steps of 2 environments make 8 samples
         2
     """
@@ -83,7 +83,7 @@ def group_samples(batch: Any, minibatches: int) -> Any:
         batch: a tree of arrays.
         minibatches: number of minibatches in each pass. It must divide T * B.
 
-    Example:
+    Examples:
         >>> group_samples(jnp.zeros((4, 6, 3)), minibatches=8).shape  # 3 groups of 2 environments
         (8, 3, 3)
     """
@@ -111,7 +111,7 @@ def shuffled_minibatches(
         epochs: E, the number of passes over all samples. Each pass has its own order.
         minibatches: M, the number of minibatches in each pass.
 
-    Example:
+    Examples:
         >>> groups = group_samples(jnp.arange(24).reshape(4, 6), minibatches=8)
         >>> shuffled_minibatches(jax.random.key(0), groups, epochs=10, minibatches=8).shape
         (80, 1, 3)
@@ -132,7 +132,7 @@ def take_minibatch(groups: Any, indices: Int[Array, "n G"]) -> Any:
         groups: from `group_samples`.
         indices: one row of `shuffled_minibatches`.
 
-    Example:
+    Examples:
         >>> groups = group_samples(jnp.arange(4).reshape(2, 2), minibatches=2)
         >>> take_minibatch(groups, jnp.array([[1, 0]]))  # sample 1 of group 0, sample 0 of group 1
         Array([[2, 1]], dtype=int32)

@@ -83,7 +83,7 @@ class Network(NamedTuple):
         apply: `(params, observations [N, *shape]) -> output`. The output of a policy is the action
             distributions of N states. The output of a critic is the values `[N]` of the states.
 
-    Example:
+    Examples:
         >>> linear = trpo_jax.Network(
         ...     init=lambda key: jax.random.normal(key, (4, 2)),
         ...     apply=lambda params, observations: trpo_jax.Categorical(observations @ params),
@@ -105,7 +105,7 @@ def from_linen(module: nn.Module, *inputs: ObservationSpec) -> Network:
             the input (see `trpo_jax.observing`).
         *inputs: the spec of each input. Most modules have one input, `env.observation`.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> network = trpo_jax.from_linen(nn.Dense(2), env.observation)
@@ -139,7 +139,7 @@ def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         make_module: `rngs -> module`. The module is called with a batch `[N, *shape]`. Its state
             must be parameters only.
 
-    Example:
+    Examples:
         >>> from flax import nnx
         >>> network = trpo_jax.from_nnx(lambda rngs: nnx.Linear(4, 2, rngs=rngs))
         >>> params = network.init(jax.random.key(0))

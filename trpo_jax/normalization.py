@@ -42,7 +42,7 @@ def init_statistics(shape: tuple[int, ...]) -> RunningStatistics:
     Args:
         shape: shape of one sample.
 
-    Example:
+    Examples:
         >>> statistics = init_statistics((3,))  # of observations [3]
         >>> statistics.count
         Array(0, dtype=uint32)
@@ -66,7 +66,7 @@ def update_statistics(
         statistics: the statistics so far.
         batch: the samples.
 
-    Example:
+    Examples:
         >>> statistics = update_statistics(init_statistics(()), jnp.array([1.0, 3.0]))
         >>> print(statistics.count, statistics.mean, statistics.deviation)
         2 2.0 1.0
@@ -117,7 +117,7 @@ def standard_deviation(statistics: RunningStatistics) -> Float[Array, "*shape"]:
     the absolute value of the mean, or 1 if the mean is smaller. So rounding errors do not look like
     a signal.
 
-    Example:
+    Examples:
         >>> constant = update_statistics(init_statistics(()), jnp.array([5.0, 5.0]))
         >>> print(standard_deviation(constant))
         5.0
@@ -132,7 +132,7 @@ def normalize(
 ) -> Float[Array, "*batch_and_shape"]:
     """Returns (x - mean) / deviation, clipped to [-10, 10], for a batch `[*batch, *shape]`.
 
-    Example:
+    Examples:
         >>> statistics = update_statistics(init_statistics(()), jnp.array([1.0, 3.0]))
         >>> normalize(statistics, jnp.array([2.0, 3.0, 100.0]))
         Array([ 0.,  1., 10.], dtype=float32)

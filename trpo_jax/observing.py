@@ -64,7 +64,7 @@ def observe(
         observations: a batch of observations, each array `[*batch, *shape]`.
         normalized: whether to standardise.
 
-    Example:
+    Examples:
         >>> spec = trpo_jax.ArraySpec((), jnp.dtype("float32"))
         >>> observations = jnp.array([1.0, 3.0])
         >>> statistics = update_observing(spec, init_observing(spec), observations)

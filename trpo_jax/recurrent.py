@@ -37,7 +37,7 @@ class Cell(NamedTuple):
             does not need the carry.
         step: `(params, carry, inputs [B, ...]) -> (carry, output [B, size])`.
 
-    Example:
+    Examples:
         >>> def step(params, carry, inputs):
         ...     output = jnp.tanh(carry + inputs)
         ...     return output, output
@@ -74,7 +74,7 @@ class RecurrentNetwork(NamedTuple):
         unroll: `(params, carry, observations [T, B, ...], first [T, B]) -> (outputs [T, B], carries
             [T, B, ...])`. The carries are the memory after each step.
 
-    Example:
+    Examples:
         >>> def step(params, carry, x):
         ...     return carry + x, carry + x
         >>> def unroll(params, carry, xs, first):
@@ -108,7 +108,7 @@ def gru(size: int) -> Cell:
     Args:
         size: the width of h.
 
-    Example:
+    Examples:
         >>> cell = trpo_jax.gru(8)
         >>> params = cell.init(jax.random.key(0), 4)
         >>> inputs = cell.prepare(params, jnp.ones((3, 4)))
@@ -143,7 +143,7 @@ def lstm(size: int) -> Cell:
     Args:
         size: the width of c and of h.
 
-    Example:
+    Examples:
         >>> cell = trpo_jax.lstm(8)
         >>> params = cell.init(jax.random.key(0), 4)
         >>> inputs = cell.prepare(params, jnp.ones((3, 4)))
@@ -177,7 +177,7 @@ def from_linen_cell(cell: nn.RNNCellBase, size: int) -> Cell:
         cell: `(carry, features [B, F]) -> (carry, output [B, size])`.
         size: the width of its output.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn
         >>> cell = trpo_jax.from_linen_cell(nn.SimpleCell(8), 8)
         >>> params = cell.init(jax.random.key(0), 4)
@@ -219,7 +219,7 @@ def recurrent_network(
         checkpoint: whether derivatives compute the inside of the cell a second time, instead of
             keeping it for all steps (`jax.checkpoint`).
 
-    Example:
+    Examples:
         >>> network = trpo_jax.recurrent_network(
         ...     trpo_jax.Network(lambda key: (), lambda params, observations: observations),
         ...     num_features=4,

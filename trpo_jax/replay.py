@@ -28,7 +28,7 @@ def init_replay(row: PyTree, capacity: int) -> Replay:
         row: one row, a tree of arrays or of `jax.ShapeDtypeStruct`s. Only shapes and dtypes matter.
         capacity: C.
 
-    Example:
+    Examples:
         >>> replay = init_replay({"reward": jnp.zeros(())}, capacity=3)
         >>> replay = add_rows(replay, {"reward": jnp.array([1.0, 2.0])})
         >>> replay.rows, replay.size

@@ -27,7 +27,7 @@ Act = Callable[[PRNGKeyArray, Episode, Any], tuple[Any, Any, Any]]
 def start_episodes(env: Environment, key: PRNGKeyArray, num_envs: int) -> Episode:
     """Returns `num_envs` new episodes with the leading axis `[B]`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> episodes = start_episodes(env, jax.random.key(0), num_envs=4)
         >>> episodes.observation.shape
@@ -58,7 +58,7 @@ def rollout(
     Returns:
         The episodes to continue with, and a trajectory with leading axes `[T, B]`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> episodes = start_episodes(env, jax.random.key(0), num_envs=4)
         >>> act = lambda key, observations: jax.random.randint(key, (4,), 0, 2)
@@ -93,7 +93,7 @@ def rollout_with_state(
     Returns:
         The episodes and the acting state to continue with, and a trajectory `[T, B]`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> episodes = start_episodes(env, jax.random.key(0), num_envs=4)
         >>> act = lambda key, episodes, steps: (jnp.full(4, steps % 2), (), steps + 1)
@@ -141,7 +141,7 @@ def random_actions(
         num_envs: B.
         mask: which values of each choice are legal, with the leading axis `[B]`. None for all.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("Pendulum-v1")
         >>> random_actions(jax.random.key(0), env.action, num_envs=4).shape
         (4, 1)
@@ -191,7 +191,7 @@ def episode_metrics(
         each of `cost_metrics`, as float32 scalars. Return, length and costs are 0 if `num_episodes`
         is 0. Broken episodes count only in `broken_episodes`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> episodes = start_episodes(env, jax.random.key(0), num_envs=4)
         >>> act = lambda key, observations: jnp.zeros(4, jnp.int32)  # always to the left

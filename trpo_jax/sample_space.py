@@ -37,7 +37,7 @@ def sample_space_solver(system: System) -> Solve:
     Raises:
         ConfigurationError: if the batch has too many outputs.
 
-    Example:
+    Examples:
         >>> inputs, labels = jnp.eye(3), jnp.array([0, 1, 0])
         >>> distribution_fn = lambda params: trpo_jax.Categorical(inputs @ params)
         >>> loss_fn = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))

@@ -64,7 +64,7 @@ def conjugate_gradient(
     Returns:
         The solution, its relative residual and the number of iterations.
 
-    Example:
+    Examples:
         >>> diagonal = jnp.array([1.0, 2.0, 4.0])
         >>> result = conjugate_gradient(lambda v: diagonal * v, jnp.ones(3), num_iterations=3)
         >>> print(jnp.array_str(result.x, precision=3))
@@ -125,7 +125,7 @@ def damped_solver(
         num_iterations: number of products with A.
         precondition: `v -> M^-1 v`, with M close to A + damping I.
 
-    Example:
+    Examples:
         >>> solve = damped_solver(lambda v: 2 * v, damping=0.5, num_iterations=10)
         >>> solve(jnp.array([5.0])).x
         Array([2.], dtype=float32)
@@ -144,7 +144,7 @@ def positive_definite_inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"
     Under `jax.vmap` the matrices are inverted one after another. Two batched calls of LAPACK at the
     same time can wait for each other forever on a CPU with few cores.
 
-    Example:
+    Examples:
         >>> print(positive_definite_inverse(jnp.array([[4.0, 0.0], [0.0, 1.0]])))
         [[0.25 0.  ]
          [0.   1.  ]]

@@ -172,7 +172,7 @@ def make_team(env: Environment, config: Any) -> Agent:
         env: the environment of a team.
         config: config of an algorithm for teams. It describes the policy and the critic.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/ClimbingGame")  # 2 agents, 3 actions each
         >>> agent = trpo_jax.make_team(env, trpo_jax.hatrpo.Config())
         >>> params = agent.policy.init(jax.random.key(0))

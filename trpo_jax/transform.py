@@ -185,7 +185,7 @@ def natural_gradient(
         ConfigurationError: if a number cannot work; in `update`, if `distribution_fn` is missing,
             does not fit the parameters or does not return a distribution.
 
-    Example:
+    Examples:
         >>> inputs, labels = jnp.eye(4), jnp.array([0, 1, 0, 1])
         >>> distribution_fn = lambda params: trpo_jax.Categorical(inputs @ params["w"])
         >>> loss_fn = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
@@ -328,7 +328,7 @@ def levenberg_marquardt(
         high: the damping shrinks if the ratio of the gains is at least this number.
         smallest: lower bound of the damping.
 
-    Example:
+    Examples:
         >>> rule = trpo_jax.levenberg_marquardt(factor=2.0)
         >>> print(rule(jnp.array(1.0), jnp.array(0.9)))  # the gain was 0.9 times the predicted gain
         0.5
@@ -355,7 +355,7 @@ def unmasked(part: Params, whole: Params) -> Params:
         part: a tree with holes, which are instances of `optax.MaskedNode`.
         whole: a tree of the same structure without holes.
 
-    Example:
+    Examples:
         >>> params = {"model": jnp.eye(2), "adapter": jnp.zeros((2, 2))}
         >>> distribution_fn = lambda p: trpo_jax.Categorical(p["model"] @ p["adapter"])
         >>> loss_fn = lambda p: -jnp.mean(distribution_fn(p).log_prob(jnp.array([0, 1])))

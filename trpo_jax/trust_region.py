@@ -119,7 +119,7 @@ def importance_sampled_surrogate(
     Returns:
         A function `(new, old) -> L` of two distributions.
 
-    Example:
+    Examples:
         >>> old = trpo_jax.Categorical(jnp.zeros((2, 2)))
         >>> new = trpo_jax.Categorical(jnp.log(jnp.array([[0.6, 0.4], [0.5, 0.5]])))
         >>> surrogate = importance_sampled_surrogate(
@@ -163,7 +163,7 @@ def kl_length(
             damped curvature overstates the KL divergence, so the step falls short of `max_kl`. The
             undamped curvature gives a step that is too long if F was computed from few states.
 
-    Example:
+    Examples:
         >>> g = jnp.ones(2)  # F + damping I = I, so x = g
         >>> print(kl_length(g, g, max_kl=0.25, damping=0.75))  # c = 2
         0.5
@@ -198,7 +198,7 @@ def natural_step(
         damped_scaling: see `damped` of `kl_length`.
         step_size: if given, the step is step_size x, whatever its KL divergence is.
 
-    Example:
+    Examples:
         >>> from trpo_jax.solvers import damped_solver
         >>> solve = damped_solver(lambda v: v, damping=0.0, num_iterations=10)  # F = I
         >>> full = natural_step(jnp.ones(2), solve, max_kl=0.25, damping=0.0)
@@ -232,7 +232,7 @@ def surrogate_gradient(
         distribution_fn: maps parameters to the action distributions at all states of the batch.
         surrogate: maps (new, old) distributions at these states to L.
 
-    Example:
+    Examples:
         >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
         >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
         >>> surrogate_gradient(jnp.zeros(2), distribution_fn, surrogate)
@@ -257,7 +257,7 @@ def measure_change(
         old_params: parameters before the update.
         new_params: parameters after the update.
 
-    Example:
+    Examples:
         >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
         >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
         >>> change = measure_change(distribution_fn, surrogate, jnp.zeros(2), jnp.array([0.2, 0.0]))
@@ -288,7 +288,7 @@ def full_step(
     Returns:
         The new parameters and the measurements of the step.
 
-    Example:
+    Examples:
         >>> from trpo_jax.solvers import damped_solver
         >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
         >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
@@ -338,7 +338,7 @@ def search_along(
     Returns:
         The new parameters and the measurements of the step.
 
-    Example:
+    Examples:
         >>> from trpo_jax.solvers import damped_solver
         >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
         >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
@@ -416,7 +416,7 @@ def trust_region_step(
     Returns:
         The new parameters and the measurements of the step.
 
-    Example:
+    Examples:
         >>> from trpo_jax.fisher import fisher_vector_product
         >>> from trpo_jax.solvers import damped_solver
         >>> observations, params = jnp.eye(3), jnp.zeros((3, 2))

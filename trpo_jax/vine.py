@@ -34,7 +34,7 @@ def draw_actions(
         distribution: the policy at N states.
         num_branches: K, at most the number of discrete actions.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> policy = trpo_jax.Categorical(jnp.zeros((3, 2)))  # at N = 3 states
         >>> actions, log_probs = draw_actions(jax.random.key(0), env, policy, num_branches=2)
@@ -79,7 +79,7 @@ def branch_return(
         num_steps: largest number of steps of the branch.
         gamma: discount, in [0, 1].
 
-    Example:
+    Examples:
         >>> from trpo_jax.envs.episodes import start_episode
         >>> env = trpo_jax.make_env("CartPole-v1")  # each step has the reward 1
         >>> left, right = jnp.array(0), jnp.array(1)
@@ -124,7 +124,7 @@ def differences(returns: Float[Array, "N K"]) -> Float[Array, "N K"]:
     The self-normalised loss does not change if the same number is added to all returns of a state.
     So the mean of each state is subtracted. Otherwise a large mean could hide the differences.
 
-    Example:
+    Examples:
         >>> differences(jnp.array([[3.0, 4.0, 5.0], [7.0, 7.0, 7.0]]))
         Array([[-1.,  0.,  1.],
                [ 0.,  0.,  0.]], dtype=float32)
@@ -153,7 +153,7 @@ def self_normalized_surrogate(
         returns: Q_k of each action.
         entropy_coef: weight of the mean entropy of the new policy.
 
-    Example:
+    Examples:
         >>> actions = jnp.array([[0, 1]])  # both actions of one state
         >>> log_probs = jnp.log(jnp.array([[0.5, 0.5]]))
         >>> surrogate = self_normalized_surrogate(actions, log_probs, jnp.array([[4.0, 8.0]]))

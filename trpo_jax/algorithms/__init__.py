@@ -68,7 +68,7 @@ def get(name: str) -> ModuleType:
     Raises:
         ConfigurationError: if no module has this name, or the module of the user is no algorithm.
 
-    Example:
+    Examples:
         >>> get("trpo").Config().max_kl
         0.01
     """

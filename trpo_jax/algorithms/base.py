@@ -104,7 +104,7 @@ class Algorithm(NamedTuple):
         carry: `num_envs -> carry` returns the memory of the policy at the start of episodes,
             `[B, ...]`. It is `()` if the policy has no memory.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> algorithm = trpo_jax.trpo.make(env, trpo_jax.trpo.Config(num_envs=4, num_steps=64))
         >>> algorithm.steps_per_update

@@ -74,7 +74,7 @@ def make(
 ) -> Algorithm:
     """Returns CPO on an environment with one cost; see `trpo.make` for the arguments.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/TollRoad")
         >>> config = trpo_jax.cpo.Config(cost_limit=2.0, num_envs=4, num_steps=16)
         >>> algorithm = trpo_jax.cpo.make(env, config)

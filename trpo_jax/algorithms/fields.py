@@ -3,7 +3,7 @@
 A config is a frozen `flax.struct.dataclass`. Real numbers are pytree leaves, so `jax.vmap` can run
 over them. Integers, names and booleans are static, because they fix shapes or control flow.
 
-Example:
+Examples:
     >>> @struct.dataclass
     ... class Config:
     ...     weight: float = real(0.1, "weight of the penalty; 0 means no penalty", 0.0)

@@ -355,7 +355,7 @@ def decay(
         num_updates: number of updates done so far.
         steps_per_update: environment steps in one update.
 
-    Example:
+    Examples:
         >>> float(decay(OnPolicy(decay_steps=1_000), jnp.int32(5), steps_per_update=100))
         0.5
     """

@@ -27,7 +27,7 @@ def make(
 ) -> Algorithm:
     """Returns HAPPO on an environment with several agents; see `make_team_algorithm`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/ClimbingGame")
         >>> config = trpo_jax.happo.Config(policy_epochs=2, policy_minibatches=4)
         >>> algorithm = trpo_jax.happo.make(env, config.replace(num_envs=4, num_steps=16))

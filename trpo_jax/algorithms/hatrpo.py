@@ -28,7 +28,7 @@ def make(
 ) -> Algorithm:
     """Returns HATRPO on an environment with several agents; see `make_team_algorithm`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/ClimbingGame")
         >>> config = trpo_jax.hatrpo.Config(max_kl=0.005, num_envs=4, num_steps=16)
         >>> algorithm = trpo_jax.hatrpo.make(env, config)

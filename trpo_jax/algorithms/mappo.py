@@ -28,7 +28,7 @@ def make(
 ) -> Algorithm:
     """Returns MAPPO on an environment with several agents; see `make_team_algorithm`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/ClimbingGame")
         >>> config = trpo_jax.mappo.Config(policy_epochs=2, policy_minibatches=4)
         >>> algorithm = trpo_jax.mappo.make(env, config.replace(num_envs=4, num_steps=16))

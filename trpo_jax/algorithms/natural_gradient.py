@@ -30,7 +30,7 @@ def kl_radius(
     Most implementations add the KL divergences of the components of a Gaussian action. SB3-contrib
     and OmniSafe average them. With `max_kl_per_dimension` the trust region is the same as theirs.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("Pendulum-v1")
         >>> config = trpo_jax.trpo.Config(max_kl=0.02, decay_steps=1_000)
         >>> print(f"{kl_radius(env, config, jnp.int32(5), steps_per_update=100):.3f}")
@@ -79,7 +79,7 @@ def thinned(key: PRNGKeyArray, batch: Any, stride: int, axis: int = 0) -> Any:
         axis: 0 keeps every `stride`-th time step; 1 keeps every `stride`-th environment, with its
             whole sequence.
 
-    Example:
+    Examples:
         >>> thinned(jax.random.key(0), jnp.zeros((16, 4)), 8).shape
         (2, 4)
     """

@@ -55,7 +55,7 @@ def make(
 ) -> Algorithm:
     """Returns natural policy gradient on an environment; see `trpo.make` for the arguments.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.npg.Config(step_size=0.05, normalized_step=False)
         >>> algorithm = trpo_jax.npg.make(env, config.replace(num_envs=4, num_steps=64))

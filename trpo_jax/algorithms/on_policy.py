@@ -188,7 +188,7 @@ def make(
         constrained: whether the policy step needs advantages of the costs. If it does, each cost
             has its own critic.
 
-    Example:
+    Examples:
         >>> from trpo_jax.algorithms.groups import prepare
         >>> env, config = trpo_jax.make_env("CartPole-v1"), OnPolicy(num_envs=4, num_steps=16)
         >>> config, agent = prepare(env, config, None)

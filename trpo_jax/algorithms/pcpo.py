@@ -33,7 +33,7 @@ def make(
 ) -> Algorithm:
     """Returns PCPO on an environment with one cost; see `trpo.make` for the arguments.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/TollRoad")
         >>> config = trpo_jax.pcpo.Config(projection="l2", num_envs=4, num_steps=16)
         >>> algorithm = trpo_jax.pcpo.make(env, config.replace(cost_limit=2.0))

@@ -35,7 +35,7 @@ def clipped_gain(
         advantages: A.
         clip: c, distance of the ratio from 1 at which the gain stops growing.
 
-    Example:
+    Examples:
         >>> clipped_gain(jnp.array([1.0, 1.2, 1.5]), jnp.ones(3), 0.25)
         Array([1.  , 1.2 , 1.25], dtype=float32)
     """
@@ -47,7 +47,7 @@ def spo_gain(
 ) -> Float[Array, "*B"]:
     """Returns SPO's gain of each action, r A - |A| (r - 1)^2 / (2 c); see `clipped_gain`.
 
-    Example:
+    Examples:
         >>> spo_gain(jnp.array([1.0, 1.25, 1.5]), jnp.ones(3), 0.25)
         Array([1.   , 1.125, 1.   ], dtype=float32)
     """
@@ -101,7 +101,7 @@ def make(
 ) -> Algorithm:
     """Returns PPO on an environment; see `trpo.make` for the arguments.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.ppo.Config(policy_epochs=2, policy_minibatches=4)
         >>> algorithm = trpo_jax.ppo.make(env, config.replace(num_envs=4, num_steps=64))

@@ -26,7 +26,7 @@ def make(
 ) -> Algorithm:
     """Returns PPO with a Lagrangian on an environment with costs; see `trpo.make`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/TollRoad")
         >>> config = trpo_jax.ppo_lag.Config(cost_limit=2.0, num_envs=4, num_steps=16)
         >>> algorithm = trpo_jax.ppo_lag.make(env, config)

@@ -146,7 +146,7 @@ def make(
 ) -> Algorithm:
     """Returns Q-Prop on an environment with continuous actions; see `trpo.make`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("Pendulum-v1")
         >>> config = trpo_jax.qprop.Config(replay_size=128, q_updates=4)
         >>> algorithm = trpo_jax.qprop.make(env, config.replace(num_envs=4, num_steps=16))

@@ -58,7 +58,7 @@ def scheduled(
         config: gives all other hyperparameters.
         schedules: `environment steps of a seed so far -> value` for each name of a hyperparameter.
 
-    Example:
+    Examples:
         >>> def make(config):
         ...     return trpo_jax.trpo.make(trpo_jax.make_env("CartPole-v1"), config)
         >>> config = trpo_jax.trpo.Config(num_envs=4, num_steps=16)
@@ -124,7 +124,7 @@ def started(config: Any, schedules: Mapping[str, Schedule]) -> Any:
 
     A schedule of `max_kl`, `policy_lr` or `step_size` replaces `decay_steps`, which becomes 0.
 
-    Example:
+    Examples:
         >>> config = trpo_jax.trpo.Config(decay_steps=1_000)
         >>> config = started(config, {"max_kl": optax.linear_schedule(0.02, 0.01, 1_000)})
         >>> config.max_kl, config.decay_steps
@@ -156,7 +156,7 @@ def parse_schedule(text: str, total_steps: int) -> tuple[Schedule, str]:
     Raises:
         ConfigurationError: if the text is no schedule.
 
-    Example:
+    Examples:
         >>> schedule, text = parse_schedule("linear:0.02:0.01", 1_000)
         >>> text, round(float(schedule(500)), 3)
         ('linear:0.02:0.01:1000', 0.015)

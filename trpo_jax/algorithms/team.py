@@ -123,7 +123,7 @@ def compound(
         advantages: A.
         log_ratio: logarithm of M.
 
-    Example:
+    Examples:
         >>> compound(jnp.array([[-1.0, 1.0]]), jnp.log(jnp.array([[1.0, 2.0]])))
         Array([[-1.,  2.]], dtype=float32)
     """
@@ -174,7 +174,7 @@ def team_metrics(metrics: dict[str, Array]) -> Metrics:
     Args:
         metrics: arrays `[N]`, with one number for each agent.
 
-    Example:
+    Examples:
         >>> {name: float(x) for name, x in team_metrics({"kl": jnp.array([0.25, 0.75])}).items()}
         {'kl': 0.5, 'kl_agent_0': 0.25, 'kl_agent_1': 0.75}
     """

@@ -45,7 +45,7 @@ def make(
     Raises:
         ConfigurationError: if the value of a field cannot work.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.trpo.Config(max_kl=0.02, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.trpo.make(env, config)

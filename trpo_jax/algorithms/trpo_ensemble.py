@@ -58,7 +58,7 @@ def make(
 
     Each member of the ensemble is a copy of the agent's critic, with its own parameters.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.trpo_ensemble.Config(num_critics=3, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.trpo_ensemble.make(env, config)
@@ -168,7 +168,7 @@ def uncertainty_weights(
         spread: sigma, standard deviation of the critics' values.
         exponent: exponent of the relative spread.
 
-    Example:
+    Examples:
         >>> uncertainty_weights(jnp.array([1.0, 1.0, 2.0]), 1.0)
         Array([0.75, 0.75, 1.5 ], dtype=float32)
     """

@@ -55,7 +55,7 @@ def make(
 ) -> Algorithm:
     """Returns TRPO with a line search on held-out environments; see `trpo.make`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.trpo_held_out.Config(alpha=1e-30, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.trpo_held_out.make(env, config)

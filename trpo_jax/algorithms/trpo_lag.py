@@ -50,7 +50,7 @@ def make(
 ) -> Algorithm:
     """Returns TRPO with a Lagrangian on an environment with costs; see `trpo.make`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/TollRoad")
         >>> config = trpo_jax.trpo_lag.Config(cost_limit=2.0, num_envs=4, num_steps=16)
         >>> algorithm = trpo_jax.trpo_lag.make(env, config.replace(multiplier_lr=0.05))

@@ -83,7 +83,7 @@ def make(
 ) -> Algorithm:
     """Returns TRPO with a PID controller for its multipliers; see `trpo.make`.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("native/TollRoad")
         >>> config = trpo_jax.trpo_pid.Config(cost_limit=2.0, num_envs=4, num_steps=16)
         >>> algorithm = trpo_jax.trpo_pid.make(env, config.replace(pid_p=0.1, pid_i=0.0))

@@ -93,7 +93,7 @@ def make(
 
     The exploration of an agent is not used. The actions of the trunk are independent draws.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("Pendulum-v1")
         >>> config = trpo_jax.trpo_vine.Config(num_states=8, num_branches=2, branch_steps=5)
         >>> algorithm = trpo_jax.trpo_vine.make(env, config.replace(num_envs=4, num_steps=16))

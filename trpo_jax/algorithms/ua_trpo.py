@@ -79,7 +79,7 @@ def make(
 ) -> Algorithm:
     """Returns uncertainty-aware TRPO on an environment; see `trpo.make` for the arguments.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.ua_trpo.Config(c=1.0, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.ua_trpo.make(env, config)

@@ -26,7 +26,7 @@ def unused_fields(env: Environment, config: Any) -> Iterator[tuple[str, str]]:
         env: the environment.
         config: the config of any algorithm. Fields that it does not have may be yielded too.
 
-    Example:
+    Examples:
         >>> env, config = trpo_jax.make_env("Pendulum-v1"), trpo_jax.trpo.Config(gae_critic="adam")
         >>> dict(unused_fields(env, config))["critic_max_change"]
         'gae_critic is adam, not trust_region'

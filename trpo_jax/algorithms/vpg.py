@@ -35,7 +35,7 @@ def make(
 ) -> Algorithm:
     """Returns vanilla policy gradient on an environment; see `trpo.make` for the arguments.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> config = trpo_jax.vpg.Config(policy_lr=0.02, num_envs=4, num_steps=64)
         >>> algorithm = trpo_jax.vpg.make(env, config)

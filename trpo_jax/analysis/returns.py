@@ -8,7 +8,7 @@ WINDOW = 20  # least number of episodes in a running return
 def return_text(value: float | np.floating | None) -> str:
     """Returns a return as text with at least three significant digits; a dash for None and NaN.
 
-    Example:
+    Examples:
         >>> [return_text(x) for x in (12345.6, 500.0, -16.24, 0.01234, 0.0, None)]
         ['12,346', '500.0', '-16.2', '0.0123', '0.0', '-']
     """

@@ -126,7 +126,7 @@ def make(
             its suite is not installed or too old, if its spaces are not supported, or if a function
             or a wrapper of the user fails.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1", {"gravity": 20.0})
         >>> env.action.num_actions, env.time_limit
         (2, 500)

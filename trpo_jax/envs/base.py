@@ -50,7 +50,7 @@ class StepResult(NamedTuple):
         costs: the costs of the step, `[K]`, in the order of the field `costs` of the environment.
             `()` if there are no costs.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> state, observation = env.reset(jax.random.key(0))
         >>> state, result = env.step(jax.random.key(1), state, jnp.array(1))
@@ -117,7 +117,7 @@ class Environment(NamedTuple):
             the policy sees every part.
         costs: the names of the K costs of each step.
 
-    Example:
+    Examples:
         >>> def reset(key):
         ...     position = jax.random.uniform(key, (1,), minval=-1, maxval=1)
         ...     return position, position

@@ -66,7 +66,7 @@ def with_cost(env: Environment, name: str, cost: Callable[[Any, Any], Any]) -> E
     Raises:
         ConfigurationError: if the environment has a cost with this name.
 
-    Example:
+    Examples:
         >>> env = trpo_jax.make_env("CartPole-v1")
         >>> env = trpo_jax.with_cost(env, "right", lambda observation, action: action == 1)
         >>> state, observation = env.reset(jax.random.key(0))

@@ -40,7 +40,7 @@ class ArraySpec:
         own_dtype: the dtype of the environment's own numbers. None if it is `dtype`.
         channels_first: whether the environment's own image has its channels first.
 
-    Example:
+    Examples:
         >>> trpo_jax.ArraySpec((4,), jnp.dtype("float32"))
         ArraySpec(shape=(4,), dtype=dtype('float32'), num_values=None)
         >>> trpo_jax.ArraySpec((), jnp.dtype("int32"), num_values=(16,))  # an integer from 0 to 15
@@ -64,7 +64,7 @@ class Discrete:
         start: the environment's own number of the first action.
         dtype: the dtype of the environment's own number.
 
-    Example:
+    Examples:
         >>> action = trpo_jax.Discrete(3, start=5)  # the environment takes 5, 6 or 7
         >>> to_environment_action(action, jnp.int32(0))
         Array(5, dtype=int32)
@@ -103,7 +103,7 @@ class MultiDiscrete:
         dtype: the dtype of the environment's own array.
         shape: the shape of the environment's own array. None means (K,).
 
-    Example:
+    Examples:
         >>> action = trpo_jax.MultiDiscrete((3, 2))  # 3 values, and 2 values
         >>> to_environment_action(action, (jnp.int32(2), jnp.int32(0)))
         Array([2, 0], dtype=int32)
@@ -157,7 +157,7 @@ class Box:
         high: the upper bounds, in the same shape and dtype. inf, or any number from `NO_BOUND` on,
             means no bound.
 
-    Example:
+    Examples:
         >>> action = trpo_jax.Box(low=np.array([0.0, -2.0]), high=np.array([10.0, 2.0]))
         >>> to_environment_action(action, jnp.array([0.0, 1.0]))
         Array([5., 2.], dtype=float32)
@@ -200,7 +200,7 @@ class Agents:
         each: the spec of each agent. Either each spec is `Discrete` or `MultiDiscrete`, or each
             spec is a `Box`.
 
-    Example:
+    Examples:
         >>> action = trpo_jax.Agents((trpo_jax.Discrete(3), trpo_jax.Discrete(2)))
         >>> action.padded
         Discrete(num_actions=3, start=0, dtype=dtype('int32'))

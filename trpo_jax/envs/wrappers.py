@@ -87,7 +87,7 @@ def hide(env: Environment, components: Sequence[int]) -> Environment:
     Raises:
         ConfigurationError: if the observation is not a vector, or has no such components.
 
-    Example:
+    Examples:
         >>> env = hide(trpo_jax.make_env("CartPole-v1"), [1, 3])
         >>> env.observation.shape
         (2,)

@@ -93,7 +93,7 @@ def citation(run: Any = None) -> str:
     Raises:
         ConfigurationError: if `run` is not a run, or the folder holds no run.
 
-    Example:
+    Examples:
         >>> run = trpo_jax.train(total_steps=2_048, seeds=2, progress=False, out="runs/cited")
         >>> print(trpo_jax.citation("runs/cited"))
         @misc{trpo_jax,

@@ -43,7 +43,7 @@ def export(policy: ActingPolicy, path: str | Path) -> None:
         ConfigurationError: if the suffix names no format, if the file exists, if a package is
             missing, or if the format cannot hold this policy.
 
-    Example:
+    Examples:
         >>> run = trpo_jax.train(total_steps=2_048, seeds=2, progress=False)
         >>> trpo_jax.export(run.policy(seed=0), "policy.npz")
         >>> np.load("policy.npz")["kernel_0"].shape  # 4 observed numbers, 64 hidden units

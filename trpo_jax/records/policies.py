@@ -117,7 +117,7 @@ def load_policy(
             if `env` shows or takes something else than the training environment, or if the file
             needs an agent or another agent.
 
-    Example:
+    Examples:
         >>> run = trpo_jax.train(total_steps=2_048, seeds=2, progress=False, out="runs/first")
         >>> act = trpo_jax.load_policy("runs/first", seed=1)
         >>> act([0.0, 0.1, 0.0, -0.1]) in (0, 1)

@@ -247,7 +247,7 @@ def cost_columns(
         metric: the metric.
         order: the names of the costs in the order of the environment, if it is known.
 
-    Example:
+    Examples:
         >>> cost_columns(["kl", "episodic_cost"]), cost_columns(["episodic_cost_toll"])
         ({'cost': 'episodic_cost'}, {'toll': 'episodic_cost_toll'})
     """

@@ -99,7 +99,7 @@ class Run(NamedTuple):
         broken: for each seed that stopped because its numbers were not finite, the update and the
             reason.
 
-    Example:
+    Examples:
         >>> run = trpo_jax.train("CartPole-v1", seeds=2, total_steps=2_048, progress=False)
         >>> run.seeds, run.num_updates, run.stopped_by
         ((0, 1), 1, None)

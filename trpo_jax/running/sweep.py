@@ -99,7 +99,7 @@ class Sweep(NamedTuple):
         check: the command line that trains the best setting with seeds that the sweep did not use;
             None if there is no such command.
 
-    Example:
+    Examples:
         >>> found = trpo_jax.sweep(
         ...     config=trpo_jax.trpo.Config(num_envs=4, num_steps=128),
         ...     grid={"max_kl": [0.005, 0.02]},
@@ -283,7 +283,7 @@ def sweep(
         StorageFailure: if a file cannot be written.
         PeerFailure: if another process of the sweep is gone.
 
-    Example:
+    Examples:
         >>> found = trpo_jax.sweep(
         ...     "CartPole-v1",
         ...     trpo_jax.trpo.Config(num_envs=4, num_steps=128),
