@@ -63,13 +63,12 @@ ONLY_IN = {  # packages that only some rooms may import
     "matplotlib": {"figures"},
     "jax": set(ROOMS) - {"base", "analysis", "figures", "names"},
 }
-OPTIONAL = {"brax", "craftax", "envpool", "gymnasium", "highway_env", "jumanji", "mujoco"}
+OPTIONAL = {"brax", "craftax", "envpool", "gymnasium", "gymnax", "highway_env", "jumanji", "mujoco"}
 OPTIONAL |= {"mujoco_playground", "navix", "pgx", "tensorboardX", "wandb"}
 OPTIONAL |= {"jaxmarl", "mpe2", "pettingzoo"}
 OPTIONAL |= {"imageio_ffmpeg", "onnx"}
 
 DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}  # if the name differs
-OF_OTHERS = {"six"}  # a dependency imports it without declaring it
 
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
@@ -141,7 +140,7 @@ def test_the_declared_dependencies_are_the_imported_packages():
     packages -= {"trpo_jax", *sys.stdlib_module_names, *OPTIONAL}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
-    assert {DISTRIBUTIONS.get(name, name) for name in packages} == declared - OF_OTHERS
+    assert {DISTRIBUTIONS.get(name, name) for name in packages} == declared
 
 
 STAGES = """
@@ -187,7 +186,7 @@ def test_the_analysis_needs_no_jax(modules_after):
 
 def test_algorithms_import_no_environments_and_no_plotting(modules_after):
     assert not OPTIONAL & modules_after["algorithms"]
-    assert not {"gymnax", "matplotlib", "seaborn", "pandas"} & modules_after["algorithms"]
+    assert not {"matplotlib", "seaborn", "pandas"} & modules_after["algorithms"]
     assert "jax" in modules_after["algorithms"]  # shows that the stages work
 
 

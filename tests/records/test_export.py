@@ -13,7 +13,7 @@ import pytest
 import trpo_jax
 from trpo_jax.agent import build_policy
 from trpo_jax.algorithms.base import Actor
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS
 from trpo_jax.observing import init_observing, update_observing

@@ -16,15 +16,8 @@ import trpo_jax
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor, Learnt
-from trpo_jax.envs.base import (
-    ArraySpec,
-    Box,
-    Discrete,
-    Environment,
-    MultiDiscrete,
-    StepResult,
-    to_environment_action,
-)
+from trpo_jax.envs.base import Environment, StepResult
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.normalization import RunningStatistics, init_statistics
 from trpo_jax.records.acting import make_act

@@ -13,14 +13,14 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import (
+from trpo_jax.envs.observations import batch_shape, centre, to_arrays
+from trpo_jax.envs.specs import (
     ActionSpec,
     Discrete,
     ObservationSpec,
     to_environment_action,
     to_space_action,
 )
-from trpo_jax.envs.observations import batch_shape, centre, to_arrays
 from trpo_jax.recurrent import remembers, restarted
 
 

@@ -137,8 +137,10 @@ def keys_of_environment(name: str) -> list[str]:
 
 def _gymnax_or_own(name: str) -> str:
     """Returns "gymnax" if a name without a prefix is a gymnax task, else an empty text."""
-    from trpo_jax.envs import gymnax
-
+    try:
+        from trpo_jax.envs import gymnax
+    except ModuleNotFoundError:  # without gymnax, nothing shows whose name it is
+        return ""
     return "gymnax" if name in gymnax.names() else ""
 
 

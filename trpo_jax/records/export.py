@@ -15,7 +15,7 @@ import jax
 import jax.export
 import numpy as np
 
-from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import Agents, ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
 from trpo_jax.networks import convolutions

@@ -12,7 +12,8 @@ from trpo_jax.agent import Agent, Policy, build_policy
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, learnt_of
 from trpo_jax.critics import WithCosts
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import ActionSpec, Agents, Environment, ObservationSpec, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import ActionSpec, Agents, ObservationSpec, split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import init_observing, observe
 from trpo_jax.records.acting import ActingPolicy, make_act

@@ -16,7 +16,8 @@ import numpy as np
 from flax import serialization
 
 from trpo_jax.algorithms.base import Algorithm, Learnt
-from trpo_jax.envs.base import ActionSpec, Environment, ObservationSpec, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import ActionSpec, ObservationSpec, split_part
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.records.checkpoints import Checkpoints, to_arrays
 from trpo_jax.records.files import write_whole

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo_jax.envs.base import (
+from trpo_jax.envs.specs import (
     ActionSpec,
     Agents,
     ArraySpec,
