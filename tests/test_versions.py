@@ -1,4 +1,4 @@
-"""Every file that names the version of the library names the same one."""
+"""Tests that all files name the same version of the library."""
 
 import re
 import tomllib
@@ -9,8 +9,9 @@ import pytest
 import trpo_jax
 
 ROOT = Path(__file__).parents[1]
-VERSIONS = {  # files, and what stands before the version and after it
+VERSIONS = {  # by file: a pattern that finds the version
     "CITATION.cff": r"^version: (\S+)$",
+    "README.md": r"^  note = \{Version (\S+)\}$",
     "docs/citing.md": r"^  note = \{Version (\S+)\}$",
     "CHANGELOG.md": r"^## (\d\S*) - ",  # the newest section
 }
@@ -37,8 +38,9 @@ def test_the_changelog_goes_from_the_newest_version_to_the_oldest():
     assert len(numbers) == len(found("CHANGELOG.md", r"^## \d"))
 
 
-def test_the_page_on_citing_shows_the_entry_that_the_library_returns():
-    assert trpo_jax.citation() in (ROOT / "docs/citing.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", ["README.md", "docs/citing.md"])
+def test_a_page_shows_the_entry_that_the_library_returns(file):
+    assert trpo_jax.citation() in (ROOT / file).read_text(encoding="utf-8")
 
 
 def test_the_citation_file_has_the_date_of_the_version():

@@ -14,7 +14,7 @@ from timing import time_in_turns
 
 from trpo_jax.advantages import generalized_advantages
 from trpo_jax.critics import Sequences, adam_critic, init_critic
-from trpo_jax.envs.base import ArraySpec, Box, Discrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.line_search import backtracking
 from trpo_jax.networks import make_critic, make_policy

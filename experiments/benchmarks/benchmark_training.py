@@ -14,7 +14,8 @@ from trpo_jax import envs
 from trpo_jax.algorithms import ppo, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.analysis.returns import running_return
-from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import Box
 from trpo_jax.rollout import rollout, start_episodes
 from trpo_jax.running.loop import compile_program, run_chunks
 

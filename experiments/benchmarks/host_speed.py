@@ -15,7 +15,8 @@ from rich.console import Console
 
 from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete, Pool
+from trpo_jax.envs.base import Environment, Pool
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import failures_named
 from trpo_jax.running.loop import compile_program

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from trpo_jax.cli.command_line import Parser
 from trpo_jax.cli.placement import add_process_flags, exit_with, join_processes
 from trpo_jax.devices import ENVIRONMENTS
-from trpo_jax.envs.base import ArraySpec, Box
+from trpo_jax.envs.specs import ArraySpec, Box
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.networks import make_policy, over_two_axes
 from trpo_jax.processes import is_first, to_devices

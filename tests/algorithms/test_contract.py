@@ -11,7 +11,7 @@ import pytest
 
 from trpo_jax import algorithms
 from trpo_jax.algorithms.groups import Team
-from trpo_jax.envs.base import Box
+from trpo_jax.envs.specs import Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.line_search import backtracking
 from trpo_jax.running.loop import compile_program, run_chunks

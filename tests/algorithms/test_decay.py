@@ -10,7 +10,7 @@ from trpo_jax import algorithms
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import update_keys
 from trpo_jax.algorithms.natural_gradient import kl_radius
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 
 CONSTANT = {"normalize_observations": False}
 CASES = {

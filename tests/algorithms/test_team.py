@@ -21,8 +21,9 @@ from trpo_jax.algorithms.team import (
 )
 from trpo_jax.critics import Critic, Sequences, init_critic
 from trpo_jax.distributions import Categorical, DiagGaussian
-from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, StepResult
+from trpo_jax.envs.base import StepResult
 from trpo_jax.envs.native import CLIMBING
+from trpo_jax.envs.specs import Agents, ArraySpec, Box, Discrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.exploration import ou, white
 from trpo_jax.fisher import fisher_vector_product

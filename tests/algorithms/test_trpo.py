@@ -17,8 +17,8 @@ from trpo_jax.algorithms import trpo, ua_trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.algorithms.natural_gradient import thinned
 from trpo_jax.critics import explained_variance
-from trpo_jax.envs.base import Discrete
 from trpo_jax.envs.episodes import Transition
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.networks import make_critic, make_policy
 from trpo_jax.normalization import normalize

@@ -11,8 +11,9 @@ from trpo_jax.algorithms import trpo_vine
 from trpo_jax.algorithms.base import Actor, update_keys
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.algorithms.trpo_vine import make_branches
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
+from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.envs.episodes import start_episode
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.networks import make_critic

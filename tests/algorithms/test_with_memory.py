@@ -214,8 +214,8 @@ def recalling():
         result = envs.base.StepResult(show(sign, t + 1), reward, t == 2, no)
         return (sign, t + 1), result
 
-    spec = envs.base.ArraySpec((2,), np.dtype(np.float32))
-    return envs.base.Environment("recalling", reset, step, spec, envs.base.Discrete(2), None)
+    spec = envs.specs.ArraySpec((2,), np.dtype(np.float32))
+    return envs.base.Environment("recalling", reset, step, spec, envs.specs.Discrete(2), None)
 
 
 @pytest.mark.parametrize(("memory", "least", "most"), [("none", 0.3, 0.7), ("gru", 0.95, 1.0)])

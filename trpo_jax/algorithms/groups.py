@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from trpo_jax.agent import CRITICS, EXPLORATIONS, NO_MEMORY, Agent, make_agent
 from trpo_jax.algorithms import fields
-from trpo_jax.envs.base import Box, Environment, require_part, require_usable
+from trpo_jax.envs.base import Environment, require_part, require_usable
+from trpo_jax.envs.specs import Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS, LOG_STD_BOUNDS
 from trpo_jax.recurrent import CELLS, remembers

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms.groups import NaturalGradient, decay
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.envs.base import Environment, num_components, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import num_components, split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import MatrixVectorProduct, fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner, with_layers

@@ -25,8 +25,9 @@ from trpo_jax.critics import (
     with_costs,
 )
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment, split_mask, split_part
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Transition, stagger
+from trpo_jax.envs.specs import split_mask, split_part
 from trpo_jax.normalization import (
     RunningStatistics,
     init_statistics,

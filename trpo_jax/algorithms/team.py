@@ -28,7 +28,8 @@ from trpo_jax.algorithms import on_policy
 from trpo_jax.algorithms.base import Algorithm, Metrics
 from trpo_jax.algorithms.groups import prepare
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.envs.base import Environment, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.teams import BESIDE, folded, keys_of, row_policy, team_policy, team_rows
 

@@ -32,7 +32,8 @@ from trpo_jax.algorithms.natural_gradient import (
 )
 from trpo_jax.algorithms.on_policy import Batch, StepInput
 from trpo_jax.critics import Sequences
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import observe
 from trpo_jax.trust_region import trust_region_step

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from trpo_jax.agent import NO_MEMORY
-from trpo_jax.envs.base import Agents, Box, Environment, num_components
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import Agents, Box, num_components
 
 OF_ANOTHER_CHOICE = {  # fields: (the field that decides, the value with which they have an effect)
     ("ou_rho",): ("exploration", "ou"),
