@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (killed / "summary.json").is_file() and subprocess.run(command).returncode != 0:
         return 1
     different = list(compare(whole, killed))
-    console.print("\n".join(different) or "Nothing is lost and nothing is different")
+    console.print("\n".join(different) or "Nothing is lost, and nothing is different")
     return 1 if different else 0
 
 

@@ -283,7 +283,10 @@ def test_each_of_two_costs_has_its_own_limit_and_multiplier(name):
     [
         ({"cost_limit": np.inf}, "cost_limit = inf cannot work: it must be a finite number"),
         ({"cost_limit": (1.0, np.nan)}, r"cost_limit = \(1.0, nan\) cannot work"),
-        ({"cost_limit": (1.0, 2.0, 3.0)}, r"\(1.0, 2.0, 3.0\) has 3 numbers.*are first, second"),
+        (
+            {"cost_limit": (1.0, 2.0, 3.0)},
+            r"\(1.0, 2.0, 3.0\) has 3 numbers.*2 costs: first, second",
+        ),
         ({"cost_gamma": 1.1}, "cost_gamma = 1.1 cannot work"),
         ({"multiplier_lr": -1.0}, "multiplier_lr = -1.0 cannot work"),
     ],

@@ -181,7 +181,7 @@ def require_solver(
         )
     refused = (
         "solver = 'kronecker' needs a policy that is one flax linen module of Dense layers, each "
-        "with a bias and applied once. The policy of this agent does not fit: {}. Choose "
+        "with a bias and applied once. The policy of this agent does not fit ({}). Choose "
         "solver = 'cg', which works with every network."
     )
     if agent.policy.remembers:
