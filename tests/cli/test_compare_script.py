@@ -122,7 +122,7 @@ def test_ctrl_c_in_a_run_stops_the_comparison(tmp_path, capsys, monkeypatch):
         (["--algorithms", "trpo", "pp"], r"Unknown algorithm 'pp'. Did you mean ppo"),
         (["--algorithms", "x=pp"], r"Unknown algorithm 'pp'"),
         (["--algorithms", "trpo", "trpo"], r"label 'trpo' is given twice"),
-        (["--algorithms", "trpo --seed 3"], r"--seed in 'trpo --seed 3' would differ"),
+        (["--algorithms", "trpo --seed 3"], r"--seed in 'trpo --seed 3' is not allowed"),
         (["--algorithms", "trpo --loss 'spo"], r"cannot be read: No closing quotation"),
         (["--set", "vg.gamma=1"], r"Unknown label 'vg'. Did you mean vpg"),
         (["--set", "max_kl=1"], r"--set 'max_kl=1' is not of the form"),

@@ -380,9 +380,9 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
         "the best. A row with a cost above its limit has no mark. It is the best only if all rows "
         f"have such a cost. {INTERVALS} *Steps to* and *seconds to* a threshold are counted until "
         f"the mean return of the last {WINDOW} training episodes (in whole updates) first reaches "
-        "it. They are medians over seeds. A dash means that some seeds did not reach the "
-        "threshold. The number of seeds that did follows. Seconds are the training time of all "
-        "seeds together, since they train in parallel, without compilation."
+        "it. They are medians over seeds. If some seeds did not reach the threshold, there is a "
+        "dash, and the number of seeds that did. Seconds are the training time of all seeds "
+        "together, since they train in parallel, without compilation."
     )
     for env, section in report["environments"].items():
         yield ""

@@ -1,4 +1,4 @@
-"""The command `trpo-jax`, which passes its arguments to one of the commands in this folder."""
+"""The command `trpo-jax`. It passes its arguments to one of the commands in this folder."""
 
 import os
 import signal

@@ -122,7 +122,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         "writes the results into a folder. Without any flag, it trains TRPO on CartPole-v1.",
         allow_abbrev=False,
     )
-    group = parser.add_argument_group("what is trained")
+    group = parser.add_argument_group("environment, algorithm, seeds and length")
     add_name_flags(group)
     add = group.add_argument
     add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")

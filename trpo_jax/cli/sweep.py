@@ -121,7 +121,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         description=__doc__,
         allow_abbrev=False,
     )
-    group = parser.add_argument_group("what is trained")
+    group = parser.add_argument_group("environment, algorithm and seeds")
     add_name_flags(group)
     add = group.add_argument
     help_text = "number of seeds for each setting (default: 4)"
@@ -129,7 +129,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     add_processes_flag(group, defaults["env_processes"])
     add_environment_flags(group)
-    add = parser.add_argument_group("what is swept").add_argument
+    add = parser.add_argument_group("hyperparameters to sweep").add_argument
     repeated = {"action": "append", "default": []}
     help_text = (
         "values of a hyperparameter, such as max_kl=0.003,0.01 or 'hidden_sizes=64 64,256 256'; "

@@ -35,8 +35,8 @@ class Played(NamedTuple):
     """The results of fresh episodes.
 
     Attributes:
-        returns: the undiscounted return of each episode, `[*B, E]`. The return of an episode that
-            was cut is that of its steps until then.
+        returns: the undiscounted return of each episode, `[*B, E]`. If an episode was cut, its
+            return sums the rewards before the cut.
         cut: whether the limit on steps cut the episode, `[*B, E]`.
         costs: the sums of the costs of each episode, `[*B, E, K]`; `()` if the environment has no
             costs.

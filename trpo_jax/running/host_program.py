@@ -2,7 +2,7 @@
 
 Within a seed, the step of the policy waits for its batch, and the next batch waits for the step of
 the policy. The critic is fitted while the next batch is collected. Seeds do not wait for each
-other, so the environments of one seed are stepped while the device learns from those of another.
+other, so the environments of one seed are stepped while the device learns from another.
 """
 
 import os

@@ -100,19 +100,13 @@ class Sweep(NamedTuple):
             None if there is no such command.
 
     Examples:
-        >>> found = trpo_jax.sweep(
-        ...     config=trpo_jax.trpo.Config(num_envs=4, num_steps=128),
-        ...     grid={"max_kl": [0.005, 0.02]},
-        ...     seeds=2,
-        ...     total_steps=1_024,
-        ...     evaluation_episodes=2,
-        ...     progress=False,
-        ... )
+        >>> small = trpo_jax.trpo.Config(num_envs=4, num_steps=128)
+        >>> options = {"total_steps": 1_024, "evaluation_episodes": 2, "progress": False}
+        >>> found = trpo_jax.sweep(config=small, grid={"max_kl": [0.005, 0.02]}, seeds=2, **options)
         >>> len(found.results), len(found.ranking)  # runs, settings
         (4, 2)
-        >>> best = found.ranking[0]
-        >>> list(best.setting), best.scores.shape
-        (['max_kl'], (2,))
+        >>> found.ranking[0].scores.shape  # the best setting, [num_seeds]
+        (2,)
     """
 
     title: str
@@ -284,16 +278,10 @@ def sweep(
         PeerFailure: if another process of the sweep is gone.
 
     Examples:
-        >>> found = trpo_jax.sweep(
-        ...     "CartPole-v1",
-        ...     trpo_jax.trpo.Config(num_envs=4, num_steps=128),
-        ...     ranges={"max_kl": (1e-3, 1e-1, "log")},
-        ...     random=2,
-        ...     seeds=2,
-        ...     total_steps=1_024,
-        ...     evaluation_episodes=2,
-        ...     progress=False,
-        ... )
+        >>> small = trpo_jax.trpo.Config(num_envs=4, num_steps=128)
+        >>> options = {"total_steps": 1_024, "evaluation_episodes": 2, "progress": False}
+        >>> ranges = {"max_kl": (1e-3, 1e-1, "log")}
+        >>> found = trpo_jax.sweep(config=small, ranges=ranges, random=2, seeds=2, **options)
         >>> found.settings[0]  # the first setting has the values of the config
         {'max_kl': 0.01}
         >>> [row["seed"] for row in found.results]
@@ -477,7 +465,7 @@ def read_results(path: Path, plan: SweepPlan) -> list[dict[str, Any]]:
 
 
 def say_plan(plan: SweepPlan, num_done: int, console: Console) -> None:
-    """Prints what is about to run."""
+    """Prints the algorithm, the environment and the number of runs of a sweep."""
     num_settings, num_seeds = len(plan.settings), len(plan.seeds)
     console.print(
         f"{plan.task.name.upper()} on {plan.task.env.name}: {num_settings} settings x {num_seeds} "

@@ -192,7 +192,10 @@ def train(
 
 
 def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
-    """Prints what is about to run, and for a resumed run how it differs from one without a stop."""
+    """Prints the algorithm, the environment, the seeds and the length of a run, and warnings.
+
+    For a resumed run, prints where it continues and how it differs from one without a stop.
+    """
     seeds, total = plan.seeds, plan.num_updates * plan.algorithm.steps_per_update
     ends = f"{seeds[0]} to {seeds[-1]}" if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{seeds}"
     of_seeds = f"for seed {seeds[0]}" if len(seeds) == 1 else f"for each of the seeds {ends}"
