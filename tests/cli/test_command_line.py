@@ -23,7 +23,7 @@ from trpo_jax.cli.command_line import (
     step_count,
     user_errors,
 )
-from trpo_jax.envs.base import Box
+from trpo_jax.envs.specs import Box
 from trpo_jax.envs.wrappers import NO_VELOCITY
 from trpo_jax.running.defaults import DEFAULTS_FILE, defaults_for
 from trpo_jax.running.description import flags_of

@@ -132,7 +132,7 @@ def test_ctrl_c_in_a_run_stops_the_comparison(tmp_path, capsys, monkeypatch):
         (["--num-seeds", "3"], r"num_seeds = 2, not 3"),
         (["--env-arg", "max_steps_in_episode=5"], r"env_args = None, not {'max_steps_in_episode'"),
         (["--env-arg", "gravty=5.0"], r"Unknown argument of CartPole-v1 'gravty'"),
-        (["--wrapper", "math:sqrt"], r"math:sqrt cannot be put around 'CartPole-v1'.*TypeError"),
+        (["--wrapper", "math:sqrt"], r"math:sqrt failed for 'CartPole-v1'.*TypeError"),
         (["--total-steps", "10"], r"10 is less than one batch"),
     ],
 )

@@ -100,7 +100,7 @@ def test_the_run_with_a_memory_can_be_made_longer(run, tmp_path):
     [
         (["--memory", "elephant"], "invalid choice: 'elephant'"),
         (["--memory", "gru", "--memory-size", "0"], "memory_size = 0 cannot work"),
-        (["--critic-observation", "wind"], "no part of the observation that is named 'wind'"),
+        (["--critic-observation", "wind"], "critic_observation = 'wind', but the observation"),
         (
             ["--observe-previous", "--critic-observation", "wind"],
             "Its parts: observation, previous_action, previous_reward",

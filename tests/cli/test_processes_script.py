@@ -178,7 +178,7 @@ def test_a_process_id_that_is_taken_ends_the_second_process_at_once(monkeypatch,
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: None)
     processes.join("localhost:7", 0, 2)
     processes.join("localhost:7", 1, 2)
-    with pytest.raises(ConfigurationError, match=r"--process-id 1 of the run at localhost:7 is th"):
+    with pytest.raises(ConfigurationError, match=r"--process-id 1 in the run at localhost:7"):
         processes.join("localhost:7", 1, 2)
 
 

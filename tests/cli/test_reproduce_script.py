@@ -16,8 +16,9 @@ from trpo_jax import envs
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.cli import compare, render
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.native import toll_road
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.records.acting import make_act
 from trpo_jax.running.animation import CAPTION, captioned, play, write_animation
@@ -79,7 +80,7 @@ def test_the_table_compares_with_published_results(finished):
     assert variant.endswith(", below the floor | 2 | 1,000 | 900 |  |"), "published of others"
     assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
     assert "Nothing to be learnt." in table
-    assert "over fresh episodes, 2 a seed" in table
+    assert "over 2 fresh episodes of each seed" in table
     assert "jax 0." in table
     report = json.loads((finished / "tiny.json").read_text())
     assert len(report["rows"]["Pole"]["per_seed"]) == 2

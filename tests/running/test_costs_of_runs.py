@@ -13,8 +13,9 @@ import trpo_jax
 from trpo_jax.algorithms import ppo_lag, trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.native import toll_road
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import EnvironmentFailure
 from trpo_jax.normalization import init_statistics
 from trpo_jax.records.policies import read_policies

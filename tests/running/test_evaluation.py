@@ -9,8 +9,9 @@ from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Categorical, DiagGaussian
-from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.gymnasium import environment_seeds
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import EnvironmentFailure, NotFinite
 from trpo_jax.normalization import init_statistics
 from trpo_jax.records.acting import make_act

@@ -12,7 +12,8 @@ from trpo_jax.algorithms import cpo, trpo, trpo_lag
 from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.critics import WithCosts
 from trpo_jax.envs.native import toll_road
-from trpo_jax.records.policies import learnt_from, read_policies, save_policy
+from trpo_jax.records.policies import learnt_from, read_policies
+from trpo_jax.records.policy_files import save_policy
 from trpo_jax.running.loop import start_from
 from trpo_jax.running.program import Program
 from trpo_jax.running.train import train

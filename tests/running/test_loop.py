@@ -12,7 +12,7 @@ from probes import counter
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.envs.base import ArraySpec
+from trpo_jax.envs.specs import ArraySpec
 from trpo_jax.running.host_program import HostState
 from trpo_jax.running.loop import (
     AgreedStop,

@@ -39,7 +39,7 @@ def test_a_sweep_holds_its_results_and_ranking(found):
     assert sorted(x.index for x in found.ranking) == [0, 1, 2, 3]
     iqms = [x.summary.iqm for x in found.ranking]
     assert iqms == sorted(iqms, reverse=True)
-    assert found.plot().get_suptitle() == "TRPO on CartPole-v1"
+    assert found.plot().get_suptitle() == "TRPO on CartPole-v1\nreturn of each setting"
     assert repr(found).startswith("<Sweep of TRPO on CartPole-v1, 4 settings, 2 seeds, best max_kl")
     assert (found.folder, found.stopped_by) == (None, None)
 

@@ -25,7 +25,8 @@ from trpo_jax.analysis.groups import join_runs
 from trpo_jax.analysis.returns import running_return
 from trpo_jax.cli import train as script
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.envs.base import ArraySpec, Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
+from trpo_jax.envs.specs import ArraySpec, Discrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.figures.curves import learning_curve
 from trpo_jax.figures.diagnosis_panels import panels
@@ -85,7 +86,8 @@ def test_a_run_holds_its_metrics_and_scores(finished):
     assert finished.evaluation.summary.mean == finished.evaluation.per_seed.mean()
     assert finished.evaluations["update"].tolist() == [[0, 2, 4, 6]] * 2
     assert repr(finished).startswith("<Run of TRPO on CartPole-v1, 2 seeds, 6 updates, ")
-    assert finished.plot().axes[0].get_title() == "TRPO on CartPole-v1"
+    title = finished.plot().axes[0].get_title()
+    assert title == "TRPO on CartPole-v1: return during training"
     assert finished.plot()._repr_png_().startswith(b"\x89PNG")
 
 

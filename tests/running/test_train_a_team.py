@@ -6,7 +6,7 @@ import probes
 import pytest
 
 from trpo_jax.algorithms import hatrpo, mappo
-from trpo_jax.envs.base import Discrete, split_part
+from trpo_jax.envs.specs import Discrete, split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.export import export
 from trpo_jax.records.policies import load_policy

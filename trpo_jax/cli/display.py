@@ -112,7 +112,7 @@ def cost_cell(described: Mapping[str, Any] | None) -> str:
     Args:
         described: one cost from `trpo_jax.analysis.costs.describe_costs`.
 
-    Example:
+    Examples:
         >>> cost_cell({"mean": 4.5, "limit": 5.0, "keeps_limit": True})
         '4.50 (limit 5)'
         >>> cost_cell({"mean": 5.5, "limit": 5.0, "keeps_limit": False})

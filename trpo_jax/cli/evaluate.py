@@ -30,7 +30,8 @@ from trpo_jax.errors import (
 )
 from trpo_jax.records.files import make_parents, write_json
 from trpo_jax.records.limits import cost_limits
-from trpo_jax.records.policies import read_policies, with_origin
+from trpo_jax.records.policies import read_policies
+from trpo_jax.records.policy_files import with_origin
 from trpo_jax.records.runs import read_description, read_run
 from trpo_jax.running.estimate import require_evaluation_memory
 from trpo_jax.running.evaluation import (

@@ -26,7 +26,8 @@ from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents
 from trpo_jax.records.limits import stored_limits
-from trpo_jax.records.policies import load_policy, with_origin
+from trpo_jax.records.policies import load_policy
+from trpo_jax.records.policy_files import with_origin
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.animation import MAX_FPS, MAX_SIDE, play, require_video, write_animation
 

@@ -82,7 +82,7 @@ def defaults(
     Raises:
         ConfigurationError: if there is no algorithm of that name.
 
-    Example:
+    Examples:
         >>> tuned = trpo_jax.defaults("trpo", "Pendulum-v1")
         >>> tuned.total_steps, tuned.config.gamma
         (100000, 0.955)

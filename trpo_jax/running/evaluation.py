@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.devices import Placement
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment, to_environment_action
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import step_episode
+from trpo_jax.envs.specs import to_environment_action
 from trpo_jax.errors import EnvironmentFailure, NotFinite
 from trpo_jax.host_rollout import advance_host_episodes, failures_named, start_host_episodes
 from trpo_jax.processes import to_devices, to_host

@@ -19,8 +19,9 @@ import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, State, update_keys
 from trpo_jax.algorithms.on_policy import RANDOM_STEPS
-from trpo_jax.envs.base import Environment, Pool, split_mask
+from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.envs.episodes import Transition, stagger
+from trpo_jax.envs.specs import split_mask
 from trpo_jax.envs.threads import OwnThread, close_in
 from trpo_jax.errors import NotFinite
 from trpo_jax.host_rollout import (

@@ -20,7 +20,8 @@ from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, State, learnt_of
 from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.critics import WithCosts
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import LARGEST, MASK, ObservationSpec, path_name
+from trpo_jax.envs.base import LARGEST
+from trpo_jax.envs.specs import MASK, ObservationSpec, path_name
 from trpo_jax.processes import (
     any_of,
     decided_by_first,

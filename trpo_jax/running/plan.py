@@ -27,7 +27,8 @@ from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.limits import last_limits
 from trpo_jax.records.logs import SERVICES, require_service
-from trpo_jax.records.policies import describe_policy, learnt_from, stored_observation, with_origin
+from trpo_jax.records.policies import learnt_from
+from trpo_jax.records.policy_files import describe_policy, stored_observation, with_origin
 from trpo_jax.records.resuming import begun_steps, refuse_to_resume
 from trpo_jax.records.runs import DESCRIPTION, read_description
 from trpo_jax.running.defaults import defaults

@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State, learnt_of
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import ActionSpec, Environment, choices_of, sound, split_choices, split_mask
+from trpo_jax.envs.base import Environment, sound
 from trpo_jax.envs.episodes import Transition
+from trpo_jax.envs.specs import ActionSpec, choices_of, split_choices, split_mask
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import to_devices
 from trpo_jax.running.memory import SIZES, compiled_bytes, devices_here, require_room

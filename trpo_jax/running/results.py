@@ -13,7 +13,8 @@ from trpo_jax.analysis.costs import describe_costs
 from trpo_jax.analysis.diagnosis import describe, find_limit_warnings
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
-from trpo_jax.envs.base import Environment, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import split_part
 from trpo_jax.errors import (
     ConfigurationError,
     FileGone,
@@ -23,7 +24,8 @@ from trpo_jax.processes import is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.files import write_json, write_whole
 from trpo_jax.records.limits import cost_excess, cost_limits, last_limits
-from trpo_jax.records.policies import index_of, save_policy
+from trpo_jax.records.policies import index_of
+from trpo_jax.records.policy_files import save_policy
 from trpo_jax.records.resuming import BROKEN_SEEDS
 from trpo_jax.records.runs import POLICY, SUMMARY, StoredRun, cost_columns
 from trpo_jax.running.description import config_to_dict
@@ -97,7 +99,7 @@ class Run(NamedTuple):
         broken: for each seed that stopped because its numbers were not finite, the update and the
             reason.
 
-    Example:
+    Examples:
         >>> run = trpo_jax.train("CartPole-v1", seeds=2, total_steps=2_048, progress=False)
         >>> run.seeds, run.num_updates, run.stopped_by
         ((0, 1), 1, None)

@@ -99,7 +99,7 @@ class Sweep(NamedTuple):
         check: the command line that trains the best setting with seeds that the sweep did not use;
             None if there is no such command.
 
-    Example:
+    Examples:
         >>> small = trpo_jax.trpo.Config(num_envs=4, num_steps=128)
         >>> options = {"total_steps": 1_024, "evaluation_episodes": 2, "progress": False}
         >>> found = trpo_jax.sweep(config=small, grid={"max_kl": [0.005, 0.02]}, seeds=2, **options)
@@ -277,7 +277,7 @@ def sweep(
         StorageFailure: if a file cannot be written.
         PeerFailure: if another process of the sweep is gone.
 
-    Example:
+    Examples:
         >>> small = trpo_jax.trpo.Config(num_envs=4, num_steps=128)
         >>> options = {"total_steps": 1_024, "evaluation_episodes": 2, "progress": False}
         >>> ranges = {"max_kl": (1e-3, 1e-1, "log")}

@@ -163,7 +163,7 @@ def train(
         StorageFailure: if a file cannot be written.
         PeerFailure: if another process of the run is gone.
 
-    Example:
+    Examples:
         >>> run = trpo_jax.train("CartPole-v1", seeds=2, total_steps=2_048, progress=False)
         >>> run.metrics["episodic_return"].shape  # [num_seeds, U]
         (2, 1)
