@@ -98,7 +98,7 @@ def test_a_radius_below_the_rounding_of_a_kl_divergence_is_refused():
     [
         ("trpo", {"num_envs": 1, "num_steps": 1}, "is a single step"),
         ("vpg", {"num_envs": 1, "num_steps": 1}, "is a single step"),
-        ("ppo", {"policy_minibatches": 2048}, "puts a single sample into each"),
+        ("ppo", {"policy_minibatches": 2048}, "puts a single step into each"),
         ("trpo", {"num_envs": 2**16, "num_steps": 2**16}, "more than a 32-bit integer"),
     ],
 )

@@ -265,7 +265,7 @@ def open_pool(
                 errors.append(named(error, index))
         copies.clear()
         if errors and not broken:  # if the pool is broken, its failure was reported before
-            print(f"warning: An error while closing: {errors[0]}", file=sys.stderr)
+            print(f"warning: An environment did not close cleanly: {errors[0]}", file=sys.stderr)
 
     def kill() -> None:
         for copy in copies if processes else ():

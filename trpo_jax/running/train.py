@@ -225,7 +225,7 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
         )
     before = saved.description["placement"]
     if before != plan.description["placement"]:
-        console.print(f"It ran on {before} before, so numbers may differ in rounding")
+        console.print(f"The run was on {before} before, so its numbers may differ in rounding")
 
 
 def say_defaults(plan: RunPlan, console: Console) -> None:
