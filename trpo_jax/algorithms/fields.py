@@ -62,7 +62,7 @@ def real(
         "several": several,
         "allowed": " ".join(
             [
-                "a finite number" + " or a tuple of finite numbers," * several,
+                "a finite number" + " or a tuple of finite numbers" * several,
                 " and ".join(described),
             ]
         ).strip(),

@@ -131,8 +131,8 @@ def step_arguments(env: Environment, config: Proximal, agent: Agent) -> dict[str
     if batch_size == config.policy_minibatches:
         raise ConfigurationError(
             f"policy_minibatches = {config.policy_minibatches} puts a single step into each "
-            "minibatch, but an advantage needs other steps to be compared with. Choose at most half of "
-            f"the batch, {batch_size // 2}."
+            "minibatch, but an advantage needs other steps to be compared with. "
+            f"Choose at most half of the batch, {batch_size // 2}."
         )
     gain = GAINS[config.loss]
     optimizer = optax.chain(

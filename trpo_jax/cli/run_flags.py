@@ -163,8 +163,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--evaluation-steps", type=int, metavar="N", help=help_text)
     add = parser.add_argument_group("checkpoints and files").add_argument
     help_text = (
-        "save the whole state after every N-th update, or never if N is 0 (default: at intervals "
-        "that take at most 3 %% of the time)"
+        "save the whole state after every N-th update, or never if N is 0 (default: chosen "
+        "so that checkpoints take at most 3 %% of the time)"
     )
     add("--checkpoint-every", type=int, metavar="N", help=help_text)
     help_text = "number of latest checkpoints to keep in addition to the best one (default: 3)"

@@ -30,7 +30,7 @@ from trpo_jax.envs.specs import (
 )
 from trpo_jax.errors import RAISED, Unpromised, environment_failure
 
-# Each process imports the main script, which imports these modules. They are imported once for all.
+# Each process needs these modules. They are imported once, in the server that forks the processes.
 PRELOADED = ["flax.linen", "optax", "gymnasium", "trpo_jax.envs.pools"]
 GOODBYE = 2.0  # seconds in which processes must close their environments
 
