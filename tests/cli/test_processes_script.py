@@ -62,7 +62,7 @@ def test_seeds_in_two_processes_under_slurm(alone, tmp_path):
     words = [*TRAIN, *UPDATES, "--eval-every", "5", "--out", str(out)]
     codes, printed = two_processes.wait(two_processes.start(words, tmp_path, slurm), tmp_path)
     assert codes == [0, 0], printed
-    assert "2 x cpu in 2 processes, by seeds" in printed[0]
+    assert "2 x cpu in 2 processes (split by seeds)" in printed[0]
     assert "Return of the deterministic policy" in printed[0]
     assert "TRPO" not in printed[1]
     assert_same(read_metrics(out / "metrics.csv"), alone)
@@ -94,7 +94,7 @@ def test_a_killed_process_ends_the_other_and_the_run_can_be_resumed(alone, tmp_p
     with ExitStack() as stack:
         saved = open_folder(plan, stack)
     assert plan.placement is None
-    assert saved.description["placement"] == "2 x cpu in 2 processes, by environments"
+    assert saved.description["placement"] == "2 x cpu in 2 processes (split by environments)"
     assert saved.arrays["rollout/episodes/length"].shape == (2, 4)
 
     words = ["train.py", "--resume", str(out), "--shard", "environments"]

@@ -169,7 +169,7 @@ def _after_reset(
     if num_numbers(spec) != sum(choices):
         raise ConfigurationError(
             f"Environment {name!r} has an info[{MASK!r}] of {num_numbers(spec)} numbers, and "
-            f"actions with choices among {' + '.join(map(str, choices))}. A mask must have one "
+            f"actions with {' + '.join(map(str, choices))} values. A mask must have one "
             "number for each value of each choice. Remove the mask in a wrapper."
         )
     return Shows(with_parts(observation, **{MASK: spec}), mask_in_info=True)

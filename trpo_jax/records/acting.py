@@ -111,7 +111,8 @@ class ActingPolicy:
         if known != count:
             raise ValueError(
                 f"The policy of {self.environment} remembers {known} environments, but was given "
-                f"observations of {count}. Call start() before you give it observations of others."
+                f"observations of {count}. Call start() before you "
+                "give it observations of other environments."
             )
         memory, actions = self.choose(self.actor, memory, flat, key)
         if not traced:
