@@ -22,7 +22,7 @@ def test_notebook_runs_and_shows_something(path, monkeypatch):
 def test_every_notebook_installs_the_library_in_the_same_way():
     notebooks = [nbformat.read(path, as_version=4) for path in NOTEBOOKS]
     cells = [next(x.source for x in book.cells if x.cell_type == "code") for book in notebooks]
-    common = [cell.partition('\nif find_spec("sklearn")')[0] for cell in cells]  # notebook 07 installs more
+    common = [cell.partition('\nif find_spec("sklearn")')[0] for cell in cells]  # 07 has more
     assert len({re.sub(r"\[[\w,]+\]", "", cell) for cell in common}) == 1
 
 
