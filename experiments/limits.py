@@ -1,4 +1,4 @@
-"""The table of a benchmark whose algorithms limit a cost; `reproduce.py` writes it."""
+"""Makes the table of a benchmark with limits on costs. `reproduce.py` writes this table."""
 
 import json
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from trpo_jax.cli import evaluate
 from trpo_jax.cli.compare import Pair
 from trpo_jax.records.runs import read_description, read_run
 
-EPISODES = 64  # of each seed and mode
+EPISODES = 64  # for each seed and mode
 MODES = ("stochastic", "deterministic")
 
 
 def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
-    """Returns everything in the table, as JSON can hold it; plays what was not played yet."""
+    """Returns the contents of the table as JSON data. Plays the episodes that are still missing."""
     rows = {task: row(benchmark, run) for task, run in runs.items() if run.is_finished()}
     names = ("title", "notes", "limit", "bars")
     return {**{name: benchmark[name] for name in names}, "rows": rows}
 
 
 def row(benchmark: dict[str, Any], run: Pair) -> dict[str, Any]:
-    """Returns what became of a run: scores of its final policies, and its cost during training."""
+    """Returns the scores of the final policies of a run, and its cost during training."""
     path = run.folder / "evaluation.json"
     if not path.is_file():
         evaluate.main([str(run.folder), "--episodes", str(EPISODES)])
@@ -82,7 +82,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def with_interval(values: np.ndarray, form: str) -> str:
-    """Returns the mean of seeds, with its 95 % interval."""
+    """Returns the mean over seeds with its 95 % interval, as text."""
     low, high = mean_interval(values)
     return f"{values.mean():{form}} ({low:{form}} to {high:{form}})"
 

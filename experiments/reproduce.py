@@ -1,8 +1,8 @@
-"""Runs a benchmark, and writes its results in one table with the published ones, and its curves.
+"""Runs a benchmark. Writes a table of its results beside published results, and learning curves.
 
-The benchmarks are described in `experiments/reproduce.toml`. The same command keeps the tasks that
-an interrupted one finished, and goes on with the unfinished one; `--tasks` runs some of them, and
-the table always shows all that are there.
+`experiments/reproduce.toml` describes the benchmarks. After an interruption, run the same command
+again. It keeps the finished tasks and resumes the unfinished one. `--tasks` runs only some tasks.
+The table always shows all finished tasks.
 """
 
 import json
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = args.out or Path("runs", args.benchmark)
             runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
             for task in chosen:
-                plan_of(runs[task].argv)  # raises what is wrong before anything is run
+                plan_of(runs[task].argv)  # refuses wrong settings before anything runs
             reported = [run for task, run in runs.items() if task in chosen or run.is_finished()]
             refuse_other_settings(reported)
             cache_compilations()
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed = execute([runs[task] for task in chosen], console)
                 table = write_files(benchmark, runs, folder, args.benchmark)
     except KeyboardInterrupt:
-        goes_on = "The same command goes on from there." if folder else "Nothing was written."
+        goes_on = "To continue, run the same command." if folder else "Nothing was written."
         print(f"Interrupted. {goes_on}", file=sys.stderr)
         return 130
     console.print(f"Table: {table}")
@@ -73,9 +73,10 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--benchmark", required=True, metavar="NAME", help="a table of reproduce.toml")
-    add("--tasks", nargs="+", metavar="TASK", help="run only these of it (default: all)")
-    help_text = "output folder; runs in it are kept (default: runs/<benchmark>)"
+    add("--benchmark", required=True, metavar="NAME", help="name of a benchmark in reproduce.toml")
+    help_text = "run only these tasks of the benchmark (default: all)"
+    add("--tasks", nargs="+", metavar="TASK", help=help_text)
+    help_text = "output folder; finished runs in it are kept (default: runs/<benchmark>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     return parser
 
@@ -90,8 +91,8 @@ def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
 
 
 def write_files(benchmark: dict[str, Any], runs: dict[str, Pair], folder: Path, name: str) -> Path:
-    """Writes table and curves into the folder of a benchmark; returns the file of the table."""
-    limited = "limit" in benchmark  # its table has costs beside returns
+    """Writes the table and the curves of a benchmark. Returns the file of the table."""
+    limited = "limit" in benchmark  # the table shows costs too
     report = limits.describe(benchmark, runs) if limited else describe(benchmark, runs)
     extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
     script = "experiments/reproduce.py"
@@ -107,7 +108,7 @@ def write_files(benchmark: dict[str, Any], runs: dict[str, Pair], folder: Path, 
 
 
 def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
-    """Returns everything in the table, as JSON can hold it."""
+    """Returns the contents of the table as JSON data."""
     finished = {task: run for task, run in runs.items() if run.is_finished()}
     configs = {
         task: read_description(run.folder, "config", "versions", "device")
@@ -163,9 +164,9 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     episodes = sorted({row["episodes_per_seed"] for row in report["rows"].values()})
     yield (
-        "Mean and standard deviation over seeds of the return after the last update, of the "
-        f"deterministic policy over fresh episodes, {' or '.join(map(str, episodes))} a seed"
-        f"{'; bold where it reaches the bar' if marks else ''}."
+        "A score is the mean return of the deterministic policy after the last update, over "
+        f"{' or '.join(map(str, episodes))} fresh episodes of each seed. The table shows the mean "
+        f"and the standard deviation over seeds.{' Bold scores reach the bar.' if marks else ''}"
     )
     yield ""
     yield report["notes"]
@@ -175,7 +176,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     for task, row in report["rows"].items():
         yield f"| {task} | {', '.join(number(score) for score in row['per_seed'])} |"
     yield ""
-    yield "Hyperparameters, the same for all tasks whose algorithm has them but where one is named:"
+    yield "Hyperparameters. A value without a task holds for all other tasks that have this field:"
     yield ""
     configs = {task: row["config"] for task, row in report["rows"].items()}
     for field in dict.fromkeys(name for config in configs.values() for name in config):
@@ -191,7 +192,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def number(value: float | None) -> str:
-    """Returns a score as the table shows it."""
+    """Returns a score as text; the empty text for None."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 20 else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""Shared by all tests: shapes are checked, compilation is cheap, and float64 is there on demand."""
+"""The set-up of all tests: checked shapes, cheap compilation, and float64 as a fixture."""
 
 import os
 import shutil
@@ -7,14 +7,14 @@ from importlib.metadata import version
 
 from jaxtyping import install_import_hook
 
-# Compilation is most of what the tests cost, and these emitters are half of it. Later versions know
-# no such flag, and XLA aborts on one that it does not know.
+# Compilation takes most of the time of the tests, and these emitters take half of it. Later
+# versions do not have this flag, and XLA aborts if it does not know a flag.
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     )
-# All tests, and the processes that they start, share one cache of compiled programs. The first
-# process of a test run makes it, unless JAX_COMPILATION_CACHE_DIR names one that is to be kept.
+# All tests and their child processes share one cache of compiled programs. The first process makes
+# the cache, unless JAX_COMPILATION_CACHE_DIR names one. Such a cache is kept.
 FIRST = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 PROGRAMS = tempfile.mkdtemp(prefix="programs-") if FIRST else ""
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", PROGRAMS)
@@ -24,7 +24,7 @@ os.environ |= {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
 
-# Before anything imports trpo_jax: every annotated shape and dtype is checked at each call.
+# Checks every annotated shape and dtype at each call. Must come before any import of trpo_jax.
 install_import_hook("trpo_jax", "beartype.beartype")
 
 import jax
@@ -39,13 +39,13 @@ def pytest_unconfigure():
 
 @pytest.fixture
 def x64():
-    """Runs a test in float64, where an oracle and its test agree to many digits."""
+    """Runs a test in float64, so that results agree with an oracle to many digits."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def called_by_module(monkeypatch):
-    """Makes commands that are printed begin with `python -m trpo_jax`."""
+    """Makes printed commands begin with `python -m trpo_jax`."""
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
     monkeypatch.setattr("sys.argv", ["somewhere/__main__.py"])

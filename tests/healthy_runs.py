@@ -1,4 +1,4 @@
-"""A run in which all is well, as its folder would give it back, to be spoilt in tests."""
+"""A healthy run, as it is read from its folder. Tests change its metrics."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ OF_LINEAR_SOLVE = ("cg_residual", "step_fraction", "step_rejected", "surrogate_g
 def healthy_run(
     algorithm: str = "trpo", num_seeds: int = 3, num_updates: int = 60, **config
 ) -> StoredRun:
-    """Returns a run of seeds 7, 8, ... that learns, with these fields of its config."""
+    """Returns a run that learns, with seeds 7, 8, ... and the given fields of its config."""
     shape = (num_seeds, num_updates)
     noise = np.random.default_rng(0).uniform(-1, 1, shape)
     update = np.broadcast_to(np.arange(1.0, num_updates + 1), shape)
@@ -52,7 +52,7 @@ def healthy_run(
 
 
 def write_run(folder: Path, run: StoredRun) -> Path:
-    """Writes a run as train.py leaves it, as far as it is read here, and returns its folder."""
+    """Writes `config.json` and `metrics.csv` of a run, and returns its folder."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(run.description))
     with (folder / "metrics.csv").open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""Tiny Gymnasium environments, registered under `host_tasks:`, each of which can go wrong."""
+"""Tiny Gymnasium environments that can fail, used as `gym/host_tasks:Counter-v0`."""
 
 import multiprocessing
 import os
@@ -9,9 +9,10 @@ from gymnasium import spaces
 
 
 class Counter(gymnasium.Env):
-    """Shows how many steps its episode has, and a number that tells episodes apart.
+    """Shows the number of steps of its episode, and a random number that is new in each episode.
 
-    Terminates after `length` steps, if not truncated before; breaks at its `broken_step`-th of all.
+    An episode terminates after `length` steps, unless it is truncated before. The environment fails
+    at its step number `broken_step`, counted over all episodes. `how` says how it fails.
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,))
@@ -39,7 +40,7 @@ class Counter(gymnasium.Env):
                 raise RuntimeError("the floor gave way")
             number = multiprocessing.current_process().name.rpartition("-")[-1]
             if self.how == "exit" and int(number) % 3 == 1:
-                os._exit(1)  # only this one of three processes; the others answer
+                os._exit(1)  # one of three processes dies, and the others go on
             if self.how == "nan-observation":
                 self.episode = np.nan
             if self.how in ("nan", "inf"):
@@ -54,14 +55,14 @@ class Counter(gymnasium.Env):
 
 
 class Unmade(gymnasium.Env):
-    """Cannot be made."""
+    """An environment whose constructor fails."""
 
     def __init__(self):
         raise RuntimeError("no floor")
 
 
 class Shown(gymnasium.Env):
-    """Has any spaces, and says in the infos of resets and steps what it is told to."""
+    """An environment with any spaces, and with any infos of resets and steps."""
 
     def __init__(self, observation_space, action_space, at_reset=None, at_step=None):
         self.observation_space, self.action_space = observation_space, action_space
@@ -78,7 +79,7 @@ class Shown(gymnasium.Env):
 
 
 def register(name, entry_point, **kwargs):
-    """Registers one of these if that has not been done."""
+    """Registers an environment of this module, unless it is registered already."""
     if name not in gymnasium.registry:
         gymnasium.register(name, f"host_tasks:{entry_point}", disable_env_checker=True, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What any on-policy algorithm has to learn from the probes, and its batch computed by hand."""
+"""Trains any on-policy algorithm on the probes, and computes its policy gradient by hand."""
 
 import functools
 
@@ -19,7 +19,7 @@ CHOICES_AND_NUMBERS = pytest.mark.parametrize(
 
 
 def train(module, env, num_updates, compiler_options=None, **settings):
-    """Returns a small algorithm, its state after that many updates, and their metrics."""
+    """Returns a small algorithm, its state after `num_updates` updates, and the metrics of each."""
     algorithm = module.make(env, module.Config(**(SMALL | settings)))
 
     def run(key):
@@ -33,8 +33,8 @@ def train(module, env, num_updates, compiler_options=None, **settings):
 def train_on_probes(module, continuous=False, **settings):
     """Returns an algorithm, and its states and metrics after training on each of the five probes.
 
-    All are trained at once by one program, 60 updates of 8 steps an environment where actions are
-    choices, 80 of 32 where they are numbers.
+    One program trains on all probes at once. Discrete actions get 60 updates of 8 steps in each
+    environment. Continuous actions get 80 updates of 32 steps.
     """
     num_updates, num_steps = (80, 32) if continuous else (60, 8)
     defaults = {"num_steps": num_steps, "critic_lr": 0.01, "normalize_observations": False}
@@ -52,14 +52,14 @@ def train_on_probes(module, continuous=False, **settings):
 
 
 def learnt(module, probe, continuous=False, **settings):
-    """Returns an algorithm, and its state and metrics after training on the probe of that name."""
+    """Returns an algorithm, and its state and metrics after training on one probe."""
     algorithm, states, metrics = train_on_probes(module, continuous, **settings)
     index = list(probes.PROBES).index(probe)
     return algorithm, *jax.tree.map(lambda x: x[index], (states, metrics))
 
 
 def assert_learns(module, probe, continuous=False, tolerance=0.05, **settings):
-    """Asserts that what there is to learn from the probe was learnt."""
+    """Asserts that an algorithm learns the values or the actions of a probe."""
     algorithm, state, _ = learnt(module, probe, continuous, **settings)
 
     def values(observations):
@@ -89,7 +89,7 @@ def assert_learns(module, probe, continuous=False, tolerance=0.05, **settings):
 
 
 def policy_gradient(env, config, state, trajectory):
-    """Returns grad mean(log pi(a|s) A), for a config that takes observations as they are."""
+    """Returns grad mean(log pi(a|s) A), for a config without normalised observations."""
     assert not config.normalize_observations
     critic = make_critic(env.observation, hidden_sizes=config.hidden_sizes)
     advantages = generalized_advantages(
@@ -112,7 +112,7 @@ def policy_gradient(env, config, state, trajectory):
 
 
 def adam_steps(gradients, learning_rate, eps):
-    """Returns the change of the parameters by the latest of several ascents by Adam."""
+    """Returns the change of the parameters by the last of several steps of Adam (ascent)."""
     first = second = jax.tree.map(jnp.zeros_like, gradients[0])
     for gradient in gradients:
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)

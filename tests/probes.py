@@ -1,7 +1,7 @@
-"""Five tiny environments, each of which isolates one thing that a learner can get wrong.
+"""Five tiny environments. Each one isolates one possible mistake of a learning algorithm.
 
-After Andy Jones, "Debugging reinforcement learning systems" (2021). All but the last two ignore the
-action; `continuous` asks for a number instead of a choice.
+They follow Andy Jones, "Debugging reinforcement learning systems" (2021). The first three ignore
+the action. With `continuous`, actions are numbers instead of choices.
 """
 
 from dataclasses import replace
@@ -12,17 +12,9 @@ import numpy as np
 
 from trpo_jax import algorithms
 from trpo_jax.algorithms.groups import Team
-from trpo_jax.envs.base import (
-    Agents,
-    ArraySpec,
-    Box,
-    Discrete,
-    Environment,
-    StepResult,
-    split_mask,
-    with_parts,
-)
+from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.envs.costs import with_cost
+from trpo_jax.envs.specs import Agents, ArraySpec, Box, Discrete, split_mask, with_parts
 from trpo_jax.teams import keys_of
 
 
@@ -73,13 +65,13 @@ def discounting(continuous=False):
 
 
 def action_choice(continuous=False):
-    """Action 1 is right; or the number 0.5."""
+    """The best action is choice 1, or the number 0.5."""
     reward = (lambda s, t, a: -((a[0] - 0.5) ** 2)) if continuous else (lambda s, t, a: 1.0 * a)
     return probe("action choice", lambda s, t: jnp.zeros(1), reward, continuous=continuous)
 
 
 def action_from_observation(continuous=False):
-    """The observation's sign says which action is right; or half of it is."""
+    """The best choice is 1 if the observation is positive. The best number is half of it."""
     if continuous:
         reward = lambda s, t, a: -((a[0] - 0.5 * s) ** 2)
     else:
@@ -100,7 +92,7 @@ PROBES = {
 
 
 def probe_number(index, continuous=False):
-    """Returns the probe of that index, which may be traced: one program then serves all five."""
+    """Returns a probe by its index. The index may be traced: one program serves all probes."""
     environments = [make(continuous) for make in PROBES.values()]
     choose = lambda functions: lambda *args: jax.lax.switch(index, functions, *args)
     return environments[0]._replace(
@@ -111,7 +103,10 @@ def probe_number(index, continuous=False):
 
 
 def counter(time_limit=None, terminates_at=None, reward=None, visible=True, width=1):
-    """Counts its steps; shows the count, if visible; rewards with ten times the one before."""
+    """An environment that counts its steps.
+
+    It shows the count if `visible`. The default reward is ten times the count before the step.
+    """
 
     def reset(key):
         return jnp.zeros((), jnp.int32), jnp.zeros(width)
@@ -128,13 +123,15 @@ def counter(time_limit=None, terminates_at=None, reward=None, visible=True, widt
 
 
 def noise(parts=False, masked=False, joint=False, time_limit=5):
-    """Shows random numbers, rewards with the next ones, and ends at random, or is cut short.
+    """An environment of random numbers. Episodes end at random or at the time limit.
+
+    The reward is the first random number of the next observation.
 
     Args:
-        parts: whether it shows a number of 3, and a picture, beside its two numbers.
-        masked: whether some of its choices are illegal, others in each state.
-        joint: whether an action has two numbers beside a choice of 3.
-        time_limit: of an episode.
+        parts: whether an observation also has an integer with 3 values, and an image.
+        masked: whether some choices are illegal, different ones in each state.
+        joint: whether an action has two numbers and a choice of 3.
+        time_limit: most steps of an episode.
     """
     spec = ArraySpec((2,), np.dtype(np.float32))
     if parts:
@@ -172,12 +169,14 @@ def noise(parts=False, masked=False, joint=False, time_limit=5):
 
 
 def team_of(env, count=2, actions=None):
-    """Returns a team whose agents act in a copy of an environment each; all end with the first.
+    """Returns a team in which each agent acts in its own copy of an environment.
+
+    The episode of the team ends when the first copy ends.
 
     Args:
         env: the environment of one agent.
         count: number of agents.
-        actions: spec of the action of each; as in the environment, if None.
+        actions: spec of the action of each agent; None for the spec of the environment.
     """
     row = lambda spec: replace(spec, shape=(count, *spec.shape))
 
@@ -202,7 +201,7 @@ def team_of(env, count=2, actions=None):
 
 
 def fit_for(name, env):
-    """Returns an environment as an algorithm needs it: with a cost, or a team."""
+    """Returns an environment that fits an algorithm: with a cost or a team, if it needs one."""
     config = algorithms.get(name).Config()
     if isinstance(config, Team) and env.num_agents is None:
         return team_of(env)

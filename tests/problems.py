@@ -1,4 +1,4 @@
-"""Small policies and objectives whose answers can be computed another way."""
+"""Small policies whose results can also be computed by another method."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from trpo_jax.distributions import Categorical, DiagGaussian, Product
 
 
 def mlp_params(key, sizes):
-    """Returns weights and biases of a small network, in the widest enabled float."""
+    """Returns weights and biases of a small network, in float64 if it is enabled."""
     keys = jax.random.split(key, 2 * len(sizes))
     dtype = jnp.zeros(0).dtype
     return [
@@ -31,7 +31,7 @@ def mlp(params, x):
 def policies(key):
     """Returns (params, params -> distribution at 6 states) for each kind of distribution."""
     obs_key, param_key = jax.random.split(key)
-    observations = jax.random.normal(obs_key, (2, 3, 4))  # batch axes [T, B], as in an update
+    observations = jax.random.normal(obs_key, (2, 3, 4))  # batch axes [T, B] as in an update
 
     def categorical(params):
         return Categorical(mlp(params, observations))

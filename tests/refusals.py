@@ -1,10 +1,10 @@
-"""What every script does with a command line that cannot work."""
+"""The behaviour of every script if its command line is wrong."""
 
 import pytest
 
 
 def refusal(main, argv, capsys):
-    """Returns the one paragraph that a script prints before it exits with 2."""
+    """Returns the paragraph that a script prints before it exits with code 2."""
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2

@@ -1,4 +1,4 @@
-"""Folders of runs that were never run."""
+"""Writes folders of runs with made-up numbers."""
 
 import json
 
@@ -19,12 +19,12 @@ def write_run(
     costs=None,
     **config,
 ):
-    """Writes a run whose seeds end 20 episodes of the given mean return in every update.
+    """Writes a run in which each seed ends 20 episodes of the given mean return in every update.
 
     Args:
-        returns: `[num_seeds, U]`.
-        evaluations: scores of the seeds, of a run that finished.
-        costs: mean costs of the same episodes, `[num_seeds, U]`, if there are any.
+        returns: mean returns, `[num_seeds, U]`.
+        evaluations: final score of each seed; None for an unfinished run.
+        costs: mean costs of the same episodes, `[num_seeds, U]`; None without costs.
     """
     returns = np.asarray(returns, float)
     num_seeds, num_updates = returns.shape

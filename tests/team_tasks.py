@@ -1,4 +1,4 @@
-"""A tiny environment of PettingZoo, for `pettingzoo/team_tasks:Relay`."""
+"""A tiny PettingZoo environment, used as `pettingzoo/team_tasks:Relay`."""
 
 from typing import ClassVar
 
@@ -8,14 +8,15 @@ from pettingzoo import AECEnv, ParallelEnv
 
 
 class Relay(ParallelEnv):
-    """Two agents with spaces of their own, which show how many steps there were, and a number.
+    """Two agents with different spaces. Both see the number of steps and a random number.
 
-    All agents terminate after `length` steps, or are truncated after `max_cycles`; `short` alone
-    terminates after `leaves` steps, and `long` alone is truncated after `tires`.
+    All agents terminate after `length` steps, or are truncated after `max_cycles` steps. Agent
+    `short` alone terminates after `leaves` steps. Agent `long` alone is truncated after `tires`
+    steps.
     """
 
     possible_agents = ("long", "short")
-    given: ClassVar[list] = []  # the actions of all steps
+    given: ClassVar[list] = []  # actions of all steps
 
     def __init__(self, masks=None, state=None, max_cycles=4, own=None, **ends):
         self.masks, self.shown_state, self.max_cycles, self.ends = masks, state, max_cycles, ends
@@ -82,7 +83,7 @@ class Relay(ParallelEnv):
 
 
 def odd(**own):
-    """Returns a `Relay` with these of its own, whose agents show what their spaces promise."""
+    """Returns a `Relay` with other spaces. Its agents see samples of these spaces."""
     env = Relay(own=own)
     env.shown = lambda: {agent: own["seen"][agent].sample() for agent in env.agents}
     return env

@@ -19,7 +19,7 @@ def batch(num_steps=12, num_envs=5, seed=0):
 
 
 def quadratic_sum(rewards, values, next_values, terminated, truncated):
-    """A_t = sum_l (gamma lambda)^l delta_{t+l}, up to the end of the episode that row t is in."""
+    """Returns A_t = sum_l (gamma lambda)^l delta_{t+l}, up to the end of the episode of row t."""
     rewards, values, next_values, terminated, truncated = map(
         np.asarray, (rewards, values, next_values, terminated, truncated)
     )
@@ -35,7 +35,7 @@ def quadratic_sum(rewards, values, next_values, terminated, truncated):
     return advantages
 
 
-def test_recursion_is_the_quadratic_sum():
+def test_advantages_equal_the_explicit_sum_of_deltas():
     arrays = batch()
     result = generalized_advantages(*arrays, GAMMA, LAMBDA)
     np.testing.assert_allclose(result, quadratic_sum(*arrays), rtol=1e-5, atol=1e-6)
@@ -50,7 +50,7 @@ def test_recursion_is_the_quadratic_sum():
         (True, True, [1 - 2, 10 + 0.9 * 7 - 3]),
     ],
 )
-def test_table_of_episode_ends(terminated, truncated, expected):
+def test_advantages_after_termination_and_truncation(terminated, truncated, expected):
     column = lambda *x: jnp.array(x)[:, None]
     result = generalized_advantages(
         column(1.0, 10.0),
@@ -64,9 +64,9 @@ def test_table_of_episode_ends(terminated, truncated, expected):
     np.testing.assert_allclose(result[:, 0], expected, rtol=1e-6)
 
 
-def test_lambda_one_is_the_discounted_return_minus_the_value():
+def test_lambda_1_gives_the_discounted_return_minus_the_value():
     rewards, values, next_values, terminated, _ = batch()
-    next_values = jnp.concatenate([values[1:], next_values[-1:]])  # one episode: the sum telescopes
+    next_values = jnp.concatenate([values[1:], next_values[-1:]])  # a single episode
     never = jnp.zeros_like(terminated)
     result = generalized_advantages(rewards, values, next_values, never, never, GAMMA, 1.0)
     future = next_values[-1]
@@ -75,14 +75,14 @@ def test_lambda_one_is_the_discounted_return_minus_the_value():
     np.testing.assert_allclose(result[0], future - values[0], rtol=1e-5, atol=1e-5)
 
 
-def test_mismatched_shapes_are_refused_instead_of_broadcast():
+def test_arrays_of_different_shapes_raise_an_error():
     rewards, values, *rest = batch()
-    unchecked = inspect.unwrap(generalized_advantages)  # as users call it, without the import hook
+    unchecked = inspect.unwrap(generalized_advantages)  # without the import hook, as users call it
     with pytest.raises(AssertionError, match="shape"):
         unchecked(rewards, values[..., None], *rest, GAMMA, LAMBDA)
 
 
-def test_discounted_returns_restart_after_an_episode_and_carry_over():
+def test_discounted_returns_restart_after_an_episode_and_continue_from_the_rows_before():
     rewards = jnp.array([1.0, 2.0, 3.0])[:, None]
     done = jnp.array([False, True, False])[:, None]
     carry, sums = discounted_returns(rewards, done, jnp.array([10.0]), 0.5)
@@ -97,8 +97,8 @@ def test_standardize_divides_by_the_standard_deviation():
     np.testing.assert_allclose(result.std(), 1, rtol=1e-5)
 
 
-def test_advantages_that_are_the_rounding_of_large_values_are_none():
-    """A critic that is right at V = 100 leaves differences of the last digit of V."""
+def test_advantages_that_are_only_rounding_errors_become_zero():
+    """A perfect critic with V = 100 leaves advantages as small as the last digit of V."""
     values = jnp.full((256, 8), 100.0)
     noise = jax.random.randint(jax.random.key(0), values.shape, -1, 2) * np.spacing(np.float32(100))
     rewards = jnp.full_like(values, 1.0) + noise
@@ -110,7 +110,7 @@ def test_advantages_that_are_the_rounding_of_large_values_are_none():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.0, -7.3, 100.1])
-def test_a_constant_batch_has_no_advantages(value):
+def test_constant_advantages_become_zero(value):
     noise = jax.random.normal(jax.random.key(0), (2048,)) * abs(value) * 1e-7
     np.testing.assert_array_equal(standardize(jnp.full((2048,), value)), 0)
     np.testing.assert_array_equal(standardize(value + noise), 0)

@@ -1,4 +1,4 @@
-"""A user's own network, of any library, in every place where the library's own serves."""
+"""Networks of the user, of any library, wherever the library uses its own networks."""
 
 import chex
 import flax.linen as nn
@@ -17,11 +17,11 @@ from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.critics import adam_critic
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import split_mask
+from trpo_jax.envs.specs import split_mask
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.exploration import ou, white
 from trpo_jax.networks import Network, from_linen, from_nnx
-from trpo_jax.records.policies import save_policy
+from trpo_jax.records.policy_files import save_policy
 from trpo_jax.recurrent import RecurrentNetwork
 
 SMALL = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
@@ -30,7 +30,7 @@ OWN = {
     "qprop": {"q_updates": 1},
     "trpo_vine": {"num_states": 4},
     "trpo_held_out": {"num_envs": 4},
-    "mappo": {"share_parameters": False},  # rows then are arrays, which the networks here see
+    "mappo": {"share_parameters": False},  # then each row is an array, as the networks here need
 }
 
 
@@ -78,7 +78,7 @@ def own_agent(env, config, kind):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_users_network_trains_is_saved_and_is_loaded(kind, cartpole, tmp_path):
+def test_a_network_of_the_user_trains_and_is_saved_and_loaded(kind, cartpole, tmp_path):
     config = trpo.Config(**SMALL | {"num_steps": 64})  # some poles fall
     agent = own_agent(cartpole, config, kind)
     algorithm = trpo.make(cartpole, config, agent=agent)
@@ -94,7 +94,7 @@ def test_a_users_network_trains_is_saved_and_is_loaded(kind, cartpole, tmp_path)
     act = trpo_jax.load_policy(path, agent=agent)
     expected = algorithm.policy(learnt.actor, (), observations)[1].mode()
     np.testing.assert_array_equal(act(observations), expected)
-    with pytest.raises(ConfigurationError, match=r"handed in.*load_policy\(path, agent=agent\)"):
+    with pytest.raises(ConfigurationError, match=r"passed in.*load_policy\(path, agent=agent\)"):
         trpo_jax.load_policy(path)
     other = make_agent(cartpole, config)
     with pytest.raises(ConfigurationError, match="of another network than this agent's"):
@@ -102,9 +102,7 @@ def test_a_users_network_trains_is_saved_and_is_loaded(kind, cartpole, tmp_path)
 
 
 @pytest.mark.parametrize("name", [x for x in algorithms.ALGORITHMS if x != "qprop"])
-def test_every_algorithm_takes_an_agent_and_builds_no_network_beside_it(
-    name, cartpole, monkeypatch
-):
+def test_every_algorithm_uses_the_given_agent_and_builds_no_network(name, cartpole, monkeypatch):
     module = algorithms.get(name)
     config = module.Config(**(SMALL | {"num_steps": 64} | OWN.get(name, {})))  # some poles fall
     agent = own_agent(cartpole, config, "function")
@@ -122,7 +120,7 @@ def test_every_algorithm_takes_an_agent_and_builds_no_network_beside_it(
     assert jax.tree.leaves(learnt.critic.params)[0].shape[-1] == 4
 
 
-def test_a_config_and_the_agent_made_of_it_give_the_same_run(cartpole):
+def test_a_config_and_the_agent_made_from_it_give_the_same_run(cartpole):
     config = trpo.Config(**SMALL)
     own, given = (
         trpo.make(cartpole, config, agent=agent) for agent in (None, make_agent(cartpole, config))
@@ -133,14 +131,14 @@ def test_a_config_and_the_agent_made_of_it_give_the_same_run(cartpole):
 
 
 @pytest.mark.parametrize("kind", ["nnx", "function"])
-def test_the_kronecker_solver_refuses_a_network_that_it_cannot_serve(kind, cartpole):
+def test_the_kronecker_solver_refuses_a_network_that_is_not_of_flax_linen(kind, cartpole):
     config = trpo.Config(**SMALL, solver="kronecker")
     with pytest.raises(ConfigurationError, match=r"solver = 'kronecker' needs .* flax linen"):
         trpo.make(cartpole, config, agent=own_agent(cartpole, config, kind))
     trpo.make(cartpole, config, agent=own_agent(cartpole, config, "linen"))
 
 
-def test_the_kronecker_solver_refuses_layers_without_a_bias_and_layers_used_twice(cartpole):
+def test_the_kronecker_solver_refuses_layers_without_bias_and_layers_used_twice(cartpole):
     class NoBias(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -164,7 +162,7 @@ def test_the_kronecker_solver_refuses_layers_without_a_bias_and_layers_used_twic
 
 
 def remembering():
-    """Returns a policy that sees the sum of what its episode has shown so far."""
+    """Returns a policy that sees the sum of the observations of its episode so far."""
 
     def step(params, carry, observations):
         carry = carry + observations
@@ -182,8 +180,8 @@ def remembering():
     return Policy(init, lambda num_envs: jnp.zeros((num_envs, 4)), step, unroll)
 
 
-def test_a_policy_with_a_memory_is_unrolled_from_where_it_was_and_afresh_in_each_episode(cartpole):
-    def step(key, state, action):  # no pole falls so soon: the reward has to say something
+def test_a_policy_keeps_its_memory_between_rollouts_and_resets_it_in_each_episode(cartpole):
+    def step(key, state, action):  # no pole falls so soon, so the rewards must differ
         state, result = cartpole.step(key, state, action)
         return state, result._replace(reward=result.observation[2])
 
@@ -199,7 +197,7 @@ def test_a_policy_with_a_memory_is_unrolled_from_where_it_was_and_afresh_in_each
     assert trajectory.first[1:].any()
     assert not trajectory.first[0].all()
     np.testing.assert_array_equal(state.rollout.carry, carry)
-    # The memory is what the episode has shown so far, added up; evaluation is given it too.
+    # The memory is the sum of the observations of the episode. Evaluation gets it too.
     params, seen = state.actor.policy_params, trajectory.observation
     whole = agent.policy.unroll(params, carry, seen, trajectory.first)
     for t in range(12):
@@ -210,7 +208,7 @@ def test_a_policy_with_a_memory_is_unrolled_from_where_it_was_and_afresh_in_each
 
 
 def remembering_critic():
-    """Returns a critic that sees the sum of what its episode has shown so far."""
+    """Returns a critic that sees the sum of the observations of its episode so far."""
     policy = remembering()
     network = RecurrentNetwork(
         lambda key: jnp.zeros(4),
@@ -223,7 +221,7 @@ def remembering_critic():
 
 @pytest.mark.parametrize(("name", "env"), [("trpo_vine", "CartPole-v1"), ("qprop", "Pendulum-v1")])
 @pytest.mark.parametrize("part", ["policy", "critic"])
-def test_what_cannot_follow_a_memory_is_refused_by_name(name, env, part):
+def test_algorithms_that_cannot_use_a_memory_refuse_it(name, env, part):
     module, env = algorithms.get(name), envs.make(env)
     config = module.Config(**(SMALL | OWN.get(name, {})))
     own = {"policy": remembering, "critic": remembering_critic}[part]()
@@ -234,7 +232,7 @@ def test_what_cannot_follow_a_memory_is_refused_by_name(name, env, part):
         module.make(env, config.replace(memory="gru"))
 
 
-def test_solvers_and_strides_that_cannot_follow_a_memory_are_refused_by_name(cartpole):
+def test_solvers_and_subsamples_that_cannot_use_a_memory_are_refused(cartpole):
     config = trpo.Config(**SMALL, memory="gru")
     with pytest.raises(ConfigurationError, match=r"solver = 'kronecker' .*\(it has a memory\)"):
         trpo.make(cartpole, config.replace(solver="kronecker"))
@@ -249,7 +247,7 @@ def test_solvers_and_strides_that_cannot_follow_a_memory_are_refused_by_name(car
 
 
 def recording():
-    """Returns independent draws whose noise is the distribution that they are from."""
+    """Returns an exploration with independent draws, whose noise is their distribution."""
     explore = white()
 
     def act(key, distribution, noise_state, episodes):
@@ -259,7 +257,7 @@ def recording():
     return explore._replace(act=act)
 
 
-KINDS = {  # of environments and of configs
+KINDS = {  # settings of environments and of configs
     "memoryless": ({}, {}),
     "gru": ({}, {"memory": "gru"}),
     "lstm": ({}, {"memory": "lstm"}),
@@ -272,8 +270,8 @@ KINDS = {  # of environments and of configs
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_learnt_from_is_what_was_acted_by_in_every_rollout(kind):
-    """Before the step all probability ratios are 1, and KL(old || new) is 0."""
+def test_learning_uses_the_same_distributions_as_acting(kind):
+    """Before the step, all probability ratios are 1, and KL(old || new) is 0."""
     shown, settings = KINDS[kind]
     env = probes.noise(**shown)
     config = vpg.Config(**SMALL | {"num_envs": 3, "critic_minibatches": 4}, **settings)
@@ -292,7 +290,7 @@ def test_what_is_learnt_from_is_what_was_acted_by_in_every_rollout(kind):
     @jax.jit
     def start(key):
         state = algorithm.init(key)
-        # Weights as small as the first ones would hide what the policy sees.
+        # With the small initial weights, the policy would hardly depend on its observations.
         keys = iter(jax.random.split(key, 100))
         larger = lambda x: x + 0.5 * jax.random.normal(next(keys), x.shape)
         params = jax.tree.map(larger, state.actor.policy_params)
@@ -312,7 +310,7 @@ def test_what_is_learnt_from_is_what_was_acted_by_in_every_rollout(kind):
             chosen = actions["turn"] if shown.get("joint") else actions
             assert np.take_along_axis(np.asarray(legal), chosen[..., None], axis=-1).all()
             assert not legal.all(axis=-1).all()
-    # The second rollout begins in the middle of episodes, and what was before them counts.
+    # The second rollout begins in the middle of episodes, so the memory from before matters.
     assert not trajectory.first[0].all()
     if "memory" in settings:
         goes_on = np.flatnonzero(~trajectory.first[0])
@@ -323,7 +321,7 @@ def test_what_is_learnt_from_is_what_was_acted_by_in_every_rollout(kind):
 
 
 @pytest.mark.parametrize("memory", ["none", "gru"])
-def test_a_tree_of_one_array_is_learnt_from_as_the_array_itself(memory):
+def test_a_tree_of_one_array_gives_the_same_results_as_the_array(memory):
     bare = probes.noise()
 
     def step(key, state, action):
@@ -351,7 +349,7 @@ def test_a_tree_of_one_array_is_learnt_from_as_the_array_itself(memory):
     [("near", {}), (None, {"critic_observation": "near", "memory": "gru", "memory_size": 3})],
     ids=["environment", "config"],
 )
-def test_a_part_for_the_critic_is_seen_by_it_alone(of_environment, settings):
+def test_only_the_critic_sees_the_part_of_the_observation_for_the_critic(of_environment, settings):
     env = probes.noise(parts=True)._replace(critic_observation=of_environment)
     algorithm = vpg.make(env, vpg.Config(**SMALL, **settings))
 
@@ -367,7 +365,7 @@ def test_a_part_for_the_critic_is_seen_by_it_alone(of_environment, settings):
         changed["none"] = trajectory.observation
 
         def judged(observation):
-            """Returns the values, the actions and what evaluation sees."""
+            """Returns the values, and the actions and distributions of the policy."""
             seen = trajectory._replace(observation=observation)
             args = algorithm.env, algorithm.config, algorithm.agent, state, seen
             episodes = state.rollout.episodes
@@ -387,20 +385,20 @@ def test_a_part_for_the_critic_is_seen_by_it_alone(of_environment, settings):
     (values, acted), (changed, same) = found["none"], found["near"]
     chex.assert_trees_all_equal(acted, same)
     assert jnp.abs(values - changed).max() > 1e-3
-    assert jnp.abs(acted[2] - found["far"][1][2]).max() > 1e-4  # what the policy sees changes it
+    assert jnp.abs(acted[2] - found["far"][1][2]).max() > 1e-4  # the policy sees this part
     assert jnp.abs(values - found["far"][0]).max() > 1e-3
 
 
-def test_a_part_that_is_not_there_cannot_be_for_the_critic():
+def test_a_missing_part_of_the_observation_for_the_critic_is_refused():
     config = trpo.Config(**SMALL, critic_observation="nearer")
-    with pytest.raises(ConfigurationError, match=r"named 'nearer', .*Its parts: far, near"):
+    with pytest.raises(ConfigurationError, match=r"= 'nearer', .*Its parts: far, near"):
         trpo.make(probes.noise(parts=True), config)
-    with pytest.raises(ConfigurationError, match=r"named 'nearer', .*Its parts: none"):
+    with pytest.raises(ConfigurationError, match=r"= 'nearer', .*Its parts: none"):
         trpo.make(probes.noise(), config)
 
 
-def test_an_exploration_that_is_handed_in_is_what_actions_are_learnt_from():
-    """Given its noise, what is left of the actions is standard normal and independent of it."""
+def test_learning_uses_the_given_exploration():
+    """The noise shifts the mean. The rest of the actions is standard normal and independent."""
     env = envs.make("Pendulum-v1")
     config = trpo.Config(**(SMALL | {"num_envs": 256, "num_steps": 4}))
     agent = make_agent(env, config)._replace(exploration=ou(1, 0.9))

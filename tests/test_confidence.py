@@ -38,14 +38,14 @@ def problem(name):
 
 
 def explicit_gradients(params, distribution_fn, surrogates):
-    """Returns the flat gradient of each environment alone, by differentiating it alone."""
+    """Returns the flat gradient from each environment alone."""
     old = distribution_fn(params)
     gradients = [jax.grad(lambda p, s=s: s(distribution_fn(p), old))(params) for s in surrogates]
     return jnp.stack([ravel_pytree(g)[0] for g in gradients])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_products_equal_explicit_gradients_and_the_projected_form(name):
+def test_products_equal_explicit_gradients_and_the_projected_matrices(name):
     params, distribution_fn, surrogate, surrogates = problem(name)
     old = distribution_fn(params)
     q = output_gradient(surrogate, old)
@@ -67,7 +67,7 @@ def test_products_equal_explicit_gradients_and_the_projected_form(name):
     explicit = dense_fisher(distribution_fn, params) + weight * explicit
     np.testing.assert_allclose(matrix_free, explicit, rtol=1e-6, atol=1e-9)
 
-    # Projected onto an orthonormal basis: one batch of tangents gives both matrices at once.
+    # On an orthonormal basis of a subspace, one batch of tangents gives both matrices.
     directions, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(5), (flat.size, 7)))
     tangents = jax.vmap(lambda v: jax.jvp(distribution_fn, (params,), (unravel(v),))[1], in_axes=1)(
         directions
@@ -84,7 +84,7 @@ def test_products_equal_explicit_gradients_and_the_projected_form(name):
     )
 
 
-def test_the_output_gradient_pulls_back_to_the_gradient():
+def test_the_output_gradient_gives_the_gradient_of_the_surrogate():
     params, distribution_fn, surrogate, _ = problem("gaussian")
     old, pull_back = jax.vjp(distribution_fn, params)
     (gradient,) = pull_back(jax.tree.map(lambda x: x / 6, output_gradient(surrogate, old)))
@@ -92,7 +92,7 @@ def test_the_output_gradient_pulls_back_to_the_gradient():
     np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(expected)[0], rtol=1e-9)
 
 
-def test_noise_has_the_covariance_of_the_mean_gradient_and_no_signal():
+def test_noise_gradients_have_mean_zero_and_the_covariance_of_the_estimate():
     params, distribution_fn, surrogate, surrogates = problem("gaussian")
     old, pull_back = jax.vjp(distribution_fn, params)
     q = output_gradient(surrogate, old)
@@ -109,12 +109,12 @@ def test_noise_has_the_covariance_of_the_mean_gradient_and_no_signal():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.3])
 @pytest.mark.parametrize(("dimension", "num_samples"), [(1, 8), (5, 20), (40, 200)])
-def test_the_ellipsoid_covers_the_mean_as_the_chi_squared_law_says(dimension, num_samples, alpha):
-    """At least the nominal level, and not everything: the bound is safe by a known amount."""
+def test_the_ellipsoid_contains_the_mean_as_often_as_chi_squared(dimension, num_samples, alpha):
+    """The probability is at least 1 - alpha, but it is not 1."""
     radius = squared_radius(dimension, num_samples, alpha)
     factor = jax.random.normal(jax.random.key(0), (dimension, dimension)) + 2 * jnp.eye(dimension)
     noise = jax.random.normal(jax.random.key(1), (4000, num_samples, dimension))
-    errors = jnp.mean(noise, axis=1) @ factor.T  # of the means of samples with covariance f f^T
+    errors = jnp.mean(noise, axis=1) @ factor.T  # covariance f f^T / n
     distances = jnp.sum(errors.T * jnp.linalg.solve(factor @ factor.T, errors.T), axis=0)
     coverage = jnp.mean(distances <= radius)
     exact = scipy.stats.chi2.cdf(num_samples * float(radius), dimension)
@@ -122,13 +122,13 @@ def test_the_ellipsoid_covers_the_mean_as_the_chi_squared_law_says(dimension, nu
     np.testing.assert_allclose(coverage, exact, atol=0.01)
 
 
-def test_the_radius_vanishes_with_samples_and_grows_with_confidence():
+def test_the_radius_falls_with_samples_and_grows_with_confidence():
     assert squared_radius(10, 100_000, 0.05) < 1e-3
     assert squared_radius(10, 10, 0.01) > squared_radius(10, 10, 0.1)
 
 
 @pytest.mark.parametrize("shift", [-0.5, 0.0, 0.4, 2.0])
-def test_the_p_value_is_student_s(shift):
+def test_the_p_value_equals_that_of_student_s_t_test(shift):
     samples = jax.random.normal(jax.random.key(3), (6,)) + shift
     expected = scipy.stats.ttest_1samp(np.asarray(samples), 0, alternative="greater").pvalue
     np.testing.assert_allclose(p_value(samples), expected, rtol=1e-6)
@@ -138,6 +138,6 @@ def test_the_p_value_is_student_s(shift):
     assert (p_value(samples) <= alpha) == (bound >= 0)
 
 
-def test_samples_without_spread_are_certain():
+def test_equal_samples_have_a_p_value_of_0_or_1():
     assert p_value(jnp.full(4, 0.1)) == 0
     assert p_value(jnp.zeros(4)) == 1

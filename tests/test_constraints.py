@@ -1,4 +1,4 @@
-"""Steps with a limit against searches, solvers and dense algebra that use another formula."""
+"""Steps that respect a limit equal the results of searches, solvers and other formulas."""
 
 import functools
 from typing import NamedTuple
@@ -42,14 +42,14 @@ class Program(NamedTuple):
 
 
 def random_program(seed):
-    """Returns a program in two or three dimensions, with the plane as often inside as outside."""
+    """Returns a random program in two or three dimensions. Its plane may miss the region."""
     rng = np.random.default_rng(seed)
     size = 2 + seed % 2
     root = rng.normal(size=(size, size))
     matrix = root @ root.T + 0.2 * np.eye(size)
     g, b = rng.normal(size=(2, size))
     max_kl = np.exp(rng.uniform(np.log(1e-3), 0.0))
-    lowest = np.sqrt(2 * max_kl * b @ np.linalg.solve(matrix, b))  # that b.x changes by, at most
+    lowest = np.sqrt(2 * max_kl * b @ np.linalg.solve(matrix, b))  # largest |b.x| in the region
     return Program(g, b, rng.uniform(-1.6, 1.4) * lowest, matrix, max_kl)
 
 
@@ -60,10 +60,10 @@ def plain_solution(program):
 
 @jax.jit
 def solve(program):
-    """Returns the step of the program, and the plain one projected in both metrics."""
+    """Returns the solution of the program, and the plain step projected in both metrics."""
     direction = lambda vector: jnp.linalg.solve(program.matrix, vector)
     length = jnp.sqrt(2 * program.max_kl / (program.g @ direction(program.g)))
-    # Nothing but the step is looked at.
+    # The functions only use the step.
     plain = NaturalStep(length * direction(program.g), *[jnp.zeros(())] * 3, jnp.zeros((), int))
     cost = CostSide(program.b, direction(program.b), program.c)
     found = constrained_step(program.g, plain, cost, program.max_kl)
@@ -71,9 +71,9 @@ def solve(program):
 
 
 def searched(program):
-    """Returns the best point of the region's edge in two dimensions, by angles that close in.
+    """Returns the best point on the edge of a region in two dimensions, by a search over angles.
 
-    Where no point of the edge is feasible, the best is the one with the least cost.
+    If no point on the edge is feasible, the best point is the one with the lowest cost.
     """
     centre, width = np.pi, np.pi
     for _ in range(12):
@@ -89,7 +89,7 @@ def searched(program):
 
 
 def by_solver(program, limited=True):
-    """Returns the best that a solver of convex programs finds from several starts."""
+    """Returns the best point that a general solver finds from several starts."""
     root = np.linalg.inv(np.linalg.cholesky(program.matrix)).T * np.sqrt(2 * program.max_kl)
     g, b = root.T @ program.g, root.T @ program.b  # x = root y with |y| <= 1
     scale = np.linalg.norm(b)
@@ -112,13 +112,13 @@ def by_solver(program, limited=True):
 
 
 def by_multipliers(program, sign, clamped=False):
-    """Returns the step as published code writes it, with two multipliers and a gradient of ascent.
+    """Returns the step of published code, with two multipliers and an ascent gradient g.
 
     The step is H^-1 (g - nu b) / lambda with nu = max(0, lambda c + sign r) / s and r = g.H^-1 b.
-    The plane c + b.x = 0 gives the sign +1. The sign -1 belongs to a gradient of descent; it is in
-    use with one of ascent. Each candidate for lambda has an interval, and one interval may be
-    empty, with its high end below 0: then the candidate is 0, and loses. Clamping it to the high
-    end makes it negative, and it may win.
+    The plane c + b.x = 0 gives the sign +1. The sign -1 is right for a descent gradient, but some
+    code uses it with an ascent gradient. Each candidate for lambda has an interval. One interval
+    may be empty, because its high end is below 0. The candidate is then 0 and is not chosen. If it
+    is clamped to the high end instead, it is negative and may be chosen.
     """
     g, b, c, matrix, max_kl = program
     along, against = np.linalg.solve(matrix, g), np.linalg.solve(matrix, b)
@@ -140,7 +140,7 @@ def by_multipliers(program, sign, clamped=False):
 
 
 def kind(program):
-    """Returns which of the cases a program is, by the geometry."""
+    """Returns the name of the case of a program, from its geometry."""
     step = np.linalg.solve(program.matrix, program.b)
     lowest = np.sqrt(2 * program.max_kl * program.b @ step)
     if program.c > lowest:
@@ -166,7 +166,7 @@ def programs():
     return [random_program(seed) for seed in range(500)]
 
 
-def test_the_step_is_the_best_of_the_region_and_the_half_plane(programs):
+def test_the_step_is_the_best_point_of_the_region_and_the_half_plane(programs):
     counts = dict.fromkeys(KINDS, 0)
     for program in programs:
         found, case = solve(program)[0], kind(program)
@@ -188,12 +188,12 @@ def test_the_step_is_the_best_of_the_region_and_the_half_plane(programs):
     assert min(counts.values()) > 20, counts
 
 
-def test_the_minus_sign_breaks_limits_that_can_be_kept(programs):
-    """`docs/constraints.md` has these numbers."""
+def test_the_wrong_sign_breaks_limits_that_a_step_can_keep(programs):
+    """`docs/constraints.md` reports these numbers."""
     kept = [program for program in programs if kind(program) != "recovery"]
 
     def faults(sign, clamped):
-        """Returns how many steps break the limit, and how many of the others make things worse."""
+        """Returns how many steps break the limit, and how many others lower the surrogate."""
         broken = worse = 0
         for program in kept:
             x, unit = by_multipliers(program, sign, clamped), np.sqrt(2 * program.max_kl)
@@ -212,7 +212,7 @@ def test_the_minus_sign_breaks_limits_that_can_be_kept(programs):
     assert faults(-1, clamped=True) == (169, 74)
 
 
-def test_the_example_of_the_documents():
+def test_the_example_in_the_documentation():
     example = Program(np.array([1.0, 0.0]), np.array([0.6, 0.8]), -0.1, np.eye(2), 0.5)
     np.testing.assert_allclose(solve(example)[0].step.step, [0.856, -0.517], atol=5e-4)
     np.testing.assert_allclose(by_multipliers(example, -1), [1, 0], atol=5e-4)
@@ -221,8 +221,8 @@ def test_the_example_of_the_documents():
 
 @pytest.mark.parametrize("c", [-0.3, 0.3])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_plane_across_the_gradient_is_just_reached(c, sign):
-    """There is no part of the gradient inside the plane."""
+def test_a_step_ends_on_a_plane_that_is_perpendicular_to_the_gradient(c, sign):
+    """The gradient has no part inside the plane."""
     b = np.array([0.3, 0.4])
     program = Program(sign * b, b, c, np.eye(2), 2.0)
     found, *_ = solve(program)
@@ -236,7 +236,7 @@ def test_a_plane_across_the_gradient_is_just_reached(c, sign):
 
 
 @pytest.mark.parametrize("c", [-1.0, 0.0, 1.0])
-def test_a_cost_that_no_action_changes_leaves_the_step_alone(c):
+def test_a_cost_that_no_action_changes_does_not_change_the_step(c):
     program = Program(np.array([1.0, 2.0]), np.zeros(2), c, np.eye(2), 0.1)
     for found in solve(program):
         assert not found.active
@@ -244,8 +244,8 @@ def test_a_cost_that_no_action_changes_leaves_the_step_alone(c):
         np.testing.assert_allclose(found.step.step, plain_solution(program))
 
 
-def test_a_region_within_the_limit_is_left_alone_though_solves_are_not_exact():
-    """A plain step that is longer than the region, as an inexact solve gives, crosses the plane."""
+def test_a_limit_outside_of_the_region_does_not_change_the_step_of_an_inexact_solve():
+    """An inexact solve gives a plain step that leaves the region and crosses the plane."""
     plain = NaturalStep(jnp.array([2.0]), *[jnp.zeros(())] * 3, jnp.zeros((), int))
     cost = CostSide(jnp.ones(1), jnp.array([0.1]), jnp.asarray(-1.0))
     found = constrained_step(jnp.ones(1), plain, cost, 0.05)
@@ -255,7 +255,7 @@ def test_a_region_within_the_limit_is_left_alone_though_solves_are_not_exact():
 
 
 @pytest.mark.parametrize("by_kl", [True, False])
-def test_the_projected_step_is_the_nearest_point_that_keeps_the_limit(programs, by_kl):
+def test_the_projected_step_is_the_nearest_point_within_the_limit(programs, by_kl):
     moved = 0
     for program in programs[:60]:
         metric = program.matrix if by_kl else np.eye(len(program.g))
@@ -265,7 +265,7 @@ def test_the_projected_step_is_the_nearest_point_that_keeps_the_limit(programs, 
         nearest = (
             plain
             + size
-            * minimize(  # in units in which all is of size 1
+            * minimize(  # in units of the length of the plain step
                 lambda x, metric=metric: x @ metric @ x,
                 np.zeros_like(plain),
                 jac=lambda x, metric=metric: 2 * metric @ x,
@@ -291,10 +291,10 @@ def test_the_projected_step_is_the_nearest_point_that_keeps_the_limit(programs, 
 
 @functools.cache
 def on_network(kind):
-    """Returns functions of a policy at 64 states, with what there is to know of its costs.
+    """Returns the step of a policy at 64 states, and the numbers for a dense computation of it.
 
-    They are `excess -> (step, gradient)` by the library, the Fisher matrix, the gradient of each
-    action's log-probability, and the advantages of the costs.
+    The step is a function of the excess. The numbers are the Fisher matrix, the gradient of the
+    log-probability of each action, the advantages, and the advantages of the cost.
     """
     keys = jax.random.split(jax.random.key(0), 5)
     observations = jax.random.normal(keys[0], (16, 4, 3))
@@ -334,7 +334,7 @@ def on_network(kind):
 
 @pytest.mark.parametrize("c", [-1.0, -0.03, 1e-9, 0.01, 1.0])
 @pytest.mark.parametrize("name", ["categorical", "gaussian"])
-def test_the_step_of_a_network_is_the_dense_one(name, c):
+def test_the_step_of_a_network_equals_the_dense_step(name, c):
     step, fisher, scores, advantages, cost_advantages = on_network(name)
     found, flat, g, b = step(c)
     np.testing.assert_allclose(g, advantages @ scores / 64, atol=1e-12)
@@ -348,8 +348,8 @@ def test_the_step_of_a_network_is_the_dense_one(name, c):
     assert bool(found.active) == (kind(program) in KINDS[2:])
 
 
-def test_the_surrogate_of_a_cost_is_its_change():
-    """It is 0 without a change, and a constant in the advantages is none of the policy's doing."""
+def test_the_surrogate_of_a_cost_is_the_change_of_the_cost():
+    """It is 0 at the old policy, and a constant added to the advantages does not change it."""
     keys = jax.random.split(jax.random.key(0), 3)
     old, new = (Categorical(jax.random.normal(key, (6, 3))) for key in keys[:2])
     actions, advantages = jnp.array([0, 1, 2, 2, 1, 0]), jax.random.normal(keys[2], (6,))
@@ -376,7 +376,7 @@ def test_the_surrogate_of_a_cost_is_its_change():
         (-0.5, 0.1, np.nan, False),
     ],
 )
-def test_a_step_may_use_what_is_left_of_the_limit_and_no_more(excess, gain, rise, accepted):
+def test_a_step_may_raise_the_cost_up_to_its_limit(excess, gain, rise, accepted):
     surrogate = lambda new, old: new.logits[0]
     of_cost = lambda new, old: new.logits[1]
     acceptance = cost_acceptance(surrogate, of_cost, jnp.asarray(excess))

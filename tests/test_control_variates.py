@@ -6,7 +6,7 @@ import pytest
 from trpo_jax.control_variates import CONTROL_WEIGHTS, control_variate, controlled_surrogate
 from trpo_jax.distributions import DiagGaussian
 
-pytestmark = pytest.mark.xdist_group("control_variates")  # one worker: what is compiled is shared
+pytestmark = pytest.mark.xdist_group("control_variates")  # one worker, to share compiled programs
 
 SIGNS = (jnp.array([2.0, -3.0, 1.0, -4.0, 0.0, 2.0]), jnp.array([5.0, -1.0, -2.0, 3.0, 1.0, 0.0]))
 
@@ -19,7 +19,7 @@ SIGNS = (jnp.array([2.0, -3.0, 1.0, -4.0, 0.0, 2.0]), jnp.array([5.0, -1.0, -2.0
         ("standard", [1, 1, 1, 1, 1, 1]),
     ],
 )
-def test_eta_by_table(kind, expected):
+def test_eta_depends_on_the_signs_of_the_two_advantages(kind, expected):
     np.testing.assert_array_equal(CONTROL_WEIGHTS[kind](*SIGNS), expected)
 
 
@@ -27,14 +27,14 @@ def test_eta_by_table(kind, expected):
     ("kind", "common_scale"),
     [("standard", True), ("conservative", True), ("aggressive", True), ("conservative", False)],
 )
-def test_the_gradient_is_the_papers_estimator_action_by_action(x64, kind, common_scale):
-    """With the score of each action and the Jacobian of each mean written out."""
+def test_the_gradient_equals_the_estimator_of_the_paper(x64, kind, common_scale):
+    """The expected value is computed action by action, from scores and Jacobians of the means."""
     keys = jax.random.split(jax.random.key(0), 4)
     observations = jax.random.normal(keys[0], (4, 6, 3))
     advantages = 3.0 + jax.random.normal(keys[1], (4, 6))
     theta = 0.5 * jax.random.normal(keys[2], (12,))
 
-    def distribution_fn(theta):  # two actions, whose deviations depend on the state too
+    def distribution_fn(theta):  # two dimensions, and a state-dependent deviation
         outputs = jnp.tanh(observations @ theta.reshape(3, 4))
         return DiagGaussian(outputs[..., :2], outputs[..., 2:])
 
@@ -77,7 +77,7 @@ def test_the_gradient_is_the_papers_estimator_action_by_action(x64, kind, common
     np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_what_the_critic_explains_no_longer_varies(x64):
+def test_a_good_critic_lowers_the_variance_of_the_gradient(x64):
     """For a ~ N(0, 1) and A = 4 a - a^2, a slope of 4 leaves Var(a (1 - a^2)) = 10."""
 
     def gradient(key, slope):
@@ -98,7 +98,7 @@ def test_what_the_critic_explains_no_longer_varies(x64):
     assert without.var() > 3 * right.var()
 
 
-def test_a_residual_that_does_not_vary_leaves_the_critic_alone():
+def test_a_constant_residual_leaves_only_the_gradient_of_the_critic():
     actions = jnp.array([[1.0], [-1.0], [2.0]])
     control = control_variate(lambda a: 2 * a[:, 0], jnp.zeros((3, 1)), actions)
     surrogate = controlled_surrogate(actions, 2 * actions[:, 0], control, jnp.ones(3))
@@ -107,14 +107,14 @@ def test_a_residual_that_does_not_vary_leaves_the_critic_alone():
     np.testing.assert_allclose(gradient, 2.0)
 
 
-# --- a linear-quadratic problem of two steps, where the return is known exactly
+# --- a linear-quadratic problem of two steps, whose expected return has a formula
 
 DRIFT, GAIN, NOISE, STEPS = 0.9, 0.5, 0.2, 2
 THETA = jnp.array([-0.4, 0.3, -0.5])  # a ~ N(THETA[0] s + THETA[1], exp(THETA[2])^2)
 
 
 def exact_return(theta):
-    """Expectation of the sum of -(s^2 + a^2 / 2), from the moments of s; s_0 ~ N(1, 1/4)."""
+    """Returns the expected sum of -(s^2 + a^2 / 2), from the moments of s, with s_0 ~ N(1, 1/4)."""
     slope, offset, log_std = theta
     mean, variance, total = 1.0, 0.25, 0.0
     for _ in range(STEPS):
@@ -138,7 +138,7 @@ def wrong_q(states, actions):
 
 
 def sampled_gradient(key, number, common_scale):
-    """The surrogate's gradient on `number` fresh episodes, in units of the return."""
+    """Returns the gradient of the surrogate on `number` episodes, in units of the return."""
     start_key, *keys = jax.random.split(key, 1 + 2 * STEPS)
     state = 1.0 + 0.5 * jax.random.normal(start_key, (number, 1))
     states, actions, rewards = [], [], []
@@ -182,7 +182,7 @@ def test_the_gradient_is_unbiased_for_a_wrong_critic_with_one_scale(x64):
 
     along = lambda g: truth @ g / jnp.linalg.norm(truth) / jnp.linalg.norm(g)
     assert along(mean) > 0.999
-    # Two scales: neither this length nor any other makes it the gradient.
+    # With two scales, the direction differs from that of the gradient, not only the length.
     biased, error = mean_and_error(common_scale=False)
     assert jnp.any(jnp.abs(biased - truth) > 20 * error)
     assert along(biased) < 0.99

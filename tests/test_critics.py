@@ -33,11 +33,11 @@ def unrolled(apply):
 
 
 def sequences_of(observations):
-    """Returns observations `[T, B, ...]` as a critic without a memory sees them."""
+    """Returns observations `[T, B, ...]` as sequences for a critic without a memory."""
     return Sequences((), observations, jnp.zeros(observations.shape[:2], bool))
 
 
-def test_fit_reaches_the_targets_of_a_linear_function():
+def test_a_fit_reaches_the_targets_of_a_linear_function():
     observations = jax.random.normal(jax.random.key(0), (16, 4, 3))
     targets = observations @ jnp.array([1.0, -2.0, 0.5]) + 0.3
     critic = init_critic({"w": jnp.zeros(3), "b": jnp.zeros(())})
@@ -81,7 +81,7 @@ def test_each_epoch_visits_every_sample_once_in_a_new_order():
     assert len(batches) == 6  # two different orders
 
 
-def test_moments_survive_from_one_fit_to_the_next_and_the_rate_is_the_one_given():
+def test_a_fit_keeps_the_moments_of_adam_and_uses_the_given_learning_rate():
     critic = init_critic({"w": jnp.zeros(3), "b": jnp.zeros(())})
     observations, targets = jnp.ones((4, 2, 3)), jnp.ones((4, 2))
 
@@ -92,7 +92,9 @@ def test_moments_survive_from_one_fit_to_the_next_and_the_rate_is_the_one_given(
         return fit_critic(key, unrolled(linear), critic, sequences, targets, **settings)[0]
 
     once = fit(critic, 0.01)
-    np.testing.assert_allclose(once.params["w"], 0.01, rtol=1e-3)  # Adam's first step is its rate
+    np.testing.assert_allclose(
+        once.params["w"], 0.01, rtol=1e-3
+    )  # the first step of Adam is the learning rate
     twice = fit(once, 0.0)
     np.testing.assert_array_equal(twice.params["w"], once.params["w"])
     assert twice.optimizer[0].count == 2
@@ -108,7 +110,7 @@ def value_problem():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("max_change", [1e3, 0.1, 1e-8])
-def test_a_fit_in_a_trust_region_is_the_gauss_newton_step_cut_at_its_edge(max_change):
+def test_a_fit_in_a_trust_region_is_the_gauss_newton_step_cut_at_the_bound(max_change):
     values_of, params, targets = value_problem()
     settings = {"max_change": max_change, "damping": 1e-3, "cg_iters": 100}
     fitted, loss = trust_region_fit(values_of, init_critic(params), targets, **settings)
@@ -124,13 +126,13 @@ def test_a_fit_in_a_trust_region_is_the_gauss_newton_step_cut_at_its_edge(max_ch
     taken = ravel_pytree(fitted.params)[0] - flat
     np.testing.assert_allclose(taken, step * min(1.0, jnp.sqrt(bound / change)), rtol=1e-6)
     np.testing.assert_allclose(loss, jnp.mean(errors**2))
-    if max_change == 1e-8:  # so short that the values change as their gradients say
+    if max_change == 1e-8:  # so short that the values are nearly linear
         moved = jnp.mean((values_of(fitted.params) - values) ** 2)
         np.testing.assert_allclose(moved / (2 * loss), max_change, rtol=0.02)
 
 
 @pytest.mark.usefixtures("x64")
-def test_fits_in_a_trust_region_decrease_the_error_and_leave_the_optimizer_alone():
+def test_fits_in_a_trust_region_decrease_the_error_and_keep_the_optimizer_state():
     values_of, params, targets = value_problem()
     critic, losses = init_critic(params), []
     for _ in range(12):
@@ -150,7 +152,7 @@ def test_a_fit_without_errors_changes_nothing():
 
 
 def linear_critic(num_features=3):
-    """Returns a critic, of a linear function, that Adam fits."""
+    """Returns a critic with a linear function that Adam fits."""
     init = lambda key: {"w": jax.random.normal(key, (num_features,)), "b": jnp.zeros(())}
     return adam_critic(Network(init, linear), learning_rate=0.05, epochs=3, minibatches=2)
 
@@ -179,7 +181,7 @@ def test_a_normalized_critic_is_fitted_to_standardised_targets(critic):
         np.testing.assert_allclose(wrapped.values(state.params, sequences)[0], values, rtol=1e-4)
 
 
-def test_units_of_rewards_leave_what_a_normalized_critic_learns_as_it_is():
+def test_the_units_of_rewards_do_not_change_what_a_normalized_critic_learns():
     critic, keys = normalized(linear_critic()), jax.random.split(jax.random.key(0), 3)
     sequences = sequences_of(jax.random.normal(keys[0], (8, 4, 3)))
     targets = jax.random.normal(keys[1], (8, 4))

@@ -43,18 +43,18 @@ def test_entropy_and_kl_are_the_means_over_samples_of_the_old_distribution(kind)
     log_new = jax.vmap(new.log_prob)(actions)
     np.testing.assert_allclose(old.entropy(), -log_old.mean(), rtol=0.01)
     np.testing.assert_allclose(old.kl(new), (log_old - log_new).mean(), rtol=0.03)
-    assert abs(float(old.kl(new) - new.kl(old))) > 0.05  # the direction can be told apart
+    assert abs(float(old.kl(new) - new.kl(old))) > 0.05  # so the test notices a wrong direction
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kl_is_zero_with_zero_gradient_at_the_same_distribution(kind):
+def test_kl_and_its_gradient_are_zero_at_the_same_distribution(kind):
     old, _ = pair(kind)
     np.testing.assert_allclose(old.kl(old), 0, atol=1e-12)
     chex.assert_trees_all_close(jax.grad(old.kl)(old), jax.tree.map(jnp.zeros_like, old), atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fisher_product_is_the_hessian_of_the_kl_and_the_mean_score_outer_product(kind):
+def test_the_fisher_matrix_is_the_hessian_of_the_kl_and_the_mean_outer_product_of_scores(kind):
     old, tangent = pair(kind)
     flat, unravel = ravel_pytree(old)
     vector, _ = ravel_pytree(tangent)
@@ -79,7 +79,7 @@ def test_densities_agree_with_scipy():
     np.testing.assert_allclose(categorical.entropy(), scipy.stats.entropy(probs))
 
 
-def test_gaussian_kl_is_the_textbook_formula_and_positive_when_the_deviation_grows():
+def test_gaussian_kl_equals_the_textbook_formula_and_is_positive_for_wider_distributions():
     old, new = pair("gaussian")
     old_var, new_var = jnp.exp(2 * old.log_std), jnp.exp(2 * new.log_std)
     textbook = (
@@ -93,7 +93,7 @@ def test_gaussian_kl_is_the_textbook_formula_and_positive_when_the_deviation_gro
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "product"])
-def test_kl_is_summed_not_averaged_over_action_dimensions(kind):
+def test_kl_is_the_sum_over_action_dimensions(kind):
     old, new = pair(kind)
     if kind == "gaussian":
         parts = [
@@ -107,7 +107,7 @@ def test_kl_is_summed_not_averaged_over_action_dimensions(kind):
     np.testing.assert_allclose(old.kl(new), sum(parts), rtol=1e-12)
 
 
-def test_small_kl_keeps_its_digits_in_float32():
+def test_a_small_kl_is_accurate_in_float32():
     old = DiagGaussian(jnp.full(3, 5.0), jnp.full(3, 0.7))
     new = DiagGaussian(old.mean + 1e-4, old.log_std + 1e-4)
     single = [jax.tree.map(lambda x: x.astype(jnp.float32), d) for d in (old, new)]
@@ -123,7 +123,7 @@ def test_mode_maximises_the_density(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batch_axes_go_through(kind):
+def test_methods_work_with_batch_axes(kind):
     old, new = pair(kind)
     batch_old, batch_new = (
         jax.tree.map(lambda x: jnp.broadcast_to(x, (2, 3, *x.shape)), d) for d in (old, new)
@@ -134,10 +134,10 @@ def test_batch_axes_go_through(kind):
     np.testing.assert_allclose(batch_old.kl(batch_new), jnp.full((2, 3), old.kl(new)))
 
 
-# --- a joint action
+# --- products
 
 
-def test_a_product_is_the_sum_over_its_factors():
+def test_numbers_of_a_product_are_sums_over_its_factors():
     (old, new), (tangent, _) = pair("product"), pair("product")
     action = {"turn": (jnp.array(1), jnp.array(2)), "push": jnp.array([0.3, -1.0, 2.0])}
     parts, factors = (*action["turn"], action["push"]), factors_of(old)
@@ -162,8 +162,8 @@ def test_the_factors_of_a_product_are_drawn_independently():
 # --- illegal actions
 
 LEGAL = np.array([True, False, True, True, False])
-NUMBER = np.cumsum(LEGAL) - 1  # of each legal action among the legal ones
-OF_LOGITS = {  # functions of the logits of a masked distribution, given another one's
+NUMBER = np.cumsum(LEGAL) - 1  # index of each legal action among the legal actions
+OF_LOGITS = {  # functions of the logits of a masked distribution, given other logits
     "log_prob": lambda legal, other: lambda x: masked(x, legal).log_prob(jnp.argmax(legal)),
     "entropy": lambda legal, other: lambda x: masked(x, legal).entropy(),
     "kl": lambda legal, other: lambda x: masked(x, legal).kl(masked(other, legal)),
@@ -176,12 +176,12 @@ def masked(logits, legal=LEGAL):
 
 
 def logits_of_five(dtype=jnp.float64):
-    """Returns two rows of logits; illegal actions would be the most probable ones."""
+    """Returns two rows of logits. Without a mask, illegal actions would be the most probable."""
     logits = jax.random.normal(jax.random.key(0), (2, 5)) + 20.0 * ~LEGAL
     return logits.astype(dtype)
 
 
-def test_a_masked_distribution_is_that_over_the_legal_actions():
+def test_a_masked_distribution_equals_the_distribution_over_the_legal_actions():
     logits = logits_of_five()
     old, new = masked(logits[0]), masked(logits[1])
     small_old, small_new = (Categorical(x[LEGAL]) for x in logits)
@@ -192,7 +192,7 @@ def test_a_masked_distribution_is_that_over_the_legal_actions():
     np.testing.assert_allclose(old.kl(new), small_old.kl(small_new), rtol=1e-12)
     assert LEGAL[old.mode()]
     assert NUMBER[old.mode()] == small_old.mode()
-    # As a policy's Fisher matrix has it, from a tangent of its own logits and back to them.
+    # As in a product with the Fisher matrix of a policy: from a tangent of the logits and back.
     vector = jax.random.normal(jax.random.key(1), (5,))
     _, tangent = jax.jvp(masked, (logits[0],), (vector,))
     _, pull_back = jax.vjp(masked, logits[0])

@@ -28,7 +28,7 @@ def episodes_of(lengths):
 
 
 def draw(explore, distribution, num_steps, key=0):
-    """Returns the actions `[T, B]` of the first steps of as many episodes."""
+    """Returns the actions `[T, B]` of the first T steps of B episodes."""
     num_envs = len(distribution.mean)
 
     def step(state, inputs):
@@ -46,7 +46,7 @@ def draw(explore, distribution, num_steps, key=0):
 # --- Ornstein-Uhlenbeck
 
 
-def test_ou_actions_have_the_policys_moments_at_each_step_and_a_geometric_correlation():
+def test_ou_actions_have_the_moments_of_the_policy_and_a_geometric_correlation():
     actions = draw(ou(1, 0.7), gaussian(100_000, mean=0.3, log_std=-0.5), 8)
     noise = np.asarray(actions - 0.3) / np.exp(-0.5)
     np.testing.assert_allclose(noise.mean(axis=1), 0, atol=0.015)
@@ -70,7 +70,7 @@ def test_the_ou_process_is_stationary_with_a_geometric_correlation():
         np.testing.assert_allclose(np.mean(values[0] * value), 0.7**lag, atol=0.015)
 
 
-def test_an_episode_starts_with_fresh_noise_and_goes_on_with_its_own():
+def test_an_episode_starts_with_fresh_noise_and_then_keeps_its_own_process():
     memory = jnp.full((1000, 1), 50.0)
     lengths = jnp.arange(1000) % 2  # every other episode has just started
     explore = ou(1, 0.5)
@@ -81,11 +81,11 @@ def test_an_episode_starts_with_fresh_noise_and_goes_on_with_its_own():
     assert jnp.abs(actions[1::2] - 25.0).max() < 5
     assert jnp.abs(context[::2]).max() < 5
     np.testing.assert_allclose(context[::2].std(), 1, atol=0.1)
-    # What began the noise is not what goes on with it.
+    # The noise of an action is independent of the draw that started the process.
     assert abs(np.corrcoef(context[::2, 0], (actions - 0.5 * context)[::2, 0])[0, 1]) < 0.2
 
 
-def test_the_distribution_given_the_noise_is_the_one_drawn_from():
+def test_actions_are_drawn_from_the_distribution_given_the_noise():
     explore, distribution = ou(1, 0.8), gaussian(50_000, mean=0.3, log_std=-0.5)
     memory = jnp.full((50_000, 1), 1.5)
     episodes = episodes_of(jnp.ones(50_000, jnp.int32))
@@ -99,7 +99,7 @@ def test_the_distribution_given_the_noise_is_the_one_drawn_from():
     )
 
 
-def test_without_correlation_the_draws_are_those_of_white_noise_bit_for_bit():
+def test_ou_noise_with_rho_0_is_exactly_white_noise():
     pendulum = envs.make("Pendulum-v1")
 
     def update(**settings):
@@ -116,7 +116,7 @@ def test_without_correlation_the_draws_are_those_of_white_noise_bit_for_bit():
     assert traced.noise.shape == (16, 4, 1)
 
 
-def test_the_process_goes_on_over_rollouts_starts_with_episodes_and_is_what_is_conditioned_on():
+def test_the_ou_process_continues_over_rollouts_and_restarts_with_episodes():
     env = probes.counter(time_limit=5)._replace(action=envs.make("Pendulum-v1").action)
     algorithm = trpo.make(env, trpo.Config(**SMALL, num_steps=16, exploration="ou", ou_rho=0.999))
     collect = jax.jit(algorithm.collect)
@@ -135,8 +135,8 @@ def test_the_process_goes_on_over_rollouts_starts_with_episodes_and_is_what_is_c
 
 
 @pytest.mark.usefixtures("x64")
-def test_scores_given_the_noise_are_the_gradient_of_the_return_and_marginal_ones_are_not():
-    """A linear system under linear feedback, against differences of its return."""
+def test_scores_given_the_noise_estimate_the_gradient_and_marginal_scores_do_not():
+    """For a linear system with linear feedback, compared with finite differences of the return."""
     explore, num_envs, horizon = ou(1, 0.8), 200_000, 5
 
     def policy(theta, positions):
@@ -179,7 +179,7 @@ def test_scores_given_the_noise_are_the_gradient_of_the_return_and_marginal_ones
     assert jnp.abs(errors(white().condition)).min() > 20
 
 
-def test_first_episodes_that_are_staggered_start_from_the_stationary_law():
+def test_staggered_first_episodes_start_from_the_stationary_distribution():
     env = probes.counter(time_limit=64)._replace(action=envs.make("Pendulum-v1").action)
     config = trpo.Config(**(SMALL | {"num_envs": 512}), num_steps=1, exploration="ou", ou_rho=0.9)
     algorithm = trpo.make(env, config)
@@ -209,7 +209,7 @@ def test_colored_noise_has_unit_variance_at_each_step(beta):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
 def test_the_spectrum_of_colored_noise_is_one_over_f_to_the_beta(beta):
-    """The answer to an impulse has the amplitudes of the filter, at each of its frequencies."""
+    """The response to an impulse has the amplitude of the filter at each frequency."""
     impulse = jnp.zeros((2 * MEMORY - 1, 1)).at[MEMORY - 1].set(1.0)
     answer = color(impulse, beta)[:, 0]
     assert answer.shape == (MEMORY,)
@@ -225,7 +225,7 @@ def test_neighbouring_steps_of_colored_noise_are_correlated(beta, correlation):
     np.testing.assert_allclose(jnp.mean(noise[1:] * noise[:-1]), correlation, atol=0.015)
 
 
-def test_colored_noise_goes_on_over_rollouts_and_none_of_it_is_thrown_away():
+def test_colored_noise_continues_over_rollouts_without_gaps():
     explore, policy = colored(1, 1.0, num_steps=3), gaussian(5, mean=2.0, log_std=-1.0)
     prepare = jax.jit(explore.prepare)
     act = jax.jit(lambda state: explore.act(jax.random.key(0), policy, state, None))

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_product_is_the_dense_fisher_and_double_backpropagation(name):
+def test_the_product_equals_the_dense_matrix_and_double_backpropagation(name):
     params, distribution_fn = policies(jax.random.key(0))[name]
     flat, unravel = ravel_pytree(params)
     vector = jax.random.normal(jax.random.key(1), flat.shape)
@@ -26,7 +26,7 @@ def test_product_is_the_dense_fisher_and_double_backpropagation(name):
 
 
 @pytest.mark.parametrize("name", ["categorical", "gaussian"])
-def test_fisher_is_the_mean_outer_product_of_scores(name):
+def test_the_fisher_matrix_is_the_mean_outer_product_of_scores(name):
     params, distribution_fn = policies(jax.random.key(0))[name]
     flat, unravel = ravel_pytree(params)
 
@@ -49,7 +49,7 @@ def test_dense_fisher_is_symmetric_and_positive_semidefinite():
     assert jnp.linalg.eigvalsh(dense).min() > -1e-12
 
 
-def test_state_independent_log_std_has_fisher_two():
+def test_the_fisher_matrix_of_a_state_independent_log_std_is_twice_the_identity():
     params, distribution_fn = policies(jax.random.key(0))["gaussian"]
     vector = jax.tree.map(jnp.zeros_like, params) | {"log_std": jnp.array([1.0, -3.0])}
     product = fisher_vector_product(distribution_fn, params)(vector)
@@ -57,9 +57,9 @@ def test_state_independent_log_std_has_fisher_two():
     np.testing.assert_allclose(ravel_pytree(product["mean"])[0], 0, atol=1e-12)
 
 
-def test_weights_of_states_weight_their_fisher_matrices():
+def test_state_weights_multiply_the_fisher_matrix_of_each_state():
     params, distribution_fn = policies(jax.random.key(0))["product"]
-    weights = jnp.array([[0.0, 0.5, 1.0], [1.5, 3.0, 0.0]])  # of mean 1
+    weights = jnp.array([[0.0, 0.5, 1.0], [1.5, 3.0, 0.0]])  # their mean is 1
     at_state = lambda t, b: lambda p: jax.tree.map(lambda x: x[t, b][None], distribution_fn(p))
     dense = sum(
         weights[t, b] * dense_fisher(at_state(t, b), params) / 6 for t in range(2) for b in range(3)
@@ -73,8 +73,8 @@ def test_weights_of_states_weight_their_fisher_matrices():
     np.testing.assert_allclose(product(jnp.ones((2, 3))), product(None), rtol=1e-12)
 
 
-def test_gauss_newton_product_is_the_dense_one():
-    """For outputs of two kinds, in a metric that mixes them and depends on them."""
+def test_the_gauss_newton_product_equals_the_dense_product():
+    """The function has two outputs. The metric mixes them and depends on them."""
     params = {"a": jnp.array([0.3, -1.2]), "b": jnp.array([[0.5], [2.0]])}
     fn = lambda p: (jnp.sin(p["a"]), p["b"][:, 0] ** 2 * p["a"][0])
     flat, unravel = ravel_pytree(params)

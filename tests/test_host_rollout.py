@@ -1,4 +1,4 @@
-"""The host's way to a trajectory is the device's: the same actions, statistics and updates."""
+"""Rollouts on the host give the same actions, statistics and updates as on the device."""
 
 import threading
 import time
@@ -31,10 +31,10 @@ SETTINGS = {
 
 
 def replaying(env, trajectories=(), last=None):
-    """Returns a host environment that plays back what was recorded, until the `last` observations.
+    """Returns a host environment that plays back trajectories, until the `last` observations.
 
-    Actions must be the recorded ones. Its pool sees what a simulator would say, and nothing else:
-    no statistics, no episodes.
+    The actions must be the recorded actions. The pool returns only what a simulator would return:
+    no statistics and no episodes.
     """
 
     def open(seeds, num_envs, render=False):
@@ -51,7 +51,7 @@ def replaying(env, trajectories=(), last=None):
             nonlocal now
             now = next(time)
             step = jax.tree.map(lambda x: x[now], joined)
-            taken = jax.vmap(partial(envs.base.to_environment_action, env.action))
+            taken = jax.vmap(partial(envs.specs.to_environment_action, env.action))
             chex.assert_trees_all_close(actions, taken(step.action), rtol=1e-4, atol=1e-5)
             return StepResult(step.next_observation, step.reward, step.terminated, step.truncated)
 
@@ -72,7 +72,7 @@ EVERYTHING = {"parts": True, "masked": True, "joint": True}
 
 
 @pytest.mark.parametrize(("name", "module", "options"), CASES)
-def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
+def test_the_host_and_the_device_learn_the_same_from_one_recorded_trajectory(name, module, options):
     env = probes.noise(**EVERYTHING) if name == "everything" else envs.make(name)
     env = env._replace(time_limit=TIME_LIMIT)
     config = module.Config(**SETTINGS, **options)
@@ -90,7 +90,7 @@ def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
     last = jax.tree.map(np.asarray, state.rollout.episodes.observation)
     host_env = replaying(env, trajectories, last)
     on_host = module.make(host_env, config)
-    # As if resumed, so that the first statistics are given, which random actions decide otherwise.
+    # The run starts as a resumed run, because in a new run random actions decide the statistics.
     program = host_program(on_host, (3,), 2, num_done=1)
     (start,) = program.state.seeds
     start = start._replace(actor=initial.actor)
@@ -117,21 +117,21 @@ def test_one_recorded_trajectory_fed_to_both_paths(name, module, options):
 
 
 def assert_close(found, expected):
-    """All leaves agree, up to rounding that two updates may have spread."""
+    """Asserts that all leaves are equal, up to the rounding of two updates."""
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), found, expected
     )
 
 
-def test_a_host_environment_shows_zeros_until_it_is_opened():
+def test_a_host_environment_shows_zeros_before_its_pool_is_opened():
     env = replaying(envs.make("CartPole-v1"))
     state = trpo.make(env, trpo.Config(**SETTINGS)).init(jax.random.key(0))
     np.testing.assert_array_equal(state.rollout.episodes.observation, np.zeros((NUM_ENVS, 4)))
 
 
 @pytest.mark.parametrize(("broken", "batches"), [("policy", 3), ("critic", 4)])
-def test_an_update_that_breaks_is_not_made(broken, batches):
-    """A broken policy is not acted on; a broken critic shows while the next batch comes in."""
+def test_an_update_with_nan_is_discarded(broken, batches):
+    """A policy with NaN never acts. NaN in a critic is found while the next batch is collected."""
     steps = []
 
     def open(seed, num_envs, render=False):
@@ -170,7 +170,7 @@ def test_an_update_that_breaks_is_not_made(broken, batches):
 
 
 def test_a_seed_that_fails_stops_the_others(monkeypatch):
-    """Seed 0 waits for the failure of seed 1, and must not go on to the end of its chunk."""
+    """Seed 0 waits for the failure of seed 1, and must then stop before the end of its chunk."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     failed, steps = threading.Event(), []
 
@@ -223,7 +223,7 @@ def test_a_pool_lives_in_one_thread_from_its_opening_to_its_closing(monkeypatch)
     said = []
     algorithm = trpo.make(env, trpo.Config(**SETTINGS))
     program = host_program(algorithm, (0, 1, 2), 2, tell=said.append)
-    assert said[0].startswith("Starting 4 environments a seed: 0 of 3 seeds after 0 s")
+    assert said[0].startswith("Starting 4 environments per seed: 0 of 3 seeds after 0 s")
     for _ in range(2):
         program = program._replace(state=program.advance(program.state, 2)[0])
     program.close()
@@ -231,7 +231,7 @@ def test_a_pool_lives_in_one_thread_from_its_opening_to_its_closing(monkeypatch)
     assert len(set().union(*threads.values())) == 2
 
 
-def test_the_vine_refuses_what_cannot_be_restarted():
+def test_trpo_vine_refuses_an_environment_that_cannot_be_restarted():
     env = replaying(envs.make("CartPole-v1"))
     with pytest.raises(ConfigurationError, match="cannot be restarted"):
         trpo_vine.make(env, trpo_vine.Config(**SETTINGS))

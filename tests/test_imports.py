@@ -1,4 +1,4 @@
-"""The house keeps its walls: imports go one way, and importing the library is cheap."""
+"""Tests that imports between the rooms go one way, and that importing the library is cheap."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ import trpo_jax
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "trpo_jax"
 
-ROOMS = {  # what is in each: modules, or whole packages
+ROOMS = {  # the modules or packages in each room
     "base": {"errors", "installing", "user_modules"},
     "mathematics": {
         *("advantages", "confidence", "constraints", "control_variates"),
@@ -35,9 +35,9 @@ ROOMS = {  # what is in each: modules, or whole packages
     "figures": {"figures"},
     "running": {"running"},
     "cli": {"cli", "__main__"},
-    "names": {"__init__"},  # of trpo_jax, whose public names are imported lazily
+    "names": {"__init__"},  # the public names, which are imported lazily
 }
-MAY_IMPORT = {  # besides itself
+MAY_IMPORT = {  # the rooms that a room may import, besides itself
     "base": set(),
     "mathematics": {"base"},
     "acting": {"base", "mathematics"},
@@ -52,9 +52,9 @@ MAY_IMPORT = {  # besides itself
     "cli": set(ROOMS),
     "names": set(),
 }
-INSIDE_FUNCTIONS = {"running": {"figures"}}  # and there only, for what not every run needs
+INSIDE_FUNCTIONS = {"running": {"figures"}}  # allowed inside functions only
 
-ONLY_IN = {  # packages that some rooms alone may import
+ONLY_IN = {  # packages that only some rooms may import
     "argparse": {"cli"},
     "platformdirs": {"cli"},
     "rich": {"cli", "running"},
@@ -68,7 +68,7 @@ OPTIONAL |= {"mujoco_playground", "navix", "pgx", "tensorboardX", "wandb"}
 OPTIONAL |= {"jaxmarl", "mpe2", "pettingzoo"}
 OPTIONAL |= {"imageio_ffmpeg", "onnx"}
 
-DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}  # of packages with another name
+DISTRIBUTIONS = {"PIL": "pillow", "orbax": "orbax-checkpoint"}  # if the name differs
 
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
@@ -83,7 +83,7 @@ def room_of(module):
 
 
 def imported(module):
-    """Yields what a module imports, by whole name, and whether it does so inside a function."""
+    """Yields the full name of each import of a module, and whether it is inside a function."""
     tree = ast.parse(FILES[module].read_text())
     functions = (x for x in ast.walk(tree) if isinstance(x, ast.FunctionDef))
     inside = {child for function in functions for child in ast.walk(function)}
@@ -99,7 +99,7 @@ def imported_rooms(module):
     for name, inside in imported(module):
         if name.startswith("trpo_jax."):
             inner = name.removeprefix("trpo_jax.")
-            if inner.startswith("__"):  # such as the version
+            if inner.startswith("__"):  # such as `__version__`
                 continue
             yield room_of(inner), inside, name
 
@@ -112,7 +112,7 @@ def test_imports_go_one_way(module):
         assert room in allowed, f"{module}, of {own}, imports {name}, of {room}"
 
 
-def test_the_walls_themselves_go_one_way():
+def test_the_rules_themselves_go_one_way():
     seen = set()
     for room, others in MAY_IMPORT.items():
         assert room == "cli" or others <= seen
@@ -120,13 +120,13 @@ def test_the_walls_themselves_go_one_way():
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_packages_stay_in_their_rooms(module):
+def test_only_some_rooms_import_some_packages(module):
     for name, _ in imported(module):
         rooms = ONLY_IN.get(name.split(".")[0], set(ROOMS))
         assert room_of(module) in rooms, f"{module} imports {name}"
 
 
-def test_an_optional_package_is_imported_in_one_file():
+def test_an_optional_package_is_imported_in_one_file_only():
     files = defaultdict(set)
     for module in FILES:
         for name, _ in imported(module):
@@ -135,7 +135,7 @@ def test_an_optional_package_is_imported_in_one_file():
     assert not several
 
 
-def test_the_dependencies_are_the_packages_that_are_imported():
+def test_the_declared_dependencies_are_the_imported_packages():
     packages = {name.split(".")[0] for module in FILES for name, _ in imported(module)}
     packages -= {"trpo_jax", *sys.stdlib_module_names, *OPTIONAL}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -168,7 +168,7 @@ print(json.dumps(stages))
 
 @pytest.fixture(scope="module")
 def modules_after():
-    """All that is imported after each stage of a process."""
+    """Returns the modules that are imported after each stage of a process."""
     command = [sys.executable, "-c", STAGES]
     output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return {stage: set(modules) for stage, modules in json.loads(output.stdout).items()}
@@ -184,26 +184,26 @@ def test_the_analysis_needs_no_jax(modules_after):
     assert not {"jax", "flax", "optax", "matplotlib", "orbax"} & modules_after["analysis"]
 
 
-def test_the_algorithms_import_no_environment_and_nothing_for_drawing(modules_after):
+def test_algorithms_import_no_environments_and_no_plotting(modules_after):
     assert not OPTIONAL & modules_after["algorithms"]
     assert not {"matplotlib", "seaborn", "pandas"} & modules_after["algorithms"]
-    assert "jax" in modules_after["algorithms"]  # or the stages say nothing
+    assert "jax" in modules_after["algorithms"]  # shows that the stages work
 
 
-def test_making_an_environment_of_gymnax_imports_nothing_for_drawing(modules_after):
+def test_making_a_gymnax_environment_imports_no_plotting(modules_after):
     assert not {"seaborn", "matplotlib.pyplot", "pandas"} & modules_after["gymnax"]
     assert "gymnax" in modules_after["gymnax"]
 
 
 @pytest.mark.parametrize("name", trpo_jax.__all__)
-def test_a_public_name_is_there(name):
+def test_every_public_name_can_be_used(name):
     assert getattr(trpo_jax, name) is not None
     assert name in dir(trpo_jax)
-    # A module of that name would take its place once it is imported.
+    # A module of the same name would replace the public name when it is imported.
     assert not [*PACKAGE.glob(f"{name}"), *PACKAGE.glob(f"{name}.py")]
 
 
-def test_the_public_names_are_sorted_and_no_others_are_there():
+def test_the_public_names_are_sorted_and_other_names_are_errors():
     assert trpo_jax.__all__ == sorted(trpo_jax.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trane'"):
         _ = trpo_jax.trane

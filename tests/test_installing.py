@@ -1,4 +1,4 @@
-"""Commands that install what is missing, for each way in which the package was installed."""
+"""Commands that install missing packages, for each way to install this package."""
 
 import importlib
 import re
@@ -32,7 +32,7 @@ EXTRAS |= {extra for _, extra in PLUGINS.values()}
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Returns a function that makes this Python look like one that installed the package so."""
+    """Returns a function that imitates a way to install this package."""
 
     def install(project=False, uv=True, pip=True, notebook=False):
         (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
@@ -52,7 +52,7 @@ def installed(tmp_path, monkeypatch):
     return install
 
 
-def test_a_uv_project_is_synced_and_keeps_its_other_extras(installed, monkeypatch):
+def test_a_uv_project_is_synced_and_its_other_extras_are_kept(installed, monkeypatch):
     folder = installed(project=True)
     assert how_to_install("pgx") == f"uv sync --inexact --project {folder} --extra pgx"
     monkeypatch.chdir(folder)
@@ -63,7 +63,7 @@ def test_a_uv_project_is_synced_and_keeps_its_other_extras(installed, monkeypatc
     assert how_to_install("pgx") == "!uv sync --inexact --extra pgx"
 
 
-def test_pip_is_told_what_an_extra_needs(installed):
+def test_the_command_for_pip_names_the_requirements_of_the_extra(installed):
     installed()
     assert how_to_install("pgx") == f"{sys.executable} -m pip install 'pgx>=2.6'"
     assert shlex.split(how_to_install("driving"))[4:] == ["gymnasium>=1.1", "highway-env>=1.10"]
@@ -71,7 +71,7 @@ def test_pip_is_told_what_an_extra_needs(installed):
     assert how_to_install("navix") == "%pip install 'navix>=4.0'"
 
 
-def test_without_pip_it_is_uv_s(installed):
+def test_without_pip_the_command_is_uv_pip(installed):
     installed(pip=False)
     python = sys.executable
     assert how_to_install("pgx") == f"uv pip install --python {python} 'pgx>=2.6'"
@@ -79,7 +79,9 @@ def test_without_pip_it_is_uv_s(installed):
     assert how_to_install("pgx") == f"!uv pip install --python {python} 'pgx>=2.6'"
 
 
-def test_outside_of_the_repository_the_package_says_what_an_extra_needs(monkeypatch, tmp_path):
+def test_outside_the_repository_the_requirements_come_from_the_installed_package(
+    monkeypatch, tmp_path
+):
     monkeypatch.setattr(installing, "CHECKOUT", tmp_path)
     lines = ["jax>=0.10", "pgx>=2.6; extra == 'pgx'"]
     lines += ["navix>=4.0; (python_version >= '3.12') and extra == \"navix\""]
@@ -88,19 +90,19 @@ def test_outside_of_the_repository_the_package_says_what_an_extra_needs(monkeypa
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
-def test_every_extra_that_a_message_names_is_there(extra):
+def test_every_extra_that_a_message_names_exists(extra):
     assert requirements(extra)
     assert not any("trpo_jax" in line for line in requirements(extra))
 
 
-def test_one_extra_has_all_that_can_be_installed_together():
+def test_the_extra_all_has_every_extra_that_fits_with_the_others():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     named = {name for line in extras["all"] for name in re.findall(r"[\[,]([^],]+)", line)}
     assert named == set(extras) - {"all", "envs", "cuda12", "cuda13"}
 
 
-def test_no_message_names_a_command_of_its_own():
+def test_only_one_file_contains_commands_that_install():
     found = subprocess.run(
         ["grep", "-rnE", "uv sync|pip install", "--include=*.py", str(ROOT / "trpo_jax")],
         capture_output=True,
@@ -118,7 +120,7 @@ def test_no_message_names_a_command_of_its_own():
         ("parking-v0", "driving"),
     ],
 )
-def test_a_plugin_that_is_missing_is_answered_with_its_extra(name, extra, monkeypatch):
+def test_the_error_for_a_missing_plugin_names_its_extra(name, extra, monkeypatch):
     adapter = importlib.import_module("trpo_jax.envs.gymnasium")
     monkeypatch.setattr(adapter.gymnasium, "registry", {"CartPole-v1": None})
     monkeypatch.setattr(adapter, "import_module", lambda name: None)
@@ -128,7 +130,7 @@ def test_a_plugin_that_is_missing_is_answered_with_its_extra(name, extra, monkey
         envs.make(f"gym/{name}")
 
 
-def test_box2d_that_is_missing_is_answered_with_its_extra(monkeypatch):
+def test_the_error_for_missing_box2d_names_its_extra(monkeypatch):
     adapter = importlib.import_module("trpo_jax.envs.gymnasium")
 
     def fail(name, **kwargs):

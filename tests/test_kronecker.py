@@ -9,7 +9,7 @@ from learning import SMALL
 
 from trpo_jax import envs, kronecker
 from trpo_jax.algorithms import trpo, trpo_vine, ua_trpo
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import dense_fisher, fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner, with_layers
@@ -35,7 +35,7 @@ def problem(name, damping, num_states=1024):
     keys = jax.random.split(jax.random.key(0), 5)
     params = network.init(keys[0])
     flat, unravel = ravel_pytree(params)
-    params = unravel(flat + 0.3 * jax.random.normal(keys[3], flat.shape))  # as after some training
+    params = unravel(flat + 0.3 * jax.random.normal(keys[3], flat.shape))  # as if trained
     observations = jax.random.normal(keys[1], (num_states, *observation.shape))
     actions = network.apply(params, observations).sample(keys[2])
 
@@ -54,8 +54,8 @@ def problem(name, damping, num_states=1024):
 
 
 @pytest.mark.usefixtures("x64")
-def test_it_is_the_inverse_of_the_damped_kronecker_product():
-    """A layer with inputs x and scores g, at two places of each state."""
+def test_the_preconditioner_is_the_inverse_of_the_damped_kronecker_product():
+    """The layer is applied at two places of each state, as in a convolution."""
     generator = np.random.default_rng(0)
     inputs, scores = generator.normal(size=(6, 2, 3)), generator.normal(size=(6, 2, 4))
     vector = {
@@ -83,7 +83,7 @@ def test_it_is_the_inverse_of_the_damped_kronecker_product():
     np.testing.assert_allclose(solved["free"], vector["free"] / (1 + DAMPING), rtol=1e-12)
 
 
-def test_a_layer_that_nothing_feels_stays_finite():
+def test_a_layer_that_does_not_affect_the_policy_gives_finite_numbers():
     vector = {"layer": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
 
     def log_probs(offsets):
@@ -94,8 +94,8 @@ def test_a_layer_that_nothing_feels_stays_finite():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(solved))
 
 
-def test_one_layer_has_its_fisher_matrix_but_for_the_draw_of_the_actions():
-    """The scores of a linear Gaussian policy do not depend on what it sees."""
+def test_the_preconditioner_of_one_layer_is_close_to_the_inverse_fisher_matrix():
+    """The scores of a linear Gaussian policy do not depend on the observations."""
     network = make_policy(*POLICIES["gaussian"], hidden_sizes=())
     keys = jax.random.split(jax.random.key(0), 3)
     params = network.init(keys[0])
@@ -115,7 +115,7 @@ def test_one_layer_has_its_fisher_matrix_but_for_the_draw_of_the_actions():
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_solution_is_the_same_and_reached_sooner(name):
+def test_a_preconditioned_solve_needs_fewer_iterations(name):
     damping = 1e-2
     params, distribution_fn, gradient, precondition = problem(name, damping)
     flat, _ = ravel_pytree(gradient)
@@ -140,7 +140,7 @@ def test_the_solution_is_the_same_and_reached_sooner(name):
     assert preconditioned.cg_residual < plain.cg_residual
 
 
-def test_each_seed_of_several_has_its_own():
+def test_each_seed_under_vmap_has_its_own_preconditioner():
     def scaled(scale):
         inputs = {("layer",): scale * jnp.arange(12.0).reshape(6, 2)}
 
@@ -158,7 +158,7 @@ def test_each_seed_of_several_has_its_own():
         chex.assert_trees_all_close(jax.tree.map(lambda x: x[index], together), alone, rtol=1e-5)  # noqa: B023
 
 
-def test_a_large_factor_counts_as_its_mean_eigenvalue(monkeypatch):
+def test_a_large_factor_is_replaced_by_its_mean_eigenvalue(monkeypatch):
     inputs = jnp.asarray(scipy.linalg.hadamard(8)[:, 1:], jnp.float32)  # all eigenvalues are 1
     scores = jnp.cos(jnp.arange(16.0)).reshape(8, 2)
     vector = {"layer": {"kernel": jnp.ones((7, 2)), "bias": jnp.ones(2)}}
@@ -173,7 +173,7 @@ def test_a_large_factor_counts_as_its_mean_eigenvalue(monkeypatch):
     chex.assert_trees_all_close(exact, coarse, rtol=1e-5)
 
 
-def test_a_policy_without_any_scores_is_left_to_the_damping():
+def test_scores_of_0_give_finite_numbers():
     vector = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
     inputs = {("layer",): jnp.ones((6, 2))}
     log_probs = lambda offsets: (0.0 * offsets.get(("layer",), jnp.zeros((6, 2))), inputs)
@@ -189,7 +189,7 @@ def test_a_policy_without_any_scores_is_left_to_the_damping():
         (trpo_vine, {"num_states": 32, "num_branches": 3, "branch_steps": 4}),
     ],
 )
-def test_algorithms_find_the_same_direction_sooner(module, settings):
+def test_algorithms_find_the_same_direction_in_fewer_iterations(module, settings):
     env = envs.make("Pendulum-v1")
 
     def metrics(**solver):
@@ -205,7 +205,7 @@ def test_algorithms_find_the_same_direction_sooner(module, settings):
     assert 0 < preconditioned["kl"] <= 0.01
 
 
-def test_no_damping_is_refused_by_name():
+def test_a_damping_of_0_raises_an_error():
     config = trpo.Config(solver="kronecker", damping=0.0)
     with pytest.raises(ConfigurationError, match="damping = 0"):
         trpo.make(envs.make("CartPole-v1"), config)

@@ -18,7 +18,7 @@ def search(evaluate, step=STEP, max_kl=1.0, num_steps=10):
     return jax.jit(lambda p, s: backtracking(evaluate, p, s, max_kl, 0.5, num_steps))(PARAMS, step)
 
 
-def test_takes_the_full_step_when_it_qualifies():
+def test_an_acceptable_full_step_is_taken():
     result = search(lambda p: (moved(p), moved(p) ** 2 / 2))
     assert result.accepted
     assert result.fraction == 1
@@ -26,14 +26,14 @@ def test_takes_the_full_step_when_it_qualifies():
     chex.assert_trees_all_close(result.params["w"], jnp.array([1.1, 0.7]))
 
 
-def test_shrinks_until_the_kl_is_small_enough():
+def test_the_step_shrinks_until_the_kl_is_small_enough():
     result = search(lambda p: (moved(p), moved(p) ** 2), max_kl=0.07)
     assert result.accepted
     assert result.fraction == 0.25
     assert result.evaluations == 3
 
 
-def test_shrinks_until_the_surrogate_improves():
+def test_the_step_shrinks_until_the_surrogate_improves():
     result = search(lambda p: (moved(p) * (0.3 - moved(p)), jnp.zeros(())))
     assert result.fraction == 0.25
 
@@ -50,7 +50,7 @@ def test_shrinks_until_the_surrogate_improves():
     ],
     ids=["kl too large", "no gain", "zero gain", "nan gain", "infinite gain", "nan kl"],
 )
-def test_nothing_acceptable_restores_the_parameters_bit_for_bit(evaluate):
+def test_parameters_stay_exactly_the_same_if_no_candidate_is_acceptable(evaluate):
     result = search(evaluate)
     assert not result.accepted
     assert result.fraction == 0
@@ -58,13 +58,13 @@ def test_nothing_acceptable_restores_the_parameters_bit_for_bit(evaluate):
     chex.assert_trees_all_equal(result.params, PARAMS)
 
 
-def test_a_step_that_is_not_finite_restores_the_parameters_bit_for_bit():
+def test_parameters_stay_exactly_the_same_if_the_step_is_not_finite():
     step = jax.tree.map(lambda s: s * jnp.nan, STEP)
     result = search(lambda p: (moved(p), jnp.zeros(())), step, num_steps=3)
     chex.assert_trees_all_equal(result.params, PARAMS)
 
 
-def test_lanes_of_a_vmap_search_for_themselves():
+def test_each_search_under_vmap_has_its_own_result():
     evaluate = lambda p: (moved(p), moved(p) ** 2)
     radii = jnp.array([2.0, 0.07, 1e-9])
     batch = jax.vmap(lambda r: backtracking(evaluate, PARAMS, STEP, r, 0.5, 6))(radii)

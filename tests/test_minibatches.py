@@ -16,7 +16,7 @@ SHAPES = [(1, 1, 1), (12, 1, 3), (4, 6, 8), (5, 8, 20), (3, 4, 12), (64, 3, 4)]
 
 
 def minibatches_of(key, shape, epochs, minibatches):
-    """Returns the samples `[epochs, minibatches, n]` of a batch of numbers from 0."""
+    """Returns the samples `[epochs, minibatches, n]` of a batch whose samples are numbered."""
     batch = jnp.arange(np.prod(shape)).reshape(shape)
     groups = group_samples(batch, minibatches)
     parts = shuffled_minibatches(key, groups, epochs, minibatches)
@@ -34,7 +34,7 @@ def test_every_sample_is_in_one_minibatch_of_each_pass(num_steps, num_envs, mini
 
 
 @pytest.mark.parametrize(("num_steps", "num_envs", "minibatches"), SHAPES)
-def test_every_minibatch_has_as_many_samples_of_each_group(num_steps, num_envs, minibatches):
+def test_every_minibatch_has_equally_many_samples_of_each_group(num_steps, num_envs, minibatches):
     size = group_size(num_steps, minibatches)
     assert num_envs % size == 0
     (parts,) = minibatches_of(jax.random.key(1), (num_steps, num_envs), 1, minibatches)
@@ -46,7 +46,7 @@ def test_every_minibatch_has_as_many_samples_of_each_group(num_steps, num_envs, 
 
 def test_groups_hold_whole_environments_and_their_rows_stay_together():
     batch = {"a": jnp.arange(24).reshape(4, 6), "b": jnp.arange(48).reshape(4, 6, 2)}
-    groups = group_samples(batch, 8)  # of two environments each, since 8 does not divide 4 steps
+    groups = group_samples(batch, 8)  # two environments each, because 8 does not divide 4
     assert (groups["a"].shape, groups["b"].shape) == ((8, 3), (8, 3, 2))
     np.testing.assert_array_equal(groups["b"], 2 * groups["a"][..., None] + np.arange(2))
     for group in range(3):
@@ -54,7 +54,7 @@ def test_groups_hold_whole_environments_and_their_rows_stay_together():
         assert set(np.asarray(groups["a"])[:, group] % 6) == envs
 
 
-def test_all_orders_are_as_likely():
+def test_all_orders_are_equally_likely():
     groups = group_samples(jnp.arange(4).reshape(2, 2), 4)
     keys = jax.random.split(jax.random.key(1), 24_000)
     orders = jax.jit(jax.vmap(lambda key: shuffled_minibatches(key, groups, 1, 4)))(keys)
@@ -66,7 +66,7 @@ def test_all_orders_are_as_likely():
 @pytest.mark.parametrize(
     ("num_envs", "asked", "count"), [(6, 3, 3), (6, 6, 6), (6, 4, 2), (5, 3, 1), (8, 16, 8)]
 )
-def test_whole_sequences_stay_whole_and_each_is_in_one_part_of_each_pass(num_envs, asked, count):
+def test_each_whole_sequence_is_in_one_part_of_each_pass(num_envs, asked, count):
     step, env = (x.astype(jnp.int32) for x in jnp.indices((4, num_envs)))
     batch = {"step": step, "env": jnp.stack([env, env], axis=-1), "carry": env[:1]}
     parts = Minibatches(batch, asked, whole_sequences=True)
@@ -89,7 +89,7 @@ def test_whole_sequences_stay_whole_and_each_is_in_one_part_of_each_pass(num_env
         assert len({tuple(order) for order in passes.tolist()}) > 1
 
 
-def test_without_whole_sequences_a_part_is_of_samples():
+def test_without_whole_sequences_a_part_consists_of_samples():
     batch = jnp.arange(24).reshape(4, 6)
     parts = Minibatches(batch, 8)
     groups = group_samples(batch, 8)

@@ -7,7 +7,7 @@ import pytest
 
 from trpo_jax import networks
 from trpo_jax.distributions import Categorical, DiagGaussian, Product
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import make_action_critic, make_critic, make_policy, orthogonal
 
@@ -31,7 +31,7 @@ def test_orthogonal_matrices_are_orthogonal_for_many_seeds_at_once(shape):
     [(Discrete(3), Categorical), (MultiDiscrete((2, 3)), Product), (BOX, DiagGaussian)],
 )
 @pytest.mark.parametrize("shape", [(4,), (5, 3), (10, 10, 4)])
-def test_every_observation_shape_and_action_space_gives_its_distribution(action, kind, shape):
+def test_every_action_space_gets_its_distribution_for_every_observation_shape(action, kind, shape):
     observation = ArraySpec(shape, np.dtype(np.int32))
     policy = make_policy(observation, action, hidden_sizes=(8,))
     critic = make_critic(observation, hidden_sizes=(8,))
@@ -44,7 +44,7 @@ def test_every_observation_shape_and_action_space_gives_its_distribution(action,
     assert values.dtype == jnp.float32
 
 
-def test_the_initial_policy_is_nearly_the_same_everywhere():
+def test_the_initial_policy_is_nearly_the_same_in_every_state():
     observations = jax.random.normal(jax.random.key(1), (100, 4)) * 3
     policy = make_policy(VECTOR, Discrete(3))
     distribution = policy.apply(policy.init(jax.random.key(0)), observations)
@@ -52,7 +52,7 @@ def test_the_initial_policy_is_nearly_the_same_everywhere():
 
 
 @pytest.mark.parametrize("state_dependent_std", [False, True])
-def test_log_std_starts_where_it_is_told(state_dependent_std):
+def test_log_std_starts_at_log_std_init(state_dependent_std):
     policy = make_policy(VECTOR, BOX, log_std_init=-0.7, state_dependent_std=state_dependent_std)
     params = policy.init(jax.random.key(0))
     observations = jax.random.normal(jax.random.key(1), (100, 4))
@@ -65,7 +65,7 @@ def test_log_std_starts_where_it_is_told(state_dependent_std):
 
 @pytest.mark.parametrize("state_dependent_std", [False, True])
 @pytest.mark.parametrize("far", [-1e3, -10.0, 10.0, 1e3])
-def test_log_std_keeps_to_its_bounds_and_all_that_follows_is_finite(state_dependent_std, far):
+def test_log_std_stays_within_its_bounds_and_the_distribution_is_finite(state_dependent_std, far):
     policy = make_policy(VECTOR, BOX, state_dependent_std=state_dependent_std)
     observations = jax.random.normal(jax.random.key(1), (50, 4))
     params = policy.init(jax.random.key(0))
@@ -81,7 +81,7 @@ def test_log_std_keeps_to_its_bounds_and_all_that_follows_is_finite(state_depend
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (8,), (8, 6)])
-def test_an_action_critic_takes_the_action_before_its_last_hidden_layer(hidden_sizes):
+def test_the_action_joins_an_action_critic_before_the_last_hidden_layer(hidden_sizes):
     critic = make_action_critic(VECTOR, BOX, hidden_sizes=hidden_sizes)
     params = critic.init(jax.random.key(0))
     observations, actions = jax.random.normal(jax.random.key(1), (2, 3, 4)), jnp.ones((2, 3, 2))

@@ -24,7 +24,7 @@ def whole_mean(statistics):
     return np.float64(statistics.mean) + np.float64(statistics.mean_rest)
 
 
-# What is (offset, scale) of a component.
+# (offset, scale) of the samples of each component
 COMPONENTS = {
     "usual": (1.0, 1.0),
     "a large offset": (1e6, 1.0),
@@ -37,8 +37,8 @@ COMPONENTS = {
 }
 
 
-def test_merged_batches_are_the_statistics_of_all_samples():
-    """Also where squares would overflow or vanish; the oracle has 64 bits."""
+def test_merged_batches_give_the_statistics_of_all_samples():
+    """Some squares would overflow or underflow. The expected values are computed in float64."""
     offsets, scales = np.array(list(COMPONENTS.values())).T
     rng = np.random.default_rng(0)
     batches = (rng.normal(size=(7, 300, len(offsets))) * scales + offsets).astype(np.float32)
@@ -53,7 +53,7 @@ def test_merged_batches_are_the_statistics_of_all_samples():
     np.testing.assert_allclose(ours, standardized, atol=1e-4)
 
 
-def test_a_mean_follows_a_drift_that_its_own_digits_do_not_show():
+def test_the_mean_follows_a_drift_that_is_smaller_than_its_last_digit():
     rng = np.random.default_rng(1)
     drift = np.linspace(0, 20, 4000)[:, None, None]
     batches = (1e6 + drift + rng.normal(size=(4000, 16, 1))).astype(np.float32)
@@ -65,8 +65,8 @@ def test_a_mean_follows_a_drift_that_its_own_digits_do_not_show():
 
 
 @pytest.mark.parametrize("count", [2**24, 10**9, MOST - 3])
-def test_samples_count_however_many_there_were(count):
-    """16,777,216 + 1 is 16,777,216 in 32 bits of floating point; the integers end at MOST."""
+def test_samples_still_count_after_very_many_samples(count):
+    """A float32 counter would stop at 16,777,216. The integer counter stops at MOST."""
     before = RunningStatistics(*map(jnp.asarray, (np.uint32(count), 0.0, 0.0, 1.0)))
     batch = np.array([3.0, 5.0])
     after = update_statistics(before, jnp.asarray(batch))
@@ -78,7 +78,7 @@ def test_samples_count_however_many_there_were(count):
     assert later.deviation < 1.01
 
 
-def test_no_samples_leave_observations_as_they_are():
+def test_statistics_of_no_samples_do_not_change_observations():
     observations = jnp.array([[-3.0, 4.0]])
     np.testing.assert_allclose(normalize(init_statistics((2,)), observations), observations)
 
@@ -94,7 +94,7 @@ def test_normalized_samples_are_standard_and_clipped():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.0, 1e-20, 1e9, -1e30])
-def test_a_constant_component_is_0_and_its_rounding_is_not_amplified(value):
+def test_a_constant_component_becomes_0_and_its_rounding_is_not_amplified(value):
     rng = np.random.default_rng(2)
     constant = np.full((5, 77, 1), value, np.float32)
     assert not normalize(merged(constant), jnp.asarray(constant[0])).any()
@@ -104,7 +104,7 @@ def test_a_constant_component_is_0_and_its_rounding_is_not_amplified(value):
 
 
 @pytest.mark.parametrize("moved", [7.5, 8.0, 1e6, -1e12])
-def test_what_was_constant_for_long_and_moves_is_clipped_and_then_standardised(moved):
+def test_a_component_that_changes_after_a_long_time_is_clipped(moved):
     long = RunningStatistics(*map(jnp.asarray, (np.uint32(10**8), 7.0, 0.0, 0.0)))
     batch = jnp.full(64, moved)
     assert np.abs(normalize(long, batch)).max() <= 10
@@ -114,7 +114,7 @@ def test_what_was_constant_for_long_and_moves_is_clipped_and_then_standardised(m
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_state_keeps_its_types_where_float64_is_enabled():
+def test_the_state_keeps_its_dtypes_if_float64_is_enabled():
     statistics = init_statistics((2,))
     after = update_statistics(statistics, jnp.ones((3, 2), jnp.float64))
     types = lambda tree: [x.dtype for x in tree]

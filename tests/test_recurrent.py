@@ -1,4 +1,4 @@
-"""Memory: cells against their formulas, and whole sequences against one step at a time."""
+"""Memory: cells match their formulas, and whole sequences match single steps."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from trpo_jax.agent import build_policy
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import ArraySpec, Box, Discrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete
 from trpo_jax.fisher import dense_fisher, fisher_vector_product
 from trpo_jax.networks import Network
 from trpo_jax.recurrent import (
@@ -41,7 +41,7 @@ def sigmoid(x):
 
 
 def filled(tree, dtype=jnp.float32, seed=1):
-    """Returns the tree with random numbers in all of its arrays, biases among them."""
+    """Returns the tree with random numbers in all of its arrays, also in biases."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return structure.unflatten(
@@ -50,7 +50,7 @@ def filled(tree, dtype=jnp.float32, seed=1):
 
 
 def policy_with(memory, action="choice", **settings):
-    """Returns a policy with a memory, its parameters, and what `unroll` is given."""
+    """Returns a policy with a memory, its parameters, and the other arguments of `unroll`."""
     policy = build_policy(
         VECTOR,
         ACTIONS[action],
@@ -69,7 +69,7 @@ def policy_with(memory, action="choice", **settings):
 
 
 def step_by_step(policy, params, carry, observations, first):
-    """Returns what `unroll` does, by one step after the other."""
+    """Returns the result of `unroll`, computed by single steps."""
     found, step = [], jax.jit(policy.step)
     for seen, starts in zip(observations, first, strict=True):
         carry = jax.tree.map(partial(jnp.where, starts[:, None]), policy.carry(ENVS), carry)
@@ -82,7 +82,7 @@ def step_by_step(policy, params, carry, observations, first):
 
 
 @pytest.mark.usefixtures("x64")
-def test_a_gru_is_its_formula():
+def test_a_gru_computes_its_formula():
     cell = gru(SIZE)
     params = filled(cell.init(jax.random.key(0), 3), jnp.float64)
     h, x = (jax.random.normal(jax.random.key(n), (ENVS, n)) for n in (SIZE, 3))
@@ -97,7 +97,7 @@ def test_a_gru_is_its_formula():
 
 
 @pytest.mark.usefixtures("x64")
-def test_an_lstm_is_its_formula():
+def test_an_lstm_computes_its_formula():
     cell = lstm(SIZE)
     params = filled(cell.init(jax.random.key(0), 3), jnp.float64)
     c, h = jax.random.normal(jax.random.key(1), (2, ENVS, SIZE))
@@ -112,20 +112,20 @@ def test_an_lstm_is_its_formula():
 
 
 @pytest.mark.parametrize(("name", "gates"), [("gru", 3), ("lstm", 4)])
-def test_weights_start_out_so_that_signals_keep_their_size(name, gates):
+def test_the_initial_weights_of_cells_are_orthogonal_or_of_unit_scale(name, gates):
     params = CELLS[name](64).init(jax.random.key(0), 100)
     for block in jnp.split(params["recurrent"], gates, axis=1):
         np.testing.assert_allclose(block.T @ block, np.eye(64), atol=1e-4)
     np.testing.assert_allclose(params["kernel"].std(), 0.1, rtol=0.05)
     biases = np.zeros(gates * 64)
-    biases[64:128] = name == "lstm"  # of the forget gate
+    biases[64:128] = name == "lstm"  # the bias of the forget gate
     np.testing.assert_array_equal(params["bias"], biases)
     assert len({np.asarray(x).tobytes() for x in jnp.split(params["recurrent"], gates, axis=1)}) > 1
     assert not any(x.any() for x in jax.tree.leaves(CELLS[name](64).carry(2)))
 
 
 @pytest.mark.usefixtures("x64")
-def test_a_cell_of_flax_serves_and_its_gru_is_this_one():
+def test_a_gru_of_flax_gives_the_same_results_as_ours():
     theirs, ours = from_linen_cell(nn.GRUCell(SIZE), SIZE), gru(SIZE)
     params = filled(theirs.init(jax.random.key(0), 3), jnp.float64)
     joined = lambda *names: jnp.concatenate([params[x]["kernel"] for x in names], axis=1)
@@ -147,16 +147,16 @@ def test_a_cell_of_flax_serves_and_its_gru_is_this_one():
         outputs.append(network.unroll(whole, carry, observations, jnp.asarray(FIRST)))
     for found, expected in zip(*map(jax.tree.leaves, outputs), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-10)
-    assert outputs[0][0].shape == (STEPS, ENVS, 3 + SIZE)  # features beside what is remembered
+    assert outputs[0][0].shape == (STEPS, ENVS, 3 + SIZE)  # features, then the output of the cell
 
 
 # --- whole sequences
 
 
-@pytest.mark.usefixtures("x64")  # products of more rows at once are rounded in other ways
+@pytest.mark.usefixtures("x64")  # products of more rows are rounded differently
 @pytest.mark.parametrize("memory", CELLS)
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_sequence_is_one_step_after_the_other(memory, action):
+def test_unroll_gives_the_same_distributions_as_single_steps(memory, action):
     policy, params, given = policy_with(memory, action)
     whole = jax.jit(policy.unroll)(params, *given)
     for found, one in zip(whole, step_by_step(policy, params, *given), strict=True):
@@ -165,7 +165,7 @@ def test_a_sequence_is_one_step_after_the_other(memory, action):
         np.testing.assert_allclose(found, one, rtol=1e-12)
 
 
-def test_the_carries_are_those_after_each_step():
+def test_unroll_returns_the_carry_after_each_step():
     add = Cell(
         1,
         lambda key, width: (),
@@ -179,14 +179,14 @@ def test_the_carries_are_those_after_each_step():
     params = network.init(jax.random.key(0))
     rows = jnp.arange(1.0, 1 + STEPS * ENVS).reshape(STEPS, ENVS, 1)
     outputs, carries = network.unroll(params, jnp.full((ENVS, 1), 7.0), rows, jnp.asarray(FIRST))
-    # An episode starts from what the cell says, and elsewhere the carry goes on.
+    # An episode starts with the carry of the cell. In between, the carry goes on.
     np.testing.assert_array_equal(outputs.T, [[100, 101, 104, 100, 107], [7, 9, 100, 106, 100]])
     np.testing.assert_array_equal(
         carries[..., 0].T, [[101, 104, 109, 107, 116], [9, 13, 106, 114, 110]]
     )
 
 
-def test_a_fresh_carry_takes_the_place_of_the_old_where_an_episode_starts():
+def test_the_carry_is_reset_where_an_episode_starts():
     fresh = lambda num_envs: (jnp.zeros((num_envs, 2, 2)), jnp.ones(num_envs))
     old = (jnp.full((3, 2, 2), 5.0), jnp.full(3, 6.0))
     carry = restarted(fresh, jnp.array([False, True, False]), old)
@@ -194,14 +194,14 @@ def test_a_fresh_carry_takes_the_place_of_the_old_where_an_episode_starts():
     np.testing.assert_array_equal(carry[1], [6, 1, 6])
 
 
-def test_what_remembers_is_told_by_its_carry():
+def test_a_network_remembers_if_its_carry_has_arrays():
     network = without_memory(Network(lambda key: (), lambda params, x: Categorical(x)))
     assert not remembers(network.carry)
     assert remembers(gru(1).carry)
 
 
 @pytest.mark.parametrize("memory", CELLS)
-def test_an_output_depends_on_all_that_its_episode_has_shown_and_on_nothing_else(memory):
+def test_an_output_depends_on_all_steps_of_its_episode_so_far_and_on_nothing_else(memory):
     policy, params, (carry, observations, first) = policy_with(memory)
 
     @jax.jit
@@ -225,7 +225,7 @@ def test_an_output_depends_on_all_that_its_episode_has_shown_and_on_nothing_else
 
 
 @pytest.mark.parametrize("memory", CELLS)
-def test_computing_the_inside_twice_changes_nothing(memory):
+def test_memory_checkpoint_changes_no_result(memory):
     policy, params, given = policy_with(memory)
     again, *_ = policy_with(memory, memory_checkpoint=True)
 
@@ -243,7 +243,7 @@ def test_computing_the_inside_twice_changes_nothing(memory):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("memory", CELLS)
 @pytest.mark.parametrize("action", ACTIONS)
-def test_fisher_vector_products_are_those_of_the_dense_matrix(memory, action):
+def test_fisher_vector_products_match_the_dense_matrix(memory, action):
     policy, params, given = policy_with(memory, action)
     flat, unravel = ravel_pytree(params)
     vector = jax.random.normal(jax.random.key(4), flat.shape)

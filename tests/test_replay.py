@@ -5,7 +5,7 @@ import pytest
 
 from trpo_jax.replay import add_rows, init_replay, sample_rows
 
-pytestmark = pytest.mark.xdist_group("replay")  # one worker, so that what is compiled is shared
+pytestmark = pytest.mark.xdist_group("replay")  # one worker, to share compiled programs
 
 EMPTY = init_replay((jnp.zeros(2), jnp.zeros((), bool)), capacity=5)
 
@@ -18,7 +18,7 @@ def rows(first, number):
 add = jax.jit(add_rows)
 
 
-def test_the_oldest_rows_make_room():
+def test_new_rows_replace_the_oldest_rows():
     replay = EMPTY
     for first, number, held in [
         (1, 3, {1, 2, 3}),
@@ -34,7 +34,7 @@ def test_the_oldest_rows_make_room():
     assert replay.position == 10 % 5
 
 
-def test_of_more_rows_than_fit_the_last_stay():
+def test_the_last_rows_are_kept_if_more_rows_are_added_than_fit():
     replay = add(add(EMPTY, rows(1, 2)), rows(3, 12))
     assert set(np.asarray(replay.rows[0][:, 0]).tolist()) == {10, 11, 12, 13, 14}
     assert replay.size == 5
@@ -43,7 +43,7 @@ def test_of_more_rows_than_fit_the_last_stay():
 
 
 @pytest.mark.parametrize("number", [1, 3, 5, 8])
-def test_only_what_was_added_is_drawn_and_all_of_it_alike(number):
+def test_all_rows_that_were_added_are_drawn_equally_often(number):
     replay = add(EMPTY, rows(1, number))
     values, even = jax.jit(lambda k: sample_rows(k, replay, 3000))(jax.random.key(0))
     drawn, counts = np.unique(np.asarray(values[:, 0]), return_counts=True)
@@ -54,7 +54,7 @@ def test_only_what_was_added_is_drawn_and_all_of_it_alike(number):
     np.testing.assert_array_equal(even, values[:, 0] % 2 == 0)
 
 
-def test_what_is_held_keeps_its_dtype():
+def test_rows_keep_their_dtypes():
     values, even = add(EMPTY, rows(1, 2)).rows
     assert values.dtype == jnp.float32
     assert even.dtype == jnp.bool_

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from probes import counter
 
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
 from trpo_jax.envs.episodes import stagger
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 from trpo_jax.rollout import episode_metrics, random_actions, rollout, start_episodes
 
 NUM_ENVS, NUM_STEPS = 3, 8
@@ -25,7 +25,7 @@ def collect(env, episodes=None, num_steps=NUM_STEPS):
         ({"terminates_at": 3, "time_limit": 3}, True, True),
     ],
 )
-def test_episodes_end_restart_and_keep_their_last_observation(settings, terminated, truncated):
+def test_episodes_end_and_restart_and_keep_their_last_observation(settings, terminated, truncated):
     _, trajectory = collect(counter(**settings))
     first = jax.tree.map(lambda x: np.asarray(x[:, 0]), trajectory)
     np.testing.assert_array_equal(first.observation[:, 0], [0, 1, 2, 0, 1, 2, 0, 1])
@@ -39,7 +39,7 @@ def test_episodes_end_restart_and_keep_their_last_observation(settings, terminat
     assert trajectory.reward.shape == (NUM_STEPS, NUM_ENVS)
 
 
-def test_episodes_go_on_from_one_rollout_to_the_next():
+def test_episodes_continue_from_one_rollout_to_the_next():
     env = counter(time_limit=5)
     episodes, _ = collect(env, num_steps=3)
     _, trajectory = collect(env, episodes, num_steps=3)
@@ -59,7 +59,7 @@ def test_episode_metrics_are_means_over_the_episodes_that_ended():
     assert metrics["episodic_return"] == 0
 
 
-def test_staggered_episodes_end_one_by_one_and_count_once_they_are_whole():
+def test_staggered_episodes_end_at_different_steps_and_only_whole_ones_count():
     env = counter(time_limit=6)
     episodes = stagger(env, start_episodes(env, jax.random.key(0), NUM_ENVS))
     _, trajectory = collect(env, episodes)
@@ -72,7 +72,7 @@ def test_staggered_episodes_end_one_by_one_and_count_once_they_are_whole():
     assert stagger(counter(), episodes) is episodes
 
 
-def test_actions_and_environments_draw_from_keys_of_their_own():
+def test_each_step_and_environment_draws_its_own_action():
     _, trajectory = collect(counter(), num_steps=32)
     actions = np.asarray(trajectory.action)
     assert len({column.tobytes() for column in actions.T}) == NUM_ENVS

@@ -17,7 +17,7 @@ def problem(seed=0, spread=3.0):
     return matrix, jax.random.normal(jax.random.key(seed), (SIZE,))
 
 
-def test_full_solve_is_cholesky():
+def test_enough_iterations_give_the_solution_of_cholesky():
     matrix, b = problem()
     result = conjugate_gradient(lambda v: matrix @ v, b, 4 * SIZE)
     expected = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), b)
@@ -25,7 +25,7 @@ def test_full_solve_is_cholesky():
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 6])
-def test_residual_is_the_true_one_and_curvature_comes_free(iterations):
+def test_the_residual_is_exact_and_x_a_x_equals_x_b(iterations):
     matrix, b = problem()
     result = conjugate_gradient(lambda v: matrix @ v, b, iterations)
     true_residual = jnp.linalg.norm(b - matrix @ result.x) / jnp.linalg.norm(b)
@@ -35,7 +35,7 @@ def test_residual_is_the_true_one_and_curvature_comes_free(iterations):
     np.testing.assert_allclose(result.x @ matrix @ result.x, result.x @ b, rtol=1e-8)
 
 
-def test_freezes_when_converged_and_counts_the_iterations():
+def test_x_stays_after_convergence_and_iterations_are_counted():
     _, b = problem()
     result = conjugate_gradient(lambda v: 3.0 * v, b, 10)
     assert result.iterations == 1
@@ -45,7 +45,7 @@ def test_freezes_when_converged_and_counts_the_iterations():
     assert loose.residual <= 0.1
 
 
-def test_a_preconditioner_changes_the_way_and_not_the_end():
+def test_a_preconditioner_changes_the_iterates_but_not_the_solution():
     matrix, b = problem()
     diagonal = jnp.diag(matrix)
     product, precondition = lambda v: matrix @ v, lambda v: v / diagonal
@@ -72,14 +72,14 @@ def test_zero_right_hand_side_gives_zero():
     assert result.iterations == 0
 
 
-def test_stops_at_negative_curvature_with_finite_numbers():
+def test_negative_curvature_stops_the_iteration_with_finite_numbers():
     _, b = problem()
     result = conjugate_gradient(lambda v: -v, b, 5)
     np.testing.assert_array_equal(result.x, 0)
     assert result.residual == 1
 
 
-def test_works_on_trees_and_under_vmap():
+def test_conjugate_gradient_works_on_trees_and_under_vmap():
     matrix, b = problem()
     single = conjugate_gradient(lambda v: matrix @ v, b, 5)
     split = lambda v: {"a": v[:4], "b": v[4:].reshape(2, 4)}

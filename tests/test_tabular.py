@@ -1,4 +1,4 @@
-"""The theory behind the method, exactly, on small tables (Schulman et al. 2015, section 3)."""
+"""Tests the theory of TRPO exactly on small tables (Schulman et al. 2015, section 3)."""
 
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ def penalty(table, old):
 
 
 def test_the_penalised_surrogate_is_a_lower_bound_of_the_return():
-    """Theorem 1, in total variation and in KL, for policies near and far."""
+    """Theorem 1, in total variation and in KL, for small and large changes of the policy."""
     table = random_table(0, gamma=0.6)
 
     @jax.vmap
@@ -77,8 +77,8 @@ def test_the_penalised_surrogate_is_a_lower_bound_of_the_return():
     gain, promised, in_variation, in_kl = sides(keys, jnp.geomspace(1e-2, 10, 500))
     assert (gain >= promised - in_variation - 1e-12).all()
     assert (in_variation <= in_kl + 1e-12).all()
-    assert (gain < promised - 1e-3).sum() > 50  # without the penalty it is no bound
-    near = slice(0, 20)  # and the surrogate is right to first order
+    assert (gain < promised - 1e-3).sum() > 50  # without the penalty, it is not a bound
+    near = slice(0, 20)  # here the surrogate is right to first order
     assert (jnp.abs(gain - promised) <= 0.1 * jnp.abs(gain) + 1e-3 * in_kl)[near].mean() > 0.8
 
 
@@ -89,7 +89,7 @@ def divergences(x, logits):
 
 @jax.jit
 def bound_gain(x, logits, table):
-    """Returns L - C d, where the last variable d is to bound all divergences."""
+    """Returns L - C d. The constraints make the last variable d a bound of all divergences."""
     old, new = jax.nn.softmax(logits), jax.nn.softmax(x[:-1].reshape(logits.shape))
     return surrogate_gain(table, old, new) - penalty(table, old) * x[-1]
 
@@ -122,7 +122,7 @@ def maximize_bound(logits, table):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_algorithm_1_never_decreases_the_return(seed):
-    """Exact policy iteration: each policy maximises L - C max KL around the one before."""
+    """Exact policy iteration: each policy maximises L - C max KL around the policy before it."""
     table = random_table(seed, gamma=0.4)
     logits, returns, promises = jnp.zeros((NUM_STATES, NUM_ACTIONS)), [], []
     for _ in range(8):
@@ -136,7 +136,7 @@ def test_algorithm_1_never_decreases_the_return(seed):
 
 
 def test_steps_on_the_exact_surrogate_reach_the_optimum_of_the_table():
-    """The library's own step, with states weighted by their visits."""
+    """Uses the step of the library, with states weighted by their visits."""
     table = random_table(3, gamma=0.9)
 
     @jax.jit

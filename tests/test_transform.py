@@ -69,7 +69,7 @@ def updated(optimizer, params, distribution_fn, loss, state=None, **extra):
 
 
 def assert_dense_step(updates, params, distribution_fn, loss, **tolerances):
-    """Compares an update with the step to the edge of the region that a dense solve gives."""
+    """Checks that an update is the step of a dense solve to the edge of the region."""
     gradient, _ = ravel_pytree(jax.grad(loss)(params))
     fisher = dense_fisher(distribution_fn, params)
     damped = fisher + DAMPING * jnp.eye(len(fisher))
@@ -80,7 +80,7 @@ def assert_dense_step(updates, params, distribution_fn, loss, **tolerances):
 
 @pytest.mark.parametrize("solver", [None, sample_space_solver])
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_update_is_the_dense_natural_step(name, solver):
+def test_the_update_equals_the_dense_natural_step(name, solver):
     params, distribution_fn = policies(jax.random.key(0))[name]
     actions = distribution_fn(params).sample(jax.random.key(1))
     loss = lambda p: -jnp.mean(distribution_fn(p).log_prob(actions))
@@ -94,7 +94,7 @@ def test_the_update_is_the_dense_natural_step(name, solver):
     np.testing.assert_allclose(state.info.gain, loss(params) - loss(new), rtol=1e-9)
 
 
-def test_the_sample_space_serves_gradients_that_the_outputs_do_not_reach():
+def test_the_sample_space_solver_handles_gradients_outside_the_range_of_f():
     params, distribution_fn, loss = classification(examples=4)  # 12 outputs, 43 parameters
     decayed = lambda p: loss(p) + optax.tree.norm(p, squared=True)
     optimizer = natural_gradient(0.01, DAMPING, 1, solver=sample_space_solver)
@@ -120,7 +120,7 @@ def test_the_kronecker_solver_finds_the_dense_step_of_a_linen_model(whole):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_it_is_the_step_of_trpo_bit_for_bit(name):
+def test_the_update_is_exactly_the_step_of_trpo(name):
     params, distribution_fn = policies(jax.random.key(0))[name]
     actions = distribution_fn(params).sample(jax.random.key(1))
     advantages = jax.random.normal(jax.random.key(2), (2, 3))
@@ -192,7 +192,7 @@ def test_the_learning_rate_and_the_radius_both_bound_a_step():
     assert 1e-3 * newton < region < newton
 
 
-def test_a_layer_that_is_reparameterised_moves_the_function_alike():
+def test_the_step_does_not_depend_on_the_parameters_of_a_layer():
     params, distribution_fn, loss = classification(examples=200)
     matrix = jax.random.normal(jax.random.key(5), (5, 5)) + 2 * jnp.eye(5)
 
@@ -213,14 +213,14 @@ def test_a_layer_that_is_reparameterised_moves_the_function_alike():
     np.testing.assert_allclose(found, expected, atol=1e-4)
     move = jnp.abs(expected - after(params)).max()
     assert move > 0.1
-    # The plain gradient has no such property, so the matrix changes something.
+    # The step along the plain gradient does depend on them.
     rate = optax.tree.norm(updates) / optax.tree.norm(plain)
     descend = lambda p, g: jax.tree.map(lambda x, y: x - rate * y, p, g)
     straight = after(descend(params, jax.grad(loss)(params)))
     assert jnp.abs(straight - after(original(descend(changed, plain)))).max() > 0.05
 
 
-def test_momentum_keeps_the_last_direction_where_the_batch_says_nothing():
+def test_momentum_keeps_the_last_direction_where_the_batch_gives_no_information():
     params, distribution_fn, loss = classification()
     optimizer = natural_gradient(jnp.inf, DAMPING, 200, learning_rate=0.5, momentum=0.9)
     updates, state = updated(optimizer, params, distribution_fn, loss)
@@ -229,7 +229,7 @@ def test_momentum_keeps_the_last_direction_where_the_batch_says_nothing():
     updates, state = updated(optimizer, params, distribution_fn, loss, state)
     gradient, _ = ravel_pytree(jax.grad(loss)(params))
     fisher = dense_fisher(distribution_fn, params)
-    # argmin of g.x + x F x / 2 + damping / 2 |x - 0.9 first|^2
+    # x minimises g.x + x F x / 2 + damping / 2 |x - 0.9 first|^2
     x = jnp.linalg.solve(fisher + DAMPING * jnp.eye(len(fisher)), -gradient + DAMPING * 0.9 * first)
     np.testing.assert_allclose(ravel_pytree(state.direction)[0], x, atol=1e-8)
     np.testing.assert_allclose(ravel_pytree(updates)[0], 0.5 * x, atol=1e-8)
@@ -238,7 +238,7 @@ def test_momentum_keeps_the_last_direction_where_the_batch_says_nothing():
     np.testing.assert_allclose(state.info.gain_predicted, predicted, rtol=1e-6)
 
 
-def test_a_search_that_finds_nothing_leaves_the_parameters_alone():
+def test_a_search_that_finds_no_step_does_not_change_the_parameters():
     params, distribution_fn, loss = classification()
     optimizer = natural_gradient(0.01, line_search_steps=3)
     updates, state = optimizer.update(
@@ -263,7 +263,7 @@ def test_the_search_shortens_a_step_that_is_too_long():
     chex.assert_trees_all_close(updates, optax.tree.scale(state.info.fraction, whole))
 
 
-def test_weights_count_examples():
+def test_examples_with_weight_0_do_not_count():
     params, distribution_fn, loss = classification(examples=20)
     first_ten = lambda p: Categorical(distribution_fn(p).logits[:10])
     mask = jnp.arange(20) < 10
@@ -280,7 +280,7 @@ def test_weights_count_examples():
         assert optax.tree.norm(updates) == 0
 
 
-def test_the_rule_of_levenberg_and_marquardt():
+def test_the_rule_of_levenberg_and_marquardt_changes_the_damping():
     rule = levenberg_marquardt(2.0, smallest=0.1)
     after = lambda damping, ratio: float(rule(jnp.array(damping), jnp.array(ratio)))
     assert after(1.0, 0.9) == 0.5
@@ -303,7 +303,7 @@ def test_the_rule_changes_the_damping_of_the_next_update():
     assert state.info.damping == 0.5
 
 
-def test_schedules_and_hyperparameters_of_the_state():
+def test_schedules_and_injected_hyperparameters_work():
     params, distribution_fn, loss = classification()
     schedule = optax.linear_schedule(0.01, 0.0, 2)
     scheduled = natural_gradient(schedule, lambda count: DAMPING)
@@ -318,12 +318,12 @@ def test_schedules_and_hyperparameters_of_the_state():
     state.hyperparams["max_kl"] = jnp.array(0.005)
     updates, _ = updated(injected, params, distribution_fn, loss, state)
     chex.assert_trees_all_close(updates, expected)
-    unchecked = inspect.unwrap(natural_gradient)  # the types that tests check
+    unchecked = inspect.unwrap(natural_gradient)  # without the type checks of the tests
     with pytest.raises(ConfigurationError, match="name cg_iters in static_args"):
         optax.inject_hyperparams(unchecked)(max_kl=0.5).init(params)
 
 
-def test_it_composes_as_other_transforms_do():
+def test_it_works_with_other_optax_transforms():
     params, distribution_fn, loss = classification()
     plain, _ = updated(natural_gradient(), params, distribution_fn, loss)
     chained = optax.chain(natural_gradient(), optax.add_decayed_weights(-0.1))
@@ -339,7 +339,7 @@ def test_it_composes_as_other_transforms_do():
     assert optax.tree.norm(updates) == 0 and state.total_notfinite == 1
 
 
-def test_a_part_of_the_parameters_moves_as_if_it_were_all():
+def test_a_masked_part_of_the_parameters_is_updated_as_if_it_were_all():
     params, distribution_fn, loss = classification()
     is_adapter = [jax.tree.map(lambda _: True, params[0]), jax.tree.map(lambda _: False, params[1])]
     whole = lambda part: unmasked(part, params)
@@ -360,7 +360,7 @@ def test_a_part_of_the_parameters_moves_as_if_it_were_all():
     chex.assert_trees_all_close(updates[0], expected)
 
 
-def test_vmap_scan_and_jit_give_what_single_steps_give():
+def test_vmap_scan_and_jit_give_the_results_of_single_steps():
     params, distribution_fn, loss = classification()
     optimizer = natural_gradient(damping=DAMPING, line_search_steps=3, solver=sample_space_solver)
     traces = []
@@ -419,7 +419,7 @@ for name, one in step(params, inputs).items():
 """
 
 
-def test_examples_on_several_devices_give_the_step_of_one():
+def test_several_devices_give_the_step_of_one_device():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     result = subprocess.run(
         [sys.executable, "-c", SHARDED],
@@ -431,7 +431,7 @@ def test_examples_on_several_devices_give_the_step_of_one():
     assert result.returncode == 0, result.stderr
 
 
-def test_a_module_of_nnx_is_trained_by_its_own_optimizer():
+def test_the_optimizer_of_nnx_trains_a_module_of_nnx():
     with jax.enable_x64(False):
         model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
         inputs = jax.random.normal(jax.random.key(0), (20, 4))
@@ -446,9 +446,9 @@ def test_a_module_of_nnx_is_trained_by_its_own_optimizer():
         np.testing.assert_allclose(optimizer.opt_state.info.kl[...], 1e-4, rtol=0.1)
 
 
-def test_leaves_that_are_none_and_half_precision_pass_through():
+def test_leaves_that_are_none_and_half_precision_work():
     params, distribution_fn, loss = classification()
-    tree = {"net": params, "frozen": None}  # as equinox.filter leaves a tree
+    tree = {"net": params, "frozen": None}  # such a tree comes from equinox.filter
     updates, _ = updated(
         natural_gradient(), tree, lambda p: distribution_fn(p["net"]), lambda p: loss(p["net"])
     )
@@ -462,7 +462,7 @@ def test_leaves_that_are_none_and_half_precision_pass_through():
         assert state.info.kl.dtype == jnp.float32
 
 
-def test_many_classes_never_make_a_matrix_of_classes_by_classes():
+def test_no_array_has_the_size_of_classes_times_classes():
     classes, width = 50_000, 4
     params = {"w": jnp.zeros((width, classes), jnp.float32)}
     inputs = jnp.ones((3, 5, width), jnp.float32)
@@ -472,7 +472,7 @@ def test_many_classes_never_make_a_matrix_of_classes_by_classes():
         p, optimizer.init(p), p, distribution_fn=distribution_fn, weights=jnp.ones((3, 5))
     )
     assert largest_array(jax.make_jaxpr(step)(params).jaxpr) == 15 * classes
-    with pytest.raises(ConfigurationError, match=f"for {MOST_OUTPUTS:,} at the most"):
+    with pytest.raises(ConfigurationError, match=f"allows at most {MOST_OUTPUTS:,}"):
         jax.eval_shape(
             lambda p: updated(
                 natural_gradient(solver=sample_space_solver),
@@ -507,7 +507,7 @@ WRONG_FUNCTIONS = {
 
 
 @pytest.mark.parametrize("message", WRONG_FUNCTIONS)
-def test_a_function_of_no_distribution_is_refused(message):
+def test_a_function_without_a_distribution_raises_an_error(message):
     params, _, loss = classification()
     optimizer = natural_gradient()
     with pytest.raises(ConfigurationError, match=message):
@@ -519,7 +519,7 @@ def test_a_function_of_no_distribution_is_refused(message):
         )
 
 
-def test_missing_parameters_and_losses_are_refused():
+def test_missing_parameters_and_losses_raise_an_error():
     params, distribution_fn, loss = classification()
     gradients = jax.grad(loss)(params)
     optimizer = natural_gradient(line_search_steps=3)
@@ -538,7 +538,7 @@ def test_missing_parameters_and_losses_are_refused():
     [
         ({"max_kl": 0.0}, "max_kl = 0.0 has to be above 0"),
         ({"max_kl": np.nan}, "max_kl = nan"),
-        ({"max_kl": np.inf}, "without a learning_rate"),
+        ({"max_kl": np.inf}, "max_kl = inf without a learning_rate"),
         ({"damping": -1.0}, "damping = -1.0 has to be at least 0"),
         ({"cg_iters": 0}, "cg_iters = 0 has to be at least 1"),
         ({"cg_iters": 2.5}, "cg_iters = 2.5 has to be a Python int"),
@@ -551,7 +551,7 @@ def test_missing_parameters_and_losses_are_refused():
         ),
     ],
 )
-def test_numbers_that_cannot_work_are_refused(settings, message):
+def test_numbers_that_cannot_work_raise_an_error(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         inspect.unwrap(natural_gradient)(**settings)
 

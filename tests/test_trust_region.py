@@ -61,7 +61,7 @@ def test_an_accepted_step_improves_the_surrogate_inside_the_region(name, seed):
 
 
 @pytest.mark.parametrize("name", ["categorical", "gaussian"])
-def test_a_peak_bounds_every_state_and_leaves_gentler_steps_alone(name):
+def test_kl_peak_bounds_the_kl_at_every_state_and_does_not_change_smaller_steps(name):
     params, free, unbounded = step(name)
     ratio = float(unbounded.kl_max / 0.01)
     assert ratio > 1.5
@@ -87,7 +87,7 @@ def test_gradient_of_the_surrogate_is_the_policy_gradient():
 
 
 @pytest.mark.parametrize("damped_scaling", [False, True])
-def test_the_full_step_solves_the_damped_system_and_ends_at_the_edge(damped_scaling):
+def test_the_full_step_solves_the_damped_system_and_reaches_the_edge(damped_scaling):
     params, distribution_fn, surrogate = problem("gaussian")
     old = distribution_fn(params)
     gradient = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
@@ -104,13 +104,13 @@ def test_the_full_step_solves_the_damped_system_and_ends_at_the_edge(damped_scal
     np.testing.assert_allclose(flat_step, scale * direction, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(result.gradient_dot_direction, flat_gradient @ direction, rtol=1e-6)
     np.testing.assert_allclose(result.predicted_gain, flat_gradient @ flat_step, rtol=1e-6)
-    if damped_scaling:  # the undershoot: part of the budget is spent on the damping
+    if damped_scaling:  # the step is too short, because the damping counts as curvature
         assert flat_step @ fisher @ flat_step / 2 < 0.0095
 
 
 @pytest.mark.parametrize("gradient", [(0.0, 0.05), (1e-9, 0.05), (0.05, 0.05)])
-def test_the_undamped_length_has_a_ceiling_where_the_gradient_leaves_the_range_of_f(gradient):
-    """F = diag(1, 0), which conjugate gradient with a damping of 0.1 solves exactly."""
+def test_the_undamped_length_is_bounded_if_the_gradient_is_not_in_the_range_of_f(gradient):
+    """F = diag(1, 0). Conjugate gradient with a damping of 0.1 solves the system exactly."""
     gradient = jnp.array(gradient)
     solve = damped_solver(lambda v: v * jnp.array([1.0, 0.0]), damping=0.1, num_iterations=5)
     damped, undamped = (
@@ -118,20 +118,20 @@ def test_the_undamped_length_has_a_ceiling_where_the_gradient_leaves_the_range_o
         for x in (True, False)
     )
     ratio = jnp.linalg.norm(undamped) / jnp.linalg.norm(damped)
-    if gradient[0] < 1e-8:  # nothing of the step is felt: the length is the damped one
+    if gradient[0] < 1e-8:  # F does not see the step, so the length is the damped one
         np.testing.assert_allclose(ratio, 1, rtol=1e-6)
         np.testing.assert_allclose(jnp.linalg.norm(undamped), 0.447, rtol=1e-3)
     assert 1 <= ratio <= 10 + 1e-9
 
 
-def test_a_small_step_gains_what_was_predicted_and_uses_the_kl_it_was_given():
+def test_a_small_step_has_the_predicted_gain_and_about_the_allowed_kl():
     _, _, info = step("gaussian", max_kl=1e-8)
     np.testing.assert_allclose(info.surrogate_gain_ratio, 1, rtol=1e-3)
     np.testing.assert_allclose(info.kl, 1e-8, rtol=0.5)
     assert info.cg_residual < 1e-6
 
 
-def test_few_iterations_report_a_large_residual():
+def test_few_iterations_leave_a_large_residual():
     _, _, one = step("gaussian", cg_iters=1, damping=1e-3)
     _, _, many = step("gaussian", cg_iters=100, damping=1e-3)
     assert one.cg_residual > 0.05
@@ -140,7 +140,7 @@ def test_few_iterations_report_a_large_residual():
 
 
 @pytest.mark.parametrize("broken", [jnp.nan, 0.0])
-def test_a_rejected_step_changes_nothing_bit_for_bit(broken):
+def test_a_rejected_step_leaves_the_parameters_exactly_the_same(broken):
     params, distribution_fn, _ = problem("categorical")
     actions = distribution_fn(params).sample(jax.random.key(1))
     surrogate = importance_sampled_surrogate(actions, jnp.full((2, 3), broken))
@@ -174,8 +174,8 @@ def test_the_step_does_not_change_with_the_scale_of_the_advantages():
 @pytest.mark.parametrize(
     ("name", "seed"), [("state_dependent_gaussian", 3), ("gaussian", 3), ("categorical", 4)]
 )
-def test_the_search_checks_the_kl_from_old_to_new(name, seed):
-    """The full step is too long one way and not the other, and too short if dimensions average."""
+def test_the_line_search_checks_the_kl_from_old_to_new(name, seed):
+    """KL(old || new) of the full step is too large, but KL(new || old) is not."""
     params, distribution_fn, surrogate = problem(name, seed)
     old = distribution_fn(params)
     solve = solver(params, distribution_fn)

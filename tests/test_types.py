@@ -1,4 +1,4 @@
-"""What static type checkers see of the library."""
+"""Tests what static type checkers see of the library."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ PACKAGE = ROOT / "trpo_jax"
 
 
 def imports_in(tree):
-    """Returns where each name that a tree imports is from: a module, and the name there."""
+    """Returns the module and the original name of each name that a tree imports."""
     return {
         alias.asname or alias.name: (node.module, alias.name)
         for node in ast.walk(tree)
@@ -24,24 +24,24 @@ def imports_in(tree):
     }
 
 
-def test_the_stub_names_what_is_imported_lazily():
+def test_the_stub_has_the_same_names_as_the_lazy_imports():
     tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
     assert imports_in(tree) == trpo_jax._LAZY
     (names,) = (node.value for node in tree.body if isinstance(node, ast.Assign))
     assert ast.literal_eval(names) == trpo_jax.__all__
 
 
-def test_checkers_see_the_module_of_each_algorithm():
+def test_type_checkers_see_the_module_of_each_algorithm():
     tree = ast.parse(Path(algorithms.__file__).read_text())
     (seen, _) = (node for node in tree.body if isinstance(node, ast.If))
     assert imports_in(seen) == {name: (algorithms.__name__, name) for name in algorithms.ALGORITHMS}
 
 
-def test_the_package_says_that_it_has_types():
+def test_the_package_has_a_py_typed_file():
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_pyright_finds_the_mistakes_of_a_user_and_no_others():
+def test_pyright_finds_only_the_expected_mistakes():
     pytest.importorskip("pyright", reason="uv sync")
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

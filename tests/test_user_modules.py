@@ -1,4 +1,4 @@
-"""Environments and algorithms of the user's own, by the names of their modules."""
+"""Environments and algorithms of the user, by the names of their modules."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ SMALL += ["--hidden-sizes", "4", "--critic-epochs", "1", "--evaluation-episodes"
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes modules into the current folder; what they change in Python is undone."""
+    """Writes modules into the current folder, and removes them from Python after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -55,7 +55,7 @@ def write(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def test_an_own_environment_is_called_as_the_user_calls_it(write):
+def test_an_environment_of_the_user_has_the_name_of_its_function(write):
     write(tasks=TASKS)
     env = envs.make("tasks:make_env")
     assert env.name == "tasks:make_env"
@@ -82,7 +82,7 @@ def test_an_own_environment_is_called_as_the_user_calls_it(write):
         ("gym/raises:Task-v0", r"\S+raises.py, line 3, in <module>: ZeroDivisionError"),
     ],
 )
-def test_an_error_in_an_own_environment_names_its_line(write, name, message):
+def test_an_error_in_an_environment_of_the_user_names_its_line(write, name, message):
     write(
         tasks=TASKS,
         syntax="\nx = (",
@@ -109,7 +109,7 @@ gymnasium.register("Own-v0", CartPoleEnv, max_episode_steps=7)
     assert envs.folder_of(env.name) == "gym/hosted-Own-v0"
 
 
-def test_an_own_environment_does_not_run_in_processes(write):
+def test_an_environment_of_the_user_does_not_run_in_processes(write):
     write(tasks=TASKS)
     with pytest.raises(ConfigurationError, match=r"not 'tasks:make_env'. Leave --env-processes"):
         envs.make("tasks:make_env", processes=True)
@@ -118,12 +118,14 @@ def test_an_own_environment_does_not_run_in_processes(write):
 OWN = "from trpo_jax.algorithms.trpo import Config, make\n"
 
 
-def test_an_own_algorithm_goes_by_the_name_of_its_module(write, tmp_path):
+def test_an_algorithm_of_the_user_has_the_name_of_its_module(write, tmp_path):
     write(own=OWN)
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "trpo.py").write_text(OWN)
     assert algorithms.name_of(algorithms.get("own")) == "own"
-    assert algorithms.name_of(algorithms.get("package.trpo")) == "package.trpo"  # not TRPO's
+    assert (
+        algorithms.name_of(algorithms.get("package.trpo")) == "package.trpo"
+    )  # not the name of TRPO
     assert algorithms.name_of(algorithms.get("trpo")) == "trpo"
 
 
@@ -140,7 +142,7 @@ def test_an_own_algorithm_goes_by_the_name_of_its_module(write, tmp_path):
         ("raises", r"\S+raises.py, line 2, in <module>: NameError"),
     ],
 )
-def test_an_error_in_an_own_algorithm_names_its_file(write, name, message):
+def test_an_error_in_an_algorithm_of_the_user_names_its_file(write, name, message):
     make = "def make(env, config=None, *, agent=None): ...\n"
     write(
         empty="",
@@ -153,14 +155,14 @@ def test_an_error_in_an_own_algorithm_names_its_file(write, name, message):
         algorithms.get(name)
 
 
-def test_an_error_while_an_own_algorithm_is_made_names_its_line(write):
+def test_an_error_in_make_of_an_algorithm_of_the_user_names_its_line(write):
     write(own="from trpo_jax.algorithms.trpo import Config\n\ndef make(env, config):\n    1 / 0\n")
     message = r"'own' cannot be made. \S+own.py, line 4, in make: ZeroDivisionError"
     with pytest.raises(ConfigurationError, match=message):
         plan_run("CartPole-v1", algorithm="own")
 
 
-def test_own_modules_serve_every_script(write, tmp_path, capsys):
+def test_every_script_takes_modules_of_the_user(write, tmp_path, capsys):
     write(tasks=TASKS, own=OWN)
     names = ["--env", "tasks:make_env", "--algorithm", "own"]
     assert train.main([*names, *SMALL]) == 0
@@ -182,7 +184,7 @@ def test_own_modules_serve_every_script(write, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("script", [train, sweep], ids=["train", "sweep"])
-def test_scripts_refuse_a_broken_module_in_one_paragraph(write, script, capsys):
+def test_scripts_refuse_a_broken_module_with_one_message(write, script, capsys):
     write(tasks=TASKS, raises="\n\n1 / 0")
     assert "tasks.py, line 12" in refusal(script.main, ["--env", "tasks:broken"], capsys)
     assert "raises.py, line 3" in refusal(script.main, ["--algorithm", "raises"], capsys)

@@ -1,4 +1,4 @@
-"""Every file that names the version of the library names the same one."""
+"""Tests that all files name the same version of the library."""
 
 import re
 import tomllib
@@ -9,7 +9,7 @@ import pytest
 import trpo_jax
 
 ROOT = Path(__file__).parents[1]
-VERSIONS = {  # files, and what stands before the version and after it
+VERSIONS = {  # by file: a pattern that finds the version
     "CITATION.cff": r"^version: (\S+)$",
     "README.md": r"^  note = \{Version (\S+)\}$",
     "docs/citing.md": r"^  note = \{Version (\S+)\}$",

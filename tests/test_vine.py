@@ -5,8 +5,9 @@ import pytest
 from probes import counter
 
 from trpo_jax.distributions import Categorical, DiagGaussian
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
+from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.envs.episodes import start_episode
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete
 from trpo_jax.vine import branch_return, differences, draw_actions, self_normalized_surrogate
 
 pytestmark = pytest.mark.xdist_group("vine")
@@ -20,7 +21,7 @@ value = lambda observation: 100.0 + observation[0]
 
 
 def counted(env, start, num_steps, value=value, length=None):
-    """Returns the branch return of an environment that pays 10 times the number it counts to."""
+    """Returns the branch return in an environment whose reward is 10 times its counter."""
     count = jnp.asarray(start, jnp.int32)
     length = jnp.asarray(start if length is None else length, jnp.int32)
     episode = start_episode(env, jax.random.key(0))
@@ -51,8 +52,8 @@ def truncated_by_the_step(at):
         (counter(time_limit=4), 2, 3, 20 + 15, 0.25 * 104),
         (counter(time_limit=3), 2, 3, 20, 0.5 * 103),
         (truncated_by_the_step(4), 2, 3, 20 + 15, 0.25 * 104),
-        (counter(terminates_at=4, time_limit=4), 2, 3, 20 + 15, 0),  # both at once: no future
-        (counter(terminates_at=4, time_limit=3), 2, 3, 20, 0.5 * 103),  # what follows is ignored
+        (counter(terminates_at=4, time_limit=4), 2, 3, 20 + 15, 0),  # both at once
+        (counter(terminates_at=4, time_limit=3), 2, 3, 20, 0.5 * 103),  # the time limit is first
     ],
 )
 def test_a_branch_ends_at_termination_truncation_or_the_horizon(
@@ -62,11 +63,11 @@ def test_a_branch_ends_at_termination_truncation_or_the_horizon(
     assert counted(env, start, num_steps, value=lambda observation: jnp.zeros(())) == rewards
 
 
-def test_the_time_limit_counts_on_from_the_stored_length():
+def test_the_time_limit_counts_from_the_stored_length():
     assert counted(counter(time_limit=10), 2, 3, length=8) == 20 + 15 + 0.25 * 104
 
 
-def test_the_first_action_is_the_given_one_and_the_others_the_policy_s():
+def test_only_the_first_action_of_a_branch_is_given():
     spec = ArraySpec((1,), np.dtype(np.float32))
     paid = lambda key, state, action: (
         state,
@@ -81,10 +82,10 @@ def test_the_first_action_is_the_given_one_and_the_others_the_policy_s():
     assert found == 8 + 0.5 + 0.25
 
 
-# --- what is tried
+# --- the first actions
 
 
-def test_with_as_many_branches_as_actions_each_is_tried_once():
+def test_with_as_many_branches_as_actions_each_action_is_tried_once():
     env = counter()._replace(action=Discrete(3))
     actions, log_probs = draw_actions(
         jax.random.key(0), env, Categorical(jnp.zeros((20, 3)).at[:, 0].set(50.0)), 3
@@ -93,7 +94,7 @@ def test_with_as_many_branches_as_actions_each_is_tried_once():
     np.testing.assert_allclose(log_probs, np.full((20, 3), -np.log(3)), rtol=1e-6)
 
 
-def test_fewer_discrete_actions_are_distinct_and_uniform():
+def test_fewer_branches_than_actions_have_distinct_uniform_actions():
     env = counter()._replace(action=Discrete(4))
     skewed = Categorical(jnp.zeros((4000, 4)).at[:, 0].set(5.0))
     actions, _ = draw_actions(jax.random.key(0), env, skewed, 2)
@@ -101,7 +102,7 @@ def test_fewer_discrete_actions_are_distinct_and_uniform():
     np.testing.assert_allclose(np.bincount(actions.ravel()) / 4000, np.full(4, 0.5), atol=0.04)
 
 
-def test_continuous_actions_are_the_policy_s():
+def test_continuous_actions_are_drawn_from_the_policy():
     bounds = np.ones(2, np.float32)
     env = counter()._replace(action=Box(-bounds, bounds))
     policy = DiagGaussian(jnp.array([[1.0, 2.0], [5.0, 6.0]]), jnp.full((2, 2), -1.0))
@@ -115,12 +116,12 @@ def test_continuous_actions_are_the_policy_s():
 
 
 def test_the_loss_over_all_actions_has_the_exact_policy_gradient(x64):
-    """On an MDP of 3 states, its discounted visits (1/2, 1/3, 1/6) written as 6 rows."""
+    """The MDP has 3 states with the discounted visits (1/2, 1/3, 1/6), written as 6 rows."""
     gamma, num_actions = 0.5, 4
     keys = jax.random.split(jax.random.key(1), 4)
     transitions = jax.nn.softmax(jax.random.normal(keys[0], (3, num_actions, 3)))
     rewards = jax.random.normal(keys[1], (3, num_actions))
-    features = jax.random.normal(keys[2], (3, 5))  # shared between states, so that weights matter
+    features = jax.random.normal(keys[2], (3, 5))  # states share weights, so the visits matter
     params = jax.random.normal(keys[3], (5, num_actions))
 
     def values(params):
@@ -128,7 +129,7 @@ def test_the_loss_over_all_actions_has_the_exact_policy_gradient(x64):
         dynamics = jnp.einsum("sa,sat->st", policy, transitions)
         return jnp.linalg.solve(jnp.eye(3) - gamma * dynamics, jnp.sum(policy * rewards, 1))
 
-    # The start that leads to these visits under the old policy.
+    # The distribution of the first state that gives these visits under the old policy.
     visits = jnp.array([3, 2, 1]) / 6
     dynamics = jnp.einsum("sa,sat->st", jax.nn.softmax(features @ params), transitions)
     start = (visits - gamma * visits @ dynamics) / (1 - gamma)
@@ -150,7 +151,7 @@ def test_the_loss_over_all_actions_has_the_exact_policy_gradient(x64):
 
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
 def test_the_gradient_has_a_baseline_for_each_state(x64, kind):
-    """It is sum_k grad p_k / q_k (Q_k - L_n) / sum_k w_k, for whatever q."""
+    """The gradient is sum_k grad p_k / q_k (Q_k - L_n) / sum_k w_k for any q."""
     keys = jax.random.split(jax.random.key(2), 4)
     features = jax.random.normal(keys[0], (5, 3))
     params = jax.random.normal(keys[1], (3, 4))
@@ -176,19 +177,19 @@ def test_the_gradient_has_a_baseline_for_each_state(x64, kind):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(surrogate(old, old), loss.mean(), rtol=1e-12)
 
-    # What the returns of one state have in common does not matter.
+    # The mean of the returns of a state does not matter.
     centred = self_normalized_surrogate(actions, log_q, differences(returns))
     shifted = jax.jit(jax.grad(lambda p: centred(distribution(p), old)))(params)
     np.testing.assert_allclose(found, shifted, rtol=1e-10, atol=1e-12)
 
 
-def test_the_entropy_is_weighed_in():
+def test_the_entropy_is_added_with_its_weight():
     policy = Categorical(jnp.array([[0.0, 1.0], [2.0, 0.0]]))
     actions, zeros = jnp.array([[0, 1], [1, 0]]), jnp.zeros((2, 2))
     surrogate = self_normalized_surrogate(actions, zeros, zeros, 0.3)
     np.testing.assert_allclose(surrogate(policy, policy), 0.3 * policy.entropy().mean(), rtol=1e-6)
 
 
-def test_differences_that_are_rounding_are_none():
+def test_differences_that_are_only_rounding_errors_become_zero():
     returns = jnp.array([[1000.0, 1000.0001, 999.9999], [3.0, 4.0, 5.0]])
     np.testing.assert_allclose(differences(returns), [[0, 0, 0], [-1, 0, 1]])

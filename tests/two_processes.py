@@ -1,4 +1,4 @@
-"""Starts a script in two processes that find each other on this machine."""
+"""Starts a script in two processes that connect to each other on this machine."""
 
 import os
 import socket
@@ -18,9 +18,10 @@ def free_port():
 
 
 def start(words, logs, variables=None, second=()):
-    """Returns both processes of a script, which print into `logs/process-0.txt` and `-1.txt`.
+    """Starts two processes of a script and returns them.
 
-    The second process has further words.
+    They print to `logs/process-0.txt` and `logs/process-1.txt`. The second process has the further
+    words `second`.
     """
     port = free_port()
     place = ["--coordinator", f"localhost:{port}", "--num-processes", "2"]
@@ -40,7 +41,7 @@ def start(words, logs, variables=None, second=()):
 
 
 def wait(processes, logs):
-    """Returns their exit codes and what they printed."""
+    """Returns the exit codes and the printed texts of the processes."""
     try:
         codes = [process.wait(PATIENCE) for process in processes]
     finally:
@@ -50,7 +51,7 @@ def wait(processes, logs):
 
 
 def wait_for(path, processes):
-    """Waits until a path is there, or fails if the processes end before."""
+    """Waits until a path exists. Fails if a process ends before."""
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert all(process.poll() is None for process in processes)

@@ -1,20 +1,20 @@
 """Trust-region policy optimisation in JAX.
 
-The public names are imported when they are used first, so that `import trpo_jax` is cheap.
+Public names are imported at their first use, so `import trpo_jax` is fast.
 
-The rooms, in the order in which an update goes through them: `envs`, `rollout`, `advantages`,
-`distributions`, `networks`, `fisher`, `solvers`, `line_search`, `trust_region`, `constraints`,
-`critics`, `normalization`. `algorithms` composes them, and `running` runs the compositions.
-`records`, `analysis` and `figures` keep, measure and draw what came of it. `transform` is the same
-step for any model and loss.
+An update uses these modules in this order: `envs`, `rollout`, `advantages`, `distributions`,
+`networks`, `fisher`, `solvers`, `line_search`, `trust_region`, `constraints`, `critics`,
+`normalization`. `algorithms` combines them, and `running` runs the algorithms. `records`,
+`analysis` and `figures` store, evaluate and plot the results. `transform` is the same step for any
+model and any loss.
 """
 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.8.0"
+__version__ = "0.9.0"
 
-_MODULES = {  # of each public name
+_MODULES = {  # the module of each public name
     "trpo_jax.running.results": ("Run",),
     "trpo_jax.running.train": ("train",),
     "trpo_jax.running.sweep": ("Sweep", "sweep"),
@@ -40,15 +40,8 @@ _MODULES = {  # of each public name
     "trpo_jax.distributions": ("Categorical", "DiagGaussian", "Product", "mask_logits"),
     "trpo_jax.networks": ("Network", "from_linen", "from_nnx"),
     "trpo_jax.algorithms.base": ("Algorithm",),
-    "trpo_jax.envs.base": (
-        "Agents",
-        "ArraySpec",
-        "Box",
-        "Discrete",
-        "Environment",
-        "MultiDiscrete",
-        "StepResult",
-    ),
+    "trpo_jax.envs.base": ("Environment", "StepResult"),
+    "trpo_jax.envs.specs": ("Agents", "ArraySpec", "Box", "Discrete", "MultiDiscrete"),
     "trpo_jax.envs.costs": ("with_cost",),
     "trpo_jax.algorithms": (
         "cpo",
@@ -77,7 +70,7 @@ __all__ = sorted(_LAZY)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is used first."""
+    """Imports a public name at its first use."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _LAZY[name]
@@ -86,5 +79,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Returns the public names too, imported or not."""
+    """Returns all names of the module, also public names that are not imported yet."""
     return sorted({*globals(), *__all__})

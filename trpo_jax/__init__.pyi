@@ -24,16 +24,9 @@ from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.critics import Critic, adam_critic, normalized, trust_region_critic
 from trpo_jax.distributions import Categorical, DiagGaussian, Product, mask_logits
 from trpo_jax.envs import make as make_env
-from trpo_jax.envs.base import (
-    Agents,
-    ArraySpec,
-    Box,
-    Discrete,
-    Environment,
-    MultiDiscrete,
-    StepResult,
-)
+from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.envs.costs import with_cost
+from trpo_jax.envs.specs import Agents, ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.kronecker import kronecker_solver
 from trpo_jax.networks import Network, from_linen, from_nnx
 from trpo_jax.records.citations import citation

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation, right at both ways an episode can end."""
+"""Generalised advantage estimation, for episodes that terminate and episodes that are cut short."""
 
 import chex
 import jax
@@ -17,25 +17,35 @@ def generalized_advantages(
 ) -> Float[Array, "T *B"]:
     """Returns GAE(gamma, lambda) advantages (Schulman et al. 2016, arXiv:1506.02438, equation 16).
 
-    delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
-    A_t     = delta_t + gamma lambda (1 - terminated_t)(1 - truncated_t) A_{t+1}
+        delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
+        A_t     = delta_t + gamma lambda (1 - terminated_t)(1 - truncated_t) A_{t+1}
 
-    An episode that terminates has no future: its bootstrap is zero. One that a time limit cuts
-    short has a future nobody saw: V(s') of its last observation stands for it. Both ends cut the
-    lambda-sum, since the next row belongs to another episode. The last row bootstraps with
-    `next_values[-1]`.
+    After a termination there are no more rewards, so the value of s'_t counts as zero. After a
+    truncation, for example by a time limit, rewards would have followed. V(s'_t) estimates them.
+    Both ends cut the sum over lambda, because the next row belongs to another episode. The last row
+    uses `next_values[-1]`.
 
     Args:
-        rewards: r_t, reward of the transition out of s_t.
+        rewards: r_t, the reward of the transition out of s_t.
         values: V(s_t).
-        next_values: V(s'_t), where s'_t is the observation that followed, before any reset.
+        next_values: V(s'_t). s'_t is the observation that followed, before any reset.
         terminated: whether s'_t is terminal.
         truncated: whether the episode was cut at s'_t.
         gamma: discount, in [0, 1].
         gae_lambda: lambda, in [0, 1].
 
     Raises:
-        AssertionError: if the arrays differ in shape (broadcasting would hide it).
+        AssertionError: if the arrays differ in shape. Broadcasting would hide such a mistake.
+
+    Examples:
+        >>> rewards = jnp.array([[1.0], [1.0], [1.0]])  # T = 3 steps of B = 1 environment
+        >>> values, never = jnp.zeros((3, 1)), jnp.zeros((3, 1), bool)
+        >>> ended = never.at[1].set(True)
+        >>> advantages = generalized_advantages(
+        ...     rewards, values, values, ended, never, gamma=0.5, gae_lambda=1.0
+        ... )
+        >>> advantages[:, 0]
+        Array([1.5, 1. , 1. ], dtype=float32)
     """
     chex.assert_equal_shape([rewards, values, next_values, terminated, truncated])
     deltas = rewards + gamma * jnp.where(terminated, 0.0, next_values) - values
@@ -57,19 +67,25 @@ def discounted_returns(
     initial: Float[Array, "*B"],
     gamma: Float[Array, ""] | float,
 ) -> tuple[Float[Array, "*B"], Float[Array, "T *B"]]:
-    """Returns the running sums R_t = r_t + gamma R_{t-1}, restarted after the end of each episode.
+    """Returns the running sums R_t = r_t + gamma R_{t-1}. The sum restarts after each episode.
 
-    It looks backwards, so it needs no bootstrap: its spread is what rewards are scaled by
-    (Engstrom et al. 2020, arXiv:2005.12729, section 3).
+    The sum looks backwards in time, so it needs no value of a next state. Rewards are scaled by the
+    spread of these sums (Engstrom et al. 2020, arXiv:2005.12729, section 3).
 
     Args:
         rewards: r_t.
         done: whether the episode ended with row t.
-        initial: sum carried over from the rows before.
+        initial: the sum carried over from the rows before.
         gamma: discount, in [0, 1].
 
     Returns:
-        The sum to carry on with, and the sums of all rows.
+        The sum to carry over to the next rows, and the sums of all rows.
+
+    Examples:
+        >>> rewards, done = jnp.ones((3, 1)), jnp.array([[False], [True], [False]])
+        >>> carry, sums = discounted_returns(rewards, done, initial=jnp.zeros(1), gamma=0.5)
+        >>> sums[:, 0]
+        Array([1. , 1.5, 1. ], dtype=float32)
     """
     chex.assert_equal_shape([rewards, done])
 
@@ -86,13 +102,20 @@ def standardize(
 ) -> Float[Array, "*B"]:
     """Returns the advantages shifted to mean 0 and divided by their standard deviation.
 
-    A TRPO step does not change with their scale, only with their centre. So a batch that is
-    constant but for rounding becomes exactly 0: scaled up, the rounding would be followed at full
-    length.
+    A TRPO step depends on the mean of the advantages, but not on their scale. If the advantages are
+    constant except for rounding errors, the result is exactly 0. Otherwise the policy would take a
+    full step along the rounding errors.
 
     Args:
-        advantages: A.
-        values: what A is a difference of, whose size decides the size of its rounding.
+        advantages: A, of any shape.
+        values: numbers from whose difference A was computed, such as the values of the critic.
+            Their size decides the size of the rounding errors of A.
+
+    Examples:
+        >>> standardize(jnp.array([1.0, 3.0]))
+        Array([-1.,  1.], dtype=float32)
+        >>> standardize(jnp.array([3.0, 3.0]))
+        Array([0., 0.], dtype=float32)
     """
     centred = advantages - jnp.mean(advantages)
     deviation = jnp.std(advantages)

@@ -1,8 +1,9 @@
-"""The agent: what acts and what judges, built once and handed to whatever needs it.
+"""The agent: a policy, a critic and an exploration.
 
-A policy is a few functions, the same for all kinds. With a memory, `step` carries it from one step
-to the next, and `unroll` goes through whole sequences to learn from them. Without one, the carry is
-`()`, and a `Network` of any library gives the policy by `memoryless`.
+A policy is a few functions. All policies have the same functions. If a policy has a memory, `step`
+carries the memory from one step to the next, and `unroll` goes through whole sequences to learn
+from them. If a policy has no memory, its carry is `()`. `memoryless` makes such a policy from a
+`Network`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from trpo_jax import exploration
 from trpo_jax.critics import Critic, adam_critic, normalized, trust_region_critic
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import (
-    ActionSpec,
-    ArraySpec,
-    Environment,
-    ObservationSpec,
-    split_mask,
-    split_part,
-)
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode
+from trpo_jax.envs.specs import ActionSpec, ArraySpec, ObservationSpec, split_mask, split_part
 from trpo_jax.exploration import Exploration
 from trpo_jax.networks import (
     Network,
@@ -48,24 +43,32 @@ from trpo_jax.recurrent import (
 )
 
 NO_MEMORY = "none"
-# Fields of a config that say what the networks of policy and critic are made of.
+# Fields of a config that describe the networks of both the policy and the critic.
 SHARED_SETTINGS = ("hidden_sizes", "activation", "memory", "memory_size")
 Params = PyTree[Array]
 
 
 class Policy(NamedTuple):
-    """What acts.
+    """The functions of a policy.
 
     Attributes:
         init: `key -> params`.
-        carry: `num_envs -> carry`, the memory of B environments at the start of their episodes;
-            every array of it has the leading axis `[B]`.
-        step: `(params, carry, observations [B, ...]) -> (carry, distributions [B])`, to act.
-        unroll: `(params, carry, observations [T, B, ...], first [T, B]) -> distributions [T, B]`,
-            to learn; `carry` is that before the first step, and `first` says where an episode
-            starts.
-        settings: the arguments of `make_policy` that it was built with, by which a policy file
-            describes it; None for a policy of the user's own.
+        carry: `num_envs -> carry`. Returns the memory of B environments at the start of their
+            episodes. Each array of the carry has the leading axis `[B]`.
+        step: `(params, carry, observations [B, ...]) -> (carry, distributions [B])`. Used to act.
+        unroll: `(params, carry, observations [T, B, ...], first [T, B]) -> distributions [T, B]`.
+            Used to learn. `carry` is the memory before the first step, and `first` marks the steps
+            at which an episode starts.
+        settings: the arguments of `build_policy` that describe the policy in a policy file. None
+            for a policy that the user built.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> policy = trpo_jax.make_agent(env, trpo_jax.trpo.Config()).policy
+        >>> params = policy.init(jax.random.key(0))
+        >>> carry, distributions = policy.step(params, policy.carry(3), jnp.ones((3, 4)))
+        >>> distributions.logits.shape
+        (3, 2)
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -76,16 +79,16 @@ class Policy(NamedTuple):
 
     @property
     def remembers(self) -> bool:
-        """Whether it has a memory."""
+        """Whether the policy has a memory."""
         return remembers(self.carry)
 
 
 class ActingState(NamedTuple):
-    """What an agent carries from step to step; leading axes `[B]`.
+    """The state that an agent carries from one step to the next. Its arrays are `[B, ...]`.
 
     Attributes:
         carry: the memory of the policy.
-        noise_state: what the exploration carries.
+        noise_state: the state of the exploration.
     """
 
     carry: Any
@@ -96,16 +99,21 @@ class Agent(NamedTuple):
     """A policy, a critic and an exploration.
 
     Attributes:
-        policy: what acts.
-        critic: what judges states.
-        exploration: how actions are drawn from the policy.
-        critic_observation: name of the part of an observation that the policy does not see; None
-            for no part.
+        policy: gives the distribution of the actions.
+        critic: gives the values of states.
+        exploration: draws the actions from the distribution of the policy.
+        critic_observation: name of the part of an observation that only the critic sees. None if
+            the policy sees every part.
 
-    Example:
-        >>> agent = make_agent(env, config)
-        >>> agent = agent._replace(policy=memoryless(from_linen(MyPolicy(), env.observation)))
-        >>> algorithm = trpo.make(env, config, agent=agent)
+    Examples:
+        >>> env, config = trpo_jax.make_env("CartPole-v1"), trpo_jax.trpo.Config()
+        >>> agent = trpo_jax.make_agent(env, config)
+        >>> network = trpo_jax.Network(
+        ...     init=lambda key: jnp.zeros((4, 2)),
+        ...     apply=lambda params, observations: trpo_jax.Categorical(observations @ params),
+        ... )
+        >>> agent = agent._replace(policy=trpo_jax.memoryless(network))
+        >>> algorithm = trpo_jax.trpo.make(env, config, agent=agent)
     """
 
     policy: Policy
@@ -114,7 +122,7 @@ class Agent(NamedTuple):
     critic_observation: str | None = None
 
     def init_acting(self, key: PRNGKeyArray, num_envs: int) -> ActingState:
-        """Returns the state that acting in B = `num_envs` environments starts from."""
+        """Returns the state before the first step in B = `num_envs` environments."""
         init_key, prepare_key = jax.random.split(key)
         noise_state = self.exploration.init(init_key, num_envs)
         noise_state = self.exploration.prepare(prepare_key, noise_state)
@@ -131,15 +139,15 @@ class Agent(NamedTuple):
         """Draws an action for each of B environments.
 
         Args:
-            params: of the policy.
-            key: consumed by the draws.
+            params: parameters of the policy.
+            key: consumed to draw the actions.
             episodes: running episodes, leading axis `[B]`.
-            observations: their observations as networks see them.
-            state: from `init_acting`, or from the step before.
+            observations: the observations of these episodes, as networks see them.
+            state: from `init_acting`, or from the previous step.
 
         Returns:
-            The actions, the noise that they depended on besides the observations, and the state to
-            go on with.
+            The actions, the noise of the exploration that the actions depended on, and the state
+            for the next step.
         """
         carry = restarted(self.policy.carry, episodes.first, state.carry)
         carry, distribution = self.step(params, carry, observations)
@@ -149,16 +157,16 @@ class Agent(NamedTuple):
         return actions, noise, ActingState(carry, noise_state)
 
     def step(self, params: Params, carry: Any, observations: Any) -> tuple[Any, Distribution]:
-        """Returns the next memory of the policy, and its distributions, for B observations."""
+        """Returns the next memory of the policy and the action distributions, for B states."""
         return self.policy.step(params, carry, split_part(observations, self.critic_observation)[0])
 
     def distributions(self, params: Params, batch: Any) -> Distribution:
-        """Returns what the actions of a batch `[T, B]` were drawn from, at these parameters.
+        """Returns the action distributions of a batch `[T, B]` for these parameters.
 
         Args:
-            params: of the policy.
-            batch: with the fields `observations`, `first`, `carry` `[1, B, ...]` and `noise`, in
-                the order of time.
+            params: parameters of the policy.
+            batch: has the fields `observations`, `first`, `carry` `[1, B, ...]` and `noise`. Its
+                steps are in the order of time.
         """
         carry = jax.tree.map(lambda x: x[0], batch.carry)
         observations, _ = split_part(batch.observations, self.critic_observation)
@@ -167,20 +175,41 @@ class Agent(NamedTuple):
 
 
 def memoryless(network: Network) -> Policy:
-    """Returns the policy that a network is, whose output is the distribution of the actions.
+    """Returns a policy without a memory.
 
-    Example:
-        >>> network = Network(init, lambda params, x: Categorical(x @ params["w"]))
-        >>> policy = memoryless(network)
+    Args:
+        network: its output is the distribution of the actions.
+
+    Examples:
+        >>> network = trpo_jax.Network(
+        ...     init=lambda key: jnp.zeros((4, 2)),
+        ...     apply=lambda params, observations: trpo_jax.Categorical(observations @ params),
+        ... )
+        >>> policy = trpo_jax.memoryless(network)
+        >>> policy.remembers
+        False
     """
     return policy_of(without_memory(network))
 
 
 def policy_of(network: RecurrentNetwork) -> Policy:
-    """Returns the policy that a network with a memory is; its outputs are distributions.
+    """Returns a policy from a recurrent network.
 
-    Example:
-        >>> policy = policy_of(recurrent_network(features, 64, gru(32), head))
+    Args:
+        network: its outputs are the distributions of the actions.
+
+    Examples:
+        >>> network = trpo_jax.recurrent_network(
+        ...     trpo_jax.Network(lambda key: (), lambda params, observations: observations),
+        ...     num_features=4,
+        ...     cell=trpo_jax.gru(8),
+        ...     head=trpo_jax.Network(
+        ...         init=lambda key: jnp.zeros((4 + 8, 2)),
+        ...         apply=lambda params, x, observations: trpo_jax.Categorical(x @ params),
+        ...     ),
+        ... )
+        >>> trpo_jax.policy_of(network).remembers
+        True
     """
     unroll = lambda *args: network.unroll(*args)[0]
     return Policy(network.init, network.carry, network.step, unroll)
@@ -191,7 +220,14 @@ def make_agent(env: Environment, config: Any) -> Agent:
 
     Args:
         env: the environment.
-        config: of an on-policy algorithm; without a field `exploration`, the noise is `white`.
+        config: config of an on-policy algorithm. If it has no field `exploration`, the noise is
+            `white`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> agent = trpo_jax.make_agent(env, trpo_jax.trpo.Config(memory="gru"))
+        >>> agent.policy.remembers
+        True
     """
     hidden = config.critic_observation or env.critic_observation
     settings = {name: getattr(config, name) for name in (*SHARED_SETTINGS, "state_dependent_std")}
@@ -222,9 +258,9 @@ def build_policy(
     memory_size: int = 0,
     memory_checkpoint: bool = False,
 ) -> Policy:
-    """Returns the policy that settings describe, with or without a memory.
+    """Returns the policy that these settings describe, with or without a memory.
 
-    The settings are fields of a config; see `make_policy` and `recurrent_network`.
+    The settings are fields of a config. See `make_policy` and `recurrent_network`.
     """
     if memory == NO_MEMORY:
         network = make_policy(
@@ -251,7 +287,7 @@ def build_critic(
     memory_size: int,
     memory_checkpoint: bool,
 ) -> RecurrentNetwork:
-    """Returns the network of a critic that settings describe; its outputs are values."""
+    """Returns the network of a critic that these settings describe. Its outputs are values."""
     if memory == NO_MEMORY:
         network = make_critic(observation, hidden_sizes=hidden_sizes, activation=activation)
         return without_memory(network)
@@ -266,10 +302,10 @@ def critic_of(
     """Returns the critic that a config describes.
 
     Args:
-        observation: what it sees.
-        view: `(observations as networks see them, number of batch axes) -> what it sees of them`;
-            all of them if None.
-        config: of an on-policy algorithm.
+        observation: spec of the observations that the critic sees.
+        view: `(observations, number of batch axes) -> observations of the critic`, applied to the
+            observations as networks see them. If None, the critic sees them as they are.
+        config: config of an on-policy algorithm.
     """
     shared = {name: getattr(config, name) for name in SHARED_SETTINGS}
     network = build_critic(observation, memory_checkpoint=config.memory_checkpoint, **shared)
@@ -290,7 +326,7 @@ def _remembering(
     head: PolicyHead | ValueHead,
     checkpoint: bool,
 ) -> RecurrentNetwork:
-    """Returns the network of a torso, a cell and a head, which reads the mask in observations."""
+    """Returns the network of a torso, a cell and a head. The head sees the mask of actions."""
     features = from_linen(torso, observation)
     of_one = lambda key: features.apply(features.init(key), example_seen(observation))
     width = jax.eval_shape(of_one, jax.random.key(0)).shape[-1]
@@ -302,7 +338,7 @@ def _remembering(
     return recurrent_network(features, width, cell, outputs, checkpoint)
 
 
-# What the names in a config stand for.
+# The critics and explorations that the names in a config stand for.
 CRITICS: dict[str, Callable[[RecurrentNetwork, Any], Critic]] = {
     "adam": lambda network, config: adam_critic(
         network,

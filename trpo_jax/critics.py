@@ -1,7 +1,8 @@
-"""Critics: values of states, and fitting them to targets by Adam, in a trust region, or by replay.
+"""Critics estimate the values of states. They are fitted to targets.
 
-`adam_critic` and `trust_region_critic` make a critic of a network; the functions that they are made
-of stand for themselves too.
+`adam_critic` and `trust_region_critic` make a critic from a network. The functions that fit it,
+`fit_critic` and `trust_region_fit`, can also be called directly. `fit_with_target` fits a critic
+to a replay buffer.
 """
 
 from collections.abc import Callable
@@ -27,18 +28,18 @@ from trpo_jax.solvers import conjugate_gradient
 
 
 class CriticState(NamedTuple):
-    """Parameters of the critic and the moments of its optimiser."""
+    """The parameters of a critic and the moments of its optimiser."""
 
     params: PyTree[Array]
     optimizer: optax.OptState
 
 
 class WithCosts(NamedTuple):
-    """Something of the rewards, and the same of K costs.
+    """A pair: one thing for the rewards, and the same thing for K costs.
 
     Attributes:
-        reward: states, values or targets of the critic of rewards.
-        costs: those of the critics of costs, with an axis `[K]`.
+        reward: state, values, targets or losses of the critic of the reward.
+        costs: the same of the critics of the costs, with an axis `[K]`.
     """
 
     reward: Any
@@ -46,7 +47,7 @@ class WithCosts(NamedTuple):
 
     @property
     def params(self) -> "WithCosts":
-        """The parameters in states of critics."""
+        """The parameters, if the pair holds the states of critics."""
         return WithCosts(self.reward.params, self.costs.params)
 
 
@@ -54,9 +55,10 @@ class Sequences(NamedTuple):
     """B sequences of T steps, as a critic sees them.
 
     Attributes:
-        carry: the memory of the critic before the first step, `[B, ...]`; `()` without one.
-        observations: as networks see them, a tree of arrays `[T, B, ...]`.
-        first: whether an episode starts, `[T, B]`.
+        carry: the memory of the critic before the first step, `[B, ...]`. `()` if the critic has
+            no memory.
+        observations: a tree of arrays `[T, B, ...]`, as networks see them.
+        first: whether an episode starts at a step, `[T, B]`.
     """
 
     carry: Any
@@ -65,14 +67,23 @@ class Sequences(NamedTuple):
 
 
 class Critic(NamedTuple):
-    """What judges states.
+    """The functions of a critic. A critic estimates the values of states.
 
     Attributes:
-        init: `key -> state`; the state has a field `params`.
-        values: `(params, sequences) -> (values [T, B], carries [T, B, ...])`, where carries are
-            the memory after each step.
+        init: `key -> state`. The state has a field `params`.
+        values: `(params, sequences) -> (values [T, B], carries [T, B, ...])`. The carries are the
+            memory after each step.
         fit: `(key, state, sequences, targets [T, B]) -> (state, loss)`.
-        carry: `num_envs -> carry`, the memory at the start of episodes, `[B, ...]`.
+        carry: `num_envs -> carry`. Returns the memory at the start of episodes, `[B, ...]`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> critic = trpo_jax.make_agent(env, trpo_jax.trpo.Config()).critic
+        >>> state = critic.init(jax.random.key(0))
+        >>> sequences = Sequences(critic.carry(3), jnp.ones((5, 3, 4)), jnp.zeros((5, 3), bool))
+        >>> values, carries = critic.values(state.params, sequences)
+        >>> values.shape
+        (5, 3)
     """
 
     init: Callable[[PRNGKeyArray], Any]
@@ -88,10 +99,23 @@ def adam_critic(
     epochs: int = 10,
     minibatches: int = 16,
 ) -> Critic:
-    """Returns the critic whose values a network gives, fitted by Adam; see `fit_critic`.
+    """Returns a critic that Adam fits to its targets. See `fit_critic`.
 
-    Example:
-        >>> critic = adam_critic(Network(init, lambda params, x: x @ params["w"]))
+    Args:
+        network: its output is the value of each state.
+        learning_rate: step size of Adam.
+        epochs: number of passes over the samples.
+        minibatches: number of minibatches in each pass.
+
+    Examples:
+        >>> linear = trpo_jax.Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
+        >>> critic = trpo_jax.adam_critic(linear, learning_rate=0.1, epochs=100, minibatches=1)
+        >>> sequences = Sequences((), jnp.eye(4)[None], jnp.zeros((1, 4), bool))
+        >>> targets = jnp.array([[1.0, 2.0, 3.0, 4.0]])
+        >>> state = critic.init(jax.random.key(0))
+        >>> state, loss = critic.fit(jax.random.key(1), state, sequences, targets)
+        >>> state.params.round()
+        Array([1., 2., 3., 4.], dtype=float32)
     """
     network = with_carry(network)
 
@@ -116,7 +140,22 @@ def adam_critic(
 def trust_region_critic(
     network: Network | RecurrentNetwork, *, max_change: Float[Array, ""] | float = 0.1
 ) -> Critic:
-    """Returns the critic whose values a network gives, fitted by `trust_region_fit`."""
+    """Returns a critic that is fitted to its targets in a trust region. See `trust_region_fit`.
+
+    Args:
+        network: its output is the value of each state.
+        max_change: bound on the change of the values in one fit.
+
+    Examples:
+        >>> linear = trpo_jax.Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
+        >>> critic = trpo_jax.trust_region_critic(linear, max_change=0.5)
+        >>> sequences = Sequences((), jnp.eye(4)[None], jnp.zeros((1, 4), bool))
+        >>> targets = jnp.array([[1.0, 2.0, 3.0, 4.0]])
+        >>> state = critic.init(jax.random.key(0))
+        >>> state, loss = critic.fit(jax.random.key(1), state, sequences, targets)
+        >>> state.params.round()
+        Array([1., 2., 3., 4.], dtype=float32)
+    """
     network = with_carry(network)
     values = _values_of(network)
 
@@ -129,7 +168,7 @@ def trust_region_critic(
 
 
 def with_carry(network: Network | RecurrentNetwork) -> RecurrentNetwork:
-    """Returns a network as one with a carry."""
+    """Returns a network as a `RecurrentNetwork`. If it has no memory, its carry is `()`."""
     return without_memory(network) if isinstance(network, Network) else network
 
 
@@ -138,11 +177,11 @@ def _values_of(network: RecurrentNetwork) -> Callable[[PyTree[Array], Sequences]
 
 
 class NormalizedState(NamedTuple):
-    """State of a critic that is fitted to standardised targets.
+    """The state of a critic that is fitted to standardised targets.
 
     Attributes:
-        own: state of the critic.
-        statistics: of all targets so far.
+        own: the state of the critic.
+        statistics: running statistics of all targets so far.
     """
 
     own: Any
@@ -150,19 +189,27 @@ class NormalizedState(NamedTuple):
 
     @property
     def params(self) -> tuple[PyTree[Array], RunningStatistics]:
-        """What values depend on: parameters of the critic, and the statistics."""
+        """The parameters of the critic and the statistics. The values depend on both."""
         return self.own.params, self.statistics
 
 
 def normalized(critic: Critic) -> Critic:
-    """Returns a critic that is fitted to targets of mean 0 and deviation 1.
+    """Returns a critic that is fitted to targets of mean 0 and standard deviation 1.
 
-    V(s) = mean + deviation * v(s), with v the values of the critic that is given, and running
-    statistics of the targets (value normalisation: Yu et al. 2022, arXiv:2103.01955, section 3;
-    after van Hasselt et al. 2016, arXiv:1602.07714, without its correction of the last layer).
+    V(s) = mean + deviation * v(s). Here v is the value of the given critic, and the mean and the
+    standard deviation are running statistics of the targets. This is the value normalisation of
+    Yu et al. 2022 (arXiv:2103.01955, section 3). It follows van Hasselt et al. 2016
+    (arXiv:1602.07714), but does not correct the last layer.
 
-    Example:
-        >>> critic = normalized(adam_critic(network))
+    Examples:
+        >>> linear = trpo_jax.Network(lambda key: jnp.zeros(4), lambda params, x: x @ params)
+        >>> critic = trpo_jax.normalized(trpo_jax.trust_region_critic(linear, max_change=0.5))
+        >>> sequences = Sequences((), jnp.eye(4)[None], jnp.zeros((1, 4), bool))
+        >>> targets = jnp.array([[100.0, 200.0, 300.0, 400.0]])
+        >>> state = critic.init(jax.random.key(0))
+        >>> state, loss = critic.fit(jax.random.key(1), state, sequences, targets)
+        >>> (critic.values(state.params, sequences)[0] / 100).round()
+        Array([[1., 2., 3., 4.]], dtype=float32)
     """
 
     def values(params, sequences):
@@ -185,11 +232,11 @@ def _mean(statistics: RunningStatistics) -> Float[Array, "*shape"]:
 
 
 def with_costs(critic: Critic, num_costs: int) -> Critic:
-    """Returns a critic beside K = `num_costs` others of its kind, which judge costs.
+    """Returns a critic of the reward together with K = `num_costs` critics of costs.
 
-    Its states, values, targets and losses are `WithCosts`: values and targets of rewards are
-    `[T, B]`, those of costs `[T, B, K]`. The critic of rewards is given the keys that it would have
-    alone.
+    All of them are of the same kind. The states, values, targets and losses are `WithCosts`. The
+    values and targets of the reward are `[T, B]`, and the values and targets of the costs are
+    `[T, B, K]`. The critic of the reward gets the same keys as without costs.
     """
     others = several(critic, num_costs)
 
@@ -212,7 +259,7 @@ def with_costs(critic: Critic, num_costs: int) -> Critic:
 
 
 def _apart(sequences: Sequences) -> tuple[Sequences, Sequences]:
-    """Returns sequences with the memory of the critic of rewards, and with that of the others."""
+    """Returns the sequences twice: for the critic of the reward, and for the critics of costs."""
     reward, costs = sequences.carry
     return sequences._replace(carry=reward), sequences._replace(carry=costs)
 
@@ -220,8 +267,8 @@ def _apart(sequences: Sequences) -> tuple[Sequences, Sequences]:
 def several(critic: Critic, count: int) -> Critic:
     """Returns K = `count` critics of one kind as one critic of K values.
 
-    Its parameters have the leading axis `[K]`, its values and targets are `[T, B, K]`, its memory
-    is `[B, K, ...]`, and its loss is the mean of theirs.
+    The parameters have the leading axis `[K]`. The values and targets are `[T, B, K]`, and the
+    memory is `[B, K, ...]`. The loss is the mean of the K losses.
     """
     axes = Sequences(carry=1, observations=None, first=None)
 
@@ -247,19 +294,21 @@ def following_values(
     carries: Any,
     observations: PyTree[Shaped[Array, "T B ..."]],
 ) -> Any:
-    """Returns V(s'_t) of what followed each step, seen with the memory after that step.
+    """Returns V(s'_t), the value of the observation after each step.
+
+    The critic computes it with the memory that it has after the step.
 
     Args:
         critic: the critic.
-        params: of the critic.
+        params: parameters of the critic.
         carries: the memory after each step, `[T, B, ...]`.
-        observations: what followed each step.
+        observations: the observation after each step, `[T, B, ...]`.
     """
     leading = jax.tree.leaves(observations)[0].shape[:2]
     if not jax.tree.leaves(carries):
         return critic.values(params, Sequences(carries, observations, jnp.zeros(leading, bool)))[0]
     num_steps, num_envs = leading
-    # Each step is the only one of a sequence of its own; the environment varies slowest.
+    # Each step becomes a sequence of one step. The environment varies slowest.
     flat = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
     sequences = Sequences(
         jax.tree.map(flat, carries),
@@ -272,8 +321,8 @@ def following_values(
 
 
 def init_critic(params: PyTree[Array]) -> CriticState:
-    """Returns the state of a critic that has not been fitted yet."""
-    # The moments do not depend on the learning rate, which `fit_critic` is given at each call.
+    """Returns the state of a critic before its first fit."""
+    # The moments do not depend on the learning rate. `fit_critic` gets it at each call.
     return CriticState(params, optax.adam(0.0).init(params))
 
 
@@ -289,21 +338,21 @@ def fit_critic(
     minibatches: int,
     whole_sequences: bool = False,
 ) -> tuple[CriticState, Float[Array, ""]]:
-    """Minimises the mean squared error of V(s) - target by Adam (Kingma and Ba 2015).
+    """Fits a critic with Adam (Kingma and Ba 2015). Minimises the mean of (V(s) - target)^2.
 
-    Each epoch visits all samples once, in a fresh random order, in `minibatches` equal parts.
+    Each epoch visits every sample once, in a new random order, in `minibatches` equal parts.
 
     Args:
         key: consumed to shuffle.
         unroll: `(params, carry, observations, first) -> (values, carries)`.
-        critic: state to start from.
-        sequences: of B environments in T steps.
-        targets: what V should be at them.
-        learning_rate: Adam's step size.
-        epochs: passes over the samples.
-        minibatches: parts of each pass; must divide T * B.
-        whole_sequences: whether parts are of whole sequences; the largest number of parts that
-            divides both `minibatches` and B then takes the place of `minibatches`.
+        critic: the state to start from.
+        sequences: B sequences of T steps.
+        targets: the target of the value at each step, `[T, B]`.
+        learning_rate: step size of Adam.
+        epochs: number of passes over the samples.
+        minibatches: number of minibatches in each pass. Must divide T * B.
+        whole_sequences: whether each minibatch holds whole sequences. The number of minibatches is
+            then the greatest common divisor of `minibatches` and B.
 
     Returns:
         The fitted critic, and the mean squared error over the last pass.
@@ -340,19 +389,20 @@ def trust_region_fit(
 ) -> tuple[CriticState, Float[Array, ""]]:
     """Takes one Gauss-Newton step that changes the values by a bounded amount.
 
-    minimise mean (V(s) - target)^2 subject to mean (V(s) - V_old(s))^2 / (2 sigma^2) <= max_change,
-    with sigma^2 the mean squared error of V_old (Schulman et al. 2016, arXiv:1506.02438, equation
-    29). The Gauss-Newton matrix is H = mean j j^T with j the gradient of V(s), solved by conjugate
-    gradient, and is the metric of the bound too. A step that solves the quadratic problem inside of
-    the region is taken as it is; the paper would lengthen it up to the bound.
+    The step minimises mean (V(s) - target)^2 subject to
+    mean (V(s) - V_old(s))^2 / (2 sigma^2) <= max_change. Here sigma^2 is the mean squared error of
+    V_old (Schulman et al. 2016, arXiv:1506.02438, equation 29). The Gauss-Newton matrix is
+    H = mean j j^T, with j the gradient of V(s). Conjugate gradient solves for the step, and H is
+    also the metric of the bound. If the solution of the quadratic problem lies inside the trust
+    region, it is the step. The paper would lengthen it up to the bound.
 
     Args:
         values_of: `params -> values`.
-        critic: state to start from; its optimiser is left alone.
-        targets: what the values should be.
-        max_change: the bound; 0.5 lets the values change by as much as they are wrong.
+        critic: the state to start from. The state of its optimiser stays the same.
+        targets: the target of each value.
+        max_change: the bound. At 0.5, the values can change by as much as their errors.
         damping: added to the diagonal of H.
-        cg_iters: conjugate-gradient iterations.
+        cg_iters: number of conjugate-gradient iterations.
 
     Returns:
         The fitted critic, and the mean squared error before the step.
@@ -367,7 +417,7 @@ def trust_region_fit(
         product = gauss_newton_product(values_of, params, lambda _, u: u / u.size)
         damped = lambda v: optax.tree.add_scale(product(v), damping, v)
         solution = conjugate_gradient(damped, gradient, cg_iters)
-    # After conjugate gradient x.(H + damping I)x = gradient.x, at least the mean squared change.
+    # After conjugate gradient x.(H + damping I)x = gradient.x. It bounds the mean squared change.
     change = optax.tree.vdot(gradient, solution.x) / 2
     bound = max_change * squared_error
     positive = change > bound
@@ -386,22 +436,23 @@ def fit_with_target(
     tau: Float[Array, ""] | float,
     steps: int,
 ) -> tuple[CriticState, PyTree[Array], Float[Array, ""]]:
-    """Takes steps of Adam on sampled minibatches; after each, the target follows by a share tau.
+    """Fits a critic with Adam on sampled minibatches. A target network follows it slowly.
 
-    target' = target + tau (params - target) (Lillicrap et al. 2016, arXiv:1509.02971, algorithm 1).
+    After each step, target' = target + tau (params - target) (Lillicrap et al. 2016,
+    arXiv:1509.02971, algorithm 1).
 
     Args:
         key: consumed to sample.
         sample: `key -> minibatch`.
-        loss: `(params, target params, minibatch) -> scalar`, differentiated in the first.
-        critic: state to start from.
-        target_params: target to start from.
-        learning_rate: Adam's step size.
-        tau: share of the parameters that moves into the target, in [0, 1].
+        loss: `(params, target params, minibatch) -> scalar`. Only `params` is differentiated.
+        critic: the state to start from.
+        target_params: the parameters of the target network to start from.
+        learning_rate: step size of Adam.
+        tau: how far the target moves towards the parameters in each step, in [0, 1].
         steps: number of steps.
 
     Returns:
-        The fitted critic, its target, and the mean of the losses.
+        The fitted critic, the parameters of the target network, and the mean of the losses.
     """
     optimizer = optax.adam(learning_rate)
 
@@ -422,9 +473,10 @@ def fit_with_target(
 def explained_variance(
     values: Float[Array, " *B"], targets: Float[Array, " *B"]
 ) -> Float[Array, ""]:
-    """Returns 1 - Var(target - value) / Var(target): 1 is perfect, 0 no better than a constant.
+    """Returns 1 - Var(target - value) / Var(target).
 
-    A batch of constant targets has nothing to explain and counts as 0.
+    The result is 1 if the values are perfect, and 0 if they are no better than a constant. It is 0
+    if all targets are the same.
     """
     chex.assert_equal_shape([values, targets])
     variance = jnp.var(targets)

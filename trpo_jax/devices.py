@@ -1,8 +1,10 @@
-"""Which devices runs are on, and what of them is split over these.
+"""Chooses the devices of runs, and splits runs or environments over the devices.
 
-Two things can be split. Whole runs have nothing to say to each other, so each device gets its share
-of them. The environments of a run share its networks, so every mean over them is one over all
-devices: the compiler, told where the environments are, places the sums that this takes.
+There are two ways to split. `split_runs` gives each device some of the runs. Runs do not depend on
+each other, so the devices do not communicate. `split_environments` gives each device some of the
+environments of every run. The environments of a run share its networks, so each mean over
+environments is a mean over all devices. The compiler knows where the environments are, and adds
+the communication.
 """
 
 from collections import Counter
@@ -21,11 +23,12 @@ RUNS, ENVIRONMENTS = "runs", "environments"
 
 
 class Placement(NamedTuple):
-    """How the arrays of R runs lie on several devices.
+    """The placement of the arrays of R runs on several devices.
 
     Attributes:
-        state: a sharding for each array of a state `[R, ...]`, or one for all of them.
-        rest: sharding of all else that has the leading axis `[R]`: seeds, values, metrics.
+        state: a sharding for each array of a state `[R, ...]`, or one sharding for all of them.
+        rest: the sharding of all other arrays with the leading axis `[R]`: seeds, hyperparameters
+            and metrics.
         batched: `function of one run -> function of R runs`.
     """
 
@@ -35,25 +38,26 @@ class Placement(NamedTuple):
 
     @property
     def devices(self) -> list[jax.Device]:
-        """The devices, of all processes."""
+        """The devices of all processes."""
         return self.rest.mesh.devices.tolist()
 
 
 def choose_devices(wanted: int | None) -> list[jax.Device]:
-    """Returns the first few devices, those of all processes if there are several.
+    """Returns the first `wanted` devices of all processes.
 
     Args:
-        wanted: how many; all of them if None.
+        wanted: the number of devices. None means all of them.
 
     Raises:
-        ConfigurationError: if there are fewer, or some processes have more than others.
+        ConfigurationError: if there are fewer devices, or if some processes have more devices than
+            others.
     """
     devices = jax.devices()
     if wanted is not None and not 1 <= wanted <= len(devices):
         kind, found = devices[0].platform, len(devices)
         flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
         virtual = kind == "cpu" and wanted > found
-        hint = f" A CPU counts as one, unless {flag} makes it several." if virtual else ""
+        hint = f" A CPU is one device. Set {flag} to split it into {wanted}." if virtual else ""
         raise ConfigurationError(
             f"devices = {wanted} must be at least 1 and at most {found}, the number of {kind} "
             f"devices here.{hint}"
@@ -61,7 +65,8 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
     counts = Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
         raise ConfigurationError(
-            f"The processes have {sorted(counts.values())} devices. Give each the same number."
+            f"The processes have {sorted(counts.values())} devices. Give each process the same "
+            "number of devices."
         )
     return devices[:wanted]
 
@@ -72,7 +77,7 @@ def split_runs(devices: Sequence[jax.Device]) -> Placement:
     sharding = NamedSharding(Mesh(np.array(devices), (RUNS,)), split)
 
     def batched(function):
-        # Not left to the compiler: the condition of a batched loop would be that of all devices.
+        # If the compiler split the runs, each loop would go on until it ends on all devices.
         return jax.shard_map(
             jax.vmap(function),
             mesh=sharding.mesh,
@@ -87,11 +92,12 @@ def split_runs(devices: Sequence[jax.Device]) -> Placement:
 def split_environments(devices: Sequence[jax.Device], algorithm: Algorithm) -> Placement:
     """Returns the placement that gives each device the same number of environments of every run.
 
-    The environments are the leading axis of every array in `state.rollout`, and nowhere else.
+    In the state of a run, only the arrays in `state.rollout` have environments as an axis. It is
+    their leading axis.
 
     Args:
-        devices: the devices, whose number divides that of the environments.
-        algorithm: what runs.
+        devices: the devices. Their number divides the number of environments.
+        algorithm: the algorithm of the runs.
     """
     mesh = Mesh(np.array(devices), (ENVIRONMENTS,))
     whole = NamedSharding(mesh, PartitionSpec())

@@ -1,36 +1,36 @@
-"""Errors meant for the person at the keyboard."""
+"""Errors whose messages are for the user."""
 
 import difflib
 from collections.abc import Iterable
 
-LISTED = 80  # names in a message
-RAISED = (Exception, SystemExit)  # by an environment; Ctrl-C is the user's
+LISTED = 80  # most names that a message lists
+RAISED = (Exception, SystemExit)  # errors of an environment; Ctrl-C comes from the user
 
 
 class ConfigurationError(ValueError):
-    """A setting that cannot work: the message says what is wrong, what is allowed, what to do."""
+    """A setting that cannot work. The message says what is wrong, what is allowed, what to do."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigurationError:
-    """Returns the error for a `name` that is not among the `known` ones of its `kind`.
+    """Returns the error for a `name` of a `kind` that is not one of the `known` names.
 
-    The message leads with the nearest known names, so that a typing mistake can be seen at once;
-    of very many, it lists no others.
+    The message starts with the nearest known names, so that the user can see a typing mistake. If
+    more than `LISTED` names are known, the message does not list all of them.
     """
     known = sorted(known)
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
     nearest = f" Did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
     listed = f"Known: {', '.join(known)}." if len(known) <= LISTED else f"{len(known):,} are known."
-    listed = listed if known else "None is known."
+    listed = listed if known else "There are none."
     return ConfigurationError(f"Unknown {kind} {name!r}.{nearest} {listed}")
 
 
 def require_known_environment(suite: str, name: str, known: Iterable[str]) -> str:
-    """Returns "suite/name", the name of an environment here.
+    """Returns "suite/name", the full name of an environment.
 
     Raises:
-        ConfigurationError: if the suite's own `name` is not among the `known` ones.
+        ConfigurationError: if `name` is not one of the `known` names of the suite.
     """
     known = set(known)
     if name not in known:
@@ -39,42 +39,51 @@ def require_known_environment(suite: str, name: str, known: Iterable[str]) -> st
 
 
 class EnvironmentFailure(RuntimeError):
-    """An environment that raised, died or returned what is no number; its cause is attached."""
+    """An environment that raised an error, died or returned wrong values."""
 
 
 def environment_failure(name: str, error: BaseException, where: str = "") -> EnvironmentFailure:
-    """Returns the failure of the environment of that name, for whatever it raised."""
+    """Returns the `EnvironmentFailure` for an error that an environment raised.
+
+    Args:
+        name: name of the environment.
+        error: the error.
+        where: the end of the message, such as the number of the copy.
+    """
     reason = " ".join(str(error).split())
     if isinstance(error, Unpromised):
         return EnvironmentFailure(f"Environment {name} returned {reason}{where}.")
     if isinstance(error, SystemExit):
         reason = f"it called sys.exit({error.code!r})"
-    elif isinstance(error, EOFError | ConnectionError):  # what is left of a pipe to it
-        reason = f"one of its processes died, or a connection of its own ({reason})"
+    elif isinstance(error, EOFError | ConnectionError):  # the pipe to its process is closed
+        reason = f"one of its processes died, or it lost a connection ({reason})"
     else:
         reason = f"{type(error).__name__}: {reason}".rstrip(": ")
     return EnvironmentFailure(f"Environment {name} failed: {reason}{where}.")
 
 
 class NotFinite(EnvironmentFailure):
-    """An environment whose numbers are not finite, or absurdly large."""
+    """An environment that returned numbers that are not finite, or absurdly large."""
 
 
 class Unpromised(ValueError):
-    """What an environment returned, in words, and what its space promises in its place."""
+    """An environment returned a value that its space does not allow.
+
+    The message describes the value, and what the space promises instead.
+    """
 
 
 class MemoryFailure(RuntimeError):
-    """Something that memory had no room for."""
+    """There was not enough memory."""
 
 
 class StorageFailure(OSError):
-    """Something that could not be written or read back, on a full disk for instance."""
+    """A file could not be written or read back, for instance because the disk is full."""
 
 
 class FileGone(StorageFailure):
-    """A file of a run that was moved or removed while the run wrote to it."""
+    """A file of a run was moved or removed while the run wrote to it."""
 
 
 class PeerFailure(RuntimeError):
-    """Another process of the same run that ended, or cannot be reached any more."""
+    """Another process of the same run ended, or cannot be reached."""

@@ -1,8 +1,8 @@
-"""What `rollout` does, for environments that run on the host.
+"""Rollouts in environments that run on the host.
 
-The loop is Python's; a compiled program chooses the actions of all environments at each step. Keys,
-statistics and the trajectory are those of `rollout`: nothing that learns can tell which of the two
-a trajectory came from.
+The loop over steps is in Python. At each step, a compiled program chooses the actions of all
+environments. The keys, the statistics and the form of the trajectory are the same as in `rollout`.
+So an algorithm can learn from both kinds of rollouts in the same way.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,20 +14,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, Num, PRNGKeyArray, PyTree
 
-from trpo_jax.envs.base import (
-    LARGEST,
+from trpo_jax.envs.base import LARGEST, Environment, Pool, sound
+from trpo_jax.envs.episodes import Episode, Transition, judge
+from trpo_jax.envs.observations import centre
+from trpo_jax.envs.specs import (
     MASK,
-    Environment,
-    Pool,
     choices_of,
     path_name,
-    sound,
     split_choices,
     split_mask,
     to_environment_action,
 )
-from trpo_jax.envs.episodes import Episode, Transition, judge
-from trpo_jax.envs.observations import centre
 from trpo_jax.errors import (
     RAISED,
     ConfigurationError,
@@ -48,8 +45,9 @@ def make_choose(env: Environment, act: Callable[..., tuple[Any, Any, Any]]) -> C
             acting_state)`.
 
     Returns:
-        `(actor, keys [T], t, episodes, acting_state) -> (actions as the environment takes them,
-        actions, noise, acting_state)`.
+        `(actor, keys [T], t, episodes, acting_state) -> (actions of the environment, actions,
+        noise, acting_state)`. The first output holds the actions from `to_environment_action`, and
+        the second holds the actions of the policy.
     """
 
     @jax.jit
@@ -62,7 +60,7 @@ def make_choose(env: Environment, act: Callable[..., tuple[Any, Any, Any]]) -> C
 
 
 def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
-    """Returns fresh episodes of all B = `num_envs` environments of a pool."""
+    """Returns new episodes of all B = `num_envs` environments of a pool."""
     everywhere = np.ones(num_envs, bool)
     return Episode(
         state=(),
@@ -76,10 +74,11 @@ def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
 
 
 def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> PyTree[np.ndarray]:
-    """Returns the first observations of the k environments in a mask, each array `[k, ...]`.
+    """Resets the k environments in a mask. Returns their first observations, `[k, ...]`.
 
     Raises:
-        EnvironmentFailure: if the environment fails; NotFinite if its numbers are not sound.
+        EnvironmentFailure: if the environment fails.
+        NotFinite: if one of its numbers is not finite or is absurdly large.
     """
     with failures_named(env):
         observations = centre(env.observation, pool.reset(mask))
@@ -90,7 +89,7 @@ def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> PyTree[np.ndar
 
 @partial(jax.jit, static_argnums=1)
 def action_keys(key: PRNGKeyArray, num_steps: int) -> Key[Array, " T"]:
-    """Returns the keys that `rollout` would give to its actions."""
+    """Returns the keys that `rollout` would use to draw the actions."""
     return jax.random.split(jax.random.split(key, 3)[0], num_steps)
 
 
@@ -104,23 +103,24 @@ def host_rollout(
     acting_state: Any,
     num_steps: int,
 ) -> tuple[Episode, Any, Transition]:
-    """Runs the B environments of a pool for T = `num_steps` steps; see `rollout_with_state`.
+    """Runs the B environments of a pool for T = `num_steps` steps. See `rollout_with_state`.
 
     Args:
         env: the environment.
-        pool: copies of it.
+        pool: copies of the environment.
         choose: from `make_choose`.
-        actor: what `choose` acts by.
-        key: consumed by actions; a pool has its own random numbers.
+        actor: the actor that `choose` gets.
+        key: consumed to draw the actions. A pool has its own random numbers.
         episodes: running episodes of the pool, leading axis `[B]`.
-        acting_state: what `choose` carries from step to step, any pytree.
+        acting_state: the state that `choose` carries from step to step, any pytree.
         num_steps: T.
 
     Returns:
-        The episodes and the acting state to go on with, and a trajectory `[T, B]`.
+        The episodes and the acting state after the last step, and a trajectory `[T, B]`.
 
     Raises:
-        EnvironmentFailure: if the environment fails; NotFinite if its numbers are not sound.
+        EnvironmentFailure: if the environment fails.
+        NotFinite: if one of its numbers is not finite or is absurdly large.
     """
     keys = action_keys(key, num_steps)
     episodes = jax.tree.map(np.asarray, episodes)
@@ -139,16 +139,17 @@ def advance_host_episodes(
     episodes: Episode,
     actions: PyTree[Num[Array | np.ndarray, "B ..."]],
 ) -> tuple[Episode, Transition]:
-    """Does what `advance_episode` does, for a pool.
+    """Takes one step in all environments of a pool. See `advance_episode`.
 
     Args:
         env: the environment.
-        pool: copies of it.
+        pool: copies of the environment.
         episodes: running episodes, leading axis `[B]`.
-        actions: as the environment takes them.
+        actions: actions from `to_environment_action`.
 
     Raises:
-        EnvironmentFailure: if the environment fails; NotFinite if its numbers are not sound.
+        EnvironmentFailure: if the environment fails.
+        NotFinite: if one of its numbers is not finite or is absurdly large.
     """
     with failures_named(env):
         result = pool.step(jax.tree.map(np.asarray, actions))
@@ -180,7 +181,7 @@ def advance_host_episodes(
 
 
 def _replaced(mask: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Returns an array `[B, ...]` with other rows, `[k, ...]`, where the mask is."""
+    """Returns a copy of an array `[B, ...]` with new rows `[k, ...]` at the k places of a mask."""
     old = old.copy()
     old[mask] = new
     return old
@@ -188,7 +189,7 @@ def _replaced(mask: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def failures_named(env: Environment) -> Iterator[None]:
-    """Turns whatever an environment raises into an `EnvironmentFailure` that names it."""
+    """Turns any error of an environment into an `EnvironmentFailure` that names the environment."""
     try:
         yield
     except (ConfigurationError, EnvironmentFailure):
@@ -208,11 +209,11 @@ def require_sound(
 
     Args:
         env: the environment.
-        numbers: by what they are, trees of arrays with the leading axis `[B]`, or `[k]` of the k
-            copies in the mask.
-        mask: which copies are meant, `[B]`.
-        when: they came, with the length in it.
-        length: number of the step in each episode, `[B]`.
+        numbers: trees of arrays, by their names in the message. The leading axis of the arrays is
+            `[B]`, or `[k]` for the k copies in the mask.
+        mask: the copies to check, `[B]`.
+        when: when the numbers came, for the message. It can have a place for the length.
+        length: number of the current step in each episode, `[B]`.
     """
     for path, values in jax.tree_util.tree_flatten_with_path(numbers)[0]:
         if sound(values, np).all():
@@ -230,19 +231,19 @@ def require_sound(
         when = when.format(None if length is None else length[copy])
         raise NotFinite(
             f"Environment {env.name} returned {what} that is {kind}: {value:g}{of}, {when} (copy "
-            f"{copy + 1} of {len(mask)}). Numbers from {LARGEST:g} on cannot be learnt from in 32 "
-            "bits: a wrapper of the environment can replace, clip or scale them."
+            f"{copy + 1} of {len(mask)}). Learning in 32 bits needs numbers smaller than "
+            f"{LARGEST:g}. Replace, clip or scale such numbers in a wrapper of the environment."
         )
 
 
 def require_legal_action(env: Environment, observations: Any, mask: np.ndarray) -> None:
-    """Raises an EnvironmentFailure if an environment leaves no action to choose from.
+    """Raises an EnvironmentFailure if an environment has no legal action.
 
     Args:
         env: the environment.
-        observations: a tree of arrays with the leading axis `[B]`, or `[k]` of the k copies in the
-            mask.
-        mask: which copies are meant, `[B]`.
+        observations: a tree of arrays. Their leading axis is `[B]`, or `[k]` for the k copies in
+            the mask.
+        mask: the copies to check, `[B]`.
     """
     legal = split_mask(observations)[1]
     if legal is None:
@@ -257,6 +258,6 @@ def require_legal_action(env: Environment, observations: Any, mask: np.ndarray) 
             of = f" for choice {number + 1} of {len(parts)}" if len(parts) > 1 else ""
             raise EnvironmentFailure(
                 f"Environment {env.name} showed an {MASK} without a legal action{of} (copy "
-                f"{copies[np.argmin(some)] + 1}), in a state where an action must be chosen. Such "
-                "a state is the end of an episode."
+                f"{copies[np.argmin(some)] + 1}), but its episode goes on. If no action is legal, "
+                "the environment must end the episode."
             )

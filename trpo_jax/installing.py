@@ -1,4 +1,4 @@
-"""Commands that install what is missing, in the way in which the user installed this package."""
+"""Commands that install missing packages, in the way the user installed this package."""
 
 import re
 import shlex
@@ -9,15 +9,17 @@ from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 
-CHECKOUT = Path(__file__).parents[1]  # where the package runs from a copy of its repository
+CHECKOUT = Path(__file__).parents[1]  # folder of the repository, if the package runs from there
 NAME = "trpo_jax"
 
 
 def how_to_install(extra: str) -> str:
-    """Returns the command that installs an extra of this package where it runs.
+    """Returns the command that installs an extra of this package.
 
-    In a uv project it is one of uv, in a notebook a line of a cell, and elsewhere one of this
-    Python's pip. The package may be on no index, so that pip is told what the extra needs.
+    If uv made the environment of this Python for the repository, the command is `uv sync`.
+    Otherwise it is `pip install`. If this Python has no pip, it is `uv pip install`. In a notebook,
+    the command is a line for a cell. The command names the requirements of the extra, because the
+    package itself may be in no package index.
     """
     ipython = sys.modules.get("IPython")
     in_notebook = ipython is not None and ipython.get_ipython() is not None
@@ -26,7 +28,8 @@ def how_to_install(extra: str) -> str:
     if _is_uv_project():
         inside = Path.cwd().is_relative_to(CHECKOUT)
         project = "" if inside else f" --project {shlex.quote(str(CHECKOUT))}"
-        return f"{shell}{uv} sync --inexact{project} --extra {extra}"  # exact: removes other extras
+        # Without --inexact, uv would remove the other extras.
+        return f"{shell}{uv} sync --inexact{project} --extra {extra}"
     packages = shlex.join(requirements(extra))
     if find_spec("pip") is None:
         python = shlex.quote(sys.executable)
@@ -46,21 +49,21 @@ def requirements(extra: str) -> list[str]:
 
 
 def _settings() -> dict | None:
-    """Returns the project's settings if this package runs from its repository."""
+    """Returns the section `project` of pyproject.toml. None if this is not the repository."""
     file = CHECKOUT / "pyproject.toml"
     project = tomllib.loads(file.read_text()).get("project", {}) if file.is_file() else {}
     return project if project.get("name") == NAME else None
 
 
 def _is_uv_project() -> bool:
-    """Says whether uv made this Python's environment for the repository."""
+    """Returns whether uv made the environment of this Python for the repository."""
     file = Path(sys.prefix, "pyvenv.cfg")
     made_by_uv = file.is_file() and re.search(r"^uv = ", file.read_text(), re.MULTILINE)
     return bool(_settings() and made_by_uv and Path(sys.prefix).is_relative_to(CHECKOUT))
 
 
 def _python() -> str:
-    """Returns the word that starts this Python."""
+    """Returns the command that starts this Python."""
     folder = Path(sys.executable).parent
     for word in ("python", "python3"):
         if Path(shutil.which(word) or "").parent == folder:

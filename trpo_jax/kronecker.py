@@ -1,12 +1,15 @@
-"""A preconditioner of the Fisher matrix, of one Kronecker product for each layer.
+"""A preconditioner of the Fisher matrix with one Kronecker product for each layer.
 
-The block of the Fisher matrix that belongs to a layer y = x W is E[x x^T (x) g g^T], with g the
-derivative of the log-probability of an action that the policy draws. Taking the two factors for
-independent leaves E[x x^T] (x) E[g g^T] (Martens and Grosse 2015, arXiv:1503.05671, section 3; for
-convolutions Grosse and Martens 2016, arXiv:1602.01407, section 3), whose inverse costs no more than
-those of the factors. As a direction of its own it is crude (ACKTR, Wu et al. 2017,
-arXiv:1708.05144); in front of conjugate gradient with exact products it only decides how soon the
-solution is reached, not which.
+The block of the Fisher matrix that belongs to a layer y = x W is E[(x x^T) (x) (g g^T)]. Here (x)
+is the Kronecker product, and g is the derivative in y of the log-probability of an action that is
+drawn from the policy. If the two factors are treated as independent, the block is
+E[x x^T] (x) E[g g^T] (Martens and Grosse 2015, arXiv:1503.05671, section 3; for convolutions Grosse
+and Martens 2016, arXiv:1602.01407, section 3). Its inverse costs no more than the inverses of the
+two factors.
+
+The inverse alone gives a crude direction (ACKTR, Wu et al. 2017, arXiv:1708.05144). Here it
+preconditions conjugate gradient with exact products. So it changes how fast the solution is
+reached, but not the solution.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +26,7 @@ from trpo_jax.solvers import damped_solver, positive_definite_inverse
 from trpo_jax.transform import System
 from trpo_jax.trust_region import Solve
 
-LARGEST_FACTOR = 1024  # rows; the inverse of a larger one costs more than the products it saves
+LARGEST_FACTOR = 1024  # rows; a larger inverse costs more than the products with F that it saves
 Path = tuple[str, ...]
 Layers = Mapping[Path, Float[Array, "N ..."]]
 
@@ -34,11 +37,19 @@ def with_layers(call: Callable[[], Any], offsets: Layers) -> tuple[Any, Layers]:
     A layer is a `Dense` of flax linen.
 
     Args:
-        call: a function of nothing that applies a linen module.
-        offsets: an array to add to what a layer gives, by the path of the layer's parameters.
+        call: a function without arguments that applies a linen module.
+        offsets: an array to add to the output of a layer, by the path of the parameters of the
+            layer.
 
     Raises:
-        ValueError: if a layer is applied more than once, so that it has no inputs of its own.
+        ValueError: if a layer is applied more than once, because it then has more than one input.
+
+    Examples:
+        >>> network, x = nn.Sequential([nn.Dense(2)]), jnp.eye(4)
+        >>> variables = network.init(jax.random.key(0), x)
+        >>> y, inputs = with_layers(lambda: network.apply(variables, x), offsets={})
+        >>> {path: x.shape for path, x in inputs.items()}
+        {('layers_0',): (4, 4)}
     """
     inputs = {}
 
@@ -61,18 +72,32 @@ def kronecker_preconditioner(
     params: PyTree[Array],
     damping: Float[Array, ""] | float,
 ) -> Callable[[PyTree[Array]], PyTree[Array]]:
-    """Returns the function `v -> M^-1 v`, with M near F + damping I.
+    """Returns the function `v -> M^-1 v`, with M close to F + damping I.
 
     The damping is split between the two factors of a layer as in Martens and Grosse, section 6.3.
-    A factor of more than `LARGEST_FACTOR` rows counts as its mean eigenvalue times the identity,
-    and parameters outside of fully connected layers as the identity.
+    A factor of more than `LARGEST_FACTOR` rows is replaced by its mean eigenvalue times the
+    identity. For parameters outside of fully connected layers, F is replaced by the identity.
 
     Args:
-        log_probs: maps an offset of each layer's output, none meaning 0, to the log-probabilities
-            of actions that the policy drew, of any shape with N states first, and to the inputs
-            `[N, ..., features]` of each layer, both by the path of its parameters.
-        params: nested dictionaries, with a `kernel` and a `bias` where a layer is.
+        log_probs: maps offsets of the outputs of layers to the log-probabilities of actions that
+            the policy drew, and to the inputs `[N, ..., features]` of each layer. The
+            log-probabilities may have any shape with N states first. Offsets and inputs are
+            dictionaries with the path of the parameters of a layer as key. A layer without an
+            offset has the offset 0.
+        params: nested dictionaries. Each layer has a `kernel` and a `bias`.
         damping: added to the diagonal.
+
+    Examples:
+        >>> x, actions = jnp.eye(4), jnp.array([0, 1, 0, 1])  # N = 4 states
+        >>> network = nn.Sequential([nn.Dense(2)])
+        >>> params = network.init(jax.random.key(0), x)["params"]
+        >>> def log_probs(offsets):
+        ...     call = lambda: network.apply({"params": params}, x)
+        ...     logits, inputs = with_layers(call, offsets)
+        ...     return trpo_jax.Categorical(logits).log_prob(actions), inputs
+        >>> precondition = lambda v: kronecker_preconditioner(log_probs, params, damping=0.1)(v)
+        >>> jax.tree.map(jnp.shape, jax.jit(precondition)(params))
+        {'layers_0': {'bias': (2,), 'kernel': (4, 2)}}
     """
     flat = flatten_dict(params)
     _, shapes = jax.eval_shape(log_probs, {})
@@ -88,7 +113,7 @@ def kronecker_preconditioner(
     scores, inputs = jax.grad(total, has_aux=True)(offsets)
     factors = {path: _inverse_factors(inputs[path], scores[path], damping) for path in inputs}
 
-    @jax.default_matmul_precision("float32")  # it is traced where it is called
+    @jax.default_matmul_precision("float32")  # also if it is called outside of this function
     def precondition(vector: PyTree[Array]) -> PyTree[Array]:
         solved = {name: x / (1 + damping) for name, x in flatten_dict(vector).items()}
         for path, (of_inputs, of_scores) in factors.items():
@@ -103,21 +128,41 @@ def kronecker_preconditioner(
 def kronecker_solver(system: System) -> Solve:
     """Returns the function that solves a system by preconditioned conjugate gradient.
 
-    The model has to be of flax linen, and its parameters those of `module.init(...)` or their part
-    "params". The labels of the scores are drawn from the predictions of the model.
+    The model has to be a module of flax linen. Its parameters are `module.init(...)` or the part
+    "params" of it. The labels of the scores are drawn from the predictions of the model.
 
     Raises:
-        ConfigurationError: if the model is another, or applies a layer more than once.
+        ConfigurationError: if the model is not of linen, has a layer without kernel or bias, or
+            applies a layer more than once.
 
-    Example:
-        >>> natural_gradient(max_kl=0.01, damping=1e-3, cg_iters=3, solver=kronecker_solver)
+    Examples:
+        >>> import flax.linen as nn
+        >>> inputs, labels = jnp.eye(4), jnp.array([0, 1, 0, 1])
+        >>> model = nn.Sequential([nn.Dense(2)])  # more layers work too
+        >>> distribution_fn = lambda params: trpo_jax.Categorical(model.apply(params, inputs))
+        >>> loss_fn = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
+        >>> params = model.init(jax.random.key(0), inputs)
+        >>> optimizer = trpo_jax.natural_gradient(
+        ...     max_kl=0.01, damping=1e-3, cg_iters=3, solver=trpo_jax.kronecker_solver
+        ... )
+        >>> @jax.jit
+        ... def step(params, state):
+        ...     gradients = jax.grad(loss_fn)(params)
+        ...     updates, state = optimizer.update(
+        ...         gradients, state, params, distribution_fn=distribution_fn
+        ...     )
+        ...     return optax.apply_updates(params, updates), state
+        >>> new_params, state = step(params, optimizer.init(params))
+        >>> bool(loss_fn(new_params) < loss_fn(params))
+        True
     """
     refused = (
-        "kronecker_solver needs a model of Dense layers of flax linen, each with a bias and "
-        "applied once ({}). Choose conjugate gradient (solver=None), which serves every model."
+        "kronecker_solver needs a model of Dense layers of flax linen. Each layer has to have a "
+        "bias and to be applied once. The problem here: {}. Use conjugate gradient (solver=None), "
+        "which works with every model."
     )
     if not isinstance(system.params, Mapping):
-        raise ConfigurationError(refused.format("its parameters are no dictionary"))
+        raise ConfigurationError(refused.format("the parameters are not a dictionary"))
     whole = set(system.params) == {"params"}
     part = system.params["params"] if whole else system.params
     labels = system.distribution_fn(system.params).sample(
@@ -133,7 +178,7 @@ def kronecker_solver(system: System) -> Solve:
         with jax.default_matmul_precision("float32"):
             precondition = kronecker_preconditioner(log_probs, part, system.damping)
     except KeyError as error:
-        raise ConfigurationError(refused.format("a layer without kernel or bias")) from error
+        raise ConfigurationError(refused.format("a layer has no kernel or no bias")) from error
     except ValueError as error:
         raise ConfigurationError(refused.format(error)) from error
     return damped_solver(
@@ -147,14 +192,14 @@ def kronecker_solver(system: System) -> Solve:
 def _inverse_factors(
     inputs: Float[Array, "N ... I"], scores: Float[Array, "N ... O"], damping: Any
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Returns the products with the inverse damped factors of a layer, for inputs and scores."""
+    """Returns the products with the two inverse damped factors: of the inputs, of the scores."""
     num_states, rows = inputs.shape[0], inputs.reshape(-1, inputs.shape[-1])
-    # A bias is a weight of an input that is always 1.
+    # A bias is the weight of an input that is always 1.
     rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
     columns = scores.reshape(-1, scores.shape[-1])
     mean_of_inputs = jnp.sum(rows**2) / num_states / rows.shape[1]
     mean_of_scores = jnp.mean(columns**2)
-    eps = jnp.finfo(rows.dtype).eps  # a layer that is not felt has no scores
+    eps = jnp.finfo(rows.dtype).eps  # all scores are 0 if the layer does not affect the policy
     ratio, root = jnp.sqrt((mean_of_inputs + eps) / (mean_of_scores + eps)), jnp.sqrt(damping)
     return (
         _inverse_product(rows, num_states, mean_of_inputs, ratio * root),

@@ -1,7 +1,7 @@
-"""Networks: pairs of pure functions, and the modules that the library builds them from.
+"""Networks, and the flax modules from which the library builds its own networks.
 
-Everything outside this file sees a `Network`, so a hand-written function, or a module of another
-library, serves as well as the ones here.
+A `Network` is a pair of pure functions. The other files only use a `Network`, so functions written
+by hand and modules of other libraries work as well as the modules here.
 """
 
 import math
@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from trpo_jax.distributions import Categorical, DiagGaussian, Distribution, Product, mask_logits
-from trpo_jax.envs.base import (
+from trpo_jax.envs.specs import (
     MASK,
     ActionSpec,
     ArraySpec,
@@ -33,8 +33,9 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import seen_spec
 
 LARGE_IMAGE = 36  # pixels
-# Of the logarithm of a standard deviation; the code of SAC (Haarnoja et al. 2018, arXiv:1801.01290)
-# has -20 and 2. At e^-10 the noise of an action near 1 is still 760 times its rounding in 32 bits.
+# Bounds of log_std. The code of SAC (Haarnoja et al. 2018, arXiv:1801.01290) has -20 and 2. With a
+# standard deviation of e^-10, the noise of an action near 1 is still 760 times its rounding error
+# in 32 bits.
 LOG_STD_BOUNDS = (-10.0, 10.0)
 SMALL, LARGE = ((16, 3, 1),), ((16, 8, 4), (32, 4, 2))  # filters, size and stride of each layer
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -47,11 +48,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def orthogonal(scale: float) -> nn.initializers.Initializer:
-    """Returns an initialiser: orthogonal columns (rows, if they are fewer) of norm `scale`.
+    """Returns an initialiser for orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
 
-    Uniform over such matrices (Saxe et al. 2014, arXiv:1312.6120), by Gram-Schmidt on Gaussian
-    columns. jax's own initialiser calls LAPACK's QR, and two batched ones at a time, as in networks
-    initialised under `jax.vmap`, can wait for each other for ever on a CPU with few cores.
+    The columns are orthogonal and have the norm `scale`. If there are fewer rows than columns, the
+    rows are. The distribution over such matrices is uniform. Gram-Schmidt on Gaussian columns
+    computes them. The initialiser of JAX calls the QR decomposition of LAPACK instead. Two batched
+    QR decompositions at the same time can wait for each other forever on a CPU with few cores.
+    This happens if networks are initialised under `jax.vmap`.
     """
 
     def init(
@@ -62,7 +65,7 @@ def orthogonal(scale: float) -> nn.initializers.Initializer:
 
         def add_column(index, basis):
             column = gaussian[:, index]
-            for _ in range(2):  # once more for what rounding left over
+            for _ in range(2):  # the second pass removes the rounding errors of the first
                 column -= basis @ (basis.T @ column)
             return basis.at[:, index].set(column / jnp.linalg.norm(column))
 
@@ -77,8 +80,17 @@ class Network(NamedTuple):
 
     Attributes:
         init: `key -> params`, any pytree of arrays.
-        apply: `(params, observations [N, *shape]) -> output`: for a policy the action
-            distributions of N states, for a critic their values `[N]`.
+        apply: `(params, observations [N, *shape]) -> output`. The output of a policy is the action
+            distributions of N states. The output of a critic is the values `[N]` of the states.
+
+    Examples:
+        >>> linear = trpo_jax.Network(
+        ...     init=lambda key: jax.random.normal(key, (4, 2)),
+        ...     apply=lambda params, observations: trpo_jax.Categorical(observations @ params),
+        ... )
+        >>> params = linear.init(jax.random.key(0))
+        >>> linear.apply(params, jnp.ones((3, 4))).logits.shape
+        (3, 2)
     """
 
     init: Callable[[PRNGKeyArray], PyTree[Array]]
@@ -89,25 +101,30 @@ def from_linen(module: nn.Module, *inputs: ObservationSpec) -> Network:
     """Returns the network of a flax linen module.
 
     Args:
-        module: the module; it is called with a batch `[N, *shape]` of each input as networks see it
-            (see `trpo_jax.observing`).
-        *inputs: specs of one of each input: `env.observation`, most often.
+        module: the module. It is called with a batch `[N, *shape]` of each input, as networks see
+            the input (see `trpo_jax.observing`).
+        *inputs: the spec of each input. Most modules have one input, `env.observation`.
 
-    Example:
-        >>> network = from_linen(MyPolicy(), env.observation)
+    Examples:
+        >>> import flax.linen as nn
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> network = trpo_jax.from_linen(nn.Dense(2), env.observation)
+        >>> params = network.init(jax.random.key(0))
+        >>> network.apply(params, jnp.ones((3, 4))).shape
+        (3, 2)
     """
 
-    def init(key):  # the examples are made here: a described network is to cost no memory
+    def init(key):  # makes the example inputs here, so that an unused network takes no memory
         return module.init(key, *(example_seen(spec) for spec in inputs))
 
     return Network(
-        init=lambda key: init(key).get("params", {}),  # a module may have none
+        init=lambda key: init(key).get("params", {}),  # a module can have no parameters
         apply=lambda params, *batches: module.apply({"params": params}, *batches),
     )
 
 
 def example_seen(observation: ObservationSpec) -> Any:
-    """Returns zeros in place of a batch of one observation, as networks see it."""
+    """Returns an example of a batch of one observation, as networks see it. It holds zeros."""
     seen, mask = seen_spec(observation), split_mask(observation)[1]
     zeros = jax.tree.map(lambda spec: jnp.zeros((1, *spec.shape), spec.dtype), seen)
     if mask is None:
@@ -116,13 +133,18 @@ def example_seen(observation: ObservationSpec) -> Any:
 
 
 def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
-    """Returns the network of a flax nnx module whose state is parameters only.
+    """Returns the network of a flax nnx module.
 
     Args:
-        make_module: `rngs -> module`; the module is called with a batch `[N, *shape]`.
+        make_module: `rngs -> module`. The module is called with a batch `[N, *shape]`. Its state
+            must be parameters only.
 
-    Example:
-        >>> network = from_nnx(lambda rngs: MyPolicy(4, 2, rngs=rngs))
+    Examples:
+        >>> from flax import nnx
+        >>> network = trpo_jax.from_nnx(lambda rngs: nnx.Linear(4, 2, rngs=rngs))
+        >>> params = network.init(jax.random.key(0))
+        >>> network.apply(params, jnp.ones((3, 4))).shape
+        (3, 2)
     """
     structure, _ = nnx.split(nnx.eval_shape(lambda: make_module(nnx.Rngs(0))), nnx.Param)
     return Network(
@@ -132,11 +154,11 @@ def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
 
 def over_two_axes(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `apply` of a network for inputs with two batch axes `[T, B, ...]`.
+    """Returns the `apply` of a network, for inputs with two batch axes `[T, B, ...]`.
 
-    The two axes become one, the second varying slowest, so that each of several devices that hold
-    a part of the environments holds a part of the result. With two batch axes, a derivative's
-    matrix products would take half as long again on a CPU.
+    The two axes become one for the call. In a derivative, matrix products with two batch axes would
+    take 1.5 times as long on a CPU. The environment varies slowest along the joined axis. So if the
+    environments are split over devices, the result is split in the same way.
     """
 
     def apply_over_two_axes(params: PyTree[Array], *batches: Any) -> Any:
@@ -151,18 +173,20 @@ def over_two_axes(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Torso(nn.Module):
-    """Observations to features: convolutions for images, then fully connected layers.
+    """Maps observations to features. Convolutions see images, and fully connected layers follow.
 
-    Images are `[*batch, height, width, channels]`. Small ones see the convolution of the MinAtar
-    paper (16 filters of 3x3, stride 1; Young and Tian 2019, arXiv:1903.03176), those of at least
-    `LARGE_IMAGE` pixels a side the two of the first DQN (16 of 8x8, stride 4, then 32 of 4x4,
-    stride 2; Mnih et al. 2013, arXiv:1312.5602). The arrays of a tree are joined before the first
-    fully connected layer, in the order of their names; an `action_mask` is left out.
+    Images are `[*batch, height, width, channels]`. A small image goes through the convolution of
+    the MinAtar paper: 16 filters of 3x3 with stride 1 (Young and Tian 2019, arXiv:1903.03176). An
+    image of at least `LARGE_IMAGE` pixels a side goes through the two convolutions of the first
+    DQN: 16 filters of 8x8 with stride 4, then 32 filters of 4x4 with stride 2 (Mnih et al. 2013,
+    arXiv:1312.5602). If an observation is a tree, its arrays are joined before the first fully
+    connected layer, in the order of their names. The part `action_mask` is left out.
 
     Attributes:
-        shapes: shape of each array of an observation; three axes mean an image (of 3x3 or more).
-        hidden_sizes: width of each fully connected layer.
-        activation: name of the nonlinearity, a key of `ACTIVATIONS`.
+        shapes: the shape of each array of an observation. An array with three axes is an image if
+            its sides have 3 pixels or more.
+        hidden_sizes: the width of each fully connected layer.
+        activation: name of the activation function, a key of `ACTIVATIONS`.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -189,7 +213,7 @@ class Torso(nn.Module):
 
 
 def convolutions(observation_shape: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
-    """Returns filters, size and stride of each convolution of a `Torso`."""
+    """Returns the filters, the size and the stride of each convolution of a `Torso`."""
     smallest = min(observation_shape[:2]) if len(observation_shape) == 3 else 0
     return LARGE if smallest >= LARGE_IMAGE else SMALL if smallest >= 3 else ()
 
@@ -197,10 +221,10 @@ def convolutions(observation_shape: tuple[int, ...]) -> tuple[tuple[int, int, in
 def _patches(
     images: Float[Array, "... H W C"], size: int, stride: int
 ) -> Float[Array, "... h w p"]:
-    """Returns the flattened size x size neighbourhoods, so that a matrix product convolves them.
+    """Returns the flattened size x size patches of images, so that a matrix product convolves them.
 
-    On a CPU, convolutions with kernels batched by `jax.vmap` over seeds, and the derivatives of all
-    convolutions, are one to two orders of magnitude slower.
+    On a CPU, the convolution of JAX is 10 to 100 times slower in derivatives, and also if
+    `jax.vmap` over seeds batches its kernels.
     """
     height, width = images.shape[-3] - size + 1, images.shape[-2] - size + 1
     shifts = [(i, j) for i in range(size) for j in range(size)]
@@ -211,17 +235,19 @@ def _patches(
 
 
 class PolicyHead(nn.Module):
-    """Features to the distribution of an action: a product, where it has several parts.
+    """Maps features to the distribution of an action.
 
-    The log_std of a `Box` is clipped to `LOG_STD_BOUNDS`. The distribution is what results, so that
-    its KL divergences and its Fisher metric are exact: no step gets beyond a bound, and a log_std
-    that is there has no gradient.
+    If the action has several parts, the distribution is a `Product`. The log_std of a `Box` is
+    clipped to `LOG_STD_BOUNDS`. The distribution has the clipped value, so its KL divergence and
+    its Fisher matrix are exact. No step goes beyond a bound. At a bound, the gradient of log_std is
+    0.
 
     Attributes:
         parts: the specs in an action.
-        structure: the tree that they are the leaves of.
-        log_std_init: initial logarithm of the standard deviation.
-        state_dependent_std: whether log_std is a function of the features or one free vector.
+        structure: the structure of the tree whose leaves are `parts`.
+        log_std_init: initial value of log_std, the logarithm of the standard deviation.
+        state_dependent_std: whether log_std is a function of the features. If not, it is one vector
+            of parameters.
     """
 
     parts: tuple[Discrete | MultiDiscrete | Box, ...]
@@ -268,10 +294,11 @@ class PolicyHead(nn.Module):
 
 
 class PolicyModule(nn.Module):
-    """Observations to the distribution of an action.
+    """Maps observations to the distribution of an action.
 
     Attributes:
-        layers: observations to features, and features to the distribution.
+        layers: the module from observations to features, and the module from features to the
+            distribution.
     """
 
     layers: tuple[Torso, PolicyHead]
@@ -283,7 +310,7 @@ class PolicyModule(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """Features `[*batch, F]` to values `[*batch]`, whatever actions are legal."""
+    """Maps features `[*batch, F]` to values `[*batch]`. It ignores the mask of legal actions."""
 
     @nn.compact
     def __call__(self, features: Float[Array, "..."], mask: Any = None) -> Float[Array, "..."]:
@@ -291,10 +318,10 @@ class ValueHead(nn.Module):
 
 
 class ActionValue(nn.Module):
-    """Observations and actions `[*batch, D]` to values `[*batch]`.
+    """Maps observations and actions `[*batch, D]` to values `[*batch]`.
 
-    The actions join the features before the last hidden layer, as in Lillicrap et al. 2016
-    (arXiv:1509.02971, section 7).
+    The actions join the features before the last hidden layer (Lillicrap et al. 2016,
+    arXiv:1509.02971, section 7).
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -320,23 +347,24 @@ def make_policy(
     log_std_init: Float[Array, ""] | float = 0.0,
     state_dependent_std: bool = False,
 ) -> Network:
-    """Returns a policy: orthogonal initialisation, output layer scaled by 0.01.
+    """Returns the network of a policy.
 
-    The small output layer makes the initial policy nearly the same at every state (uniform, or of
-    mean 0), the initialisation with the largest effect in Andrychowicz et al. 2021
-    (arXiv:2006.05990, section 3.2).
+    Its initialisation is orthogonal, and the output layer is scaled by 0.01. With such a small
+    output layer, the initial policy is nearly the same in every state: uniform, or with a mean of
+    0. In Andrychowicz et al. 2021 (arXiv:2006.05990, section 3.2), this choice has the largest
+    effect of all choices of the initialisation.
 
     Args:
-        observation: what the environment shows.
-        action: what it accepts; decides the distribution.
-        hidden_sizes: width of each hidden layer.
+        observation: spec of the observations.
+        action: spec of the actions. It decides the kind of the distribution.
+        hidden_sizes: the width of each hidden layer.
         activation: a key of `ACTIVATIONS`.
-        log_std_init: initial log standard deviation, for `Box` actions.
+        log_std_init: initial logarithm of the standard deviation, for `Box` actions.
         state_dependent_std: whether the standard deviation depends on the state, for `Box` actions.
 
     Returns:
-        A `Network` whose output is a `Distribution`. It reads a part `action_mask` of the
-        observations in its head, and nowhere else.
+        A `Network` whose output is a `Distribution`. Only its head reads the part `action_mask` of
+        the observations.
     """
     torso = make_torso(observation, hidden_sizes, activation)
     head = make_policy_head(action, log_std_init, state_dependent_std)
@@ -344,7 +372,7 @@ def make_policy(
 
 
 def make_torso(observation: ObservationSpec, hidden_sizes: Sequence[int], activation: str) -> Torso:
-    """Returns the module from observations, as networks see them, to features."""
+    """Returns the module that maps observations, as networks see them, to features."""
     shapes = tuple(tuple(spec.shape) for spec in jax.tree.leaves(seen_spec(observation)))
     return Torso(shapes, tuple(hidden_sizes), activation)
 
@@ -352,10 +380,10 @@ def make_torso(observation: ObservationSpec, hidden_sizes: Sequence[int], activa
 def make_policy_head(
     action: ActionSpec, log_std_init: Float[Array, ""] | float, state_dependent_std: bool
 ) -> PolicyHead:
-    """Returns the module from features to the distribution of an action.
+    """Returns the module that maps features to the distribution of an action.
 
     Raises:
-        ConfigurationError: if a part of it is of a kind that has no distribution.
+        ConfigurationError: if there is no distribution for a part of the action.
     """
     parts, structure = jax.tree.flatten(action)
     for part in parts:
@@ -373,7 +401,7 @@ def make_critic(
     hidden_sizes: Sequence[int] = (64, 64),
     activation: str = "tanh",
 ) -> Network:
-    """Returns a state-value function with parameters of its own; see `make_policy`."""
+    """Returns the network of a state-value function V(s). See `make_policy`."""
     torso = make_torso(observation, hidden_sizes, activation)
     return from_linen(nn.Sequential([torso, ValueHead()]), observation)
 
@@ -385,10 +413,10 @@ def make_action_critic(
     hidden_sizes: Sequence[int] = (64, 64),
     activation: str = "tanh",
 ) -> Network:
-    """Returns an action-value function Q(s, a); see `make_policy`.
+    """Returns the network of an action-value function Q(s, a). See `make_policy`.
 
-    Its `apply` is `(params, observations [N, *shape], actions [N, D]) -> [N]`, for actions as a
-    policy chooses them.
+    Its `apply` is `(params, observations [N, *shape], actions [N, D]) -> [N]`. The actions are
+    those of the policy, before the environment scales and clips them.
     """
     shapes = make_torso(observation, hidden_sizes, activation).shapes
     module = ActionValue(shapes, tuple(hidden_sizes), activation)

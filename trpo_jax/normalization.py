@@ -1,8 +1,11 @@
-"""Running mean and deviation, for observations and for the scale of rewards.
+"""Running mean and standard deviation, for observations and for the scale of rewards.
 
-All of it is float32, and so built that no size of numbers, and no number of samples, ends what it
-can tell apart: deviations are kept instead of their squares, which overflow beyond 1e19 and vanish
-below 1e-19; a mean has a second float32 for its rounding; the count is an integer.
+All numbers are float32. They stay accurate for samples of any size and for any number of samples:
+
+- The standard deviation is stored instead of the variance. A variance overflows if deviations are
+  above 1e19, and becomes 0 if they are below 1e-19.
+- A second float32 holds the rounding error of the mean.
+- The count is an integer.
 """
 
 import math
@@ -11,18 +14,19 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, UInt32
 
-MOST = 2**32 - 1  # samples that are counted: from then on, later ones outweigh earlier ones
-CLIP = 10.0  # deviations
-CONSTANT = 4 * float(jnp.finfo(jnp.float32).eps)  # of a mean: what varies by less is rounding
+MOST = 2**32 - 1  # the largest count; later samples then have more weight than earlier ones
+CLIP = 10.0  # in standard deviations
+CONSTANT = 4 * float(jnp.finfo(jnp.float32).eps)  # of the mean; a smaller deviation is rounding
 
 
 class RunningStatistics(NamedTuple):
-    """Count, mean and standard deviation of all samples seen so far.
+    """Count, mean and standard deviation of all samples so far.
 
     Attributes:
         count: number of samples, scalar.
         mean: mean of the samples, `[*shape]`.
-        mean_rest: what rounding left out of the mean: their sum is the mean in twice the digits.
+        mean_rest: the rounding error of `mean`. `mean + mean_rest` is the mean with twice as many
+            digits.
         deviation: standard deviation of the samples.
     """
 
@@ -33,8 +37,17 @@ class RunningStatistics(NamedTuple):
 
 
 def init_statistics(shape: tuple[int, ...]) -> RunningStatistics:
-    """Returns statistics of no samples."""
-    # Separate arrays: a program that uses its state up cannot be given one array twice.
+    """Returns the statistics of no samples.
+
+    Args:
+        shape: shape of one sample.
+
+    Examples:
+        >>> statistics = init_statistics((3,))  # of observations [3]
+        >>> statistics.count
+        Array(0, dtype=uint32)
+    """
+    # Separate arrays, because a program that donates its state cannot receive one array twice.
     mean, rest, deviation = (jnp.zeros(shape, jnp.float32) for _ in range(3))
     return RunningStatistics(jnp.zeros((), jnp.uint32), mean, rest, deviation)
 
@@ -42,12 +55,21 @@ def init_statistics(shape: tuple[int, ...]) -> RunningStatistics:
 def update_statistics(
     statistics: RunningStatistics, batch: Num[Array, "*batch_and_shape"]
 ) -> RunningStatistics:
-    """Returns the statistics with a batch `[*batch, *shape]` added.
+    """Returns the statistics after a batch `[*batch, *shape]` was added.
 
-    Merges the batch's own moments into the running ones (Chan, Golub and LeVeque 1979). The batch
-    is seen from its first sample and in units of its largest distance from it, so that no square
-    overflows, a constant has a deviation of exactly 0, and a mean that is large against the
-    deviation costs no digits.
+    The mean and deviation of the batch are merged into the running ones (Chan, Golub and LeVeque
+    1979). The samples of the batch are first expressed as distances from the first sample, in units
+    of the largest distance. So no square overflows, and a constant has a deviation of exactly 0. A
+    mean that is large compared with the deviation costs no digits.
+
+    Args:
+        statistics: the statistics so far.
+        batch: the samples.
+
+    Examples:
+        >>> statistics = update_statistics(init_statistics(()), jnp.array([1.0, 3.0]))
+        >>> print(statistics.count, statistics.mean, statistics.deviation)
+        2 2.0 1.0
     """
     count, mean, rest, deviation = statistics
     axes = tuple(range(batch.ndim - mean.ndim))
@@ -81,7 +103,7 @@ def update_statistics(
 
 
 def _root_sum_square(*parts: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Returns sqrt(sum of squares), where no square overflows or vanishes."""
+    """Returns sqrt(sum of squares), without overflow or underflow of a square."""
     sizes = jnp.abs(jnp.stack(parts))
     largest = jnp.max(sizes, axis=0)
     unit = jnp.where(largest > 0, largest, 1.0)
@@ -89,11 +111,16 @@ def _root_sum_square(*parts: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def standard_deviation(statistics: RunningStatistics) -> Float[Array, "*shape"]:
-    """Returns what to divide by: the standard deviation.
+    """Returns the standard deviation, or a replacement for it if the samples are constant.
 
-    Where all samples are the same but for the rounding of their mean there is none. The size of the
-    mean takes its place, or 1 if that is larger: rounding is not to look like a signal, and what
-    begins to move is seen in its own units until the next update.
+    Samples count as constant if they vary only by rounding errors of their mean. The replacement is
+    the absolute value of the mean, or 1 if the mean is smaller. So rounding errors do not look like
+    a signal.
+
+    Examples:
+        >>> constant = update_statistics(init_statistics(()), jnp.array([5.0, 5.0]))
+        >>> print(standard_deviation(constant))
+        5.0
     """
     size = jnp.abs(statistics.mean)
     varies = statistics.deviation > CONSTANT * size
@@ -103,6 +130,12 @@ def standard_deviation(statistics: RunningStatistics) -> Float[Array, "*shape"]:
 def normalize(
     statistics: RunningStatistics, batch: Num[Array, "*batch_and_shape"]
 ) -> Float[Array, "*batch_and_shape"]:
-    """Returns (x - mean) / deviation, clipped to [-10, 10], for a batch `[*batch, *shape]`."""
+    """Returns (x - mean) / deviation, clipped to [-10, 10], for a batch `[*batch, *shape]`.
+
+    Examples:
+        >>> statistics = update_statistics(init_statistics(()), jnp.array([1.0, 3.0]))
+        >>> normalize(statistics, jnp.array([2.0, 3.0, 100.0]))
+        Array([ 0.,  1., 10.], dtype=float32)
+    """
     centred = batch.astype(jnp.float32) - statistics.mean - statistics.mean_rest
     return jnp.clip(centred / standard_deviation(statistics), -CLIP, CLIP)

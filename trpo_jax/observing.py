@@ -1,16 +1,17 @@
-"""From the observation of an environment, a tree of arrays, to the tree that networks see.
+"""Turns the observation of an environment, a tree of arrays, into the tree that networks see.
 
-Each array is treated by its kind:
+The treatment of an array depends on its kind:
 
 | the environment shows | networks see, as float32 |
 |---|---|
 | floating-point numbers | the same, standardised by running statistics |
-| integers of a known range | one number for each value: 1 for that value, 0 for the others |
+| integers of a known range | a one-hot vector for each integer |
 | other integers | the same, standardised |
-| bytes | fractions of 255 |
+| bytes | the same, divided by 255 |
 | booleans | 0 and 1 |
 
-The mask of legal actions stays as it is. Without standardisation all numbers keep their size.
+The mask of legal actions stays as it is. If standardisation is off, numbers that would be
+standardised keep their values.
 """
 
 import math
@@ -21,23 +22,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from trpo_jax.envs.base import MASK, ArraySpec, ObservationSpec, split_mask
+from trpo_jax.envs.specs import MASK, ArraySpec, ObservationSpec, split_mask
 from trpo_jax.normalization import init_statistics, normalize, update_statistics
 
-# A `RunningStatistics` for each array that is standardised, () for the others.
+# A tree with a `RunningStatistics` for each array that is standardised, and () for the other arrays
 Statistics = Any
 
 
 def seen_spec(observation: ObservationSpec) -> ObservationSpec:
-    """Returns the specs of what networks see, without the mask of legal actions."""
+    """Returns the spec of the observation that networks see, without the mask of legal actions."""
     return jax.tree.map(_seen_array, split_mask(observation)[0])
 
 
 def init_observing(observation: ObservationSpec) -> Statistics:
-    """Returns the statistics of no observations.
+    """Returns the running statistics before the first observation.
 
     Args:
-        observation: what the environment shows.
+        observation: spec of the observations of the environment.
     """
     return _map(
         lambda spec: init_statistics(spec.shape) if is_standardized(spec) else (), observation
@@ -47,7 +48,7 @@ def init_observing(observation: ObservationSpec) -> Statistics:
 def update_observing(
     observation: ObservationSpec, statistics: Statistics, observations: Any
 ) -> Statistics:
-    """Returns the statistics with a batch of observations added, each array `[*batch, *shape]`."""
+    """Adds a batch of observations, each array `[*batch, *shape]`, to the running statistics."""
     update = lambda spec, old, x: update_statistics(old, x) if is_standardized(spec) else ()
     return _map(update, observation, statistics, observations)
 
@@ -58,13 +59,18 @@ def observe(
     """Returns observations as networks see them.
 
     Args:
-        observation: what the environment shows.
+        observation: spec of the observations of the environment.
         statistics: from `init_observing` and `update_observing`.
-        observations: a batch of it, each array `[*batch, *shape]`.
+        observations: a batch of observations, each array `[*batch, *shape]`.
         normalized: whether to standardise.
 
-    Example:
-        >>> seen = observe(env.observation, statistics, observations, normalized=True)
+    Examples:
+        >>> spec = trpo_jax.ArraySpec((), jnp.dtype("float32"))
+        >>> observations = jnp.array([1.0, 3.0])
+        >>> statistics = update_observing(spec, init_observing(spec), observations)
+        >>> observe(spec, statistics, observations, normalized=True)
+        Array([-1.,  1.], dtype=float32)
+
     """
 
     def see(spec: ArraySpec, old: Statistics, x: Shaped[Array, "..."]) -> Float[Array, "..."]:
@@ -79,17 +85,20 @@ def observe(
 
 
 def is_standardized(spec: ArraySpec) -> bool:
-    """Returns whether an array is standardised by running statistics."""
+    """Returns whether running statistics standardise the array."""
     return np.dtype(spec.dtype) not in (np.bool_, np.uint8) and not is_one_hot(spec)
 
 
 def is_one_hot(spec: ArraySpec) -> bool:
-    """Returns whether networks see a number for each value that a component may have."""
+    """Returns whether networks see the integers of the array as one-hot vectors."""
     return spec.num_values is not None and np.dtype(spec.dtype) != np.bool_
 
 
 def _map(function: Any, observation: ObservationSpec, *trees: Any, of_mask: Any = None) -> Any:
-    """Returns the tree that a function gives for each array; () for a mask, if nothing is said."""
+    """Returns a tree of the results of a function for each array, and of `of_mask` for the mask.
+
+    If `of_mask` is None, the mask becomes ().
+    """
     of_mask = of_mask or (lambda *_: ())
     names = lambda path: [getattr(key, "key", None) for key in path[:1]]
     return jax.tree_util.tree_map_with_path(
@@ -107,7 +116,7 @@ def _seen_array(spec: ArraySpec) -> ArraySpec:
 
 
 def _joined(shape: tuple[int, ...], num_values: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of a one-hot array: an image keeps its three axes."""
+    """Returns the shape of a one-hot array. An image keeps its three axes."""
     if len(num_values) > 1:
         return (sum(num_values),)
     kept = 2 if len(shape) == 3 else len(shape)

@@ -1,8 +1,9 @@
 """One run in several processes (`jax.distributed`), each with devices of its own.
 
-All of them run the same lines and hold the same numbers on the host; arrays on devices are global,
-each process holding its part. The first one, which files and terminal belong to, decides whatever
-depends on clocks, folders or memory, and tells the others. What they tell each other goes through
+All processes run the same lines of code and hold the same numbers on the host. Arrays on devices
+are global, and each process holds a part of them. All processes write checkpoints together. Only
+the first process writes other files and prints to the terminal. It also makes each decision that
+depends on clocks, folders or memory, and sends it to the other processes. Such messages go through
 the store of JAX's coordination service, which needs no device and no compilation.
 """
 
@@ -25,39 +26,39 @@ from jax.sharding import Sharding
 
 from trpo_jax.errors import ConfigurationError, PeerFailure, StorageFailure
 
-HEARTBEAT_SECONDS = 30  # a process that was silent for so long counts as dead
-JOINING_SECONDS = 300  # that processes wait for each other at the start
-TELLING_SECONDS = 900  # that they wait for what another one tells, which may read checkpoints
-# What the libraries that connect processes say of a lost one.
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead
+JOINING_SECONDS = 300  # how long processes wait for each other at the start
+TELLING_SECONDS = 900  # how long a process waits for a message; the sender may read checkpoints
+# Words in the errors that JAX and its libraries raise if another process is lost.
 LOST = re.compile("gloo|nccl|connection|socket|coordination|UNAVAILABLE|DEADLINE_EXCEEDED", re.I)
 
 
-_turns = itertools.count()  # of telling each other something, the same ones in every process
-_held: list[Any] = []  # what tells other processes of this machine the number of this one
+_turns = itertools.count()  # numbers of the messages, the same in every process
+_held: list[Any] = []  # the lock that claims the number of this process on this machine
 
 
 def join(
     coordinator: str | None = None, process_id: int | None = None, num_processes: int | None = None
 ) -> None:
-    """Makes this process one of several; to be called before anything is computed.
+    """Makes this process one of several processes of a run. Call it before any computation.
 
-    Without arguments, Slurm, Open MPI and Cloud TPU tell what to join.
+    Without arguments, JAX gets the values from Slurm, Open MPI or Cloud TPU.
 
     Args:
-        coordinator: `host:port` that the first process listens on.
-        process_id: number of this process, from 0.
-        num_processes: how many there are.
+        coordinator: `host:port`, the address on which the first process listens.
+        process_id: the number of this process, from 0.
+        num_processes: the number of processes.
 
     Raises:
-        ValueError: if nothing tells what to join.
-        RuntimeError: if the others cannot be reached.
-        ConfigurationError: if another process of this machine has the same number.
+        ValueError: if there are no arguments, and JAX finds no values either.
+        RuntimeError: if the other processes cannot be reached.
+        ConfigurationError: if another process on this machine has the same number.
     """
     if coordinator is not None:
         _claim_number(coordinator, process_id)
-    # It would take SIGTERM, which is to end a process.
+    # The service would catch SIGTERM, but SIGTERM must end the process.
     jax.config.update("jax_enable_preemption_service", False)
-    # JAX itself would abort with a stack trace of C++.
+    # At its own timeout, JAX would abort with a C++ stack trace.
     watch = threading.Timer(JOINING_SECONDS, _give_up, [coordinator, process_id, num_processes])
     watch.daemon = True
     watch.start()
@@ -82,10 +83,10 @@ def _claim_number(coordinator: str, process_id: int) -> None:
         lock.acquire()
     except Timeout:
         raise ConfigurationError(
-            f"A process with --process-id {process_id} of the run at {coordinator} is there "
-            "already. Give each process a number of its own, from 0 to --num-processes less 1."
+            f"Another process on this machine already has --process-id {process_id} in the run at "
+            f"{coordinator}. Give each process a different number, from 0 to --num-processes - 1."
         ) from None
-    except OSError:  # of another user: JAX finds out later
+    except OSError:  # the file belongs to another user; JAX finds a wrong number later
         return
     _held.append(lock)
 
@@ -93,28 +94,28 @@ def _claim_number(coordinator: str, process_id: int) -> None:
 def _give_up(coordinator: str | None, process_id: int | None, num_processes: int | None) -> None:
     print(
         f"error: The processes of this run have not found each other in {JOINING_SECONDS} seconds "
-        f"(coordinator {coordinator}, process {process_id} of {num_processes}). See to it that "
-        "all of them were started, each with a --process-id of its own from 0 to --num-processes "
-        "less 1, and that all can reach the coordinator, which is the process with the number 0.",
+        f"(coordinator {coordinator}, process {process_id} of {num_processes}). Check that all "
+        "processes were started, and that each has a different --process-id, from 0 to "
+        "--num-processes - 1. Check that all of them can reach the coordinator, process 0.",
         file=sys.stderr,
         flush=True,
     )
-    os._exit(2)  # the main thread waits inside JAX
+    os._exit(2)  # the main thread is blocked inside JAX
 
 
 def leave(code: int) -> None:
-    """Tells the other processes that this one ends with an exit code other than 0."""
+    """Tells the other processes that this process ends with an exit code other than 0."""
     _store().key_value_set(f"trpo_jax/left/{jax.process_index()}", str(code))
 
 
 def exchange(value: Any) -> list[Any]:
-    """Returns what each process has called this with, in the order of their numbers.
+    """Returns the values with which all processes called this function, in the order of processes.
 
     Args:
-        value: anything that JSON holds.
+        value: the value of this process. JSON must be able to hold it.
 
     Raises:
-        ConfigurationError: if another process ended for such an error.
+        ConfigurationError: if another process ended with a ConfigurationError.
         PeerFailure: if another process is gone.
     """
     turn = next(_turns)
@@ -123,7 +124,7 @@ def exchange(value: Any) -> list[Any]:
 
 
 def _told(turn: int, process: int) -> str:
-    """Returns what a process tells in a turn, as soon as it does."""
+    """Waits for the message of a process with the number `turn`, and returns it."""
     for _ in range(TELLING_SECONDS):
         with peer_failures_named():
             try:
@@ -135,7 +136,7 @@ def _told(turn: int, process: int) -> str:
         code = left.get(f"trpo_jax/left/{process}")
         if code == "2":
             raise ConfigurationError(
-                f"Process {process} of this run cannot work as it was started: see what it says."
+                f"Process {process} of this run cannot work with its settings. See its own message."
             )
         if code is not None:
             break
@@ -143,25 +144,25 @@ def _told(turn: int, process: int) -> str:
 
 
 def _store() -> Any:
-    from jax._src import distributed  # no public name leads to it
+    from jax._src import distributed  # JAX has no public name for it
 
     return distributed.global_state.client
 
 
 def is_first() -> bool:
-    """Says whether this is the process that files and terminal belong to."""
+    """Returns whether this is the first process, which writes files and prints to the terminal."""
     return jax.process_index() == 0
 
 
 def decided_by_first(decide: Callable[[], Any]) -> Any:
-    """Returns what a function gives in the first process, which alone calls it, in all of them.
+    """Calls a function in the first process, and returns its result in all processes.
 
     Args:
-        decide: gives anything that JSON holds.
+        decide: the function. JSON must be able to hold its result.
 
     Raises:
-        ConfigurationError: in all of them, if it does.
-        StorageFailure: in all of them, if it raises an OSError.
+        ConfigurationError: in all processes, if the function raises one.
+        StorageFailure: in all processes, if the function raises an OSError.
         PeerFailure: if another process is gone.
     """
     if jax.process_count() == 1:
@@ -186,7 +187,7 @@ def decided_by_first(decide: Callable[[], Any]) -> Any:
 
 
 def any_of(here: bool) -> bool:
-    """Says, in all processes, whether something is so in one of them.
+    """Returns, in all processes, whether `here` is true in at least one process.
 
     Raises:
         PeerFailure: if another process is gone.
@@ -198,7 +199,7 @@ def any_of(here: bool) -> bool:
 
 
 def to_devices(tree: Any, sharding: Sharding) -> Any:
-    """Returns arrays on the host, the same ones in every process, as global arrays."""
+    """Returns arrays on the host, which are the same in every process, as global arrays."""
 
     def place(x):
         x = np.asarray(x)
@@ -208,7 +209,7 @@ def to_devices(tree: Any, sharding: Sharding) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Returns whole arrays on the host, in every process, also those that others hold parts of.
+    """Returns whole arrays on the host in every process, even if other processes hold parts.
 
     Raises:
         PeerFailure: if another process is gone.
@@ -224,7 +225,7 @@ def to_host(tree: Any) -> Any:
 
 @contextmanager
 def peer_failures_named() -> Iterator[None]:
-    """Turns what is raised where another process is gone into a `PeerFailure`."""
+    """Turns an error into a `PeerFailure` if its text says that another process is gone."""
     try:
         yield
     except (ValueError, RuntimeError) as error:

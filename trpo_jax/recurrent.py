@@ -1,13 +1,13 @@
-"""Memory: networks that carry something from one step to the next.
+"""Recurrent networks. They carry a memory from one step to the next.
 
-A cell is the recurrent part alone. `recurrent_network` puts it between a network that gives
-features and one that gives outputs. To act, `step` goes on by one step. To learn, `unroll` goes
-through whole sequences: features and outputs of all steps are computed at once, and a scan computes
-what passes through the carry only.
+A cell is the recurrent part alone. `recurrent_network` puts a cell between a network for features
+and a network for outputs. To act, `step` computes one step. To learn, `unroll` computes whole
+sequences. It computes the features and the outputs of all steps at once. Only the part that needs
+the carry is a scan over time.
 
-The carry is made anew before the first step of each episode, which is where the step before ended
-one (`first`). Gradients and Fisher-vector products pass through the scan as through any function:
-they need first derivatives only.
+The carry is reset before the first step of each episode. `first` marks these steps. Gradients and
+Fisher-vector products differentiate the scan like any other function. They need first derivatives
+only.
 """
 
 import math
@@ -29,11 +29,31 @@ class Cell(NamedTuple):
     """The recurrent part of a network.
 
     Attributes:
-        size: width of its output.
+        size: the width of its output.
         init: `(key, width of the features) -> params`.
-        carry: `num_envs -> carry` before a first step; each array has the leading axis `[B]`.
-        prepare: `(params, features [N, F]) -> inputs [N, ...]`: all that needs no carry.
+        carry: `num_envs -> carry`. Returns the carry before the first step of an episode. Each of
+            its arrays has the leading axis `[B]`.
+        prepare: `(params, features [N, F]) -> inputs [N, ...]`. Computes the part of a step that
+            does not need the carry.
         step: `(params, carry, inputs [B, ...]) -> (carry, output [B, size])`.
+
+    Examples:
+        >>> def step(params, carry, inputs):
+        ...     output = jnp.tanh(carry + inputs)
+        ...     return output, output
+        >>> cell = trpo_jax.Cell(
+        ...     size=8,
+        ...     init=lambda key, num_features: jax.random.normal(key, (num_features, 8)),
+        ...     carry=lambda num_envs: jnp.zeros((num_envs, 8)),
+        ...     prepare=lambda params, features: features @ params,
+        ...     step=step,
+        ... )
+        >>> params = cell.init(jax.random.key(0), 4)
+        >>> carry, output = cell.step(
+        ...     params, cell.carry(3), cell.prepare(params, jnp.ones((3, 4)))
+        ... )
+        >>> output.shape
+        (3, 8)
     """
 
     size: int
@@ -44,14 +64,33 @@ class Cell(NamedTuple):
 
 
 class RecurrentNetwork(NamedTuple):
-    """A network with a carry, which is `()` of one without a memory.
+    """A network with a carry. If the network has no memory, its carry is `()`.
 
     Attributes:
         init: `key -> params`.
-        carry: `num_envs -> carry` before a first step; each array has the leading axis `[B]`.
+        carry: `num_envs -> carry`. Returns the carry before the first step of an episode. Each of
+            its arrays has the leading axis `[B]`.
         step: `(params, carry, observations [B, ...]) -> (carry, outputs [B])`.
         unroll: `(params, carry, observations [T, B, ...], first [T, B]) -> (outputs [T, B], carries
-            [T, B, ...])`, where carries are those after each step.
+            [T, B, ...])`. The carries are the memory after each step.
+
+    Examples:
+        >>> def step(params, carry, x):
+        ...     return carry + x, carry + x
+        >>> def unroll(params, carry, xs, first):
+        ...     def one_step(carry, inputs):
+        ...         first, x = inputs
+        ...         carry = jnp.where(first, 0.0, carry) + x
+        ...         return carry, (carry, carry)
+        ...     return jax.lax.scan(one_step, carry, (first, xs))[1]
+        >>> network = trpo_jax.RecurrentNetwork(
+        ...     init=lambda key: (), carry=lambda num_envs: jnp.zeros(num_envs),
+        ...     step=step, unroll=unroll,
+        ... )
+        >>> first = jnp.array([[True], [False], [True]])
+        >>> outputs, carries = network.unroll((), network.carry(1), jnp.ones((3, 1)), first)
+        >>> outputs[:, 0]
+        Array([1., 2., 1.], dtype=float32)
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -63,8 +102,19 @@ class RecurrentNetwork(NamedTuple):
 def gru(size: int) -> Cell:
     """Returns a gated recurrent unit (Cho et al. 2014, arXiv:1406.1078).
 
-    r = sigmoid(W_r x + U_r h), z = sigmoid(W_z x + U_z h), n = tanh(W_n x + r (U_n h + b)), and the
-    next h, which is the output too, is (1 - z) n + z h. W have biases of their own.
+    r = sigmoid(W_r x + U_r h), z = sigmoid(W_z x + U_z h), n = tanh(W_n x + r (U_n h + b)). The
+    next h is (1 - z) n + z h. It is also the output. Each W has a bias too.
+
+    Args:
+        size: the width of h.
+
+    Examples:
+        >>> cell = trpo_jax.gru(8)
+        >>> params = cell.init(jax.random.key(0), 4)
+        >>> inputs = cell.prepare(params, jnp.ones((3, 4)))
+        >>> carry, output = cell.step(params, cell.carry(3), inputs)
+        >>> output.shape
+        (3, 8)
     """
 
     def step(params, h, inputs):
@@ -84,11 +134,22 @@ def gru(size: int) -> Cell:
 
 
 def lstm(size: int) -> Cell:
-    """Returns long short-term memory (Hochreiter and Schmidhuber 1997), with a forget gate.
+    """Returns a long short-term memory (Hochreiter and Schmidhuber 1997) with a forget gate.
 
     i, f, o = sigmoid(W x + U h), each with its own weights, and g = tanh(W_g x + U_g h). The next c
-    is f c + i g, and the next h, which is the output too, is o tanh(c). The bias of the forget gate
-    begins at 1 (Gers et al. 2000).
+    is f c + i g. The next h is o tanh(c). It is also the output. The initial bias of the forget
+    gate is 1 (Gers et al. 2000).
+
+    Args:
+        size: the width of c and of h.
+
+    Examples:
+        >>> cell = trpo_jax.lstm(8)
+        >>> params = cell.init(jax.random.key(0), 4)
+        >>> inputs = cell.prepare(params, jnp.ones((3, 4)))
+        >>> (c, h), output = cell.step(params, cell.carry(3), inputs)
+        >>> c.shape, output.shape
+        ((3, 8), (3, 8))
     """
 
     def step(params, carry, inputs):
@@ -114,14 +175,19 @@ def from_linen_cell(cell: nn.RNNCellBase, size: int) -> Cell:
 
     Args:
         cell: `(carry, features [B, F]) -> (carry, output [B, size])`.
-        size: width of its output.
+        size: the width of its output.
 
-    Example:
-        >>> cell = from_linen_cell(nn.SimpleCell(64), 64)
+    Examples:
+        >>> import flax.linen as nn
+        >>> cell = trpo_jax.from_linen_cell(nn.SimpleCell(8), 8)
+        >>> params = cell.init(jax.random.key(0), 4)
+        >>> carry, output = cell.step(params, cell.carry(3), jnp.ones((3, 4)))
+        >>> output.shape
+        (3, 8)
     """
     default = getattr(type(cell), "recurrent_kernel_init", None)
     if default is not None and cell.recurrent_kernel_init is default:
-        # Its QR decompositions can wait for each other for ever; see `orthogonal`.
+        # The QR decompositions of the default can wait for each other forever. See `orthogonal`.
         cell = cell.clone(recurrent_kernel_init=orthogonal(1.0))
     carry = lambda num_envs: cell.initialize_carry(jax.random.key(0), (num_envs, size))
     return Cell(
@@ -140,18 +206,33 @@ def recurrent_network(
     head: Network,
     checkpoint: bool = False,
 ) -> RecurrentNetwork:
-    """Returns the network of features, a cell and outputs.
+    """Returns a recurrent network made of a network for features, a cell and a head.
 
-    The head sees the features beside the output of the cell.
+    The head sees the features and the output of the cell, joined along the last axis.
 
     Args:
         features: `(params, observations [N, ...]) -> features [N, F]`.
         num_features: F.
         cell: the recurrent part.
-        head: `(params, [N, F + cell.size], observations [N, ...]) -> outputs`; most heads need the
-            mask in an observation at the most.
-        checkpoint: whether derivatives compute what is inside of the cell a second time, in place
-            of keeping it for all steps (`jax.checkpoint`).
+        head: `(params, [N, F + cell.size], observations [N, ...]) -> outputs`. Most heads use
+            only the mask of legal actions from the observations, or nothing.
+        checkpoint: whether derivatives compute the inside of the cell a second time, instead of
+            keeping it for all steps (`jax.checkpoint`).
+
+    Examples:
+        >>> network = trpo_jax.recurrent_network(
+        ...     trpo_jax.Network(lambda key: (), lambda params, observations: observations),
+        ...     num_features=4,
+        ...     cell=trpo_jax.gru(8),
+        ...     head=trpo_jax.Network(
+        ...         init=lambda key: jnp.zeros((4 + 8, 2)),
+        ...         apply=lambda params, x, observations: trpo_jax.Categorical(x @ params),
+        ...     ),
+        ... )
+        >>> params = network.init(jax.random.key(0))
+        >>> carry, distributions = network.step(params, network.carry(3), jnp.ones((3, 4)))
+        >>> distributions.logits.shape
+        (3, 2)
     """
     cell_step = jax.checkpoint(cell.step) if checkpoint else cell.step
 
@@ -192,7 +273,7 @@ def recurrent_network(
 
 
 def without_memory(network: Network) -> RecurrentNetwork:
-    """Returns a network without a memory as one whose carry is `()`."""
+    """Returns a network without a memory as a `RecurrentNetwork` whose carry is `()`."""
     unroll = over_two_axes(network.apply)
     return RecurrentNetwork(
         network.init,
@@ -203,19 +284,19 @@ def without_memory(network: Network) -> RecurrentNetwork:
 
 
 def restarted(fresh: Callable[[int], Carry], first: Bool[Array, " B"], carry: Carry) -> Carry:
-    """Returns the carry `[B]`, fresh where an episode starts."""
+    """Returns the carry `[B, ...]`, reset for each environment whose episode starts."""
     expand = lambda x: first.reshape(-1, *[1] * (x.ndim - 1))
     new = fresh(first.shape[0])
     return jax.tree.map(lambda new, old: jnp.where(expand(old), new, old), new, carry)
 
 
 def remembers(carry: Callable[[int], Carry]) -> bool:
-    """Returns whether a carry holds anything."""
+    """Returns whether the carry holds any array."""
     return bool(jax.tree.leaves(jax.eval_shape(lambda: carry(1))))
 
 
 def _gates(key: PRNGKeyArray, num_features: int, size: int, count: int) -> dict[str, Array]:
-    """Returns weights of several gates: of features, with biases, and of the carry."""
+    """Returns the weights of `count` gates: for the features, with biases, and for the carry."""
     keys = jax.random.split(key, 2 * count)
     scale = 1 / math.sqrt(num_features)
     of_features = [

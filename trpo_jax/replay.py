@@ -1,4 +1,4 @@
-"""A ring buffer of rows, as arrays: it lives inside compiled programs and is saved with a run."""
+"""A ring buffer of rows. Compiled programs can use its arrays, and it is saved with a run."""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +8,12 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 
 class Replay(NamedTuple):
-    """The latest rows, up to a capacity C.
+    """The latest rows, at most C of them.
 
     Attributes:
-        rows: a tree of arrays `[C, ...]`; those beyond `size` are zeros.
-        size: number of rows held.
-        position: where the next row goes.
+        rows: a tree of arrays `[C, ...]`. Rows that were never filled are zeros.
+        size: number of rows that were filled.
+        position: index of the row that is filled next.
     """
 
     rows: Any
@@ -25,17 +25,25 @@ def init_replay(row: PyTree, capacity: int) -> Replay:
     """Returns an empty buffer.
 
     Args:
-        row: one row, a tree of arrays or of `jax.ShapeDtypeStruct`s; only shapes and dtypes matter.
+        row: one row, a tree of arrays or of `jax.ShapeDtypeStruct`s. Only shapes and dtypes matter.
         capacity: C.
+
+    Examples:
+        >>> replay = init_replay({"reward": jnp.zeros(())}, capacity=3)
+        >>> replay = add_rows(replay, {"reward": jnp.array([1.0, 2.0])})
+        >>> replay.rows, replay.size
+        ({'reward': Array([1., 2., 0.], dtype=float32)}, Array(2, dtype=int32))
+        >>> sample_rows(jax.random.key(0), replay, number=5)["reward"].shape
+        (5,)
     """
     rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), row)
     return Replay(rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def add_rows(replay: Replay, rows: PyTree[Array]) -> Replay:
-    """Returns the buffer with N rows `[N, ...]` in the place of its oldest ones.
+    """Returns the buffer with N rows `[N, ...]` in place of its oldest rows.
 
-    Of more rows than the capacity, the last ones are kept.
+    If there are more rows than the capacity, the last ones are kept.
     """
     capacity = _length(replay.rows)
     rows = jax.tree.map(lambda x: x[-capacity:], rows)
@@ -49,7 +57,7 @@ def add_rows(replay: Replay, rows: PyTree[Array]) -> Replay:
 
 
 def sample_rows(key: PRNGKeyArray, replay: Replay, number: int) -> PyTree[Array]:
-    """Returns `number` rows, each drawn uniformly from those held, with replacement."""
+    """Returns `number` rows, drawn uniformly and with replacement from the filled rows."""
     places = jax.random.randint(key, (number,), 0, replay.size)
     return jax.tree.map(lambda x: x[places], replay.rows)
 

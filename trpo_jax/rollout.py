@@ -1,4 +1,4 @@
-"""Policy and environments to trajectories."""
+"""Rollouts: runs a policy in an environment and returns the trajectories."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,24 +9,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.distributions import mask_logits
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Environment, cost_metrics
+from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
+from trpo_jax.envs.specs import (
     ActionSpec,
     Agents,
     Box,
     Discrete,
-    Environment,
     MultiDiscrete,
     choices_of,
-    cost_metrics,
     split_choices,
 )
-from trpo_jax.envs.episodes import Episode, Transition, advance_episode, start_episode
 
 Act = Callable[[PRNGKeyArray, Episode, Any], tuple[Any, Any, Any]]
 
 
 def start_episodes(env: Environment, key: PRNGKeyArray, num_envs: int) -> Episode:
-    """Returns `num_envs` fresh episodes, leading axis `[B]`."""
+    """Returns `num_envs` new episodes with the leading axis `[B]`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> episodes = start_episodes(env, jax.random.key(0), num_envs=4)
+        >>> episodes.observation.shape
+        (4, 4)
+    """
     return jax.vmap(partial(start_episode, env))(jax.random.split(key, num_envs))
 
 
@@ -37,20 +43,28 @@ def rollout(
     episodes: Episode,
     num_steps: int,
 ) -> tuple[Episode, Transition]:
-    """Runs B environments for T = `num_steps` steps each; episodes restart where they end.
+    """Runs B environments for T = `num_steps` steps. When an episode ends, another one starts.
 
-    Each new episode begins with a reset of its own. Where resets are expensive, B resets are made
-    before the first step, and each new episode begins from one of them, drawn at random.
+    Each episode starts with its own reset. If resets are expensive, B resets are made before the
+    first step. Each episode that starts later begins from one of them, drawn at random.
 
     Args:
         env: the environment.
         act: `(key, observations [B, ...]) -> actions [B, ...]`.
         key: consumed by actions, steps and resets.
-        episodes: running episodes, leading axis `[B]`.
+        episodes: running episodes with the leading axis `[B]`.
         num_steps: T.
 
     Returns:
-        The episodes to go on with, and a trajectory with leading axes `[T, B]`.
+        The episodes to continue with, and a trajectory with leading axes `[T, B]`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> episodes = start_episodes(env, jax.random.key(0), num_envs=4)
+        >>> act = lambda key, observations: jax.random.randint(key, (4,), 0, 2)
+        >>> episodes, trajectory = rollout(env, act, jax.random.key(1), episodes, num_steps=8)
+        >>> trajectory.observation.shape, trajectory.reward.shape
+        ((8, 4, 4), (8, 4))
     """
     stateless = lambda key, episodes, state: (act(key, episodes.observation), (), state)
     episodes, _, trajectory = rollout_with_state(env, stateless, key, episodes, (), num_steps)
@@ -65,19 +79,29 @@ def rollout_with_state(
     acting_state: Any,
     num_steps: int,
 ) -> tuple[Episode, Any, Transition]:
-    """Runs environments as `rollout` does, for an `act` that carries a state from step to step.
+    """Runs environments as `rollout` does, with an `act` that carries a state from step to step.
 
     Args:
         env: the environment.
-        act: `(key, episodes [B], acting_state) -> (actions [B, ...], noise, acting_state)`; the
-            trajectory keeps the noise: what the actions depended on besides the observations.
+        act: `(key, episodes [B], acting_state) -> (actions [B, ...], noise, acting_state)`. The
+            actions depend on `noise` as well as on the observations. The trajectory stores it.
         key: consumed by actions, steps and resets.
-        episodes: running episodes, leading axis `[B]`.
-        acting_state: what `act` carries from step to step, any pytree.
+        episodes: running episodes with the leading axis `[B]`.
+        acting_state: the state that `act` carries from step to step, any pytree.
         num_steps: T.
 
     Returns:
-        The episodes and the acting state to go on with, and a trajectory `[T, B]`.
+        The episodes and the acting state to continue with, and a trajectory `[T, B]`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> episodes = start_episodes(env, jax.random.key(0), num_envs=4)
+        >>> act = lambda key, episodes, steps: (jnp.full(4, steps % 2), (), steps + 1)
+        >>> episodes, steps, trajectory = rollout_with_state(
+        ...     env, act, jax.random.key(1), episodes, acting_state=jnp.array(0), num_steps=8
+        ... )
+        >>> print(trajectory.action[:, 0], steps)
+        [0 1 0 1 0 1 0 1] 8
     """
     num_envs = episodes.length.shape[0]
     act_key, env_key, start_key = jax.random.split(key, 3)
@@ -106,23 +130,28 @@ def rollout_with_state(
 def random_actions(
     key: PRNGKeyArray, action: ActionSpec, num_envs: int, mask: Any = None
 ) -> PyTree[Num[Array, "B ..."]]:
-    """Returns B = `num_envs` random actions, as a policy chooses them.
+    """Returns B = `num_envs` random actions in the form in which a policy chooses them.
 
-    Discrete actions are uniform among the legal ones; the components of a `Box` action are standard
+    Discrete actions are uniform among the legal ones. The components of a `Box` action are standard
     normal.
 
     Args:
         key: consumed by the draws.
-        action: what the environment accepts.
+        action: the actions that the environment accepts.
         num_envs: B.
-        mask: which values of each choice are legal, leading axis `[B]`; None for all.
+        mask: which values of each choice are legal, with the leading axis `[B]`. None for all.
+
+    Examples:
+        >>> env = trpo_jax.make_env("Pendulum-v1")
+        >>> random_actions(jax.random.key(0), env.action, num_envs=4).shape
+        (4, 1)
     """
     if isinstance(action, Agents):
         draw_row = lambda key, mask: random_actions(key, action.padded, num_envs, mask)
         keys = jax.random.split(key, action.count)
         return jax.vmap(draw_row, (0, 1), 1)(keys, action.legal(mask, (num_envs,)))
     parts, structure = jax.tree.flatten(action)
-    # A single part has the key to itself.
+    # A single part uses the key as it is.
     keys = jax.random.split(key, len(parts)) if len(parts) > 1 else [key]
     choices = choices_of(action)
     legal = [None] * len(choices)
@@ -151,16 +180,25 @@ def episode_metrics(
 ) -> dict[str, Float[Array, ""]]:
     """Returns means over the episodes that ended in a trajectory `[T, B]`, and their number.
 
-    Episodes that were not seen from their start (see `stagger`) do not count.
+    Episodes that were not seen from their start do not count (see `stagger`).
 
     Args:
         trajectory: the trajectory.
         costs: names of the costs of its environment.
 
     Returns:
-        `episodic_return` (undiscounted), `episode_length`, `num_episodes` and `broken_episodes`,
-        float32 scalars, and each of `cost_metrics`. Return, length and costs are 0 where
-        `num_episodes` is 0. Broken episodes count in none but the last.
+        `episodic_return` (undiscounted), `episode_length`, `num_episodes`, `broken_episodes` and
+        each of `cost_metrics`, as float32 scalars. Return, length and costs are 0 if `num_episodes`
+        is 0. Broken episodes count only in `broken_episodes`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> episodes = start_episodes(env, jax.random.key(0), num_envs=4)
+        >>> act = lambda key, observations: jnp.zeros(4, jnp.int32)  # always to the left
+        >>> _, trajectory = rollout(env, act, jax.random.key(1), episodes, num_steps=16)
+        >>> metrics = episode_metrics(trajectory)
+        >>> bool(metrics["num_episodes"] >= 4), bool(metrics["episode_length"] < 12)
+        (True, True)
     """
     done = trajectory.done & trajectory.whole
     count = jnp.sum(done)

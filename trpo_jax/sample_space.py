@@ -1,13 +1,15 @@
-"""The solution of (F + damping I) x = g in the space of the outputs, where they are few.
+"""The solution of (F + damping I) x = g in the space of the outputs, for batches with few outputs.
 
-F = J^T M J has no more eigenvalues above 0 than the batch has outputs, R = examples times numbers
-of a distribution. With J J^T = V D V^T, Q = J^T V D^-1/2 has orthonormal columns, and
+F = J^T M J. Its number of eigenvalues above 0 is at most the number of outputs of the batch,
+R = examples times parameters of a distribution. With J J^T = V D V^T, the columns of
+Q = J^T V D^-1/2 are orthonormal, and
 
-    x = Q (D^1/2 V^T M V D^1/2 + damping I)^-1 Q^T g + (g - Q Q^T g) / damping,
+    x = Q (D^1/2 V^T M V D^1/2 + damping I)^-1 Q^T g + (g - Q Q^T g) / damping.
 
-where the matrix to be inverted has R rows. Quantum Monte Carlo knows the idea as minSR (Chen and
-Heyl 2024, arXiv:2302.01941). It takes memory for R P + R^2 numbers and some 6 R^2 P multiplications
-whatever the damping is, where conjugate gradient takes the more products the smaller the damping.
+The matrix to invert has R rows. In quantum Monte Carlo, this idea is known as minSR (Chen and Heyl
+2024, arXiv:2302.01941). It needs memory for R P + R^2 numbers and about 6 R^2 P multiplications,
+with P the number of parameters. This cost does not depend on the damping. With
+conjugate gradient, a smaller damping needs more products.
 """
 
 import jax
@@ -22,21 +24,35 @@ from trpo_jax.solvers import damped_solver, positive_definite_inverse
 from trpo_jax.transform import System
 from trpo_jax.trust_region import Solve
 
-MOST_OUTPUTS = 8192  # a matrix of so many rows and columns fills 256 MiB of float32
+MOST_OUTPUTS = 8192  # a square matrix of this size takes 256 MiB in float32
 
 
 def sample_space_solver(system: System) -> Solve:
     """Returns the function that solves a system in the space of its outputs.
 
-    Iterations of conjugate gradient with exact products follow, against rounding: eigenvalues of
-    J J^T below some 1e-7 of the largest are lost in float32. One is enough where no outputs depend
-    on each other nearly; the residual says so.
+    Eigenvalues of J J^T below about 1e-7 of the largest one are lost in float32. So iterations of
+    conjugate gradient with exact products follow. One iteration is enough if no outputs are nearly
+    linearly dependent. The residual shows whether it was enough.
 
     Raises:
         ConfigurationError: if the batch has too many outputs.
 
-    Example:
-        >>> natural_gradient(max_kl=0.01, damping=1e-4, cg_iters=1, solver=sample_space_solver)
+    Examples:
+        >>> inputs, labels = jnp.eye(3), jnp.array([0, 1, 0])
+        >>> distribution_fn = lambda params: trpo_jax.Categorical(inputs @ params)
+        >>> loss_fn = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
+        >>> params = jnp.zeros((3, 2))
+        >>> optimizer = trpo_jax.natural_gradient(
+        ...     max_kl=0.01, damping=1e-4, cg_iters=1, solver=trpo_jax.sample_space_solver
+        ... )
+        >>> updates, state = optimizer.update(
+        ...     jax.grad(loss_fn)(params),
+        ...     optimizer.init(params),
+        ...     params,
+        ...     distribution_fn=distribution_fn,
+        ... )
+        >>> bool(state.info.residual < 1e-3)
+        True
     """
     params, unravel = ravel_pytree(system.params)
     distribution, jvp = jax.linearize(lambda p: system.distribution_fn(unravel(p)), params)
@@ -48,16 +64,16 @@ def sample_space_solver(system: System) -> Solve:
     size = outputs.size
     if size > MOST_OUTPUTS:
         raise ConfigurationError(
-            f"The batch has {size:,} outputs, and sample_space_solver is for {MOST_OUTPUTS:,} at "
-            "the most. Choose fewer examples, or conjugate gradient (solver=None)."
+            f"The batch has {size:,} outputs. sample_space_solver allows at most "
+            f"{MOST_OUTPUTS:,}. Use fewer examples, or conjugate gradient (solver=None)."
         )
 
     def to_rows(tree: PyTree[Array]) -> Float[Array, " R"]:
-        """Returns the numbers that depend on the parameters."""
+        """Returns the numbers that depend on the parameters, as one vector."""
         return ravel_pytree(kept(jax.tree.leaves(tree)))[0]
 
     def to_outputs(rows: Float[Array, " R"]) -> PyTree[Array]:
-        """Returns a tangent of the distribution, 0 where nothing depends on the parameters."""
+        """Returns a tangent of the distribution. It is 0 where the distribution is constant."""
         found = iter(to_leaves(rows))
         pairs = zip(leaves, depends, strict=True)
         return structure.unflatten(next(found) if y else jnp.zeros_like(x) for x, y in pairs)
@@ -69,7 +85,7 @@ def sample_space_solver(system: System) -> Solve:
     with jax.default_matmul_precision("float32"):
         jacobian = jax.vmap(lambda row: vjp(to_outputs(row))[0])(jnp.eye(size, dtype=params.dtype))
         eigenvalues, vectors = _decomposed(jacobian @ jacobian.T)
-        # Smaller ones are rounding, and what F does there is less than a damping that can be felt.
+        # Smaller eigenvalues are rounding errors. A reasonable damping is larger than F there.
         felt = eigenvalues > size * jnp.finfo(params.dtype).eps * eigenvalues[-1]
         roots = jnp.sqrt(jnp.where(felt, eigenvalues, 0.0))
         scaled = vectors * roots
@@ -77,13 +93,14 @@ def sample_space_solver(system: System) -> Solve:
         inverted = positive_definite_inverse(inner + damping * jnp.eye(size, dtype=inner.dtype))
         basis = vectors * jnp.where(felt, 1 / jnp.where(felt, roots, 1.0), 0.0)
 
-    @jax.default_matmul_precision("float32")  # it is traced where it is called
+    @jax.default_matmul_precision("float32")  # also if it is called outside of this function
     def precondition(vector: PyTree[Array]) -> PyTree[Array]:
         vector, _ = ravel_pytree(vector)
         inside = lambda v: (jacobian @ v) @ basis
         back = lambda rows: (basis @ rows) @ jacobian
         outside = vector - back(inside(vector))
-        outside = outside - back(inside(outside))  # once more: rounding is divided by the damping
+        # The projection is repeated, because the division by the damping amplifies rounding errors.
+        outside = outside - back(inside(outside))
         return unravel(back(inverted @ inside(vector)) + outside / damping)
 
     return damped_solver(
@@ -96,5 +113,5 @@ def sample_space_solver(system: System) -> Solve:
 
 @sequential_vmap  # see `positive_definite_inverse`
 def _decomposed(matrix: Float[Array, "R R"]) -> tuple[Float[Array, " R"], Float[Array, "R R"]]:
-    """Returns the eigenvalues of a symmetric matrix, the smallest first, and its eigenvectors."""
+    """Returns the eigenvalues of a symmetric matrix in ascending order, and its eigenvectors."""
     return jnp.linalg.eigh(matrix)

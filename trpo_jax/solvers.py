@@ -1,10 +1,13 @@
-"""Solvers of A x = b for a symmetric positive-definite A, known only through its products.
+"""Solvers of A x = b for a symmetric positive-definite A that is known only by its products A v.
 
-Conjugate gradient minimises 1/2 x^T A x - b^T x over growing Krylov spaces. Three of its facts
-matter to a trust-region step (Nocedal and Wright 2006, Numerical Optimization, chapter 5):
-stopped early it is a regulariser, not just an approximation; every iterate is an ascent
-direction, b^T x > 0; and since the residual is orthogonal to the Krylov space that holds x,
-x^T A x = b^T x at every iterate, so the step's length comes without a further product.
+Conjugate gradient minimises 1/2 x^T A x - b^T x over Krylov spaces that grow by one dimension in
+each iteration. Three of its properties matter to a trust-region step (Nocedal and Wright 2006,
+Numerical Optimization, chapter 5):
+
+- If it is stopped early, it acts as a regulariser.
+- Every iterate is an ascent direction: b^T x > 0.
+- At every iterate x^T A x = b^T x, because the residual is orthogonal to the Krylov space that
+  contains x. So the length of the step needs no further product with A.
 """
 
 from collections.abc import Callable
@@ -19,12 +22,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 
 class SolverResult(NamedTuple):
-    """A solution and how far it can be trusted.
+    """A solution and its accuracy.
 
     Attributes:
         x: the solution, a tree like b.
-        residual: ||b - A x|| / ||b||, scalar; 0 for b = 0. The recurrence's own residual, which
-            drifts from the true one by rounding only.
+        residual: ||b - A x|| / ||b||, scalar; 0 if b = 0. It is computed by the recurrence of the
+            method, which differs from the true residual only by rounding.
         iterations: number of iterations that changed x, scalar.
     """
 
@@ -42,23 +45,34 @@ def conjugate_gradient(
 ) -> SolverResult:
     """Solves A x = b from x = 0 by the conjugate gradient method (Hestenes and Stiefel 1952).
 
-    With a preconditioner M, it works as on M^-1/2 A M^-1/2, which takes the fewer iterations the
-    nearer M is to A (Nocedal and Wright 2006, algorithm 5.3).
+    With a preconditioner M, it works as if on M^-1/2 A M^-1/2. The closer M is to A, the fewer
+    iterations this takes (Nocedal and Wright 2006, algorithm 5.3).
 
-    Inside, vectors are raveled: one array takes a CPU less time than a tree of small ones.
-
-    The loop always runs `num_iterations` times, so that it costs the same under `jax.vmap`. Once
-    the relative residual is at most `tolerance`, or a product shows that A is not positive
-    definite, the iterate is frozen.
+    The loop always runs `num_iterations` times, so that it costs the same under `jax.vmap`. x stops
+    changing as soon as the relative residual is at most `tolerance`, or a product shows that A is
+    not positive definite.
 
     Args:
         matvec: `v -> A v` on trees like `b`.
         b: right-hand side.
         num_iterations: number of products with A.
-        tolerance: relative residual ||b - A x|| / ||b|| at which the iterate is frozen, in the norm
-            of M^-1 if there is one.
-        precondition: `v -> M^-1 v` for a symmetric positive-definite M; the identity if None.
+        tolerance: relative residual ||b - A x|| / ||b|| at which x stops changing. With a
+            preconditioner, both norms are those of M^-1.
+        precondition: `v -> M^-1 v` for a symmetric positive-definite M. None stands for the
+            identity.
+
+    Returns:
+        The solution, its relative residual and the number of iterations.
+
+    Examples:
+        >>> diagonal = jnp.array([1.0, 2.0, 4.0])
+        >>> result = conjugate_gradient(lambda v: diagonal * v, jnp.ones(3), num_iterations=3)
+        >>> print(jnp.array_str(result.x, precision=3))
+        [1.   0.5  0.25]
+        >>> result.iterations
+        Array(3, dtype=int32)
     """
+    # One array takes a CPU less time than a tree of small arrays.
     b, unravel = ravel_pytree(b)
     on_vectors = lambda function: lambda vector: ravel_pytree(function(unravel(vector)))[0]
     matvec = on_vectors(matvec)
@@ -72,7 +86,7 @@ def conjugate_gradient(
         product = matvec(direction)
         curvature = jnp.vdot(direction, product)
         active = active & (size > threshold) & (curvature > 0)
-        # A frozen lane divides by one and moves by zero: no branch, no NaN.
+        # An inactive iteration divides by one and moves by zero, so no branch and no NaN occur.
         alpha = jnp.where(active, size / jnp.where(active, curvature, 1.0), 0.0)
         x = x + alpha * direction
         residual = residual - alpha * product
@@ -103,17 +117,18 @@ def damped_solver(
     num_iterations: int,
     precondition: Callable[[PyTree[Array]], PyTree[Array]] | None = None,
 ) -> Callable[[PyTree[Array]], SolverResult]:
-    """Returns the function that solves (A + damping I) x = b by conjugate gradient, given b.
+    """Returns a function that solves (A + damping I) x = b for a given b, by conjugate gradient.
 
     Args:
         matvec: `v -> A v`, for a positive-semidefinite A.
         damping: added to the diagonal of A.
         num_iterations: number of products with A.
-        precondition: `v -> M^-1 v` with M near A + damping I.
+        precondition: `v -> M^-1 v`, with M close to A + damping I.
 
-    Example:
-        >>> solve = damped_solver(product, damping=0.1, num_iterations=10)
-        >>> direction = solve(gradient).x
+    Examples:
+        >>> solve = damped_solver(lambda v: 2 * v, damping=0.5, num_iterations=10)
+        >>> solve(jnp.array([5.0])).x
+        Array([2.], dtype=float32)
     """
 
     def damped(vector: PyTree[Array]) -> PyTree[Array]:
@@ -124,9 +139,15 @@ def damped_solver(
 
 @sequential_vmap
 def positive_definite_inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """Returns the inverse of a positive-definite matrix, one after another under `jax.vmap`.
+    """Returns the inverse of a positive-definite matrix.
 
-    Two batched calls of LAPACK at a time can wait for each other for ever on a CPU with few cores.
+    Under `jax.vmap` the matrices are inverted one after another. Two batched calls of LAPACK at the
+    same time can wait for each other forever on a CPU with few cores.
+
+    Examples:
+        >>> print(positive_definite_inverse(jnp.array([[4.0, 0.0], [0.0, 1.0]])))
+        [[0.25 0.  ]
+         [0.   1.  ]]
     """
     factor = jax.scipy.linalg.cho_factor(matrix)
     return jax.scipy.linalg.cho_solve(factor, jnp.eye(len(matrix), dtype=matrix.dtype))

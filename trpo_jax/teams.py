@@ -1,8 +1,8 @@
-"""Teams: the policies of N agents as one policy, and a critic for all of them.
+"""Teams: the policies of N agents as one policy, and one critic for the whole team.
 
-An observation of a team has an axis of agents behind its batch axes, `[..., N, ...]`, and so has
-the distribution of its actions. Each agent has a policy for its rows, with parameters of its own,
-or all agents share the parameters of one policy.
+The observations of a team, and the distributions of its actions, have an axis of agents after
+their batch axes, `[..., N, ...]`. The slice of one agent along that axis is called the row of the
+agent. Either each agent has its own parameters, or all agents share the parameters of one policy.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent, Policy, build_policy, critic_of, make_agent
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import (
     MASK,
     Agents,
     ArraySpec,
     Box,
-    Environment,
     ObservationSpec,
     split_mask,
     split_part,
@@ -30,19 +30,19 @@ from trpo_jax.envs.base import (
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import seen_spec
 
-AGENT = "agent"  # part of a row that says one-hot whose it is
-USED = "used_components"  # part of a row that says which components of an action are the agent's
-BESIDE = 2**31  # `fold_in(key, i)` is `split(key, n)[i]`, and no split has as many keys
+AGENT = "agent"  # part of a row: the number of the agent, as a one-hot vector
+USED = "used_components"  # part of a row: which components of an action the agent uses
+BESIDE = 2**31  # `fold_in(key, i)` is `split(key, n)[i]`, and no split has so many keys
 
 
 class Rows(NamedTuple):
-    """What one agent of a team sees and gives.
+    """The observations and the actions of one agent of a team.
 
     Attributes:
-        observation: spec of what its policy sees.
-        action: spec of what its policy gives.
-        of: `(observations [*batch, N, ...], number of batch axes) -> rows`, the observations with
-            what each agent's row has beside.
+        observation: spec of the observations that the policy of the agent sees.
+        action: spec of the actions that the policy of the agent chooses.
+        of: `(observations [*batch, N, ...], number of batch axes) -> rows`. Adds the further parts
+            of each row to the observations.
     """
 
     observation: ObservationSpec
@@ -51,14 +51,14 @@ class Rows(NamedTuple):
 
 
 def rows_of(observation: ObservationSpec, action: Agents, numbered: bool) -> Rows:
-    """Returns what one agent of a team sees and gives.
+    """Returns the observations and the actions of one agent of a team.
 
-    Where the actions of the agents differ, a row also says which part of an action is its agent's.
+    If the agents have different actions, a row also shows which part of an action the agent uses.
 
     Args:
-        observation: what the policies see, each array with an axis of agents.
-        action: what the team gives.
-        numbered: whether a row says whose it is.
+        observation: spec of the observations of the team. Each array has an axis of agents.
+        action: the actions of the team.
+        numbered: whether a row shows the number of its agent.
 
     Raises:
         ConfigurationError: if a part of the observation has a name that a row needs.
@@ -75,8 +75,8 @@ def rows_of(observation: ObservationSpec, action: Agents, numbered: bool) -> Row
     for name in constant:
         if isinstance(observation, Mapping) and name in observation:
             raise ConfigurationError(
-                f"The observation of a team has a part {name!r}, and the rows of its agents have "
-                "a part of that name beside. Give it another name, in a wrapper for instance."
+                f"The observation of a team has a part {name!r}. The library adds a part of that "
+                "name for each agent. Give your part another name, for instance in a wrapper."
             )
 
     def of(observations, axes):
@@ -90,14 +90,14 @@ def rows_of(observation: ObservationSpec, action: Agents, numbered: bool) -> Row
 
 
 def row_policy(policy: Policy) -> Policy:
-    """Returns a policy that leaves alone the components of an action that are not its agent's.
+    """Returns a policy for rows with the part `used_components`.
 
-    Where a row has the part `used_components`, all others have a standard normal distribution,
-    whatever the parameters. They change no probability ratio, no KL divergence and no Fisher
-    matrix, and add a constant to the entropy.
+    The components of an action that the agent does not use get a standard normal distribution,
+    which does not depend on the parameters. So they change no probability ratio, no KL divergence
+    and no Fisher matrix. They add a constant to the entropy.
 
     Args:
-        policy: a policy that sees rows without that part.
+        policy: a policy that sees rows without the part `used_components`.
     """
 
     def within(distribution: Distribution, used: Any) -> Distribution:
@@ -118,13 +118,14 @@ def row_policy(policy: Policy) -> Policy:
 
 
 def team_policy(policy: Policy, rows: Rows, count: int, shared: bool) -> Policy:
-    """Returns the policies of N agents as one, whose distributions have an axis of agents.
+    """Returns the policies of N agents as one policy. Its distributions have an axis of agents.
 
     Args:
-        policy: of one agent, for its rows.
-        rows: what each agent sees.
+        policy: the policy of one agent, for its rows.
+        rows: the observations and the actions of each agent.
         count: N.
-        shared: whether all agents have the same parameters; otherwise these have a leading axis.
+        shared: whether all agents share one set of parameters. If not, the parameters have a
+            leading axis `[N]`.
     """
     if shared:
 
@@ -155,21 +156,29 @@ def team_policy(policy: Policy, rows: Rows, count: int, shared: bool) -> Policy:
 def build_team_policy(
     observation: ObservationSpec, action: Agents, *, share_parameters: bool, **settings: Any
 ) -> Policy:
-    """Returns the policy of a team that settings describe; see `build_policy`."""
+    """Returns the policy of a team that these settings describe. See `build_policy`."""
     rows = rows_of(observation, action, share_parameters)
     policy = row_policy(build_policy(rows.observation, rows.action, **settings))
     return team_policy(policy, rows, action.count, share_parameters)
 
 
 def make_team(env: Environment, config: Any) -> Agent:
-    """Returns the policy of one agent of a team, and the critic of the team, of a config.
+    """Returns an agent that has the policy of one agent of a team, and the critic of the team.
 
-    The critic sees the state of the team, if the environment shows one, and otherwise the
-    observations of all agents.
+    If the environment shows the state of the whole team, the critic sees that state. Otherwise the
+    critic sees the observations of all agents.
 
     Args:
         env: the environment of a team.
-        config: of an algorithm for teams.
+        config: config of an algorithm for teams. It describes the policy and the critic.
+
+    Examples:
+        >>> env = trpo_jax.make_env("native/ClimbingGame")  # 2 agents, 3 actions each
+        >>> agent = trpo_jax.make_team(env, trpo_jax.hatrpo.Config())
+        >>> params = agent.policy.init(jax.random.key(0))
+        >>> carry, distributions = agent.policy.step(params, (), jnp.ones((5, 1)))
+        >>> distributions.logits.shape
+        (5, 3)
     """
     rows = team_rows(env, config)
     alone = env._replace(observation=rows.observation, action=rows.action, critic_observation=None)
@@ -184,13 +193,17 @@ def make_team(env: Environment, config: Any) -> Agent:
 
 
 def team_rows(env: Environment, config: Any) -> Rows:
-    """Returns what one agent of a team sees and gives, with a config."""
+    """Returns the observations and the actions of one agent of a team, for a config."""
     shown, _ = split_part(env.observation, env.critic_observation)
     return rows_of(shown, env.action, config.share_parameters)
 
 
 def _central(env: Environment) -> tuple[ObservationSpec, Callable[[Any, int], Any]]:
-    """Returns what the critic of a team sees, and how it comes of what networks see."""
+    """Returns the spec of the observations of the critic of a team, and the function to get them.
+
+    The function is `(observations as networks see them, number of batch axes) -> observations of
+    the critic`.
+    """
     if env.critic_observation:
         name = env.critic_observation
         return env.observation[name], lambda observations, axes: observations[name]
@@ -205,23 +218,23 @@ def _central(env: Environment) -> tuple[ObservationSpec, Callable[[Any, int], An
 
 
 def keys_of(key: PRNGKeyArray, count: int) -> Key[Array, " N"]:
-    """Returns a key for each of N = `count` agents; the first has the key it would have alone."""
+    """Returns a key for each of N = `count` agents. The first agent gets `key` itself."""
     others = jax.random.split(jax.random.fold_in(key, BESIDE), count)[1:]
     return jnp.concatenate([key[None], others])
 
 
 def folded(tree: PyTree[Array], axis: int = 1) -> PyTree[Array]:
-    """Returns arrays `[.., B, N, ..]` as `[.., B N, ..]`: agents count as environments.
+    """Returns arrays `[..., B, N, ...]` as arrays `[..., B * N, ...]`.
 
     Args:
         tree: a tree of arrays.
-        axis: the axis of environments; that of agents comes next.
+        axis: the axis of environments. The axis of agents is the next one.
     """
     fold = lambda x: x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
     return jax.tree.map(fold, tree)
 
 
 def unfolded(tree: PyTree[Array], count: int, axis: int = 1) -> PyTree[Array]:
-    """Returns arrays with an axis of N = `count` agents again; see `folded`."""
+    """Returns arrays `[..., B * N, ...]` as arrays `[..., B, N, ...]`, the inverse of `folded`."""
     unfold = lambda x: x.reshape(*x.shape[:axis], -1, count, *x.shape[axis + 1 :])
     return jax.tree.map(unfold, tree)

@@ -1,13 +1,15 @@
-"""The natural-gradient step of a trust region, as an optax transform for any model.
+"""The natural-gradient step of a trust region as an optax transform, for any model.
 
 A model predicts a distribution for each example of a batch. The Fisher matrix F of these
-distributions measures how far a change of the parameters moves the predictions: the mean KL
-divergence of a step s is about s^T F s / 2. The natural gradient x solves (F + damping I) x = g
-(Amari 1998). The step along it is as long as a bound on the mean KL divergence allows, as in TRPO
-(Schulman et al. 2015, arXiv:1502.05477, appendix C), or a fixed multiple of x, as in Gauss-Newton
-methods (Martens 2020, arXiv:1412.1193, sections 6 and 8), whichever is shorter.
+distributions measures how much a step s of the parameters changes the predictions: the mean KL
+divergence is about s^T F s / 2. The natural gradient x solves (F + damping I) x = g (Amari 1998).
 
-The solvers, the length of the step and the line search are those of the algorithms of this library.
+Two numbers limit the length of the step along x, and the shorter step is taken. One is a bound on
+the mean KL divergence, as in TRPO (Schulman et al. 2015, arXiv:1502.05477, appendix C). The other
+is a fixed multiple of x, as in Gauss-Newton methods (Martens 2020, arXiv:1412.1193, sections 6 and
+8).
+
+The algorithms of this library use the same solvers, step length and line search.
 """
 
 from collections.abc import Callable
@@ -37,16 +39,16 @@ DampingRule = Callable[[Scalar, Scalar], Scalar]
 
 
 class System(NamedTuple):
-    """The linear system (F + damping I) x = g of one update, as a solver sees it.
+    """The linear system (F + damping I) x = g of one update, as a solver receives it.
 
     Attributes:
         distribution_fn: maps parameters to the distributions of the batch.
         params: the parameters at which F is taken.
         product: `v -> F v`.
-        damping: what is added to the diagonal of F, scalar.
-        num_iterations: how many products with F an iterative solver may make.
-        weights: of each example, of mean 1, or None.
-        count: how many updates were made before, scalar.
+        damping: the number that is added to the diagonal of F, scalar.
+        num_iterations: number of products with F that an iterative solver may make.
+        weights: a weight for each example, with mean 1, or None.
+        count: number of updates before this one, scalar.
     """
 
     distribution_fn: DistributionFn
@@ -62,18 +64,21 @@ Solver = Callable[[System], Solve]
 
 
 class NaturalGradientInfo(NamedTuple):
-    """How the last update went; all scalars, KL divergences in nats, means over the examples.
+    """Measurements of the last update. All numbers are scalars, KL divergences are in nats.
+
+    Means are over the examples of the batch.
 
     Attributes:
-        kl: KL(old || new).
+        kl: mean of KL(old || new).
         kl_predicted: s^T F s / 2 for the step s that was taken.
-        gain: how much `value_fn` fell; 0 without a `value_fn`.
-        gain_predicted: by how much it falls if F is its Hessian, -gradient.s - s^T F s / 2.
-        curvature: x^T (F + damping I) x / x^T x, along the natural gradient x.
+        gain: the decrease of `value_fn`; 0 without a `value_fn`.
+        gain_predicted: the decrease if F is the Hessian of `value_fn`: -gradient.s - s^T F s / 2.
+        curvature: x^T (F + damping I) x / x^T x along the natural gradient x.
         residual: ||g - (F + damping I) x|| / ||g||.
-        iterations: how many products with F the solver made.
-        damping: what was added to the diagonal of F.
-        fraction: of the step that the line search took; 0 where it took none, 1 without a search.
+        iterations: number of iterations of the solver that changed x.
+        damping: the number that was added to the diagonal of F.
+        fraction: fraction of the step that the line search took. 0 if it took no step; 1 without a
+            line search.
     """
 
     kl: Scalar
@@ -88,13 +93,13 @@ class NaturalGradientInfo(NamedTuple):
 
 
 class NaturalGradientState(NamedTuple):
-    """What one update hands to the next.
+    """The state of the transform between two updates.
 
     Attributes:
         count: number of updates, scalar.
-        damping: of the next update, where a rule changes it; scalar.
+        damping: the damping of the next update if `damping_rule` changes it, scalar.
         direction: the last natural gradient, a tree like the parameters; `()` without momentum.
-        info: how the last update went.
+        info: measurements of the last update.
     """
 
     count: Int[Array, ""]
@@ -104,7 +109,7 @@ class NaturalGradientState(NamedTuple):
 
 
 class NaturalGradientTransform(optax.GradientTransformationExtraArgs):
-    """An optax transform whose state is known to type checkers.
+    """An optax transform whose state has a type that type checkers know.
 
     Attributes:
         init: `params -> state`.
@@ -130,60 +135,69 @@ def natural_gradient(
 ) -> NaturalGradientTransform:
     """Returns the optax transform that turns a gradient into a natural-gradient step.
 
-    Its updates descend, as those of optax do: `optax.apply_updates` lowers the loss whose gradients
-    it is given. They are steps already, so no learning rate follows in a chain, and a decay of the
-    weights follows with a minus sign: `optax.add_decayed_weights(-1e-3)`.
+    The updates decrease the loss, as optax expects: add them with `optax.apply_updates`. They are
+    complete steps, so do not scale them by another learning rate. To add weight decay, chain the
+    transform with `optax.add_decayed_weights(-1e-3)`. The number is negative, because no
+    learning rate with a minus sign follows.
 
+    The signature of its update is
     `update(gradients, state, params, *, distribution_fn, value_fn=None, weights=None)`:
 
-    - `distribution_fn` maps parameters to the predictive distributions of the batch: one of
-      `trpo_jax.distributions`, or a NamedTuple of the caller's own with its methods `kl` and
+    - `distribution_fn` maps parameters to the predictive distributions of the batch. They are from
+      `trpo_jax.distributions`, or a NamedTuple of your own with the methods `kl` and
       `fisher_product`. Their batch axes may have any shape.
-    - `value_fn` maps parameters to the loss that `gradients` belong to. The line search and
+    - `value_fn` maps parameters to the loss whose gradients are `gradients`. The line search and
       `damping_rule` need it.
-    - `weights` weighs the examples in the means of F and of the KL divergence, an array `[*batch]`.
-      A mask of tokens, for example, has 1 at the tokens that count.
+    - `weights` is an array `[*batch]` that weights the examples in F and in the mean KL divergence.
+      For example, a mask of tokens is 1 at the tokens that count.
 
     Args:
-        max_kl: bound on the mean KL divergence of a step, in nats; `jnp.inf` for none.
+        max_kl: bound on the mean KL divergence of a step, in nats; `jnp.inf` for no bound.
         damping: added to the diagonal of F.
         cg_iters: number of products with F in a solve.
-        learning_rate: how many natural gradients a step is at the most. None makes every step as
-            long as `max_kl` allows, which suits a loss that holds for one step only, as that of a
-            policy. A loss that is to converge needs a number: 1 is the Gauss-Newton step.
-        momentum: how much of the last natural gradient is kept where the batch says nothing of it:
-            x minimises the quadratic model of the batch plus damping / 2 ||x - momentum x_last||^2
-            (SPRING, Goldshlager et al. 2024, arXiv:2401.10190).
-        line_search_steps: how many fractions of the step are tried at the most, the largest first,
-            until the loss falls and the KL divergence is at most `max_kl`. If none does, the
-            parameters stay as they are. 0 takes every step whole.
+        learning_rate: a step is at most this multiple of the natural gradient. 1 is the
+            Gauss-Newton step. A loss that has to converge needs a number. None makes every step as
+            long as `max_kl` allows. This suits a loss that changes after each step, such as the
+            loss of a policy.
+        momentum: fraction of the last natural gradient x_last that is kept in directions in which
+            the batch gives no information. x minimises the quadratic model of the batch plus
+            damping / 2 ||x - momentum x_last||^2 (SPRING, Goldshlager et al. 2024,
+            arXiv:2401.10190).
+        line_search_steps: largest number of fractions of the step to try, the largest first. The
+            first one is taken that decreases the loss and whose KL divergence is at most `max_kl`.
+            If none does, the parameters stay as they are. 0 takes every step without a search.
         line_search_shrink: factor between one fraction and the next.
         damping_rule: `(damping, gain / gain_predicted) -> damping` of the next update; see
-            `levenberg_marquardt`. `damping` is then the first one.
+            `levenberg_marquardt`. `damping` is then the damping of the first update.
         damped_scaling: see `damped` of `trpo_jax.trust_region.kl_length`.
-        solver: solves the system; `conjugate_gradient_solver` if None. Others are
+        solver: solves the system. None stands for `conjugate_gradient_solver`. The others are
             `trpo_jax.kronecker_solver` and `trpo_jax.sample_space_solver`, which need a damping
             above 0.
 
-    Numbers may be schedules, `count -> number`, where the annotation says so. Under
-    `optax.inject_hyperparams`, name `cg_iters`, `line_search_steps`, and every function in its
-    `static_args`. Under `optax.MultiSteps`, F is that of the last batch alone.
+    A number may be a schedule, `count -> number`, if its annotation is `ScalarOrSchedule`. With
+    `optax.inject_hyperparams`, name `cg_iters`, `line_search_steps` and every function in its
+    `static_args`. With `optax.MultiSteps`, F is computed from the last batch only.
 
-    A batch that is small beside the parameters needs more damping than a whole data set, or the
-    step fits the noise of the batch.
+    If a batch has few examples compared with the number of parameters, use more damping than for a
+    whole data set. Otherwise the step fits the noise of the batch.
 
     Raises:
         ConfigurationError: if a number cannot work; in `update`, if `distribution_fn` is missing,
-            does not fit the parameters or returns no distribution.
+            does not fit the parameters or does not return a distribution.
 
-    Example:
-        >>> optimizer = natural_gradient(max_kl=0.01, learning_rate=1.0)
-        >>> distribution_fn = lambda params: Categorical(model.apply(params, images))
+    Examples:
+        >>> inputs, labels = jnp.eye(4), jnp.array([0, 1, 0, 1])
+        >>> distribution_fn = lambda params: trpo_jax.Categorical(inputs @ params["w"])
         >>> loss_fn = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
+        >>> params = {"w": jnp.zeros((4, 2))}
+        >>> optimizer = trpo_jax.natural_gradient(max_kl=0.01, damping=1e-3)
+        >>> state = optimizer.init(params)
         >>> updates, state = optimizer.update(
         ...     jax.grad(loss_fn)(params), state, params, distribution_fn=distribution_fn
         ... )
         >>> params = optax.apply_updates(params, updates)
+        >>> print(f"{state.info.kl:.3f} nats")
+        0.010 nats
     """
     _require_numbers(locals())
     solver = conjugate_gradient_solver if solver is None else solver
@@ -211,7 +225,8 @@ def natural_gradient(
         now = lambda number: number(state.count) if callable(number) else number
         radius = now(max_kl)
         added = state.damping if damping_rule is not None else jnp.asarray(now(damping))
-        if weights is not None:  # all 0 where a batch has nothing that counts, and then no step
+        if weights is not None:
+            # If all weights are 0, they stay 0, and there is no step.
             total = jnp.mean(weights)
             weights = weights / jnp.where(total > 0, total, 1)
         solve = solver(
@@ -251,7 +266,7 @@ def natural_gradient(
                     evaluate, params, step, radius, line_search_shrink, line_search_steps
                 )
                 fraction = search.fraction
-            # A select, since a step that is not finite times 0 is not 0.
+            # A select instead of a product, because 0 times infinity is not 0.
             updates = jax.tree.map(
                 lambda s, p: jnp.where(fraction > 0, fraction * s, 0).astype(p.dtype),
                 step,
@@ -288,7 +303,7 @@ def natural_gradient(
 
 
 def conjugate_gradient_solver(system: System) -> Solve:
-    """Returns the function that solves a system by conjugate gradient."""
+    """Returns the function that solves a system by conjugate gradient, the default solver."""
     return damped_solver(
         system.product, damping=system.damping, num_iterations=system.num_iterations
     )
@@ -297,28 +312,33 @@ def conjugate_gradient_solver(system: System) -> Solve:
 def levenberg_marquardt(
     factor: float = 1.5, *, low: float = 0.25, high: float = 0.75, smallest: float = 1e-8
 ) -> DampingRule:
-    """Returns the rule that trusts the quadratic model of the loss as far as it was right.
+    """Returns a rule that lowers the damping if the quadratic model predicts the gain well.
 
-    The damping is divided by `factor` where the gain was at least `high` times the predicted one,
-    and multiplied by it where the gain was at most `low` times that (Martens 2010, section 4.1).
-    The prediction takes F for the Hessian of the loss, which it is where the loss is the mean of
-    -log p and the model fits. On small batches it finds the model right because the step fits the
-    batch, and takes away the damping that keeps the step from doing so: give `smallest` a value.
+    The damping is divided by `factor` if the gain is at least `high` times the predicted gain. It
+    is multiplied by `factor` if the gain is at most `low` times the predicted gain (Martens 2010,
+    section 4.1). The prediction assumes that F is the Hessian of the loss. This is true if the loss
+    is the mean of -log p and the model fits the data.
+
+    On a small batch the prediction is too good, because the step fits the batch itself. The rule
+    then lowers the damping too far. Set `smallest` in this case.
 
     Args:
-        factor: of a change.
-        low: ratio of the gains, below which the damping grows.
-        high: ratio above which it shrinks.
-        smallest: the damping never gets below it.
+        factor: factor of a change.
+        low: the damping grows if the ratio of the gains is at most this number.
+        high: the damping shrinks if the ratio of the gains is at least this number.
+        smallest: lower bound of the damping.
 
-    Example:
-        >>> optimizer = natural_gradient(
-        ...     max_kl=jnp.inf, learning_rate=1.0, damping=1.0, damping_rule=levenberg_marquardt()
+    Examples:
+        >>> rule = trpo_jax.levenberg_marquardt(factor=2.0)
+        >>> print(rule(jnp.array(1.0), jnp.array(0.9)))  # the gain was 0.9 times the predicted gain
+        0.5
+        >>> optimizer = trpo_jax.natural_gradient(
+        ...     max_kl=jnp.inf, learning_rate=1.0, damping=1.0, damping_rule=rule
         ... )
     """
 
     def rule(damping: Scalar, ratio: Scalar) -> Scalar:
-        # Not `ratio <= low`: a ratio that is NaN has to make the damping grow.
+        # Not `ratio <= low`, because a ratio of NaN has to make the damping grow.
         grown = jnp.where(ratio > low, damping, damping * factor)
         return jnp.maximum(jnp.where(ratio >= high, damping / factor, grown), smallest)
 
@@ -326,21 +346,31 @@ def levenberg_marquardt(
 
 
 def unmasked(part: Params, whole: Params) -> Params:
-    """Returns a tree that `optax.masked` left holes in, with the leaves of `whole` in the holes.
+    """Returns a tree in which the holes that `optax.masked` left are filled with leaves of `whole`.
 
-    `optax.masked` hands on the raw gradients of the rest, which a second mask sets to 0.
+    Use it to train a part of the parameters, such as adapters. `optax.masked` passes the raw
+    gradients of the other parameters on. A second mask sets them to 0.
 
-    Example:
+    Args:
+        part: a tree with holes, which are instances of `optax.MaskedNode`.
+        whole: a tree of the same structure without holes.
+
+    Examples:
+        >>> params = {"model": jnp.eye(2), "adapter": jnp.zeros((2, 2))}
+        >>> distribution_fn = lambda p: trpo_jax.Categorical(p["model"] @ p["adapter"])
+        >>> loss_fn = lambda p: -jnp.mean(distribution_fn(p).log_prob(jnp.array([0, 1])))
         >>> optimizer = optax.chain(
-        ...     optax.masked(natural_gradient(), is_adapter),
-        ...     optax.masked(optax.set_to_zero(), is_model),
+        ...     optax.masked(trpo_jax.natural_gradient(), {"model": False, "adapter": True}),
+        ...     optax.masked(optax.set_to_zero(), {"model": True, "adapter": False}),
         ... )
-        >>> optimizer.update(
-        ...     gradients,
-        ...     state,
+        >>> updates, state = optimizer.update(
+        ...     jax.grad(loss_fn)(params),
+        ...     optimizer.init(params),
         ...     params,
-        ...     distribution_fn=lambda adapters: distribution_fn(unmasked(adapters, params)),
+        ...     distribution_fn=lambda part: distribution_fn(trpo_jax.unmasked(part, params)),
         ... )
+        >>> {name: bool(jnp.any(update)) for name, update in updates.items()}
+        {'adapter': True, 'model': False}
     """
     hole = lambda x: isinstance(x, optax.MaskedNode)
     return jax.tree.map(lambda own, other: other if hole(own) else own, part, whole, is_leaf=hole)
@@ -355,27 +385,27 @@ def _dtype(params: Params) -> Any:
 
 
 def _ratio(numerator: Scalar, denominator: Scalar) -> Scalar:
-    """Returns a ratio, 0 where the denominator is not positive."""
+    """Returns a ratio, or 0 if the denominator is not positive."""
     positive = denominator > 0
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)
 
 
 def _require_numbers(given: dict[str, Any]) -> None:
-    """Raises a ConfigurationError for a number that cannot work; traced ones are not looked at."""
+    """Raises a ConfigurationError for a number that cannot work, unless the number is traced."""
     for name in ("cg_iters", "line_search_steps"):
         if not isinstance(given[name], int | np.integer):
             raise ConfigurationError(
-                f"{name} = {given[name]!r} has to be a Python int, as it decides what is compiled. "
-                f"Under optax.inject_hyperparams, name {name} in static_args."
+                f"{name} = {given[name]!r} has to be a Python int, because the compiled program "
+                f"depends on it. With optax.inject_hyperparams, name {name} in static_args."
             )
     known = {name: x for name, x in given.items() if isinstance(x, int | float | np.ndarray)}
     allowed = {
-        "max_kl": (lambda x: x > 0, "above 0; jnp.inf sets no bound"),
+        "max_kl": (lambda x: x > 0, "above 0. jnp.inf stands for no bound"),
         "damping": (lambda x: 0 <= x < np.inf, "at least 0 and finite"),
         "cg_iters": (lambda x: x >= 1, "at least 1"),
         "learning_rate": (lambda x: 0 < x < np.inf, "above 0 and finite, or None"),
         "momentum": (lambda x: 0 <= x < 1, "in [0, 1)"),
-        "line_search_steps": (lambda x: x >= 0, "at least 0; 0 searches nothing"),
+        "line_search_steps": (lambda x: x >= 0, "at least 0. 0 turns the line search off"),
         "line_search_shrink": (lambda x: 0 < x < 1, "between 0 and 1"),
     }
     for name, (is_allowed, text) in allowed.items():
@@ -384,11 +414,12 @@ def _require_numbers(given: dict[str, Any]) -> None:
     unbounded = np.all(np.isposinf(known.get("max_kl", 1.0)))
     if unbounded and given["learning_rate"] is None:
         raise ConfigurationError(
-            "max_kl = inf without a learning_rate leaves a step without a length. Set one of them."
+            "max_kl = inf without a learning_rate does not limit the length of a step. Set max_kl "
+            "to a finite number, or set learning_rate."
         )
     if given["damping_rule"] is not None and callable(given["damping"]):
         raise ConfigurationError(
-            "damping is a schedule and damping_rule changes it too. Choose one of them."
+            "damping is a schedule, and damping_rule would change it too. Use only one of them."
         )
 
 
@@ -415,12 +446,13 @@ def _require_distribution(distribution_fn: Any, params: Any) -> None:
         ) from error
     if not all(hasattr(distribution, name) for name in ("kl", "fisher_product")):
         raise ConfigurationError(
-            f"distribution_fn returns a {type(distribution).__name__}, which is no distribution: "
-            "it has no kl and fisher_product. Wrap the outputs of the model: Categorical(logits) "
-            "for classes, DiagGaussian(mean, log_std) for real numbers."
+            f"distribution_fn returns a {type(distribution).__name__}, which is not a "
+            "distribution, because it has no methods kl and fisher_product. Wrap the outputs of "
+            "the model: Categorical(logits) for classes, DiagGaussian(mean, log_std) for real "
+            "numbers."
         )
     if not any(outputs_that_depend(distribution_fn, params)):
         raise ConfigurationError(
-            "distribution_fn returns the same distribution for all parameters. Its model has to "
-            "use the parameters that it is called with."
+            "distribution_fn returns the same distribution for all parameters. Make the model use "
+            "the parameters that distribution_fn is called with."
         )

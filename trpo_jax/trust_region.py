@@ -1,14 +1,16 @@
-"""The trust-region step: gradient, metric, solver, length and acceptance.
+"""The trust-region step: gradient, direction, length and acceptance.
 
-maximise L(params) subject to mean KL(old || new) <= max_kl (Schulman et al. 2015,
-arXiv:1502.05477, equation 14), solved as in its appendix C: a natural-gradient direction by
-conjugate gradient, scaled to about the edge of the region by a quadratic model of the KL
-divergence, then shortened until the surrogate itself improves and the KL divergence itself is small
-enough.
+The step maximises L(params) subject to mean KL(old || new) <= max_kl (Schulman et al. 2015,
+arXiv:1502.05477, equation 14), as in appendix C of the paper:
 
-The paper's guarantee is for a bound on the KL divergence at every state (theorem 1), for which
-equation 12 puts the mean. States that are rare may then be moved by a hundred times as much; a
-`kl_peak` bounds them too, at the states of the batch.
+1. Conjugate gradient finds the direction of the natural gradient.
+2. A quadratic model of the KL divergence scales the step to about the edge of the region.
+3. A line search shortens the step until the surrogate improves and the KL divergence itself is
+   small enough.
+
+The guarantee of the paper is for a bound on the KL divergence at every state (theorem 1). Equation
+12 replaces this bound by the mean. Rare states may then change a hundred times as much as the mean.
+`kl_peak` also bounds the KL divergence at each state of the batch.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from trpo_jax.distributions import Distribution
 from trpo_jax.line_search import backtracking
 from trpo_jax.solvers import SolverResult
 
-LEAST_SHARE = 0.01  # of the damped curvature: an undamped step is at most ten times as long
+LEAST_SHARE = 0.01  # of the damped curvature, so an undamped step is at most ten times as long
 
 Params = PyTree[Array]
 Solve = Callable[[Params], SolverResult]
@@ -32,7 +34,7 @@ Surrogate = Callable[[Distribution, Distribution], Float[Array, ""]]
 
 
 class NaturalStep(NamedTuple):
-    """A step to about the edge of the trust region, before any acceptance test.
+    """A step to about the edge of the trust region, which no line search has checked yet.
 
     Attributes:
         step: a tree like the parameters.
@@ -50,13 +52,13 @@ class NaturalStep(NamedTuple):
 
 
 class PolicyChange(NamedTuple):
-    """How far an update moved a policy; all scalars, KL divergences in nats.
+    """The change of a policy by an update. All numbers are scalars, KL divergences are in nats.
 
     Attributes:
         surrogate_gain: L(new) - L(old).
         kl: mean of KL(old || new) over the states.
-        kl_max: its maximum over the states.
-        entropy: mean entropy of the new policy.
+        kl_max: maximum of KL(old || new) over the states.
+        entropy: mean entropy of the new policy, in nats.
     """
 
     surrogate_gain: Float[Array, ""]
@@ -66,20 +68,23 @@ class PolicyChange(NamedTuple):
 
 
 class TrustRegionInfo(NamedTuple):
-    """What one step did; all scalars, KL divergences in nats, gains in units of the surrogate.
+    """Measurements of one step. All numbers are scalars, KL divergences are in nats.
+
+    Gains are in units of the surrogate.
 
     Attributes:
         surrogate_gain: L(new) - L(old); 0 if the step was rejected.
-        surrogate_gain_predicted: its first-order prediction at the fraction taken.
-        surrogate_gain_ratio: actual over predicted gain; 1 where the surrogate is linear.
+        surrogate_gain_predicted: first-order prediction of the gain at the fraction taken.
+        surrogate_gain_ratio: actual gain / predicted gain; 1 if the surrogate is linear.
         kl: mean of KL(old || new) over the states.
-        kl_max: its maximum over the states.
-        entropy: mean entropy of the new policy.
+        kl_max: maximum of KL(old || new) over the states.
+        entropy: mean entropy of the new policy, in nats.
         cg_residual: relative residual of the linear solve.
-        cg_iterations: conjugate-gradient iterations used.
+        cg_iterations: number of iterations of conjugate gradient.
         gradient_dot_direction: g.x, the squared length of the gradient in the inverse metric.
-        step_fraction: fraction of the full step taken by the line search; 0 if rejected.
-        step_rejected: 1 if no candidate was accepted and the parameters stayed as they were.
+        step_fraction: fraction of the full step that the line search took; 0 if rejected.
+        step_rejected: whether no candidate was accepted, so that the parameters stayed as they
+            were.
     """
 
     surrogate_gain: Float[Array, ""]
@@ -100,15 +105,28 @@ def importance_sampled_surrogate(
     advantages: Float[Array, "*batch"],
     entropy_coef: Float[Array, ""] | float = 0.0,
 ) -> Surrogate:
-    """Returns L(new) = mean of new(a|s) / old(a|s) A(s, a), equation 14, with a drawn from old.
+    """Returns L(new) = mean of new(a|s) / old(a|s) A(s, a), the objective of equation 14.
 
-    Its gradient at new = old is the policy gradient. `entropy_coef` adds that many times the mean
-    entropy of the new policy, against a collapse that no exploration comes back from.
+    The actions a were drawn from old. The gradient of L at new = old is the policy gradient.
+    `entropy_coef` times the mean entropy of the new policy is added to L. It keeps the policy from
+    becoming deterministic too soon.
 
     Args:
         actions: the actions taken, arrays `[*batch, ...]`.
-        advantages: their advantages.
+        advantages: the advantages of these actions.
         entropy_coef: weight of the entropy.
+
+    Returns:
+        A function `(new, old) -> L` of two distributions.
+
+    Examples:
+        >>> old = trpo_jax.Categorical(jnp.zeros((2, 2)))
+        >>> new = trpo_jax.Categorical(jnp.log(jnp.array([[0.6, 0.4], [0.5, 0.5]])))
+        >>> surrogate = importance_sampled_surrogate(
+        ...     actions=jnp.array([0, 1]), advantages=jnp.array([1.0, -1.0])
+        ... )
+        >>> print(f"{surrogate(old, old):.2f}, {surrogate(new, old):.2f}")  # ratios 1.2 and 1
+        0.00, 0.10
     """
 
     def surrogate(new: Distribution, old: Distribution) -> Float[Array, ""]:
@@ -127,20 +145,30 @@ def kl_length(
     damping: Float[Array, ""] | float,
     damped: bool = True,
 ) -> Float[Array, ""]:
-    """Returns sqrt(2 max_kl / c), c the curvature along x with (F + damping I) x = gradient.
+    """Returns sqrt(2 max_kl / c), which scales x to a step at the edge of the trust region.
 
-    Conjugate gradient leaves x^T (F + damping I) x = g.x, so neither curvature costs a product.
-    Where g leaves the range of F, x^T F x has no floor and the length would have no ceiling: if it
-    is less than `LEAST_SHARE` of the damped curvature, the damped one is taken.
+    x solves (F + damping I) x = g, and c is the curvature x^T (F + damping I) x or x^T F x. With
+    conjugate gradient, x^T (F + damping I) x = g.x, so neither curvature costs a product with F.
+
+    If g has a part outside of the range of F, x^T F x may be very small, and the step would be far
+    too long. So if x^T F x is less than `LEAST_SHARE` of the damped curvature, c is the damped
+    curvature.
 
     Args:
         gradient: gradient g of the surrogate, a tree like the parameters.
         direction: x.
         max_kl: radius of the trust region, in nats.
-        damping: what was added to the diagonal of F in the solve.
-        damped: whether c is x^T (F + damping I) x, as most implementations have it, or x^T F x. The
-            damped one overstates the KL divergence, so the step falls short of `max_kl`; the other
-            one overshoots where F is known from few states.
+        damping: the number that was added to the diagonal of F in the solve.
+        damped: whether c is x^T (F + damping I) x, as in most implementations, or x^T F x. The
+            damped curvature overstates the KL divergence, so the step falls short of `max_kl`. The
+            undamped curvature gives a step that is too long if F was computed from few states.
+
+    Examples:
+        >>> g = jnp.ones(2)  # F + damping I = I, so x = g
+        >>> print(kl_length(g, g, max_kl=0.25, damping=0.75))  # c = 2
+        0.5
+        >>> print(kl_length(g, g, max_kl=0.25, damping=0.75, damped=False))  # c = 0.5
+        1.0
     """
     curvature = damped_curvature = optax.tree.vdot(gradient, direction)
     if not damped:
@@ -160,15 +188,22 @@ def natural_step(
     damped_scaling: bool = True,
     step_size: Float[Array, ""] | float | None = None,
 ) -> NaturalStep:
-    """Returns the step to about the edge of the trust region, before any acceptance test.
+    """Returns the step to about the edge of the trust region, before any line search.
 
     Args:
         gradient: gradient g of the surrogate, a tree like the parameters.
         solve: `g -> x` with (F + damping I) x = g; see `trpo_jax.solvers.damped_solver`.
         max_kl: radius of the trust region, in nats.
-        damping: what `solve` adds to the diagonal of F.
+        damping: the number that `solve` adds to the diagonal of F.
         damped_scaling: see `damped` of `kl_length`.
-        step_size: takes step_size x instead, whatever its KL divergence.
+        step_size: if given, the step is step_size x, whatever its KL divergence is.
+
+    Examples:
+        >>> from trpo_jax.solvers import damped_solver
+        >>> solve = damped_solver(lambda v: v, damping=0.0, num_iterations=10)  # F = I
+        >>> full = natural_step(jnp.ones(2), solve, max_kl=0.25, damping=0.0)
+        >>> print(full.step, full.predicted_gain)
+        [0.5 0.5] 1.0
     """
     solution = solve(gradient)
     length = step_size
@@ -190,7 +225,19 @@ def natural_step(
 def surrogate_gradient(
     params: Params, distribution_fn: Callable[[Params], Distribution], surrogate: Surrogate
 ) -> Params:
-    """Returns the gradient of L at the old parameters, with full float32 matrix products."""
+    """Returns the gradient of L at the old parameters, with full float32 matrix products.
+
+    Args:
+        params: the old parameters.
+        distribution_fn: maps parameters to the action distributions at all states of the batch.
+        surrogate: maps (new, old) distributions at these states to L.
+
+    Examples:
+        >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
+        >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
+        >>> surrogate_gradient(jnp.zeros(2), distribution_fn, surrogate)
+        Array([ 0.5, -0.5], dtype=float32)
+    """
     with jax.default_matmul_precision("float32"):
         old = distribution_fn(params)
         return jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
@@ -202,7 +249,21 @@ def measure_change(
     old_params: Params,
     new_params: Params,
 ) -> PolicyChange:
-    """Returns how far the policy moved from the old to the new parameters."""
+    """Returns how much the policy changes from the old to the new parameters.
+
+    Args:
+        distribution_fn: maps parameters to the action distributions at all states of the batch.
+        surrogate: maps (new, old) distributions at these states to L.
+        old_params: parameters before the update.
+        new_params: parameters after the update.
+
+    Examples:
+        >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
+        >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
+        >>> change = measure_change(distribution_fn, surrogate, jnp.zeros(2), jnp.array([0.2, 0.0]))
+        >>> print(f"{change.surrogate_gain:.3f}, {change.kl:.3f} nats")
+        0.100, 0.005 nats
+    """
     with jax.default_matmul_precision("float32"):
         old, new = distribution_fn(old_params), distribution_fn(new_params)
         kl = old.kl(new)
@@ -216,16 +277,27 @@ def full_step(
     surrogate: Surrogate,
     full: NaturalStep,
 ) -> tuple[Params, TrustRegionInfo]:
-    """Takes a natural step whole, whatever comes of it.
+    """Takes a natural step as it is, without any check.
 
     Args:
         params: the old parameters.
         distribution_fn: maps parameters to the action distributions at all states of the batch.
-        surrogate: maps (new, old) distributions at those states to the objective.
+        surrogate: maps (new, old) distributions at these states to L.
         full: the step.
 
     Returns:
-        The new parameters and what happened.
+        The new parameters and the measurements of the step.
+
+    Examples:
+        >>> from trpo_jax.solvers import damped_solver
+        >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
+        >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
+        >>> gradient = surrogate_gradient(jnp.zeros(2), distribution_fn, surrogate)
+        >>> solve = damped_solver(lambda v: v, damping=0.0, num_iterations=10)
+        >>> full = natural_step(gradient, solve, max_kl=0.01, damping=0.0)
+        >>> params, info = full_step(jnp.zeros(2), distribution_fn, surrogate, full)
+        >>> print(jnp.array_str(params, precision=2), info.step_fraction)
+        [ 0.1 -0.1] 1.0
     """
     new_params = jax.tree.map(lambda p, s: p + s.astype(p.dtype), params, full.step)
     taken = jnp.ones((), bool)
@@ -247,23 +319,43 @@ def search_along(
     acceptance: Surrogate | None = None,
     state_weights: Float[Array, "*batch"] | None = None,
 ) -> tuple[Params, TrustRegionInfo]:
-    """Takes the largest acceptable fraction of a natural step; none leaves the parameters alone.
+    """Takes the largest acceptable fraction of a natural step, or no step if none is acceptable.
 
     Args:
         params: the old parameters.
         distribution_fn: maps parameters to the action distributions at all states of the batch.
-        surrogate: maps (new, old) distributions at those states to the objective.
+        surrogate: maps (new, old) distributions at these states to L.
         full: the step.
         max_kl: bound on the mean of KL(old || new), in nats.
-        line_search_steps: candidates tried at the most.
+        line_search_steps: largest number of candidates to try.
         line_search_shrink: factor between one candidate and the next.
-        kl_peak: bound on KL(old || new) at any one state, as a multiple of `max_kl`; 0 for none.
-        acceptance: maps (new, old) to a number that has to be positive; the gain of the surrogate
-            if None.
-        state_weights: of each state in the mean of KL(old || new), of mean 1; all 1 if None.
+        kl_peak: bound on KL(old || new) at each state, as a multiple of `max_kl`; 0 for no bound.
+        acceptance: maps (new, old) to a number. A candidate is acceptable only if the number is
+            positive. None stands for the gain of the surrogate.
+        state_weights: a weight for each state in the mean of KL(old || new), with mean 1. None
+            gives all states the weight 1.
 
     Returns:
-        The new parameters and what happened.
+        The new parameters and the measurements of the step.
+
+    Examples:
+        >>> from trpo_jax.solvers import damped_solver
+        >>> distribution_fn = lambda logits: trpo_jax.Categorical(logits[None])  # one state
+        >>> surrogate = importance_sampled_surrogate(jnp.array([0]), jnp.array([1.0]))
+        >>> gradient = surrogate_gradient(jnp.zeros(2), distribution_fn, surrogate)
+        >>> solve = damped_solver(lambda v: v, damping=0.0, num_iterations=10)
+        >>> full = natural_step(gradient, solve, max_kl=0.01, damping=0.0, step_size=4.0)  # too far
+        >>> params, info = search_along(
+        ...     jnp.zeros(2),
+        ...     distribution_fn,
+        ...     surrogate,
+        ...     full,
+        ...     max_kl=0.01,
+        ...     line_search_steps=10,
+        ...     line_search_shrink=0.5,
+        ... )
+        >>> print(params, info.step_fraction, f"{info.kl:.3f} nats")
+        [ 0.125 -0.125] 0.0625 0.008 nats
     """
     with jax.default_matmul_precision("float32"):
         old = distribution_fn(params)
@@ -299,28 +391,54 @@ def trust_region_step(
     kl_peak: Float[Array, ""] | float = 0.0,
     damped_scaling: bool = True,
 ) -> tuple[Params, TrustRegionInfo]:
-    """Takes one trust-region step; the parameters are returned unchanged if none is acceptable.
+    """Takes one trust-region step. If no candidate is acceptable, the parameters stay as they are.
 
-    Surrogate, gradient and KL divergences run with full float32 matrix products whatever the
-    device's default is, since a KL divergence of 1e-2 is a difference of numbers near 1. The
-    direction does not need it, and `solve` keeps the precision that its products were made with.
+    The surrogate, its gradient and the KL divergences use full float32 matrix products, whatever
+    the default of the device is. A KL divergence of 1e-2 is a difference of numbers near 1, so it
+    needs these digits. The direction does not need them, so `solve` keeps the precision of its own
+    products.
 
     Args:
         params: the old parameters.
         distribution_fn: maps parameters to the action distributions at all states of the batch.
-        surrogate: maps (new, old) distributions at those states to the objective L(new), which is
-            to be increased.
-        solve: `gradient -> x` with (F + damping I) x = gradient, F the Fisher matrix at `params`,
-            possibly over fewer states; see `trpo_jax.solvers.damped_solver`.
+        surrogate: maps (new, old) distributions at these states to the objective L(new), which the
+            step increases.
+        solve: `gradient -> x` with (F + damping I) x = gradient; see
+            `trpo_jax.solvers.damped_solver`. F is the Fisher matrix at `params`. It may use fewer
+            states than the surrogate.
         max_kl: radius of the trust region, in nats.
-        damping: what `solve` adds to the diagonal of F.
-        line_search_steps: candidates tried at the most.
+        damping: the number that `solve` adds to the diagonal of F.
+        line_search_steps: largest number of candidates to try.
         line_search_shrink: factor between one candidate and the next.
         kl_peak: see `search_along`.
         damped_scaling: see `damped` of `kl_length`.
 
     Returns:
-        The new parameters and what happened.
+        The new parameters and the measurements of the step.
+
+    Examples:
+        >>> from trpo_jax.fisher import fisher_vector_product
+        >>> from trpo_jax.solvers import damped_solver
+        >>> observations, params = jnp.eye(3), jnp.zeros((3, 2))
+        >>> distribution_fn = lambda params: trpo_jax.Categorical(observations @ params)
+        >>> surrogate = importance_sampled_surrogate(
+        ...     actions=jnp.array([0, 1, 0]), advantages=jnp.array([1.0, 1.0, -1.0])
+        ... )
+        >>> product = fisher_vector_product(distribution_fn, params)
+        >>> params, info = trust_region_step(
+        ...     params,
+        ...     distribution_fn,
+        ...     surrogate,
+        ...     damped_solver(product, damping=0.1, num_iterations=10),
+        ...     max_kl=0.01,
+        ...     damping=0.1,
+        ...     line_search_steps=10,
+        ...     line_search_shrink=0.8,
+        ... )
+        >>> jax.nn.softmax(params).argmax(axis=-1)
+        Array([0, 1, 1], dtype=int32)
+        >>> bool(info.kl <= 0.01), bool(info.surrogate_gain > 0)
+        (True, True)
     """
     full = natural_step(
         surrogate_gradient(params, distribution_fn, surrogate),

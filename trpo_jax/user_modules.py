@@ -1,4 +1,4 @@
-"""Modules of the user's own, by name. An error in one of them names the user's file and line."""
+"""Loads modules of the user by name. Errors in these modules name the user's file and line."""
 
 import importlib
 import sys
@@ -15,20 +15,20 @@ PACKAGE = Path(__file__).parent
 
 
 def load(name: str) -> ModuleType | None:
-    """Returns the module of that name, or None if there is no such module.
+    """Returns the module with this name, or None if there is no such module.
 
-    The current folder is searched first. It stays on Python's path, for what the module imports
-    later.
+    The current folder is searched first. The folder stays on Python's path, because the module can
+    import other files later.
 
     Raises:
-        ConfigurationError: if the module, or one that it imports, raises an error.
+        ConfigurationError: if the module, or another module that it imports, raises an error.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         return None
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    importlib.invalidate_caches()  # the file may be newer than what Python knows of its folder
+    importlib.invalidate_caches()  # Python may have listed the folder before the file was written
     with errors_located(f"The module {name!r} cannot be imported", name):
         try:
             return importlib.import_module(name)
@@ -39,19 +39,19 @@ def load(name: str) -> ModuleType | None:
 
 
 def find(kind: str, name: str) -> tuple[Callable[..., Any], str]:
-    """Returns the function or class that is called `module:name`, and the file of the module.
+    """Returns the function or class `module:name`, and the file of the module.
 
     Args:
-        kind: word for it in messages, such as "wrapper".
-        name: its name, with the module before the colon.
+        kind: what the function is, for messages, such as "wrapper".
+        name: the name of the module and of the function, such as "my_module:my_function".
 
     Raises:
-        ConfigurationError: if there is none of that name, or the module raises an error.
+        ConfigurationError: if there is no such function, or the module raises an error.
     """
     module_name, colon, function_name = name.partition(":")
     if not colon:
         raise ConfigurationError(
-            f"The {kind} {name!r} has no module before it. Write my_module:{name} for a {name} in "
+            f"The {kind} {name!r} does not name its module. Write my_module:{name} if {name} is in "
             "my_module.py in the current folder."
         )
     module = load(module_name)
@@ -59,8 +59,8 @@ def find(kind: str, name: str) -> tuple[Callable[..., Any], str]:
         here = Path.cwd()
         known = (path.stem for path in here.glob("*.py"))
         raise ConfigurationError(
-            f"{unknown_name('module', module_name, known)} The {kind} {name!r} is looked for in "
-            f"the current folder, {here}, and among the installed modules."
+            f"{unknown_name('module', module_name, known)} The {kind} {name!r} must be in the "
+            f"current folder, {here}, or in an installed module."
         )
     function, file = getattr(module, function_name, None), str(module.__file__)
     if not callable(function):
@@ -72,22 +72,22 @@ def find(kind: str, name: str) -> tuple[Callable[..., Any], str]:
             and (name in public or getattr(value, "__module__", None) == module.__name__)
         ]
         raise ConfigurationError(
-            f"{unknown_name('function', function_name, functions)} It is looked for in {file}."
+            f"{unknown_name('function', function_name, functions)} It must be in {file}."
         )
     return function, file
 
 
 @contextmanager
 def errors_located(what: str, file: str) -> Iterator[None]:
-    """Turns an error in a user's code into a `ConfigurationError` that says where it was raised.
+    """Turns an error in the user's code into a `ConfigurationError` that says where it is.
 
     Args:
         what: what could not be done.
-        file: where the error is said to be if no line of the user's was reached.
+        file: the place to name if the error is not in a line of the user's code.
     """
     try:
         yield
-    except ConfigurationError:  # already written for the user
+    except ConfigurationError:  # its message is for the user already
         raise
     except (Exception, SystemExit) as error:
         message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
@@ -102,12 +102,12 @@ def _place(error: BaseException) -> str | None:
     frames = [
         (Path(frame.filename), frame)
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<")  # as Python's own importing is called
+        if not frame.filename.startswith("<")  # Python's import system has such names
     ]
     inside = lambda path: path.is_relative_to(PACKAGE) or path == Path(importlib.__file__)
     users = [(path, frame) for path, frame in frames if not inside(path)]
     if not users:
         return None
-    folder = users[0][0].parent  # of the module itself; libraries that it calls lie elsewhere
+    folder = users[0][0].parent  # folder of the user's module; its libraries are elsewhere
     own = [frame for path, frame in users if path.parent == folder]
     return f"{own[-1].filename}, line {own[-1].lineno}, in {own[-1].name}"

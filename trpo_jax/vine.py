@@ -1,8 +1,8 @@
-"""Branches: what different actions lead to in the same state, and a loss that compares them.
+"""The vine scheme tries several actions in the same state and compares the returns that follow.
 
-The vine scheme (Schulman et al. 2015, arXiv:1502.05477, section 5.2) restarts the environment from
-stored states and runs a short branch from each of several actions. An environment's state is a
-pytree, so a restart is one more call of `step`.
+It (Schulman et al. 2015, arXiv:1502.05477, section 5.2) restarts the environment from
+stored states. From each state it runs a short branch for each of several actions. The state of an
+environment is a pytree, so a restart is only another call of `step`.
 """
 
 from collections.abc import Callable
@@ -13,24 +13,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Discrete, Environment, split_mask
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode, step_episode
+from trpo_jax.envs.specs import Discrete, split_mask
 from trpo_jax.trust_region import Surrogate
 
 
 def draw_actions(
     key: PRNGKeyArray, env: Environment, distribution: Distribution, num_branches: int
 ) -> tuple[PyTree[Num[Array, "N K ..."]], Float[Array, "N K"]]:
-    """Returns the first actions of the branches and the log-probabilities they were drawn with.
+    """Returns the first actions of the branches, and the log-probabilities of the draws.
 
-    Uniform and without repetition for discrete actions that are all legal, so that with as many
-    branches as actions each is tried once; otherwise independent draws from the policy.
+    Discrete actions are drawn uniformly and without repetition, unless the observations contain a
+    mask of legal actions. So with as many branches as actions, each action is tried once. In all
+    other cases, the actions are independent draws from the policy.
 
     Args:
         key: consumed by the draws.
         env: the environment.
         distribution: the policy at N states.
         num_branches: K, at most the number of discrete actions.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> policy = trpo_jax.Categorical(jnp.zeros((3, 2)))  # at N = 3 states
+        >>> actions, log_probs = draw_actions(jax.random.key(0), env, policy, num_branches=2)
+        >>> jnp.sort(actions, axis=1)
+        Array([[0, 1],
+               [0, 1],
+               [0, 1]], dtype=int32)
     """
     if not isinstance(env.action, Discrete) or split_mask(env.observation)[1] is not None:
         keys = jax.random.split(key, num_branches)
@@ -52,21 +63,37 @@ def branch_return(
     num_steps: int,
     gamma: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
-    """Returns the discounted return of one short rollout, without resets.
+    """Returns the discounted return of one short rollout without resets.
 
-    Q(s, a) = sum_{t < L} gamma^t r_t + gamma^L V(s_L), where L is `num_steps` or, if that is less,
-    the number of steps to the end of the episode, and V counts unless the episode terminated.
-    Branches with one key share the noise of the environment and of all actions but the first.
+    Q(s, a) = sum_{t < L} gamma^t r_t + gamma^L V(s_L). L is `num_steps`, or the number of steps to
+    the end of the episode if that is smaller. If the episode terminated, V counts as 0. Branches
+    with the same key have the same noise in the environment and in all actions but the first.
 
     Args:
         env: the environment.
         act: `(key, observation) -> action`, for all steps but the first.
         value: `observation -> V`.
         key: consumed by actions and steps.
-        episode: where the branch starts.
-        action: its first action.
-        num_steps: its length at the most.
+        episode: the episode at the state where the branch starts.
+        action: the first action of the branch.
+        num_steps: largest number of steps of the branch.
         gamma: discount, in [0, 1].
+
+    Examples:
+        >>> from trpo_jax.envs.episodes import start_episode
+        >>> env = trpo_jax.make_env("CartPole-v1")  # each step has the reward 1
+        >>> left, right = jnp.array(0), jnp.array(1)
+        >>> branch_return(
+        ...     env,
+        ...     act=lambda key, observation: left,
+        ...     value=lambda observation: jnp.array(0.0),
+        ...     key=jax.random.key(0),
+        ...     episode=start_episode(env, jax.random.key(1)),
+        ...     action=right,
+        ...     num_steps=3,
+        ...     gamma=0.5,
+        ... )
+        Array(1.75, dtype=float32)
     """
 
     def body(carry, t):
@@ -76,7 +103,7 @@ def branch_return(
         total += jnp.where(live, discount * step.reward, 0.0)
         next_discount = jnp.where(step.terminated, 0.0, gamma * discount)
         discount = jnp.where(live, next_discount, discount)
-        # What follows the end is run but not looked at.
+        # The steps after the end of the episode run too, but nothing uses them.
         following = step.next_observation
         observation = jax.tree.map(
             lambda new, old: jnp.where(live, new, old), following, observation
@@ -92,10 +119,15 @@ def branch_return(
 
 
 def differences(returns: Float[Array, "N K"]) -> Float[Array, "N K"]:
-    """Returns Q(s, a_k) - mean_j Q(s, a_j), exactly 0 where that is less than rounding.
+    """Returns Q(s, a_k) - mean_j Q(s, a_j), or exactly 0 if that is only a rounding error.
 
-    The self-normalised loss does not change when the returns of one state are shifted together, so
-    what they have in common is taken out before its size hides the rest.
+    The self-normalised loss does not change if the same number is added to all returns of a state.
+    So the mean of each state is subtracted. Otherwise a large mean could hide the differences.
+
+    Examples:
+        >>> differences(jnp.array([[3.0, 4.0, 5.0], [7.0, 7.0, 7.0]]))
+        Array([[-1.,  0.,  1.],
+               [ 0.,  0.,  0.]], dtype=float32)
     """
     centred = returns - jnp.mean(returns, axis=1, keepdims=True)
     rounding = 10 * jnp.finfo(returns.dtype).eps * jnp.max(jnp.abs(returns))
@@ -110,15 +142,24 @@ def self_normalized_surrogate(
 ) -> Surrogate:
     """Returns L(new) = mean_n sum_k w_k Q_k / sum_k w_k with w_k = new(a_k|s) / q(a_k|s).
 
-    Equation 16. Its gradient has a baseline for each state built in: that of w_k / sum_j w_j times
-    Q_k - L_n. Where each discrete action was tried once, the weights sum to a constant and it is
-    the loss over all actions, sum_a new(a|s) Q(s, a) (equation 15).
+    This is equation 16 of the paper. The gradient at state n is
+    sum_k (grad w_k) (Q_k - L_n) / sum_k w_k, so the loss L_n of the state acts as a baseline. If
+    each discrete action was tried once, the weights sum to a constant, and L is the loss over all
+    actions, sum_a new(a|s) Q(s, a) (equation 15).
 
     Args:
         actions: K actions at each of N states.
-        log_probs: log q of each.
-        returns: Q of each.
-        entropy_coef: weight of the new policy's mean entropy.
+        log_probs: log q(a_k|s) of each action.
+        returns: Q_k of each action.
+        entropy_coef: weight of the mean entropy of the new policy.
+
+    Examples:
+        >>> actions = jnp.array([[0, 1]])  # both actions of one state
+        >>> log_probs = jnp.log(jnp.array([[0.5, 0.5]]))
+        >>> surrogate = self_normalized_surrogate(actions, log_probs, jnp.array([[4.0, 8.0]]))
+        >>> new = trpo_jax.Categorical(jnp.log(jnp.array([[0.25, 0.75]])))
+        >>> print(f"{surrogate(new, new):.2f}")  # 0.25 * 4 + 0.75 * 8
+        7.00
     """
 
     def surrogate(new: Distribution, old: Distribution) -> Float[Array, ""]:

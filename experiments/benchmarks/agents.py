@@ -1,6 +1,6 @@
-"""Measures teams: the theorem in a matrix game, two KL divergences, win rates, and speed.
+"""Measures algorithms for teams: a matrix game, two divergences, win rates, and speed.
 
-Each part prints a table in Markdown:
+Each part prints a Markdown table:
 
     python3 -m uv run --extra jaxmarl experiments/benchmarks/agents.py game
     python3 -m uv run --extra jaxmarl experiments/benchmarks/agents.py kl
@@ -29,12 +29,12 @@ from trpo_jax.rollout import rollout_with_state, start_episodes
 from trpo_jax.running.train import train
 from trpo_jax.teams import make_team
 
-ROUNDING = 1e-5  # of a return between -30 and 11, computed in 32 bits
+ROUNDING = 1e-5  # error of a return between -30 and 11 in 32 bits
 REFERENCE, SPREAD = "jaxmarl/MPE_simple_reference_v3", "jaxmarl/MPE_simple_spread_v3"
 
 
 def game(args: Any) -> Iterator[str]:
-    """Yields how the exact return of a team moves in each update of the climbing game."""
+    """Yields a table of the changes of a team's exact return in the climbing game."""
     env = envs.make("native/ClimbingGame")
     config = hatrpo.Config(
         num_envs=args.num_envs, num_steps=1, critic_minibatches=4, max_kl=0.0003, damping=0.001
@@ -52,7 +52,7 @@ def game(args: Any) -> Iterator[str]:
         state, _ = algorithm.update(state)
         after = joint(state)
         gain = jnp.sum((after - before) * payoffs)
-        # The gain is the mean of (ratio - 1) A, which a batch knows up to its standard error.
+        # The gain is the mean of (ratio - 1) A. A batch estimates it with this standard error.
         terms = (after / before - 1) * (payoffs - jnp.sum(before * payoffs))
         variance = jnp.sum(before * terms**2) - gain**2
         error = jnp.sqrt(jnp.maximum(variance, 0) / config.num_envs)
@@ -64,7 +64,7 @@ def game(args: Any) -> Iterator[str]:
 
     yield (
         "| seed | first return | last return | updates that gained | updates that lost | largest "
-        "loss | the same over its standard error |"
+        "loss | largest loss / standard error |"
     )
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     keys = jnp.stack([jax.random.key(seed) for seed in args.seeds])
@@ -84,9 +84,9 @@ def game(args: Any) -> Iterator[str]:
 class RatioDivergence(NamedTuple):
     """A `Categorical` with another divergence: the sum over a of r_a - 1 - log r_a.
 
-    r_a is the new probability of a over the old one. The terms are not weighted by probabilities,
-    so a choice that is hardly ever taken counts as much as one that always is. The metric is the
-    second derivative of it, sum_a (d log p_a)^2. The discrete policies of HARL have this one.
+    r_a is the new probability of a, divided by the old probability. The terms have no weights, so
+    rare actions count as much as frequent ones. The metric is the second derivative of this
+    divergence, sum_a (d log p_a)^2. The discrete policies of HARL use this divergence.
     """
 
     logits: Any
@@ -120,7 +120,7 @@ class RatioDivergence(NamedTuple):
 
 
 def with_ratio_divergence(agent: Any) -> Any:
-    """Returns an agent whose trust region is measured by `RatioDivergence`."""
+    """Returns an agent whose trust region uses `RatioDivergence`."""
     policy = agent.policy
 
     def step(params, carry, observations):
@@ -134,7 +134,7 @@ def with_ratio_divergence(agent: Any) -> Any:
 
 
 def kl(args: Any) -> Iterator[str]:
-    """Yields the return of HATRPO with the KL divergence and with the other one."""
+    """Yields a table of the return of HATRPO with the KL divergence and with `RatioDivergence`."""
     env = envs.make(REFERENCE)
     yield "| divergence | max_kl | return, mean over seeds | each seed | entropy at the end |"
     yield "| --- | ---: | ---: | --- | ---: |"
@@ -166,14 +166,14 @@ def kl(args: Any) -> Iterator[str]:
 
 
 def summary(scores: Sequence[float]) -> str:
-    """Returns a mean with its 95 % interval."""
+    """Returns the mean of scores with its 95 % interval, as text."""
     found = summarize(np.asarray(scores))
     interval = "" if found.ci95 is None else " ({:.1f} to {:.1f})".format(*found.ci95)
     return f"{found.mean:.1f}{interval}"
 
 
 def wins(args: Any) -> Iterator[str]:
-    """Yields the win rate of stored policies of SMAX, with the most likely actions."""
+    """Yields a table of win rates in SMAX, of stored policies with their most likely actions."""
     yield "| run | steps | seeds | win rate | each seed |"
     yield "| --- | ---: | ---: | ---: | --- |"
     for folder in args.runs:
@@ -191,8 +191,10 @@ def wins(args: Any) -> Iterator[str]:
             episodes = start_episodes(env, start_key, args.episodes)
             carry = policies.carry(args.episodes)
             _, _, steps = rollout_with_state(env, act, run_key, episodes, carry, env.time_limit)
-            first = jnp.cumsum(steps.done, axis=0) - steps.done == 0  # of each environment
-            won = steps.done & first & (steps.reward >= 1)  # the bonus of the game
+            first = (
+                jnp.cumsum(steps.done, axis=0) - steps.done == 0
+            )  # first episode of each environment
+            won = steps.done & first & (steps.reward >= 1)  # the game pays 1 for a win
             return jnp.mean(jnp.any(won, axis=0))
 
         count = len(policies.seeds)
@@ -206,12 +208,12 @@ def wins(args: Any) -> Iterator[str]:
 
 
 def speed(args: Any) -> Iterator[str]:
-    """Yields steps per second of a team, and of TRPO with one agent and as large a batch."""
+    """Yields a table of steps per second: teams, and one agent with a batch of the same size."""
     cases = {
         "hatrpo, simple_spread (3 agents)": hatrpo.make(
             envs.make(SPREAD), hatrpo.Config(num_envs=128, num_steps=25, critic_minibatches=4)
         ),
-        "hatrpo, the same, one policy for all": hatrpo.make(
+        "hatrpo, simple_spread, one shared policy": hatrpo.make(
             envs.make(SPREAD),
             hatrpo.Config(num_envs=128, num_steps=25, critic_minibatches=4, share_parameters=True),
         ),
@@ -243,14 +245,27 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("part", choices=PARTS, help="what to measure")
-    add("--seeds", type=int, nargs="+", default=[100, 101, 102, 103, 104], help="of the runs")
-    add("--total-steps", type=int, default=1_000_000, help="of each run of kl")
-    add("--num-updates", type=int, default=1000, help="of each run of game")
-    add("--num-envs", type=int, default=2048, help="episodes in an update of game")
-    add("--runs", type=Path, nargs="+", default=[], help="folders of runs of SMAX, for wins")
-    add("--episodes", type=int, default=256, help="of each seed, for wins")
-    add("--repeats", type=int, default=9, help="turns of speed")
+    add(
+        "part",
+        choices=PARTS,
+        help="what to measure: game is the return in a matrix game, kl compares two divergences, "
+        "wins plays stored policies of SMAX, speed counts steps per second",
+    )
+    seeds, numbers = [100, 101, 102, 103, 104], {"type": int, "metavar": "N"}
+    help_text = "seeds of game and of kl (default: 100 101 102 103 104)"
+    add("--seeds", **numbers, nargs="+", default=seeds, help=help_text)
+    help_text = "kl: environment steps of each run (default: 1,000,000)"
+    add("--total-steps", **numbers, default=1_000_000, help=help_text)
+    help_text = "game: number of updates of each seed (default: 1000)"
+    add("--num-updates", **numbers, default=1000, help=help_text)
+    help_text = "game: number of episodes in one update (default: 2048)"
+    add("--num-envs", **numbers, default=2048, help=help_text)
+    help_text = "wins: folders of finished runs on SMAX"
+    add("--runs", type=Path, nargs="+", default=[], metavar="FOLDER", help=help_text)
+    help_text = "wins: number of episodes of each seed (default: 256)"
+    add("--episodes", **numbers, default=256, help=help_text)
+    help_text = "speed: number of timed turns of each case (default: 9)"
+    add("--repeats", **numbers, default=9, help=help_text)
     return parser
 
 

@@ -1,7 +1,8 @@
-"""Measures how fast the library is: its pieces, whole training, and the same work beside others.
+"""Measures the speed of the library: its pieces, whole training, and a comparison with others.
 
-What is compared takes turns, so that a busy machine slows all of it alike; figures are medians, and
-ratios the medians of the ratios of all turns. Compilation is not counted but where that is said.
+Calls that are compared take turns, so a busy machine slows all of them equally. A time is the
+median over turns. A ratio is the median of the ratios of all turns. Times leave out compilation,
+except where a table says otherwise.
 """
 
 import argparse
@@ -37,7 +38,7 @@ BATCHES = (2_048, 65_536)
 NUM_ENVS = {"cpu": (8, 64, 512, 4_096), "gpu": (256, 1_024, 4_096, 16_384)}
 NUM_SEEDS = {"cpu": (1, 4, 16, 64), "gpu": (1, 16, 256, 1_024)}
 MINATAR = {"num_steps": 16, "hidden_sizes": (128,), "activation": "relu"}
-TASKS = {  # each needs the package that is named
+TASKS = {  # (environment, settings, package that it needs)
     "cpu": (("CartPole-v1", {"num_steps": 128}, "gymnax"),),
     "gpu": (
         ("CartPole-v1", {"num_steps": 128}, "gymnax"),
@@ -45,7 +46,7 @@ TASKS = {  # each needs the package that is named
         ("brax/ant", {"num_steps": 16}, "brax"),
     ),
 }
-PEER_TASKS = (  # here, with what beside the same work, and as Gymnasium knows it
+PEER_TASKS = (  # (environment of this library, further settings, environment of Gymnasium)
     ("CartPole-v1", {}, "CartPole-v1"),
     ("CartPole-v1", peers.A_QUARTER, "CartPole-v1"),
     ("gym/Hopper-v5", {}, "Hopper-v5"),
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
         folder = create_run_folder(args.out or Path("runs", "benchmark", time_name))
     try:
-        for report in measure(args, argv, console):  # one that has a part more each time
+        for report in measure(args, argv, console):  # each report has one more part
             write_json(folder / "speed.json", report)
             lines = "\n".join(table_lines(report))
             (folder / "speed.md").write_text(lines + "\n")
@@ -80,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Checks what the flags ask for, and chooses the device.
+    """Checks the flags and chooses the device.
 
     Raises:
-        ConfigurationError: if it cannot be measured here.
+        ConfigurationError: if this machine cannot measure what the flags ask for.
     """
     args.parts = args.parts or DEFAULT_PARTS[args.device]
     if args.repeats < 1:
@@ -101,8 +102,8 @@ def check(args: argparse.Namespace) -> None:
         (device, *_) = jax.devices(args.device)
     except RuntimeError as error:
         raise ConfigurationError(
-            f"device = {args.device!r}: JAX finds none ({error}). Choose cpu, or install JAX with "
-            "support for it."
+            f"device = {args.device!r}: JAX finds no such device ({error}). Choose cpu, or install "
+            "JAX with support for this device."
         ) from error
     jax.config.update("jax_default_device", device)
 
@@ -110,7 +111,7 @@ def check(args: argparse.Namespace) -> None:
 def measure(
     args: argparse.Namespace, argv: Sequence[str] | None, console: Console
 ) -> Iterator[Report]:
-    """Yields all that was measured, after each part."""
+    """Yields the report after each part. It contains all parts measured so far."""
     device, flags = jax.devices(args.device)[0], sys.argv[1:] if argv is None else argv
     report: Report = {
         "command": shlex.join(["experiments/benchmarks/benchmark.py", *flags]),
@@ -132,7 +133,7 @@ def measure(
 
 
 def measure_pieces(args: argparse.Namespace, console: Console) -> Report:
-    """Returns the rates of matrix products, and the cost of the pieces of an update."""
+    """Returns the speed of matrix products, and the cost of the pieces of an update."""
     precisions = {"float32": ("float32", "highest")}
     if args.device == "gpu":
         precisions |= {"TF32": ("float32", "tensorfloat32"), "bfloat16": ("bfloat16", "default")}
@@ -149,7 +150,7 @@ def measure_pieces(args: argparse.Namespace, console: Console) -> Report:
 
 
 def measure_growth(args: argparse.Namespace, console: Console) -> Report:
-    """Returns seconds of a policy's step over its batch and over iterations."""
+    """Returns the seconds of a policy's step for several batch sizes and numbers of iterations."""
     console.print("growth")
     return growth.measure(args.repeats)
 
@@ -164,7 +165,7 @@ def measure_solvers(args: argparse.Namespace, console: Console) -> list[Report]:
 
 
 def measure_training(args: argparse.Namespace, console: Console) -> Report:
-    """Returns steps per second over environments and over seeds, and beside PPO."""
+    """Returns steps per second for several numbers of environments and seeds, and beside PPO."""
     environments = []
     for env_name, settings, package in TASKS[args.device]:
         if find_spec(package):
@@ -182,13 +183,13 @@ def measure_training(args: argparse.Namespace, console: Console) -> Report:
 
 
 def measure_memory(args: argparse.Namespace, console: Console) -> list[Report]:
-    """Returns what a memory costs in speed and space."""
+    """Returns the speed and the space of policies with a memory."""
     console.print("memory")
     return memory.measure(args.repeats)
 
 
 def measure_reach(args: argparse.Namespace, console: Console) -> list[Report]:
-    """Returns seconds to a CartPole return of 475, of many seeds in one program."""
+    """Returns the seconds until many seeds in one program reach a CartPole return of 475."""
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**peers.A_QUARTER))
     rows = []
     for num_seeds in NUM_SEEDS[args.device]:
@@ -198,7 +199,7 @@ def measure_reach(args: argparse.Namespace, console: Console) -> list[Report]:
 
 
 def measure_peers(args: argparse.Namespace, console: Console) -> Report:
-    """Returns the same work, and seconds to a return, beside sb3-contrib."""
+    """Returns the speed of the same work, and the seconds to a return, beside sb3-contrib."""
     speed = []
     for env_name, settings, peer_env in PEER_TASKS:
         console.print(f"peers: {env_name} beside sb3-contrib")
@@ -228,14 +229,23 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    help_text = "what to measure (default: all on a cpu, where peers and solvers need more than "
-    help_text += "the library; " + " ".join(DEFAULT_PARTS["gpu"]) + " on a gpu)"
+    help_text = (
+        "what to measure; solvers needs EnvPool, peers needs EnvPool, Gymnasium with MuJoCo "
+    )
+    help_text += "and sb3-contrib (default: all on a cpu, "
+    help_text += " ".join(DEFAULT_PARTS["gpu"]) + " on a gpu)"
     add("--parts", nargs="+", choices=DEFAULT_PARTS["cpu"], help=help_text)
-    add("--device", default="cpu", choices=("cpu", "gpu"), help="where (default: cpu)")
-    add("--repeats", type=int, default=5, metavar="N", help="turns of each (default: 5)")
-    help_text = f"an interpreter that has sb3-contrib (default: {PEER_PYTHON})"
+    add("--device", default="cpu", choices=("cpu", "gpu"), help="device to measure (default: cpu)")
+    add(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="number of turns of each call (default: 5)",
+    )
+    help_text = f"Python interpreter that has sb3-contrib (default: {PEER_PYTHON})"
     add("--peer-python", type=Path, default=PEER_PYTHON, metavar="FILE", help=help_text)
-    help_text = "output folder, new or empty (default: runs/benchmark/<time>)"
+    help_text = "output folder; it must be new or empty (default: runs/benchmark/<time>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     return parser
 

@@ -1,4 +1,4 @@
-"""How the cost of a policy's step grows with its batch and with conjugate gradient's iterations."""
+"""Measures how the cost of a policy's step grows with its batch and with its CG iterations."""
 
 from functools import partial
 from typing import Any
@@ -13,9 +13,9 @@ CG_ITERS = (5, 10, 20, 40)
 
 
 def measure(repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Returns seconds of a step of the first net of `pieces.nets`, over each of the two.
+    """Returns the seconds of a step of the first net, for each of `BATCHES` and of `CG_ITERS`.
 
-    The batch is the second of `BATCHES` where the iterations grow.
+    The second of `BATCHES` is the batch size for all of `CG_ITERS`.
     """
     net = pieces.nets()[0]
     steps = {}
@@ -37,5 +37,5 @@ def measure(repeats: int) -> dict[str, list[dict[str, float]]]:
 
 
 def compiled(function: Any, arguments: tuple[Any, ...]) -> Any:
-    """Returns a call of a compiled function with arguments."""
+    """Returns a function without arguments that calls the compiled function."""
     return partial(jax.jit(function).lower(*arguments).compile(), *arguments)

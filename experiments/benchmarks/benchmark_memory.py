@@ -1,4 +1,4 @@
-"""What a memory costs: speed of whole training, and space for each environment."""
+"""Measures what a memory costs: the speed of training, and the space of each environment."""
 
 from functools import partial
 from typing import Any
@@ -23,10 +23,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def measure(repeats: int) -> list[dict[str, Any]]:
-    """Returns steps per second and bytes per environment, by kind of memory and length.
+    """Returns steps per second and bytes per environment, for each kind of memory and length.
 
-    The task is CartPole-v1-NoVel with `NUM_ENVS` environments. Bytes are what each of as many more
-    environments adds to the space that an update needs.
+    The task is CartPole-v1-NoVel with `NUM_ENVS` environments. The bytes per environment are the
+    extra space of an update with twice as many environments, divided by `NUM_ENVS`.
     """
     env, rows = envs.make("CartPole-v1-NoVel"), []
     for num_steps in LENGTHS:

@@ -1,4 +1,4 @@
-"""The same work beside the TRPO of sb3-contrib."""
+"""Compares TRPO with the TRPO of sb3-contrib, which does the same work."""
 
 import json
 import os
@@ -25,7 +25,7 @@ INSTALL = (
     "python3 -m venv runs/peers && runs/peers/bin/pip install torch sb3-contrib 'gymnasium[mujoco]'"
 )
 
-# What sb3-contrib does by default, with 8 environments of 256 steps.
+# The defaults of sb3-contrib, with 8 environments of 256 steps.
 SAME_WORK = {
     "num_envs": 8,
     "num_steps": 256,
@@ -33,20 +33,20 @@ SAME_WORK = {
     "critic_epochs": 10,
     "critic_minibatches": 16,
 }
-A_QUARTER = {"fisher_subsample": 4}  # of the states in the metric, as the defaults have it
-UPDATES = 4  # in one turn
+A_QUARTER = {"fisher_subsample": 4}  # a default of the library: a quarter of the states
+UPDATES = 4  # in each turn
 
 
 def speed_beside_sb3(
     python: Path, env_name: str, settings: dict[str, Any], peer_env: str, repeats: int
 ) -> dict[str, Any]:
-    """Returns steps per second of one seed here and of sb3-contrib's, taking turns.
+    """Returns steps per second of one seed of this library and of sb3-contrib, in turns.
 
     Args:
-        python: an interpreter that has sb3-contrib.
-        env_name: the task, as this library knows it.
-        settings: what is not the same work.
-        peer_env: as Gymnasium does.
+        python: a Python interpreter that has sb3-contrib.
+        env_name: name of the task in this library.
+        settings: settings in which this library differs from `SAME_WORK`.
+        peer_env: name of the task in Gymnasium.
         repeats: number of turns.
     """
     algorithm = trpo.make(envs.make(env_name), trpo.Config(**SAME_WORK, **settings))
@@ -75,9 +75,10 @@ def speed_beside_sb3(
 
 @contextmanager
 def peer_process(command: Sequence[Any]) -> Iterator[Callable[[int], float]]:
-    """Gives a function `steps -> seconds` that lets a peer train in a process of its own.
+    """Starts a process that trains a peer. Gives a function `steps -> seconds` that uses it.
 
-    The process prints a line when it is ready, and then answers each number of steps with seconds.
+    The process prints one line when it is ready. Then it reads numbers of steps, and prints the
+    seconds that each training took.
     """
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -95,7 +96,7 @@ def peer_process(command: Sequence[Any]) -> Iterator[Callable[[int], float]]:
 
 
 def seconds_of_an_update(repeats: int) -> dict[str, float]:
-    """Returns the median seconds of the parts of an update of the same work on CartPole-v1."""
+    """Returns the median seconds of the parts of an update with `SAME_WORK` on CartPole-v1."""
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**SAME_WORK))
     state = jax.jit(algorithm.init)(jax.random.key(0))
     collect, improve, fit = map(jax.jit, (algorithm.collect, algorithm.improve, algorithm.fit))
@@ -110,9 +111,10 @@ def seconds_of_an_update(repeats: int) -> dict[str, float]:
 
 
 def seconds_to_return(python: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
-    """Returns seconds from the start of a process to a CartPole return of 475, for each seed.
+    """Returns the seconds from the start of a process to a CartPole return of 475, for each seed.
 
-    Here with an empty cache of compiled programs, here again with what that left, and sb3-contrib.
+    "cold" is this library with an empty cache of compiled programs. "warm" is this library with the
+    cache of the cold run.
     """
     peer = [python, PEER_SCRIPT, "reach", "--env", "CartPole-v1"]
     own = [sys.executable, HERE / "reach_return.py"]
@@ -127,10 +129,10 @@ def seconds_to_return(python: Path, seeds: Sequence[int]) -> dict[str, list[dict
 
 
 def run_seconds(command: Sequence[Any], environment: dict[str, str] | None) -> dict[str, float]:
-    """Returns how long a command takes, and what it tells of its parts.
+    """Returns the seconds of a command, and the steps and the seconds of its parts that it prints.
 
     Raises:
-        CalledProcessError: if it fails.
+        CalledProcessError: if the command fails.
     """
     started = time.perf_counter()
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""What the pieces of an update cost, in units of one policy gradient on the same batch."""
+"""Measures the pieces of an update, in units of one policy gradient on the same batch."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from timing import time_in_turns
 
 from trpo_jax.advantages import generalized_advantages
 from trpo_jax.critics import Sequences, adam_critic, init_critic
-from trpo_jax.envs.base import ArraySpec, Box, Discrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.line_search import backtracking
 from trpo_jax.networks import make_critic, make_policy
@@ -26,11 +26,11 @@ from trpo_jax.trust_region import (
 )
 
 CG_ITERS = 10
-SUBSAMPLE = 10  # the paper's: Fisher-vector products over a tenth of the states
+SUBSAMPLE = 10  # as in the paper of TRPO: Fisher-vector products over a tenth of the states
 MAX_KL, DAMPING = 0.01, 0.1
 SHRINK, LENGTHS = 0.8, 10
-ROWS = 16  # environments of the batch, for what runs along time
-MATRIX = 2_048  # side of the square matrices that the device's rate is measured by
+ROWS = 16  # environments of the batch, for advantages and critic
+MATRIX = 2_048  # rows of the square matrices that measure the speed of the device
 
 ANEW = "product, linearised anew"
 PRODUCT = "product, linearised once"
@@ -38,7 +38,7 @@ COUNTED = ("forward", "gradient", ANEW, "product, forward over reverse", "produc
 
 
 class Net(NamedTuple):
-    """Networks to measure, with what they see and what the policy chooses."""
+    """Kind of networks to measure, with the spaces of observations and actions."""
 
     name: str
     observation: ArraySpec
@@ -47,7 +47,7 @@ class Net(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Made-up data, leading axis `[N]`."""
+    """Random data, leading axis `[N]`."""
 
     observations: Num[Array, "N ..."]
     actions: Num[Array, "N ..."]
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 
 def nets() -> tuple[Net, ...]:
-    """Returns the nets: two on the spaces of HalfCheetah, one on those of MinAtar's Breakout."""
+    """Returns two nets with the spaces of HalfCheetah, and one with those of MinAtar Breakout."""
     vector = ArraySpec((17,), np.dtype(np.float32))
     pixels = ArraySpec((10, 10, 4), np.dtype(np.float32))
     torques = Box(-np.ones(6, np.float32), np.ones(6, np.float32))
@@ -67,10 +67,10 @@ def nets() -> tuple[Net, ...]:
 
 
 def measure(net: Net, batch_size: int, repeats: int) -> list[dict[str, Any]]:
-    """Returns one row for each piece: its seconds, its ratio to a gradient's, and its FLOP/s.
+    """Returns one row for each piece, with its seconds, its cost in gradients, and its FLOP/s.
 
-    The ratio is the median of those of all turns. FLOP/s are those of operations that the compiler
-    counted, and None where a loop hides them from it.
+    The cost in gradients is the median over turns. FLOP/s use the number of operations that the
+    compiler counts. They are None if a loop hides the operations from the compiler.
     """
     functions, arguments = prepare(net, batch_size)
     lowered = [jax.jit(function).lower(*arguments) for function in functions.values()]
@@ -97,7 +97,7 @@ def measure(net: Net, batch_size: int, repeats: int) -> list[dict[str, Any]]:
 def prepare(
     net: Net, batch_size: int, cg_iters: int = CG_ITERS
 ) -> tuple[dict[str, Callable[..., Any]], tuple[Any, ...]]:
-    """Returns the pieces as functions of the same arguments, and the arguments."""
+    """Returns the pieces as functions, and their arguments, which are the same for all pieces."""
     policy = make_policy(net.observation, net.action, **net.options)
     critic = make_critic(net.observation, **net.options)
     keys = jax.random.split(jax.random.key(0), 5)
@@ -142,7 +142,9 @@ def prepare(
 
         def evaluate(candidate):
             new = distribution(batch, candidate)
-            return surrogate(batch)(new, old) + 1e3, jnp.mean(old.kl(new))  # any gain will do
+            return surrogate(batch)(new, old) + 1e3, jnp.mean(
+                old.kl(new)
+            )  # so the gain is always large enough
 
         step = optax.tree.scale(1e-3, params)
         return backtracking(evaluate, params, step, max_kl, SHRINK, LENGTHS)
@@ -194,12 +196,12 @@ def prepare(
 
 
 def thinned(batch: Batch, every: int) -> Batch:
-    """Returns every so many-th row of a batch."""
+    """Returns every `every`-th row of a batch."""
     return jax.tree.map(lambda x: x[::every], batch)
 
 
 def matmul_flops_per_second(repeats: int, dtype: Any, precision: str) -> float:
-    """Returns the rate of a large matrix product: what the device could do at best."""
+    """Returns the FLOP/s of a large matrix product, which is the best that the device can do."""
     matrix = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX)).astype(dtype)
     multiply = jax.jit(partial(jnp.dot, precision=precision))
     seconds = time_in_turns({"product": lambda: multiply(matrix, matrix)}, repeats)["product"]

@@ -1,4 +1,4 @@
-"""The tables and the figure of `experiments/benchmarks/benchmark.py`."""
+"""Makes the tables and the figure of `experiments/benchmarks/benchmark.py`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def table_lines(report: Report) -> Iterator[str]:
 
 
 def pieces_table(part: Report) -> Iterator[str]:
-    """Yields the tables of pieces: gradients of each, and operations per second."""
+    """Yields the tables of pieces: their cost in gradients, and their operations per second."""
     by_piece: dict[str, list[Report]] = {}
     for row in part["rows"]:
         by_piece.setdefault(row["piece"], []).append(row)
@@ -45,7 +45,7 @@ def pieces_table(part: Report) -> Iterator[str]:
         ["*milliseconds of a gradient*", *milliseconds],
     )
     yield ""
-    yield "Operations per second, as a share of a large matrix product's:"
+    yield "Operations per second, as a share of the speed of a large matrix product:"
     yield from table(
         ["piece", *nets],
         *(
@@ -61,7 +61,7 @@ def pieces_table(part: Report) -> Iterator[str]:
 
 
 def training_table(part: Report) -> Iterator[str]:
-    """Yields the tables over environments and over seeds."""
+    """Yields the tables of speed for several numbers of environments and of seeds."""
     yield "## Steps per second of training"
     yield from table(
         ["environments", "task", "training", "environments alone", "share"],
@@ -97,7 +97,7 @@ def training_table(part: Report) -> Iterator[str]:
 
 
 def memory_table(part: list[Report]) -> Iterator[str]:
-    """Yields the table of memories: steps per second, and space."""
+    """Yields the table of policies with a memory: steps per second, and space."""
     yield "## Policies with a memory"
     yield from table(
         ["memory", "steps of a rollout", "steps/s", "kB an environment"],
@@ -114,10 +114,10 @@ def memory_table(part: list[Report]) -> Iterator[str]:
 
 
 def peers_table(part: Report) -> Iterator[str]:
-    """Yields the tables beside sb3-contrib."""
+    """Yields the tables that compare with sb3-contrib."""
     yield "## The same work beside sb3-contrib"
     yield from table(
-        ["task", "beside the same", "sb3-contrib's task", "its steps/s", "ours", "ratio"],
+        ["task", "other settings", "task of sb3-contrib", "its steps/s", "our steps/s", "ratio"],
         *(
             [
                 row["env"],
@@ -131,7 +131,7 @@ def peers_table(part: Report) -> Iterator[str]:
         ),
     )
     yield ""
-    yield "An update of the first of them, in milliseconds: " + ", ".join(
+    yield "Milliseconds of the parts of an update of the first task: " + ", ".join(
         f"{name} {1e3 * seconds:.1f}" for name, seconds in part["update"].items()
     )
     parts = ("start", "compilation", "training")
@@ -148,7 +148,7 @@ def peers_table(part: Report) -> Iterator[str]:
 
 
 def growth_table(part: Report) -> Iterator[str]:
-    """Yields the tables of a step over its batch and over iterations."""
+    """Yields the tables of the cost of a step for several batch sizes and numbers of iterations."""
     yield "## How the cost of a policy's step grows"
     for over, label in (("batch", "states of the batch"), ("cg_iters", "iterations of CG")):
         rows = part[over]
@@ -182,7 +182,7 @@ def reach_table(part: list[Report]) -> Iterator[str]:
     yield "## Seconds to a CartPole return of 475, of many seeds in one program"
     shown = lambda seconds: "never" if seconds is None else f"{seconds:.1f}"
     yield from table(
-        ["seeds", "half of them", "all", "compilation, before", "reached"],
+        ["seeds", "half of the seeds", "all seeds", "compilation before", "seeds that reached it"],
         *(
             [thousands(row["num_seeds"])]
             + [shown(row[name]) for name in ("half", "all", "compilation")]
@@ -204,7 +204,7 @@ TABLES = {
 
 
 def table(head: Sequence[str], *rows: Sequence[str]) -> Iterator[str]:
-    """Yields the lines of a table whose first column is of text, after an empty one."""
+    """Yields an empty line, then the lines of a table. Its first column is text."""
     yield ""
     yield "| " + " | ".join(head) + " |"
     yield "| --- " + "| ---: " * (len(head) - 1) + "|"
@@ -213,12 +213,12 @@ def table(head: Sequence[str], *rows: Sequence[str]) -> Iterator[str]:
 
 
 def thousands(value: float) -> str:
-    """Returns a number rounded to a whole one."""
+    """Returns a number as text, rounded to an integer."""
     return f"{value:,.0f}"
 
 
 def draw(report: Report) -> Figure | None:
-    """Returns a figure of what was measured of growth and training, or None."""
+    """Returns a figure of growth and training; None if the report has neither."""
     panels = []
     if "growth" in report:
         for over, label in (("batch", "states of the batch"), ("cg_iters", "iterations of CG")):
@@ -243,7 +243,7 @@ def draw(report: Report) -> Figure | None:
 
 
 def draw_growth(axes: Axes, rows: Sequence[Report], over: str) -> None:
-    """Draws seconds of a step, and the line that fits them best."""
+    """Draws the milliseconds of a step, and the straight line that fits them best."""
     x, y = np.array([(row[over], 1e3 * row["seconds"]) for row in rows]).T
     axes.plot(x, np.polyval(np.polyfit(x, y, 1), x), ":", color="0.5", label="a straight line")
     axes.plot(x, y, "o", color=COLORS[0], label="measured")
@@ -253,7 +253,7 @@ def draw_growth(axes: Axes, rows: Sequence[Report], over: str) -> None:
 
 
 def draw_environments(axes: Axes, rows: Sequence[Report], over: str) -> None:
-    """Draws steps per second of training and of environments alone, one colour a task."""
+    """Draws steps per second of training and of environments alone, with a colour for each task."""
     for color, task in zip(COLORS, dict.fromkeys(row["env"] for row in rows), strict=False):
         of_task = [row for row in rows if row["env"] == task]
         counts = [row[over] for row in of_task]
@@ -267,7 +267,7 @@ def draw_environments(axes: Axes, rows: Sequence[Report], over: str) -> None:
 
 
 def draw_seeds(axes: Axes, rows: Sequence[Report], over: str) -> None:
-    """Draws steps per second of all seeds together, one colour a form of batching."""
+    """Draws steps per second of all seeds together, with a colour for each form of batching."""
     counts = [row[over] for row in rows]
     for color, name in zip(COLORS, ("vmap", "map", "batched map"), strict=False):
         axes.plot(counts, [row[name] for row in rows], "o-", color=color, markersize=4, label=name)

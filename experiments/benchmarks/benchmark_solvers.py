@@ -1,4 +1,4 @@
-"""What each solver costs and how well it solves, on policies that have learnt for some time."""
+"""Measures the cost and the residual of each solver, on policies after some training."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,9 +30,9 @@ SOLVERS = (
 
 
 def measure(env_name: str, settings: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
-    """Returns one row for each solver: milliseconds of a policy's update, and the residual.
+    """Returns one row for each solver, with the seconds of a policy's update, and the residual.
 
-    The update is all of it but collecting and the critic's fit; batches are the default's.
+    The time leaves out the rollout and the fit of the critic. Batches have the default size.
     """
     env = envs.make(env_name)
     algorithm = trpo.make(env, trpo.Config(**settings))
@@ -60,7 +60,7 @@ def measure(env_name: str, settings: dict[str, Any], repeats: int) -> list[dict[
 
 
 def after_training(algorithm: Algorithm) -> tuple[Any, Transition]:
-    """Returns the state of a seed after `UPDATES` updates, and what it collects next."""
+    """Returns the state of a seed after `UPDATES` updates, and the next trajectory."""
     env = algorithm.env
     if env.open is None:
         update: Callable[..., Any] = lambda state, _: (algorithm.update(state)[0], None)

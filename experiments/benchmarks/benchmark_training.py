@@ -1,4 +1,4 @@
-"""How fast whole training is: over environments and seeds, beside PPO, and to a return."""
+"""Measures the speed of whole training: by environments and seeds, beside PPO, and to a return."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -14,16 +14,17 @@ from trpo_jax import envs
 from trpo_jax.algorithms import ppo, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.analysis.returns import running_return
-from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import Box
 from trpo_jax.rollout import rollout, start_episodes
 from trpo_jax.running.loop import compile_program, run_chunks
 
-LANES = 8  # seeds side by side where the others wait their turn
-UPDATES = 4  # in one turn, or between two looks at the return
+LANES = 8  # seeds of one batch of `lax.map`
+UPDATES = 4  # in each turn, or between two checks of the return
 MOST_UPDATES = 200
 
-# The published settings of PureJaxRL's PPO, and as many passes for the critic of TRPO, whose metric
-# is over all states, or over a quarter as the defaults have it.
+# The published settings of PPO in PureJaxRL. The critic of TRPO gets the same number of passes. The
+# Fisher matrix of TRPO uses all states, or a quarter of them as in the defaults.
 SHARED = {
     "num_envs": 4,
     "num_steps": 128,
@@ -38,7 +39,7 @@ METRICS = {"trpo": {}, "trpo, a quarter": {"fisher_subsample": 4}}
 def over_environments(
     env_name: str, num_envs: tuple[int, ...], options: dict[str, Any], repeats: int
 ) -> list[dict[str, Any]]:
-    """Returns steps per second of one seed, and of its environments alone, by their number."""
+    """Returns steps per second of one seed, and of its environments alone, for each number."""
     env = envs.make(env_name)
     rows = []
     for count in num_envs:
@@ -66,7 +67,7 @@ def over_environments(
 
 
 def random_actions(env: Environment) -> Callable[..., jax.Array]:
-    """Returns a policy that chooses at random."""
+    """Returns a policy that draws random actions."""
 
     def act(key, observations):
         if isinstance(env.action, Box):
@@ -77,10 +78,10 @@ def random_actions(env: Environment) -> Callable[..., jax.Array]:
 
 
 def over_seeds(algorithm: Algorithm, num_seeds: int, repeats: int) -> dict[str, Any]:
-    """Returns steps per second of all seeds together in three forms, and memory of a seed.
+    """Returns steps per second of all seeds together in three forms, and the memory of a seed.
 
-    The forms are all at once (`vmap`), one after another (`lax.map`), and some at once. Memory is
-    what the compiler plans for the first, states and temporary arrays, in bytes.
+    The forms run all seeds at once (`vmap`), one after another (`lax.map`), and `LANES` at once.
+    The memory is for `vmap`: the states and the temporary arrays that the compiler plans, in bytes.
     """
     keys = jax.random.split(jax.random.key(0), num_seeds)
     states = jax.jit(jax.vmap(algorithm.init))(keys)
@@ -102,7 +103,7 @@ def over_seeds(algorithm: Algorithm, num_seeds: int, repeats: int) -> dict[str, 
 
 
 def beside_ppo(num_seeds: int, repeats: int) -> dict[str, Any]:
-    """Returns steps per second of PPO and of TRPO, on CartPole-v1 with the same batches."""
+    """Returns steps per second of PPO and TRPO on CartPole-v1, with batches of the same size."""
     env = envs.make("CartPole-v1")
     algorithms = {"ppo": ppo.make(env, ppo.Config(**SHARED, **PPO))}
     for name, metric in METRICS.items():
@@ -123,15 +124,16 @@ def beside_ppo(num_seeds: int, repeats: int) -> dict[str, Any]:
 
 
 def advance_all(algorithm: Algorithm, states: Any) -> Any:
-    """Makes a few updates of all seeds."""
+    """Returns the states of all seeds after `UPDATES` updates."""
     update = lambda state, _: jax.vmap(algorithm.update)(state)
     return jax.lax.scan(update, states, length=UPDATES)
 
 
 def seeds_to_return(algorithm: Algorithm, num_seeds: int) -> dict[str, Any]:
-    """Returns seconds until the last 20 training episodes of seeds have a return of 475.
+    """Returns the seconds until half of the seeds, and all seeds, have reached a return of 475.
 
-    Seconds are None for what did not come to pass within `MOST_UPDATES` updates.
+    The return is the mean of the last 20 training episodes. Seconds are None if the seeds do not
+    reach it within `MOST_UPDATES` updates.
     """
     returns, counts = (np.empty((num_seeds, 0)) for _ in range(2))
     reached, seconds = 0.0, {"half": None, "all": None}

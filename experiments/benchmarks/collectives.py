@@ -1,4 +1,4 @@
-"""What devices say to each other in a compiled program, read from its text."""
+"""Finds the operations with which devices communicate, in the text of a compiled program."""
 
 import math
 import re
@@ -13,19 +13,19 @@ KINDS = (
     "reduce-scatter",
     "ragged-all-to-all",
 )
-# Of an operation that is started and awaited, the latter has what it gives and nothing else.
+# An asynchronous operation has two lines. The `-done` line has the shapes of its result only.
 _LINE = re.compile(rf"= (?P<shapes>.*?) (?P<kind>{'|'.join(KINDS)})(-done)?\(")
 _SHAPE = re.compile(r"(?P<kind>[a-z]+)(?P<bits>\d*)\[(?P<lengths>[\d,]*)\]")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
-    """One operation of all devices together, which may run many times.
+    """One operation of all devices together. It may run many times.
 
     Attributes:
         kind: one of `KINDS`.
-        num_bytes: size of what each device has of it in the end.
-        source: where it comes from in the traced program.
+        num_bytes: size of the result on each device.
+        source: name of the operation in the traced program.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Returns the collective operations in the text of a compiled program, in its order."""
+    """Returns the collective operations of a compiled program, in the order of its text."""
     found = []
     for line in text.splitlines():
         match = _LINE.search(line)

@@ -1,8 +1,8 @@
-"""Measures training on a host environment against the bare environment with random actions.
+"""Compares training on a host environment with the bare environment under random actions.
 
-Both take turns in one process, so that whatever else the machine does hits both alike; compilation
-is apart. The bare environment is one pool as training opens them, which has the machine to itself.
-Further flags are those of train.py.
+All other flags go to train.py. Training and the bare environment take turns in one process, so a
+busy machine slows both. Times leave out compilation. The bare environment is one pool, made as in
+training, that has the machine for itself.
 """
 
 import sys
@@ -15,13 +15,14 @@ from rich.console import Console
 
 from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.envs.base import Box, Discrete, Environment, MultiDiscrete, Pool
+from trpo_jax.envs.base import Environment, Pool
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import failures_named
 from trpo_jax.running.loop import compile_program
 from trpo_jax.running.plan import RunPlan
 
-UPDATES = 5  # in one turn of training
+UPDATES = 5  # in each turn of training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = plan_of(["--env", args.env, "--num-seeds", str(args.num_seeds), *flags])
         if run.env.open is None:
             raise ConfigurationError(
-                f"{args.env} does not run on the host. Choose gym/ or envpool/."
+                f"{args.env} does not run on the host. Choose an environment of gym/ or envpool/."
             )
     try:
         bare, training = measure(run, args.repeats)
@@ -43,15 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     console.print(
         f"{args.env}, {run.config.num_envs} environments a seed, {args.num_seeds} seeds, "
-        f"medians of {args.repeats} turns: bare {np.median(bare):,.0f} steps/s, training "
-        f"{np.median(training):,.0f} steps/s, "
-        f"{np.median(np.divide(training, bare)):.0%} of it"
+        f"medians of {args.repeats} turns: bare environment {np.median(bare):,.0f} steps/s, "
+        f"training {np.median(training):,.0f} steps/s "
+        f"({np.median(np.divide(training, bare)):.0%} of the bare environment)"
     )
     return 0
 
 
 def measure(run: RunPlan, repeats: int) -> tuple[list[float], list[float]]:
-    """Returns steps per second of the bare environment, and of all seeds in training, by turn.
+    """Returns steps per second of the bare environment and of training, for each turn.
+
+    Steps of training are summed over all seeds.
 
     Raises:
         EnvironmentFailure: if the environment fails.
@@ -65,7 +68,7 @@ def measure(run: RunPlan, repeats: int) -> tuple[list[float], list[float]]:
         with failures_named(run.env):
             pool.reset(np.ones(num_envs, bool))
         actions = random_actions(run.env, num_envs, steps // num_envs)
-        state, _ = program.advance(program.state, UPDATES)  # the first call compiles what acts
+        state, _ = program.advance(program.state, UPDATES)  # the first call compiles the policy
         for _ in range(repeats):
             started = time.perf_counter()
             with failures_named(run.env):
@@ -78,7 +81,7 @@ def measure(run: RunPlan, repeats: int) -> tuple[list[float], list[float]]:
 
 
 def random_actions(env: Environment, num_envs: int, num_steps: int) -> np.ndarray:
-    """Returns uniform actions as the environment takes them, `[T, B, ...]`."""
+    """Returns uniform random actions in the form that the environment takes, `[T, B, ...]`."""
     generator, shape = np.random.default_rng(0), (num_steps, num_envs)
     match env.action:
         case Discrete(num_actions, start):
@@ -91,7 +94,7 @@ def random_actions(env: Environment, num_envs: int, num_steps: int) -> np.ndarra
 
 
 def step_with(pool: Pool, actions: np.ndarray) -> None:
-    """Steps a pool with these actions, resetting what has ended."""
+    """Steps a pool with these actions. Resets the environments whose episode has ended."""
     for action in actions:
         result = pool.step(action)
         done = result.terminated | result.truncated
@@ -101,12 +104,13 @@ def step_with(pool: Pool, actions: np.ndarray) -> None:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.replace("\n", " "), allow_abbrev=False)
     add = parser.add_argument
-    add("--env", default="envpool/Hopper-v4", metavar="NAME", help="(default: envpool/Hopper-v4)")
-    help_text = "seeds trained side by side (default: 2)"
+    help_text = "name of an environment of gym/ or envpool/ (default: envpool/Hopper-v4)"
+    add("--env", default="envpool/Hopper-v4", metavar="NAME", help=help_text)
+    help_text = "number of seeds that train side by side (default: 2)"
     add("--num-seeds", type=int, default=2, metavar="N", help=help_text)
-    help_text = "turns of each, at least 5 for a figure to quote (default: 9)"
+    help_text = "number of turns; use at least 5 for a number to publish (default: 9)"
     add("--repeats", type=int, default=9, metavar="N", help=help_text)
     return parser
 

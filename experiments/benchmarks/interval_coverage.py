@@ -1,7 +1,7 @@
-"""Measures how often 95 % intervals over seeds contain what they are of, and how wide they are.
+"""Measures how often 95 % intervals over seeds contain the true value, and how wide they are.
 
-Scores are drawn from known distributions, and intervals made of few of them, again and again. The
-intervals in use are those of `trpo_jax.analysis.statistics`; others stand beside them.
+The script draws a few scores from a known distribution, makes an interval from them, and repeats
+this many times. It compares the intervals of `trpo_jax.analysis.statistics` with other methods.
 """
 
 import sys
@@ -29,11 +29,11 @@ from trpo_jax.running.plan import require_at_least
 
 RESAMPLES = 1000
 SEEDS = (3, 4, 5, 7, 10, 15, 20, 30)
-EPISODES = 128  # of one seed, as evaluate.py plays them
-SEVERAL = (3, 4, 5, 10)  # seeds of each of several tasks
-LEVEL = 0.6  # of the profile whose fraction is estimated
+EPISODES = 128  # of each seed, the default of evaluate.py
+SEVERAL = (3, 4, 5, 10)  # seeds of each task, with several tasks
+LEVEL = 0.6  # score of the performance profile
 ROUNDING = 1e-9
-TRUTH = 400_000  # draws that tell what an interval is of
+TRUTH = 400_000  # draws that compute the true value
 
 Ends = tuple[np.ndarray, np.ndarray]
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
@@ -62,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    help_text = "intervals of each kind (default: 2000)"
+    help_text = "number of intervals of each kind (default: 2000)"
     parser.add_argument("--repeats", type=int, default=2000, metavar="N", help=help_text)
     out = Path("experiments/results/coverage.md")
     parser.add_argument(
-        "--out", type=Path, default=out, metavar="FILE", help=f"the tables (default: {out})"
+        "--out", type=Path, default=out, metavar="FILE", help=f"file of the tables (default: {out})"
     )
     return parser
 
@@ -76,33 +76,37 @@ def table_lines(command: str, repeats: int) -> Iterator[str]:
     yield "# Intervals over seeds, and how often they cover"
     yield from ("", "```", command, "```", "")
     yield (
-        f"Share of {repeats:,} intervals that contain the true value, in per cent, where 95 is "
-        "meant; behind it their median width, in standard deviations of the scores. Bootstraps "
-        f"take {RESAMPLES:,} resamples. *In use* is what `trpo_jax/analysis/statistics.py` gives. "
-        "*At most 500*: exponential scores below a limit that 39 in 100 seeds reach, as on "
-        "CartPole-v1. *15 % fail* and *half learn*: normal scores, but 15 % or half of the seeds "
-        "end five deviations lower."
+        f"Each cell is the percentage of {repeats:,} intervals that contain the true value. It "
+        "should be 95. The number in brackets is the median width, in standard deviations of the "
+        f"scores. Bootstraps use {RESAMPLES:,} resamples. *In use* is the interval of "
+        "`trpo_jax/analysis/statistics.py`. *At most 500*: exponential scores below a limit that "
+        "39 in 100 seeds reach, as on CartPole-v1. *15 % fail* and *half learn*: normal scores, "
+        "but 15 % or half of the seeds end five standard deviations lower."
     )
-    yield from ("", "- Both bootstraps of few seeds are too narrow, and BCa is no better.")
+    yield from ("", "- With few seeds, both bootstraps are too narrow. BCa is not better.")
     yield (
-        "- Student's t covers the mean of normal scores, whatever the number of seeds. Nothing "
-        "covers the mean of strongly skewed scores. Below 15 seeds t comes nearest; from there on "
-        "BCa is as near."
-    )
-    yield (
-        "- Of an interquartile mean, the interval with winsorised deviations (Tukey and McLaughlin "
-        f"1963) is too wide below {LEAST_WINSORIZED} seeds, so the plain deviation is in use "
-        "there. From there on winsorising is as good, and a few failed seeds do not widen the "
-        "interval. The percentile bootstrap covers about as often from there on, but draws."
+        "- Student's t covers the mean of normal scores for every number of seeds. No method "
+        "covers the mean of strongly skewed scores. Below 15 seeds Student's t comes nearest. From "
+        "15 seeds on BCa is as near."
     )
     yield (
-        "- Over several tasks, the jackknife with Satterthwaite's degrees of freedom covers nearly "
-        "as often as it says. The exceptions are two tasks whose scores lie far apart (IQM), and "
-        "shares of seeds where hardly any seed differs (profile): where none does, the interval "
-        "has no width."
+        "- For an interquartile mean, the interval with winsorised deviations (Tukey and "
+        f"McLaughlin 1963) is too wide below {LEAST_WINSORIZED} seeds. There, the plain deviation "
+        f"is in use. From {LEAST_WINSORIZED} seeds on, winsorised deviations cover as well, and a "
+        "few failed seeds do not widen the interval. The percentile bootstrap then covers about as "
+        "often, but it needs random numbers."
+    )
+    yield (
+        "- With several tasks, the jackknife with Satterthwaite's degrees of freedom covers almost "
+        "95 %. There are two exceptions. One is the IQM of two tasks whose scores lie far apart. "
+        "The other is a profile in which almost all seeds are on the same side: if all of them "
+        "are, the interval has no width."
     )
     yield from single_lines("Mean of one task", repeats, (*SEEDS, EPISODES), np.mean, mean_methods)
-    yield from ("", f"`evaluate.py` plays {EPISODES} episodes with each seed: hence the last row.")
+    yield from (
+        "",
+        f"The last row is there because `evaluate.py` plays {EPISODES} episodes a seed.",
+    )
     title = "Interquartile mean of one task"
     yield from single_lines(title, repeats, SEEDS, interquartile_mean, iqm_methods)
     yield from several_lines(max(1, repeats // 2))
@@ -132,12 +136,12 @@ def single_lines(
 
 
 def mean_methods(scores: np.ndarray) -> dict[str, Ends]:
-    """Returns the intervals of the mean by method, of `[num_seeds, repeats]`."""
+    """Returns the intervals of the mean of scores `[num_seeds, repeats]`, by method."""
     return {"in use: Student's t": mean_interval(scores)}
 
 
 def iqm_methods(scores: np.ndarray) -> dict[str, Ends]:
-    """Returns the intervals of the interquartile mean by method, of `[num_seeds, repeats]`."""
+    """Returns the intervals of the interquartile mean of `[num_seeds, repeats]`, by method."""
     middle = interquartile_mean(scores)
     trimmed = int(TRIMMED * len(scores))
     return {
@@ -150,11 +154,11 @@ def iqm_methods(scores: np.ndarray) -> dict[str, Ends]:
 def bootstraps(
     scores: np.ndarray, statistic: Callable[..., np.ndarray], rng: np.random.Generator
 ) -> dict[str, Ends]:
-    """Returns the percentile and the BCa intervals of `[num_seeds, repeats]`."""
+    """Returns the percentile and BCa bootstrap intervals of scores `[num_seeds, repeats]`."""
     count, repeats = scores.shape
     found = statistic(scores, axis=0)
     replicates = np.empty((RESAMPLES, repeats))
-    for replicate in replicates:  # the same seeds are drawn for all repeats, which share nothing
+    for replicate in replicates:  # all repeats use the same draws, but have their own scores
         replicate[:] = statistic(scores[rng.integers(count, size=count)], axis=0)
     without = np.array([statistic(np.delete(scores, i, 0), axis=0) for i in range(count)])
     skew = without.mean(axis=0) - without
@@ -177,10 +181,10 @@ def several_lines(repeats: int) -> Iterator[str]:
     """Yields the table of statistics of several tasks."""
     yield from ("", "## Several tasks", "")
     yield (
-        f"{repeats:,} intervals of each kind, in use / stratified percentile bootstrap. Scores are "
-        "normalised; the means of the tasks go from 0.2 to 1, their deviations from 0.4 down to "
-        f"0.05. The profile is the share of seeds above {LEVEL:g}, the improvement the probability "
-        "to beat scores that are 0.1 lower on average."
+        f"{repeats:,} intervals of each kind: in use / stratified percentile bootstrap. Scores are "
+        "normalised. The means of the tasks go from 0.2 to 1. Their standard deviations go from "
+        f"0.4 down to 0.05. The profile is the share of seeds above {LEVEL:g}. The improvement is "
+        "the probability to beat scores that are 0.1 lower on average."
     )
     yield ""
     rng = np.random.default_rng(1)
@@ -204,7 +208,7 @@ def several_lines(repeats: int) -> Iterator[str]:
 def cases(
     rng: np.random.Generator, name: str, num_tasks: int, shape: tuple[int, int]
 ) -> dict[str, tuple[list[np.ndarray], Callable[..., np.ndarray]]]:
-    """Returns strata, drawn anew, and a function of them, by the name of the statistic."""
+    """Returns fresh random strata and a function of them, for each name of a statistic."""
     means, deviations = np.linspace(0.2, 1, num_tasks), np.geomspace(0.4, 0.05, num_tasks)
     x, y = (
         [
@@ -225,7 +229,7 @@ def several_cell(
     statistic: Callable[..., np.ndarray],
     rng: np.random.Generator,
 ) -> str:
-    """Returns how often the interval in use covers, and how often the bootstrap does."""
+    """Returns the coverage of the interval in use and of the bootstrap, as text."""
     count = len(strata[0])
     drawn = rng.integers(count, size=(RESAMPLES, len(strata), count))
     replicates = [
@@ -236,7 +240,7 @@ def several_cell(
 
 
 def rate(truth: float, low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
-    """Returns how often intervals contain the truth, and their median width."""
+    """Returns the share of intervals that contain the truth, and their median width."""
     covered = np.mean((low - ROUNDING <= truth) & (truth <= high + ROUNDING))
     return float(covered), float(np.median(high - low))
 

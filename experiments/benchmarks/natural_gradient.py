@@ -1,9 +1,9 @@
 """Compares the natural-gradient transform with Adam, SGD and kfac-jax on two classic problems.
 
-A network classifies the digits of scikit-learn, and a deep autoencoder draws them again. Each
-optimiser gets the best of six settings, chosen on seed 0, and then trains from seeds 100 and up.
-Writes natural_gradient.md, natural_gradient.json and natural_gradient.png. Nothing else should run
-meanwhile.
+One network classifies the digits of scikit-learn, and a deep autoencoder reconstructs them. Each
+optimiser uses the best of six settings, chosen on seed 0. It then trains with seeds 100, 101, and
+so on. The script writes natural_gradient.md, natural_gradient.json and natural_gradient.png. No
+other program should run at the same time.
 """
 
 import sys
@@ -37,19 +37,19 @@ from trpo_jax.records.files import create_run_folder, write_json, write_whole
 from trpo_jax.running.description import provenance
 
 BATCH = 256  # examples in a step of Adam and SGD
-TUNED_ON = 0  # the seed of the settings
+TUNED_ON = 0  # the seed that chooses the settings
 FIRST_SEED = 100
 
 
 class Problem(NamedTuple):
-    """What is minimised.
+    """A model, its data and its loss.
 
     Attributes:
         init: `key -> params`.
         distribution: `(params, inputs) -> distribution of the labels`.
         inputs: all examples, `[N, 64]`.
-        labels: `[N, ...]`.
-        loss: of a distribution and labels, which is -log p but for a constant.
+        labels: labels of all examples, `[N, ...]`.
+        loss: `(distribution, labels) -> scalar`, which is -log p plus a constant.
     """
 
     init: Callable[[Any], Any]
@@ -59,17 +59,17 @@ class Problem(NamedTuple):
     loss: Callable[[Any, Any], Any]
 
     def value(self, params, rows=slice(None)):
-        """Returns the mean loss of some examples."""
+        """Returns the mean loss of the examples in `rows`."""
         return self.loss(self.distribution(params, self.inputs[rows]), self.labels[rows])
 
 
 class Contender(NamedTuple):
-    """An optimiser with the settings among which one is chosen.
+    """An optimiser and its settings.
 
     Attributes:
-        settings: six of them.
+        settings: six settings, of which the best is used.
         train: `(problem, setting, seed, num_steps) -> Curve`.
-        num_steps: by problem.
+        num_steps: number of steps for each problem.
     """
 
     settings: Sequence[Any]
@@ -78,12 +78,12 @@ class Contender(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The loss of all examples, and when it was reached; compilation and measurement not counted.
+    """The loss of all examples at C moments. Seconds leave out compilation and measurement.
 
     Attributes:
-        steps: updates made, `[C]`.
-        seconds: of training until then, `[C]`.
-        losses: `[C]`.
+        steps: number of updates so far, `[C]`.
+        seconds: seconds of training so far, `[C]`.
+        losses: mean loss of all examples, `[C]`.
     """
 
     steps: np.ndarray
@@ -92,11 +92,11 @@ class Curve(NamedTuple):
 
 
 class Net(nn.Module):
-    """Fully connected layers, with tanh after all but the last one and the code of an autoencoder.
+    """Fully connected layers. All layers have a tanh, except the last one and the code.
 
     Attributes:
-        sizes: of the layers.
-        code: index of the layer that is the code, or None.
+        sizes: widths of the layers.
+        code: index of the layer that is the code of an autoencoder, or None.
     """
 
     sizes: Sequence[int]
@@ -137,7 +137,7 @@ def problems() -> dict[str, Problem]:
 
 
 def first_order(make: Callable[[Any], optax.GradientTransformation]):
-    """Returns how an optimiser of minibatches trains; its learning rate falls to 0 as a cosine."""
+    """Returns a `train` function with minibatches. The learning rate falls to 0 along a cosine."""
 
     def train(problem: Problem, rate: float, seed: int, num_steps: int) -> Curve:
         optimizer = make(optax.cosine_decay_schedule(rate, num_steps))
@@ -154,7 +154,7 @@ def first_order(make: Callable[[Any], optax.GradientTransformation]):
 
 
 def second_order(problem: Problem, setting: tuple[int, float], seed: int, num_steps: int) -> Curve:
-    """Trains by natural gradients of all examples, with the damping of Levenberg and Marquardt."""
+    """Trains by natural gradients of all examples, with Levenberg-Marquardt damping."""
     cg_iters, damping = setting
     optimizer = natural_gradient(
         max_kl=jnp.inf,
@@ -180,7 +180,7 @@ def second_order(problem: Problem, setting: tuple[int, float], seed: int, num_st
 
 
 def timed(problem: Problem, init, step, seed: int, num_steps: int, num_curve: int) -> Curve:
-    """Returns the curve of a step `(carry, key) -> carry`; measured `num_curve` times."""
+    """Returns the curve of a step `(carry, key) -> carry`, with `num_curve` measurements."""
     key = jax.random.key(seed)
     params = problem.init(key)
     carry = (params, init(params))
@@ -212,7 +212,7 @@ def mend_kfac_jax() -> None:
 
 
 def kfac(problem: Problem, damping: float, seed: int, num_steps: int) -> Curve:
-    """Trains by kfac-jax on all examples, with its own rates, momentum and damping."""
+    """Trains by kfac-jax on all examples, with its adaptive learning rate, momentum and damping."""
     import kfac_jax
 
     mend_kfac_jax()
@@ -252,7 +252,7 @@ def kfac(problem: Problem, damping: float, seed: int, num_steps: int) -> Curve:
             losses.append(float(value(params)))
         return Curve(np.arange(num_steps + 1.0), np.array(seconds), np.array(losses))
 
-    train(12)  # compiles: some of its programs run first at the tenth step
+    train(12)  # compiles; some programs of kfac-jax first run at the tenth step
     return train(num_steps)
 
 
@@ -323,26 +323,27 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--num-seeds", type=int, default=5, metavar="N", help="seeds of each (default: 5)")
-    help_text = "train for this share of the steps, for a first look (default: 1)"
+    add("--num-seeds", type=int, default=5, metavar="N", help="number of seeds (default: 5)")
+    help_text = "train for this share of the steps; use less than 1 for a quick try (default: 1)"
     add("--share", type=float, default=1.0, metavar="X", help=help_text)
-    help_text = "output folder, new or empty (default: runs/natural_gradient)"
-    add("--out", type=Path, default=Path("runs/natural_gradient"), help=help_text)
+    help_text = "output folder; it must be new or empty (default: runs/natural_gradient)"
+    default = Path("runs/natural_gradient")
+    add("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
     return parser
 
 
 def final(curve: Curve) -> float:
-    """Returns the lowest loss of a curve; infinity if it broke."""
+    """Returns the lowest loss of a curve; infinity if the last loss is not finite."""
     loss = np.min(curve.losses)
     return float(loss) if np.isfinite(curve.losses[-1]) else np.inf
 
 
 def describe(curves: list[Curve], references: list[Curve]) -> dict[str, Any]:
-    """Returns what the curves of all seeds come to, as JSON can hold it.
+    """Returns a summary of the curves of all seeds, as JSON data.
 
     Args:
-        curves: one a seed.
-        references: of Adam, from the same seeds; its lowest loss is the goal.
+        curves: one curve for each seed.
+        references: the curves of Adam with the same seeds. The lowest loss of Adam is the goal.
     """
     reached = []
     for curve, reference in zip(curves, references, strict=True):
@@ -361,7 +362,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from ("```", report["command"], "```", "")
     yield (
         "| problem | optimiser | setting | lowest loss | steps | seconds "
-        "| steps to Adam's lowest loss | seconds to it | seeds that reach it |"
+        "| steps to Adam's lowest loss | seconds to Adam's lowest loss | seeds that reach it |"
     )
     yield "| --- | --- | --- " + "| ---: " * 6 + "|"
     for task, rows in report["rows"].items():
@@ -380,7 +381,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def draw(rows: dict[str, Any]) -> Figure:
-    """Returns the losses of all seeds against steps and against seconds, one problem a row."""
+    """Returns a figure of the losses of all seeds, over steps and over seconds."""
     figure = Figure(figsize=(9, 3.2 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
     for pair, (task, found) in zip(axes, rows.items(), strict=True):

@@ -1,8 +1,9 @@
-"""Measures what a natural-gradient update costs, and from which size the sample space pays.
+"""Measures the cost of a natural-gradient update, and when the sample-space solver is faster.
 
-The first table counts an update in gradients, for networks of 10^4 to 10^7 parameters. The second
-compares the solve in sample space with conjugate gradient, which gets as many iterations as it
-takes to the same accuracy. Writes natural_gradient_costs.md. Nothing else should run meanwhile.
+The first table shows the cost of an update in units of a gradient, for networks of 10^4 to 10^7
+parameters. The second table compares the solver in sample space with conjugate gradient, which runs
+until it is as accurate. The script writes natural_gradient_costs.md. No other program should run at
+the same time.
 """
 
 import sys
@@ -31,9 +32,9 @@ from trpo_jax.records.files import create_run_folder, write_whole
 from trpo_jax.running.description import provenance
 
 BATCH = 512
-WIDTHS = {64: "10^4", 960: "10^6", 3100: "10^7"}  # of two layers after 64 inputs, by parameters
+WIDTHS = {64: "10^4", 960: "10^6", 3100: "10^7"}  # width of two hidden layers: parameters
 DAMPINGS = (1e-2, 1e-4)
-ACCURATE = 1e-3  # relative residual
+ACCURATE = 1e-3  # largest relative residual of conjugate gradient
 ITERATIONS = (5, 10, 20, 40, 80, 160, 320, 640)
 
 
@@ -52,7 +53,7 @@ class Net(nn.Module):
 
 
 class Case(NamedTuple):
-    """A network and a batch: parameters, their distributions and their loss."""
+    """A network and a batch: its parameters, the distributions and the loss."""
 
     params: Any
     distribution_fn: Any
@@ -60,7 +61,7 @@ class Case(NamedTuple):
 
 
 def case(width: int, examples: int, outputs: int) -> Case:
-    """Returns a classification of 10 classes, or a regression of one number."""
+    """Returns a regression if there is one output, otherwise a classification."""
     net = Net(width, outputs)
     inputs = jax.random.normal(jax.random.key(0), (examples, 64))
     params = net.init(jax.random.key(1), inputs)
@@ -75,7 +76,7 @@ def case(width: int, examples: int, outputs: int) -> Case:
 
 
 def update_of(case: Case, **settings: Any):
-    """Returns a function of nothing that makes an update, gradient included."""
+    """Returns a function without arguments that computes a gradient and an update."""
     optimizer = natural_gradient(**settings)
     state = optimizer.init(case.params)
 
@@ -93,7 +94,7 @@ def update_of(case: Case, **settings: Any):
 
 
 def costs_of_updates(repeats: int) -> Iterator[str]:
-    """Yields a table of updates in gradients."""
+    """Yields a table of the cost of updates in units of a gradient."""
     settings = {
         "conjugate gradient, 10 iterations": {},
         "the same, and a line search": {"line_search_steps": 10},
@@ -114,7 +115,7 @@ def costs_of_updates(repeats: int) -> Iterator[str]:
 
 
 def systems() -> Iterator[tuple[str, Case]]:
-    """Yields networks and batches: untrained ones of one output, and a trained autoencoder."""
+    """Yields cases by name: untrained networks with one output, and a trained autoencoder."""
     for width, most in {64: 1024, 960: 256}.items():
         for examples in (16, 64, 256, 1024):
             if examples <= most:
@@ -129,7 +130,7 @@ def systems() -> Iterator[tuple[str, Case]]:
 
 
 def trained(problem: Problem) -> Any:
-    """Returns parameters after 30 steps."""
+    """Returns the parameters after 30 steps of training."""
     optimizer = natural_gradient(jnp.inf, 1.0, learning_rate=1.0, solver=kronecker_solver)
 
     def step(carry, _):
@@ -147,10 +148,10 @@ def trained(problem: Problem) -> Any:
 
 
 def sample_space(repeats: int) -> Iterator[str]:
-    """Yields a table of solves in sample space and by conjugate gradient."""
+    """Yields a table that compares the sample-space solver with conjugate gradient."""
     yield (
         "| network | parameters | outputs | damping | sample space, ms | residual "
-        "| conjugate gradient, ms | iterations | residual | times as long |"
+        "| conjugate gradient, ms | iterations | residual | ratio of times |"
     )
     yield "| --- " + "| ---: " * 9 + "|"
     for name, here in systems():
@@ -180,9 +181,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
         add = parser.add_argument
-        add("--repeats", type=int, default=7, metavar="N", help="turns of each (default: 7)")
-        help_text = "output folder, new or empty (default: runs/natural_gradient_costs)"
-        add("--out", type=Path, default=Path("runs/natural_gradient_costs"), help=help_text)
+        add(
+            "--repeats",
+            type=int,
+            default=7,
+            metavar="N",
+            help="number of turns of each call (default: 7)",
+        )
+        help_text = "output folder; it must be new or empty (default: runs/natural_gradient_costs)"
+        default = Path("runs/natural_gradient_costs")
+        add("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
         args = parser.parse_args(words)
         folder = create_run_folder(args.out)
     command = " ".join(["python experiments/benchmarks/natural_gradient_costs.py", *words])

@@ -1,9 +1,9 @@
 """Compares the natural gradient with Adam on two toys: a distilled policy, and a language model.
 
-The distilled policy is a small network that learns what a trained one does. The language model
-writes three digits in order, and learns from rewards as in GRPO (Shao et al. 2024,
-arXiv:2402.03300). Each method gets as many settings as the other, on seeds of their own; the best
-one runs on the seeds of the table.
+The distilled policy is a small network that learns to act like a trained policy. The language model
+learns to sort three digits. It learns from rewards as in GRPO (Shao et al. 2024, arXiv:2402.03300).
+Both methods have the same number of settings. Other seeds than those of the table choose the best
+setting.
 """
 
 import sys
@@ -27,20 +27,21 @@ from trpo_jax.rollout import rollout, start_episodes
 from trpo_jax.running.evaluation import evaluate
 from trpo_jax.running.plan import require_at_least
 
-TUNING_SEEDS = 2  # of each setting
-GROUP, ARROW, LENGTH = 8, 10, 7  # answers of a prompt; three digits, an arrow, three digits
+TUNING_SEEDS = 2  # for each setting
+GROUP = 8  # answers for each prompt
+ARROW, LENGTH = 10, 7  # a text is three digits, an arrow, three digits
 
 Settings = dict[str, float]
 
 
 class Method(NamedTuple):
-    """A method, and what may be tried of it.
+    """A method and its settings.
 
     Attributes:
-        name: as the table names it.
-        run: `(key, **settings) -> result`; it is compiled, and timed.
-        settings: those that are tried.
-        describe: `(result, key) -> scalars` that the table shows, by name.
+        name: name in the table.
+        run: `(key, **settings) -> result`. It is compiled and timed.
+        settings: settings to try.
+        describe: `(result, key) -> scalars by name`, the columns of the table.
     """
 
     name: str
@@ -71,15 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    help_text = "seeds of the table (default: 5)"
+    help_text = "number of seeds in the tables (default: 5)"
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help=help_text)
-    help_text = "divides the length of all training, for a quick look (default: 1)"
+    help_text = "divide the length of all training by this number, for a quick try (default: 1)"
     parser.add_argument("--scale", type=int, default=1, metavar="N", help=help_text)
     return parser
 
 
 def table_lines(title: str, score: str, methods: Sequence[Method], num_seeds: int) -> Iterator[str]:
-    """Yields the table of a toy; the settings with the lowest mean of `score` are in it."""
+    """Yields the table of a toy. Each method uses its setting with the lowest mean of `score`."""
     yield from ("", f"## {title}", "")
     for index, method in enumerate(methods):
         program = jax.jit(method.run).lower(jax.random.key(0), **method.settings[0]).compile()
@@ -88,7 +89,7 @@ def table_lines(title: str, score: str, methods: Sequence[Method], num_seeds: in
         best = int(np.argmin([np.mean(x[score]) for x in trials]))
         found = measured(method.settings[best], 0, num_seeds)
         if index == 0:
-            yield "| method | best of its settings | " + " | ".join(found) + " |"
+            yield "| method | best setting | " + " | ".join(found) + " |"
             yield "| --- | --- |" + " ---: |" * len(found)
         chosen = ", ".join(f"{name} {x:g}" for name, x in method.settings[best].items())
         cells = [method.name, f"{chosen}, of {len(trials)}", *map(spread, found.values())]
@@ -102,7 +103,7 @@ def measure(
     first: int,
     count: int,
 ) -> dict[str, np.ndarray]:
-    """Returns what runs with some seeds came to, `[count]` by name, and their seconds."""
+    """Returns the scalars and the seconds of runs with `count` seeds, arrays `[count]` by name."""
     found = []
     for seed in range(first, first + count):
         started = time.perf_counter()
@@ -113,7 +114,7 @@ def measure(
 
 
 def spread(values: np.ndarray) -> str:
-    """Returns the mean of seeds and its 95 % t interval, as text."""
+    """Returns the mean over seeds and its 95 % t interval, as text."""
     if len(values) < 3:
         return f"{values.mean():.3g}"
     low, high = mean_interval(values)
@@ -121,7 +122,7 @@ def spread(values: np.ndarray) -> str:
 
 
 def grid(**values: Sequence[float]) -> list[Settings]:
-    """Returns all combinations of some values."""
+    """Returns all combinations of the given values."""
     settings: list[Settings] = [{}]
     for name, several in values.items():
         settings = [{**x, name: value} for x in settings for value in several]
@@ -129,7 +130,7 @@ def grid(**values: Sequence[float]) -> list[Settings]:
 
 
 def distillation(scale: int) -> tuple[Method, ...]:
-    """Returns the methods that distil a policy of CartPole into four hidden units."""
+    """Returns methods that distil a policy of CartPole into a network with four hidden units."""
     config = trpo.Config(num_envs=16, num_steps=128, hidden_sizes=(32,), max_kl=0.05)
     run = trpo_jax.train("CartPole-v1", config, seeds=1, total_steps=24_576, progress=False)
     actor = run.policy().actor
@@ -182,7 +183,7 @@ def distillation(scale: int) -> tuple[Method, ...]:
 
 
 class Transformer(nn.Module):
-    """A causal transformer of two layers; it maps tokens to distributions of the next ones."""
+    """A causal transformer of two layers. It maps tokens to distributions of the next tokens."""
 
     @nn.compact
     def __call__(self, tokens):
@@ -197,7 +198,7 @@ class Transformer(nn.Module):
 
 
 def language_model(num_prompts: int, num_updates: int) -> tuple[Method, ...]:
-    """Returns the methods that learn to write digits in order, from rewards."""
+    """Returns methods that learn to sort digits from rewards."""
     model = Transformer()
     pretrained = pretrain(model)
     is_answer = jnp.arange(LENGTH - 1) >= 3
@@ -221,7 +222,7 @@ def language_model(num_prompts: int, num_updates: int) -> tuple[Method, ...]:
         return tokens, advantages.reshape(-1, 1), jnp.mean(rewards)
 
     def learn(optimizer, penalty, steps_of_batch, key):
-        """Returns the share of wrong answers late in training, and the KL of an update."""
+        """Returns the share of wrong answers late in training, and the mean KL of an update."""
 
         def update(carry, key):
             old_params, state = carry
@@ -282,7 +283,7 @@ def draw_prompts(key: Any, count: int) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def pretrain(model: Transformer) -> Any:
-    """Returns the parameters of a model that writes the digits of a prompt in any order."""
+    """Returns the parameters of a model that repeats the digits of a prompt in random order."""
     optimizer = optax.adam(5e-3)
 
     def step(carry, key):

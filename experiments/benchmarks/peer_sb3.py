@@ -1,8 +1,9 @@
-"""The TRPO of sb3-contrib, as `benchmark.py` runs it; needs nothing of this project.
+"""Trains the TRPO of sb3-contrib for `benchmark.py`.
 
-It is started by a Python that has sb3-contrib, as a process of its own. `speed` trains for a number
-of steps whenever that number is written to it, and answers with the seconds; `reach` trains until
-the last episodes have a return, and answers with the steps.
+`benchmark.py` starts it as a process, with a Python interpreter that has sb3-contrib. It imports
+nothing from this project. `speed` reads numbers of steps from its input. It trains for each number
+and prints the seconds. `reach` trains until the last episodes have a high mean return, and prints
+the number of steps.
 """
 
 import argparse
@@ -18,10 +19,10 @@ from stable_baselines3.common.env_util import make_vec_env
 
 
 class StopAtReturn(BaseCallback):
-    """Ends training when the mean return of the last episodes is as high as asked for."""
+    """Ends training when the mean return of the last episodes reaches a threshold."""
 
     def __init__(self, episodes: int, threshold: float):
-        """Takes how many episodes, and their return."""
+        """Stores the number of episodes and the threshold of their mean return."""
         super().__init__()
         self._episodes, self._threshold = episodes, threshold
 
@@ -33,13 +34,18 @@ class StopAtReturn(BaseCallback):
 def main() -> None:
     """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("task", choices=("speed", "reach"))
-    parser.add_argument("--env", required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--threshold", type=float, default=475.0)
-    parser.add_argument("--most-steps", type=int, default=1_000_000)
+    help_text = "speed measures seconds of training, reach counts the steps to a return"
+    parser.add_argument("task", choices=("speed", "reach"), help=help_text)
+    add = parser.add_argument
+    add("--env", required=True, metavar="NAME", help="name of an environment of Gymnasium")
+    add("--seed", type=int, default=0, metavar="N", help="seed (default: 0)")
+    add("--threads", type=int, default=1, metavar="N", help="threads of PyTorch (default: 1)")
+    help_text = "reach: number of last episodes whose mean return counts (default: 20)"
+    add("--episodes", type=int, default=20, metavar="N", help=help_text)
+    help_text = "reach: mean return that ends training (default: 475)"
+    add("--threshold", type=float, default=475.0, metavar="X", help=help_text)
+    help_text = "reach: largest number of environment steps (default: 1,000,000)"
+    add("--most-steps", type=int, default=1_000_000, metavar="N", help=help_text)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = TRPO(

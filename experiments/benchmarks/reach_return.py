@@ -1,7 +1,7 @@
 """Trains TRPO on CartPole-v1 until its last 20 training episodes have a mean return of 475.
 
-`benchmark.py` measures how long this takes from the start of the process; the answer is
-the number of steps, and the seconds that its parts took.
+The script prints the number of environment steps, and the seconds of compilation and training.
+`benchmark.py` measures the time from the start of the process.
 """
 
 import argparse
@@ -26,7 +26,7 @@ THRESHOLD = 475
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default: 0)")
     seed = parser.parse_args(argv).seed
     cache_compilations()
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**SAME_WORK, **A_QUARTER))
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def first_update_there(chunks: Iterable[Chunk]) -> int | None:
-    """Returns the first update after which the last episodes are good enough, if there is one."""
+    """Returns the first update with a mean return of at least `THRESHOLD`, or None."""
     returns, counts = np.empty((1, 0)), np.empty((1, 0))
     for chunk in chunks:
         returns = np.append(returns, chunk.metrics["episodic_return"], axis=1)

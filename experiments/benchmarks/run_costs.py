@@ -1,6 +1,6 @@
-"""Measures what surrounds training: a sweep against its runs alone, and logs and checkpoints.
+"""Measures the costs around training: a sweep beside its runs alone, and logs and checkpoints.
 
-Writes run-costs.md and run-costs.json. Nothing else should run meanwhile.
+The script writes run-costs.md and run-costs.json. No other program should run at the same time.
 """
 
 import subprocess
@@ -38,12 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors():
         parser = Parser(description=__doc__.replace("\n", " "), allow_abbrev=False)
-        help_text = "turns of everything that is timed in turns (default: 3)"
+        help_text = "number of turns of each measurement (default: 3)"
         parser.add_argument("--repeats", type=int, default=3, metavar="N", help=help_text)
-        help_text = "environment steps of a run in the sweep, a fifth of those beside checkpoints"
+        help_text = "environment steps of each run in the sweep; the runs that measure logs and "
+        help_text += "checkpoints have five times as many (default: 100,000)"
         parser.add_argument("--steps", type=int, default=100_000, metavar="N", help=help_text)
-        help_text = "output folder, new or empty (default: runs/run-costs)"
-        parser.add_argument("--out", type=Path, default=Path("runs/run-costs"), help=help_text)
+        help_text = "output folder; it must be new or empty (default: runs/run-costs)"
+        default = Path("runs/run-costs")
+        parser.add_argument("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
         args = parser.parse_args(words)
         folder = create_run_folder(args.out)
     cache_compilations()
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sweep_cost(steps: int, repeats: int, console: Console) -> dict[str, Any]:
-    """Returns seconds of a sweep, of its runs in plain batched programs, and in processes."""
+    """Returns the seconds of a sweep, of its runs as plain batched programs, and as processes."""
     sweeps, programs, processes = [], [], []
     total = ["--total-steps", str(steps)]
     plan = plan_of(["--num-seeds", str(SEEDS), *total])
@@ -87,20 +89,20 @@ def sweep_cost(steps: int, repeats: int, console: Console) -> dict[str, Any]:
 
 
 def seconds_of(words: Sequence[str]) -> float:
-    """Returns the wall seconds of a script, from the start of its process."""
+    """Returns the seconds of a script, from the start of its process."""
     started = time.perf_counter()
     subprocess.run([sys.executable, str(SCRIPTS / words[0]), *words[1:]], check=True)
     return time.perf_counter() - started
 
 
 def compiled(plan: RunPlan) -> CompiledRuns:
-    """Returns the program of a run."""
+    """Returns the compiled program of a run."""
     make = lambda _: plan.algorithm
     return compile_runs(make, len(plan.seeds), (), most_updates(len(plan.seeds)))
 
 
 def fresh(plan: RunPlan, runs: CompiledRuns) -> Program:
-    """Returns a program that starts from the beginning, without compiling it again."""
+    """Returns a program at the start of the run, without another compilation."""
     state = runs.init(as_seeds(plan.seeds), ())
     advance = lambda state, count, alive: runs.advance(state, (), count, alive)
     room = most_updates(len(plan.seeds))
@@ -108,7 +110,7 @@ def fresh(plan: RunPlan, runs: CompiledRuns) -> Program:
 
 
 def bare_seconds(plan: RunPlan, runs: CompiledRuns) -> float:
-    """Returns the seconds of a run's program alone."""
+    """Returns the seconds of the program of a run, without logs and checkpoints."""
     program = fresh(plan, runs)
     started = time.perf_counter()
     for _ in advance_chunks(program, plan.num_updates, pace=plan.pace):
@@ -117,14 +119,14 @@ def bare_seconds(plan: RunPlan, runs: CompiledRuns) -> float:
 
 
 def costs_around_training(steps: int, repeats: int, console: Console) -> list[dict[str, Any]]:
-    """Returns seconds of training with logs and checkpoints, and of its program alone."""
+    """Returns the seconds of training with logs and checkpoints, and of its program alone."""
     quiet = Console(quiet=True)
     rows = []
     plan = plan_of(["--total-steps", str(steps)])
     runs = compiled(plan)
     for name, every in (
         ("default: metrics.csv, and checkpoints by their cost", None),
-        ("a checkpoint after each of some 50 parts", max(1, plan.num_updates // 50)),
+        ("about 50 checkpoints", max(1, plan.num_updates // 50)),
     ):
         bare, whole, outside, checkpoints = [], [], [], []
         for _ in range(repeats):
@@ -151,7 +153,7 @@ def costs_around_training(steps: int, repeats: int, console: Console) -> list[di
                 "share": median(outside) / (median(whole) - median(outside)),
             }
         )
-        console.print(f"{name}: {rows[-1]['share']:.1%} beside the program")
+        console.print(f"{name}: {rows[-1]['share']:.1%} more time than the program")
     return rows
 
 
@@ -160,12 +162,12 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     sweep = report["sweep"]
     yield from ("```", f"python {' '.join(report['command'])}", "```", "")
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    yield f"{report['device']['kind']}, {versions}. Medians, turn by turn."
+    yield f"{report['device']['kind']}, {versions}. Times are medians over turns."
     yield ""
     runs = f"{SETTINGS} settings x {SEEDS} seeds = {SETTINGS * SEEDS} runs"
     yield f"## A sweep of CartPole-v1: {runs} of {sweep['steps']:,} steps"
     yield ""
-    yield "| | seconds | of the runs alone |"
+    yield "| | seconds | ratio to the runs alone |"
     yield "| --- | ---: | ---: |"
     alone = median(sweep["runs_alone_seconds"])
     processes = sweep["extrapolated_processes_seconds"]
@@ -180,9 +182,9 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield "## Logs and checkpoints"
     yield ""
     yield (
-        "Eight seeds of CartPole-v1; the program alone against the whole loop around it. What the "
-        "loop takes between two calls of the program is measured by itself, since the two differ "
-        "by more from turn to turn."
+        "Eight seeds of CartPole-v1: the program alone, and the program with the whole loop around "
+        "it. The time between two calls of the program is measured directly, because it is smaller "
+        "than the noise of both times. The share is this time divided by the time of the program."
     )
     yield ""
     yield "| | program alone, s | whole loop, s | between calls, s | checkpoints, s | share |"

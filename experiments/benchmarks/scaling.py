@@ -1,7 +1,7 @@
-"""How far an update scales over devices that share its environments: a model, and what checks it.
+"""Calculates how far an update scales over devices that share its environments, and checks it.
 
-Measures conjugate gradient in one and in two processes, each with one thread to compute in, and
-writes scaling.md, scaling.json and scaling.png. Nothing else should run meanwhile.
+The script measures conjugate gradient in one process and in two processes, with one thread each. It
+writes scaling.md, scaling.json and scaling.png. No other program should run at the same time.
 """
 
 import json
@@ -36,16 +36,19 @@ MEASURE = Path(__file__).with_name("scaling_measure.py")
 NETS = {"5k": 5_000, "50k": 50_000, "500k": 500_000, "5M": 5_000_000}  # parameters
 DEVICES = (1, 8, 64, 256, 1024)
 MOST_DEVICES = 1024
-# Nominal: 67 TFLOP/s in float32, of which a fifth is attained; memory of 3.3 TB/s; NVLink 450 GB/s
-# and for each GPU a network card of 50 GB/s, of all of which two thirds to four fifths are.
+# The data sheet says 67 TFLOP/s in float32; a fifth of it is reached. It says 3.3 TB/s for memory,
+# 450 GB/s for NVLink and 50 GB/s for the network card of a GPU; 67 to 80 % of these are reached.
 H100 = Machine("H100, 8 in a node", 13e12, 2.5e12, 8, (300e9, 40e9), (15e-6, 10e-6))
 KNOBS = {
-    "as it is: 10 iterations, the critic fitted in 10 x 16 minibatches": {},
-    "a fourth of the states in products (`--fisher-subsample 4`)": {"subsample": 4},
+    "defaults: 10 iterations, the critic fitted in 10 x 16 minibatches": {},
+    "a quarter of the states in products (`--fisher-subsample 4`)": {"subsample": 4},
     "half of the iterations (`--cg-iters 5`)": {"cg_iters": 5},
     "four minibatches of the critic (`--critic-minibatches 4`)": {"critic_minibatches": 4},
     "a Gauss-Newton step of the critic (`--gae-critic trust_region`)": {"critic_minibatches": 0},
-    "that, and four times the batch": {"critic_minibatches": 0, "num_states": 2**22},
+    "a Gauss-Newton step of the critic, and four times the batch": {
+        "critic_minibatches": 0,
+        "num_states": 2**22,
+    },
 }
 
 
@@ -55,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors():
         parser = Parser(description=__doc__.replace("\n", " "), allow_abbrev=False)
-        help_text = "turns of everything that is timed (default: 7)"
+        help_text = "number of turns of each measurement (default: 7)"
         parser.add_argument("--repeats", type=int, default=7, metavar="N", help=help_text)
-        help_text = "output folder, new or empty (default: runs/scaling)"
-        parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help=help_text)
+        help_text = "output folder; it must be new or empty (default: runs/scaling)"
+        default = Path("runs/scaling")
+        parser.add_argument("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
         args = parser.parse_args(words)
         require_at_least(repeats=(args.repeats, 1))
         folder = create_run_folder(args.out)
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(num_processes: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
-    """Returns a row for each net, measured in processes that share its states."""
+    """Returns a row for each net, measured in processes that share the states."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         coordinator = f"localhost:{server.getsockname()[1]}"
@@ -94,7 +98,7 @@ def measure(num_processes: int, repeats: int, folder: Path) -> list[dict[str, An
     ]
     failed = [process.wait() for process in started]
     if any(failed):
-        raise RuntimeError(f"The measuring processes ended with {failed}")
+        raise RuntimeError(f"The measuring processes ended with exit codes {failed}")
     rows = json.loads(out.read_text())
     out.unlink()
     return rows
@@ -106,11 +110,11 @@ def page(report: dict[str, Any], setting: Setting) -> Iterator[str]:
     yield ""
     yield from ("```", f"python3 -m uv run {' '.join(report['command'])}", "```", "")
     yield (
-        "`--shard environments` gives each of D devices N / D of the N states of an update. What "
-        "is a mean over states is summed over the devices: the P numbers of a gradient or of a "
-        "Fisher-vector product once each, so 4 P bytes in an iteration of conjugate gradient; all "
-        "else are a few numbers. The whole program is compiled with shardings alone, and a test "
-        "reads these sums off it (`tests/training/test_devices.py`)."
+        "`--shard environments` gives each of D devices N / D of the N states of an update. Every "
+        "mean over states becomes a sum over the devices. A gradient and a Fisher-vector product "
+        "each need one sum of P numbers, so an iteration of conjugate gradient sums 4 P bytes. All "
+        "other sums have a few numbers only. The compiler derives these sums from the shardings, "
+        "and a test finds them in the compiled program (`tests/running/test_devices.py`)."
     )
     yield ""
     yield from measured_lines(report)
@@ -119,24 +123,24 @@ def page(report: dict[str, Any], setting: Setting) -> Iterator[str]:
 
 
 def measured_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yields the section of what was measured, beside what the model says of it."""
+    """Yields the section of the measurements, beside the calculated values."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     one, two = report["measured"]
     yield "## Measured: two processes on one machine"
     yield ""
     yield (
-        f"{report['device']['kind']}, {versions}. Ten iterations of conjugate gradient over states "
-        "of HalfCheetah's size, medians of turns. Each process computes in one thread, and they "
-        "talk over loopback (gloo). Conjugate gradient's own vectors, which no device is spared, "
-        "and the sums were measured by themselves too. Calculated is half of what one process "
-        "needs beside its vectors, the vectors, and ten sums. The bytes are read off the compiled "
-        "program: 4 P, but for the log standard deviations, whose part of the metric is the same "
-        "at every state."
+        f"{report['device']['kind']}, {versions}. The task is ten iterations of conjugate gradient "
+        "over states of the size of HalfCheetah. Times are medians over turns. Each process has "
+        "one thread, and the processes communicate over loopback (gloo). Two parts are also "
+        "measured alone: the work on vectors, which every process does in full, and the sums. The "
+        "calculated time is half of the time of one process without the vectors, plus the vectors, "
+        "plus ten sums. The bytes are read from the compiled program. They are 4 P, without the "
+        "log standard deviations, whose part of the metric is the same at every state."
     )
     yield ""
     yield (
         "| parameters | states | bytes summed in an iteration | one process, ms "
-        "| its vectors alone, ms | ten sums alone, ms | two processes, ms | calculated, ms |"
+        "| vectors alone, ms | ten sums alone, ms | two processes, ms | calculated, ms |"
     )
     yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     ratios = []
@@ -159,8 +163,8 @@ def measured_lines(report: dict[str, Any]) -> Iterator[str]:
         )
     yield ""
     yield (
-        f"Two processes took {min(ratios):.1f} to {max(ratios):.1f} times what is calculated: they "
-        "also wait for the slower one, and gloo takes its time on cores that compute."
+        f"Two processes took {min(ratios):.1f} to {max(ratios):.1f} times the calculated time. "
+        "They also wait for the slower process, and gloo uses the cores that compute."
     )
     yield ""
 
@@ -170,15 +174,16 @@ def iteration_lines(setting: Setting) -> Iterator[str]:
     yield f"## Calculated: an iteration of conjugate gradient on {H100.name}"
     yield ""
     yield (
-        f"N = {setting.num_states:,} states (8,192 environments for 128 steps, say). A product "
-        f"takes c = {setting.product:.1f} operations for each parameter and state, which the "
-        "compiler counted in the programs above. All else is assumed, not measured: a GPU attains "
-        f"{H100.flops / 1e12:.0f} TFLOP/s, sends {H100.bandwidths[0] / 1e9:.0f} GB/s inside of a "
-        f"node and {H100.bandwidths[1] / 1e9:.0f} GB/s out of it, has memory of "
-        f"{H100.memory / 1e12:.1f} TB/s, and a sum takes at least "
-        f"{H100.latencies[0] * 1e6:.0f} µs and {H100.latencies[1] * 1e6:.0f} µs more for each "
-        "doubling of the nodes. Small networks will attain less. Cells: products over a "
-        "device's states + sums and vectors in µs, and the share of the former."
+        f"N = {setting.num_states:,} states (for example 8,192 environments for 128 steps). A "
+        f"product takes c = {setting.product:.1f} operations for each parameter and state. The "
+        "compiler counted them in the programs above. All other numbers are assumed, not measured. "
+        f"A GPU reaches {H100.flops / 1e12:.0f} TFLOP/s. It sends "
+        f"{H100.bandwidths[0] / 1e9:.0f} GB/s within a node and {H100.bandwidths[1] / 1e9:.0f} "
+        f"GB/s to other nodes. Its memory has {H100.memory / 1e12:.1f} TB/s. A sum takes at least "
+        f"{H100.latencies[0] * 1e6:.0f} µs, and {H100.latencies[1] * 1e6:.0f} µs more for each "
+        "doubling of the nodes. Small networks will reach fewer operations per second. A cell "
+        "shows the µs of the products over the states of a device, plus the µs of sums and "
+        "vectors, and then the share of the products."
     )
     yield ""
     counts = " | ".join(f"{count:,} devices" if count > 1 else "1 device" for count in DEVICES)
@@ -192,29 +197,29 @@ def iteration_lines(setting: Setting) -> Iterator[str]:
             cells.append(f"{shared:,.0f} + {common:,.0f}: {cost.efficiency:.0%}")
         yield f"| {name} | {BYTES * num_params / 1e3:,.0f} kB | {' | '.join(cells)} |"
     yield ""
-    yield "![Share of the time that is shared, over devices](scaling.png)"
+    yield "![Share of the time that devices divide, over devices](scaling.png)"
     yield ""
     half = 2 * BYTES * H100.flops / (setting.product * H100.bandwidths[0])
     far = 1e6 * all_reduce_seconds(H100, 0, MOST_DEVICES)
     yield (
-        "Computing and the bytes both grow with P, so that for large networks the states on each "
-        "device decide alone: half of the time goes into sums below N / D = 8 F / (c B), with F "
-        f"the operations a second and B the bandwidth, which is {half:,.0f} states within "
-        f"a node. For small ones latency decides ({far:.0f} µs on {MOST_DEVICES:,} devices): the "
-        "point lies at N / D = F L / (c P)."
+        "Operations and bytes both grow with P. So for large networks only the number of states on "
+        "each device matters. Sums take more than half of the time if N / D is less than "
+        "8 F / (c B), where F is the operations per second and B is the bandwidth. Within a node "
+        f"this is {half:,.0f} states. For small networks the latency L matters ({far:.0f} µs on "
+        f"{MOST_DEVICES:,} devices): sums take half of the time at N / D = F L / (c P)."
     )
     yield ""
 
 
 def knob_lines(setting: Setting) -> Iterator[str]:
-    """Yields the section of what moves the point where an update stops scaling."""
-    yield "## Calculated: which knob moves that point"
+    """Yields the section of the settings that change how far an update scales."""
+    yield "## Calculated: which settings let an update scale further"
     yield ""
     yield (
-        "The most devices, in powers of two up to 1,024, that spend at least half of the time of a "
-        "whole update on their states, and how long it then takes. The steps of the environment "
-        "itself are left out; nothing is communicated in them, so that with them it scales "
-        "further. Policy and critic have as many parameters."
+        "A cell shows the largest number of devices that still spend at least half of the time of "
+        "a whole update on their states, and the time of an update. The numbers are powers of two "
+        "up to 1,024. The steps of the environment are left out. They need no communication, so an "
+        "update with them scales further. Policy and critic have the same number of parameters."
     )
     yield ""
     yield f"| | {' | '.join(NETS)} |"
@@ -230,16 +235,17 @@ def knob_lines(setting: Setting) -> Iterator[str]:
     of_critic = critic_sums(setting)
     yield (
         f"Of the {1 + setting.cg_iters + of_critic} sums of parameters in an update, {of_critic} "
-        "are the critic's: its minibatches are "
-        "what stops first, and fewer of them, or one Gauss-Newton step, are the knob to turn. "
-        "Fewer iterations of conjugate gradient leave the point of the solve where it is: each "
-        "computes and sums alike. A thinned Fisher matrix makes an update faster and scales *less* "
-        "far: the sums stay. A bigger batch moves everything in proportion."
+        "are for the critic. So the minibatches of the critic limit the scaling first. To scale "
+        "further, choose fewer minibatches or one Gauss-Newton step. Fewer iterations of conjugate "
+        "gradient do not change how far the solver scales, because each iteration computes and "
+        "sums the same. A subsampled Fisher matrix makes an update faster, but it scales *less* "
+        "far, because the sums stay. With a larger batch, the number of devices grows in "
+        "proportion."
     )
 
 
 def figure(setting: Setting) -> Figure:
-    """Returns what share of the time more devices shorten, of an iteration and of an update."""
+    """Returns a figure of the share of time that devices divide among them."""
     result = Figure(figsize=(9, 3.8), layout="constrained")
     panels = result.subplots(1, 2, sharey=True)
     counts = [2**k for k in range(MOST_DEVICES.bit_length())]
@@ -255,7 +261,7 @@ def figure(setting: Setting) -> Figure:
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_ylim(0, 102)
         style(axes)
-    panels[0].set_ylabel("time that is shared, %")
+    panels[0].set_ylabel("time that devices divide, %")
     panels[0].legend(frameon=False, fontsize=9)
     return result
 

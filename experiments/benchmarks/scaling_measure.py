@@ -1,6 +1,7 @@
 """Measures conjugate gradient over states that are split over processes.
 
-Started by scaling.py, once for one process and twice for two; the first writes what it measured.
+scaling.py starts this script once for one process and twice for two processes. The first process
+writes the measurements.
 """
 
 import json
@@ -21,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from trpo_jax.cli.command_line import Parser
 from trpo_jax.cli.placement import add_process_flags, exit_with, join_processes
 from trpo_jax.devices import ENVIRONMENTS
-from trpo_jax.envs.base import ArraySpec, Box
+from trpo_jax.envs.specs import ArraySpec, Box
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.networks import make_policy, over_two_axes
 from trpo_jax.processes import is_first, to_devices
@@ -31,7 +32,7 @@ OBSERVATION = ArraySpec((17,), np.dtype(np.float32))  # of HalfCheetah
 ACTION = Box(-np.ones(6, np.float32), np.ones(6, np.float32))
 CG_ITERS = 10
 STEPS = 16
-# Widths of two hidden layers, and environments so that a solve takes about a second.
+# (width of two hidden layers, number of environments); each solve takes about a second.
 NETS = ((56, 1024), (206, 512), (692, 64), (2224, 16))
 
 
@@ -39,8 +40,10 @@ def main() -> int:
     """Runs the script and returns its exit code."""
     words = sys.argv[1:]
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--repeats", type=int, required=True)
+    help_text = "file that the first process writes"
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=help_text)
+    help_text = "number of turns of each measurement"
+    parser.add_argument("--repeats", type=int, required=True, metavar="N", help=help_text)
     add_process_flags(parser)
     args = parser.parse_args(words)
     join_processes(words)
@@ -53,16 +56,16 @@ def main() -> int:
 
 
 def compute_on_one_core() -> None:
-    """Lets XLA have one thread to compute with, which may be on any core."""
+    """Gives XLA one thread for its computations. The thread may run on any core."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})  # XLA counts them when it starts
+    os.sched_setaffinity(0, {min(cores)})  # XLA counts the cores when it starts
     jax.devices()
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), cores)
 
 
 def measure(mesh: Mesh, width: int, num_envs: int, repeats: int) -> dict[str, Any]:
-    """Returns what a solve takes with a policy of some width, and its parts."""
+    """Returns the seconds of a solve and of its parts, for a policy of the given width."""
     policy = make_policy(OBSERVATION, ACTION, hidden_sizes=(width, width))
     apply = over_two_axes(policy.apply)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
@@ -105,7 +108,7 @@ def measure(mesh: Mesh, width: int, num_envs: int, repeats: int) -> dict[str, An
         for name, call in calls.items():
             started, busy = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
-            if turn > 0:  # the first compiles, and connects the processes
+            if turn > 0:  # the first turn compiles and connects the processes
                 seconds[name].append(time.perf_counter() - started)
                 cores.append((time.process_time() - busy) / seconds[name][-1])
     num_params = sum(x.size for x in jax.tree.leaves(params))
@@ -129,7 +132,7 @@ def measure(mesh: Mesh, width: int, num_envs: int, repeats: int) -> dict[str, An
 
 
 def sums_of(params: Any, mesh: Mesh) -> Callable[[], Any]:
-    """Returns the function that sums arrays like the parameters over all devices, ten times."""
+    """Returns a function that sums arrays over devices ten times, with the shapes of `params`."""
     parts = jax.tree.map(lambda x: np.ones((mesh.size, x.size), np.float32), params)
     split = NamedSharding(mesh, PartitionSpec(ENVIRONMENTS))
 

@@ -1,9 +1,10 @@
-"""What an update costs whose environments are split over devices: a model on paper.
+"""Calculates the cost of an update whose environments are split over devices.
 
-Each device has N / D of the N states. A product with the Fisher matrix takes it c P N / D
-operations, for P parameters and c of them for a parameter and state; then the P numbers are summed
-over all devices once, and so they are after every other gradient. All else that is communicated
-are a few numbers. Vectors of P numbers every device works on as if it were alone.
+Each of D devices has N / D of the N states. With P parameters, a product with the Fisher matrix
+takes c P N / D operations on each device, where c is the number of operations for one parameter and
+one state. Then the P numbers of the product are summed over all devices. Every gradient is summed
+in the same way. All other communication is a few numbers. The work on vectors of P numbers is not
+split: every device does all of it.
 """
 
 import math
@@ -11,27 +12,27 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 BYTES = 4  # of a float32
-SCALARS = 16  # all-reduces of a few numbers in an update: moments, advantages, metrics
-TRIED = 2  # lengths of a step that the line search looks at
-BEFORE_AND_AFTER = 2  # looks at the policy, which say what a step did
+SCALARS = 16  # sums of a few numbers in an update, for moments, advantages and metrics
+TRIED = 2  # step lengths that the line search tries
+BEFORE_AND_AFTER = 2  # evaluations of the policy that measure the change
 
-# Operations for each parameter and state: two for a multiplication and an addition, forwards once
-# and backwards twice. Those of a product are counted in compiled programs (scaling_measure.py).
+# Operations for each parameter and state. A forward pass has one multiplication and one addition,
+# and a backward pass has twice as many. scaling_measure.py counts the operations of a product.
 FORWARD, GRADIENT = 2, 6
-VECTORS = 12  # times that an iteration of conjugate gradient reads or writes P numbers beside it
+VECTORS = 12  # reads or writes of P numbers in an iteration of CG, besides the product
 
 
 class Machine(NamedTuple):
-    """Devices and what connects them.
+    """Devices and their connections.
 
     Attributes:
-        name: what they are.
-        flops: operations a second that one attains.
-        memory: bytes a second that it reads or writes.
-        node: devices in a node.
-        bandwidths: bytes a second that a device sends, inside of a node and out of it.
-        latencies: seconds that an all-reduce takes at the least, inside of a node, and for each
-            doubling of the nodes beyond it.
+        name: name of the devices.
+        flops: operations per second of a device.
+        memory: bytes per second that a device reads or writes.
+        node: number of devices in a node.
+        bandwidths: bytes per second that a device sends, within a node and to other nodes.
+        latencies: least seconds of a sum within a node, and further seconds for each doubling of
+            the nodes.
     """
 
     name: str
@@ -43,15 +44,16 @@ class Machine(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is computed.
+    """The settings of an update.
 
     Attributes:
         product: c, operations of a Fisher-vector product for each parameter and state.
         num_states: N, states in an update.
         cg_iters: iterations of conjugate gradient.
-        subsample: every k-th state is in Fisher-vector products.
-        critic_epochs: passes of the critic's fit.
-        critic_minibatches: its parts of a pass; 0 for one Gauss-Newton step of `cg_iters` products.
+        subsample: k, if Fisher-vector products use every k-th state.
+        critic_epochs: passes in a fit of the critic.
+        critic_minibatches: minibatches in each pass; 0 for one Gauss-Newton step of `cg_iters`
+            products.
     """
 
     product: float
@@ -63,23 +65,23 @@ class Setting(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Seconds of a device: at its share of the states, and at what takes all of them as long."""
+    """Seconds of a device: `shared` for its share of the states, `common` for all other work."""
 
     shared: float
     common: float
 
     @property
     def efficiency(self) -> float:
-        """Share of the time that more devices would make shorter."""
+        """Share of the time that falls with more devices."""
         return self.shared / (self.shared + self.common)
 
 
 def all_reduce_seconds(machine: Machine, num_bytes: float, num_devices: int) -> float:
-    """Returns how long devices take to sum an array that each of them has.
+    """Returns the seconds that devices need to sum an array, of which each device has a copy.
 
-    As in a ring, each sends 2 (n - 1) / n of the array (Patarasuk and Yuan 2009, "Bandwidth optimal
-    all-reduce algorithms for clusters of workstations"); of several nodes, first each for itself,
-    then one another, every device with its share of the array.
+    In a ring of n devices, each device sends 2 (n - 1) / n of the array (Patarasuk and Yuan 2009,
+    "Bandwidth optimal all-reduce algorithms for clusters of workstations"). If there are several
+    nodes, they first sum within each node. Then each device sums its part of the array over nodes.
     """
     inside = min(num_devices, machine.node)
     nodes = num_devices / inside
@@ -89,12 +91,12 @@ def all_reduce_seconds(machine: Machine, num_bytes: float, num_devices: int) -> 
 
 
 def ring(count: float) -> float:
-    """Returns what share of an array each of n members sends."""
+    """Returns the share of an array that each of `count` members of a ring sends."""
     return 2 * (count - 1) / count
 
 
 def iteration(machine: Machine, setting: Setting, num_params: int, num_devices: int) -> Cost:
-    """Returns what one iteration of conjugate gradient costs."""
+    """Returns the cost of one iteration of conjugate gradient."""
     states = setting.num_states / setting.subsample / num_devices
     return Cost(
         setting.product * num_params * states / machine.flops,
@@ -104,10 +106,11 @@ def iteration(machine: Machine, setting: Setting, num_params: int, num_devices: 
 
 
 def update(machine: Machine, setting: Setting, num_params: int, num_devices: int) -> Cost:
-    """Returns what an update costs without the environment's own steps, which nobody waits for.
+    """Returns the cost of an update without the steps of the environment.
 
-    Policy and critic have as many parameters. The policy acts, its gradient is taken, products are
-    prepared and taken, and lengths tried; the critic sees each state and the next, and is fitted.
+    These steps need no communication. Policy and critic have the same number of parameters. The
+    policy acts, computes its gradient, prepares and computes products, and tries step lengths. The
+    critic computes the values of each state and of the next state, and is then fitted.
     """
     policy = FORWARD + GRADIENT + FORWARD + FORWARD * (TRIED + BEFORE_AND_AFTER)
     critic = 2 * FORWARD
@@ -127,14 +130,14 @@ def update(machine: Machine, setting: Setting, num_params: int, num_devices: int
 
 
 def critic_sums(setting: Setting) -> int:
-    """Returns how often an update sums the parameters of the critic."""
+    """Returns the number of sums of the critic's gradient in an update."""
     if setting.critic_minibatches:
         return setting.critic_epochs * setting.critic_minibatches
     return 1 + setting.cg_iters
 
 
 def most_devices(cost: Callable[[int], Cost], most: int = 2**20) -> int:
-    """Returns the largest power of two of devices for which half of the time is shared."""
+    """Returns the largest number of devices, a power of two, with an efficiency of at least 0.5."""
     number = 1
     while 2 * number <= most and cost(2 * number).efficiency >= 0.5:
         number *= 2

@@ -1,8 +1,9 @@
-"""Measures when a confidence interval pays: small batches, and the true return around each step.
+"""Measures when a confidence interval helps: the true return around updates with small batches.
 
-Each variant trains at several batch sizes, with trpo's settings in whatever trpo has. At evenly
-spaced updates, the stochastic policies before and after the update are run on the same fresh
-episodes, with the same random numbers: the paired difference says whether the return truly fell.
+Each variant trains with several batch sizes. All fields that trpo also has keep the settings of
+trpo. At evenly spaced updates, the stochastic policies before and after the update play the same
+fresh episodes with the same random numbers. The paired difference of returns shows whether the true
+return fell.
 """
 
 import argparse
@@ -47,12 +48,12 @@ VARIANTS = (
 
 
 class Changes(NamedTuple):
-    """What checked updates did, leading axes `[num_seeds, num_checks]`.
+    """Results of the measured updates, leading axes `[num_seeds, num_checks]`.
 
     Attributes:
         difference: mean paired difference of the true return, after minus before the update.
-        error: its standard error.
-        rejected: whether the policy stayed as it was.
+        error: standard error of `difference`.
+        rejected: whether the line search rejected the step.
     """
 
     difference: np.ndarray
@@ -97,34 +98,44 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    help_text = "names, or LABEL=NAME FLAGS in quotes, as compare.py takes them"
+    help_text = "variants: names of algorithms, or 'LABEL=NAME FLAGS' as in compare.py"
     add("--algorithms", nargs="+", default=list(VARIANTS), metavar="ALGORITHM", help=help_text)
-    add("--envs", nargs="+", default=["CartPole-v1"], metavar="NAME", help="environments")
-    help_text = "environment steps in one update (default: 128 256 512 1024)"
-    add("--batches", nargs="+", type=int, default=[128, 256, 512, 1024], help=help_text)
-    add("--num-seeds", type=int, default=10, metavar="N", help="seeds of each (default: 10)")
+    add(
+        "--envs",
+        nargs="+",
+        default=["CartPole-v1"],
+        metavar="NAME",
+        help="environments (default: CartPole-v1)",
+    )
+    help_text = "batch sizes: environment steps in one update (default: 128 256 512 1024)"
+    batches = [128, 256, 512, 1024]
+    add("--batches", nargs="+", type=int, default=batches, metavar="N", help=help_text)
+    add("--num-seeds", type=int, default=10, metavar="N", help="number of seeds (default: 10)")
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
-    add("--total-steps", type=step_count, default=50_000, metavar="N", help="(default: 50,000)")
-    help_text = "updates of each run that are measured, evenly spaced (default: 24)"
+    help_text = "environment steps of each seed (default: 50,000)"
+    add("--total-steps", type=step_count, default=50_000, metavar="N", help=help_text)
+    help_text = "number of measured updates in each run, evenly spaced (default: 24)"
     add("--checks", type=int, default=24, metavar="N", help=help_text)
-    help_text = "fresh episodes before and after each of them (default: 128)"
+    help_text = "number of fresh episodes for each measurement (default: 128)"
     add("--episodes", type=int, default=128, metavar="N", help=help_text)
-    add("--out", type=Path, default=Path("runs/small_batches"), help="output folder, new or empty")
+    help_text = "output folder; it must be new or empty (default: runs/small_batches)"
+    default = Path("runs/small_batches")
+    add("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
     return parser
 
 
 def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> RunPlan:
-    """Returns the run of a variant at a batch size, checked as a run of train.py is.
+    """Returns the run of a variant with a batch size. The checks are the same as in train.py.
 
     Raises:
-        ConfigurationError: if its settings cannot work.
+        ConfigurationError: if the settings cannot work.
     """
     tuned = defaults("trpo", env, args.total_steps).config
     reference = tuned.replace(
         num_envs=8,
         num_steps=batch // 8,
         critic_minibatches=4,
-        fisher_subsample=1,  # small batches have no step to spare
+        fisher_subsample=1,  # small batches need all their steps
     )
     known = config_to_dict(algorithms.get(variant.algorithm).Config())
     shared = {name: value for name, value in config_to_dict(reference).items() if name in known}
@@ -135,14 +146,15 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
         raise ConfigurationError(
             f"A batch of {batch} over {args.total_steps:,} steps cannot be measured {args.checks} "
-            f"times on {args.episodes} episodes: batches are multiples of 8 steps, and at least "
-            "one measurement and as many updates as measurements are needed."
+            f"times on {args.episodes} episodes. Choose batches that are multiples of 8 steps, at "
+            "least one episode, at least one measurement, and at most one measurement for each "
+            "update."
         )
     return run
 
 
 def checked_run(run: RunPlan, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
-    """Returns the final actors of all seeds and what the measured updates did."""
+    """Returns the final actors of all seeds, and the results of the measured updates."""
     algorithm, interval = run.algorithm, run.num_updates // num_checks
 
     def true_returns(actor, key) -> Float[Array, " E"]:
@@ -174,7 +186,7 @@ def checked_run(run: RunPlan, num_checks: int, num_episodes: int) -> tuple[Any, 
 
 
 def describe(scores: np.ndarray, changes: Changes) -> dict[str, Any]:
-    """Returns a row of the table, as JSON can hold it."""
+    """Returns a row of the table as JSON data."""
     return {
         **summarize(scores)._asdict(),
         "per_seed": scores.tolist(),
@@ -189,13 +201,14 @@ def table_lines(command: str, rows: list[dict[str, Any]], args) -> Iterator[str]
     """Yields the lines of small_batches.md."""
     yield from ("```", command, "```", "")
     yield (
-        f"Eight environments, {args.total_steps:,} steps a seed, {args.num_seeds} seeds; the "
-        "settings of trpo in whatever trpo has. IQM: "
-        f"interquartile mean over seeds of the final return, deterministic policy. {INTERVALS} "
-        f"*Fell*: share of {args.checks * args.num_seeds} updates after which the true return of "
-        f"the stochastic policy was lower, on {args.episodes} paired episodes; *clearly*: by more "
-        "than two standard errors. *Rejected*: share of updates that left the parameters alone; "
-        "the statistics of observations still move then, and the return with them, a little."
+        f"Eight environments, {args.total_steps:,} steps a seed, {args.num_seeds} seeds. All "
+        "fields that trpo also has keep the settings of trpo. IQM is the interquartile mean over "
+        f"seeds of the final return of the deterministic policy. {INTERVALS} *Fell* is the share "
+        f"of {args.checks * args.num_seeds} updates after which the true return of the stochastic "
+        f"policy was lower, on {args.episodes} paired episodes. *Clearly* means lower by more than "
+        "two standard errors. *Rejected* is the share of updates that did not change the "
+        "parameters. The statistics of observations still change in these updates, which changes "
+        "the return a little."
     )
     for env in dict.fromkeys(row["env"] for row in rows):
         yield from ("", f"### {env}", "")

@@ -1,4 +1,4 @@
-"""Times calls in turns, so that a machine's noise hits all of them alike."""
+"""Times calls in turns, so that a busy machine slows all of them equally."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,17 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
-SHORTEST = 0.02  # seconds that a measurement lasts at least; shorter calls are repeated in it
+SHORTEST = 0.02  # least seconds of a measurement; it repeats a shorter call
 
 
 def time_in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
-    """Returns the seconds that one call of each takes, `[repeats]`, by name.
+    """Returns the seconds of one call of each function, arrays `[repeats]` by name.
 
-    Each is called once before, which compiles it and says how often it fits into a measurement.
-    Then all take turns.
+    A first call of each function compiles it. A second call decides how often a measurement
+    repeats it. Then all functions take turns.
 
     Args:
-        calls: functions of nothing that return arrays, which are waited for.
+        calls: functions without arguments that return arrays. The time ends when these are ready.
         repeats: number of turns.
     """
     counts = {}

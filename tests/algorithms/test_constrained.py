@@ -1,4 +1,4 @@
-"""Algorithms with limits: against plain ones, sums by hand, and a task with a known optimum."""
+"""Algorithms with limits, compared with plain algorithms, sums by hand, and a known task."""
 
 import functools
 from typing import Any
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.xdist_group("constrained")
 SMALL: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (4,)}
 SMALL |= {"critic_minibatches": 2, "critic_epochs": 1}
 PPO = {"policy_epochs": 1, "policy_minibatches": 2}
-# What each is without a limit.
+# The plain algorithm of each algorithm with limits.
 PLAIN = dict.fromkeys(("cpo", "pcpo", "trpo_lag", "trpo_pid"), "trpo") | {"ppo_lag": "ppo"}
 MEMORY = {"memory": "gru", "memory_size": 3}
 AS_USERS = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
@@ -43,9 +43,9 @@ def make(name, env, **settings):
 
 
 def updated(algorithm, num_updates, optimized=False):
-    """Returns the state after so many updates, and their metrics.
+    """Returns the state and the metrics of `num_updates` updates.
 
-    The program is compiled as users compile theirs if `optimized`, which takes longer.
+    If `optimized`, XLA uses the optimisations that users have. This compiles more slowly.
     """
 
     def run(key):
@@ -62,15 +62,15 @@ def without_limit(name, memory, optimized):
 
 
 @pytest.mark.parametrize(("name", "memory"), [*((name, False) for name in PLAIN), ("cpo", True)])
-def test_a_limit_out_of_reach_changes_no_bit(name, memory):
+def test_without_an_active_limit_the_result_is_that_of_the_plain_algorithm(name, memory):
     settings = {"cost_limit": 1e6} | (MEMORY if memory else {})
-    # Without its optimisations XLA rounds these two otherwise than the plain ones, by a bit or so.
+    # Without optimisations, XLA rounds these two cases differently from the plain algorithm.
     optimized = memory or name == "ppo_lag"
     state, metrics = updated(make(name, native.toll_road(), **settings), 4, optimized)
     plain, plain_metrics = without_limit(PLAIN[name], memory, optimized)
     chex.assert_trees_all_equal(state.actor, plain.actor)
     chex.assert_trees_all_equal(state.critic.reward, plain.critic)
-    of_rounding = 1e-6 if name == "ppo_lag" else 0  # its gain is a difference of two means
+    of_rounding = 1e-6 if name == "ppo_lag" else 0  # the gain is a difference of two means
     for metric, values in plain_metrics.items():
         np.testing.assert_allclose(metrics[metric], values, rtol=0, atol=of_rounding)
     assert (metrics["kl"] > 0).any()
@@ -79,7 +79,7 @@ def test_a_limit_out_of_reach_changes_no_bit(name, memory):
 
 
 def with_two_costs():
-    """Returns noise with two costs, which terminates at random or is truncated after 5 steps."""
+    """Returns the noise task with two costs. Episodes end at random, or at 5 steps."""
     env = probes.noise()
 
     def step(key, state, action):
@@ -90,8 +90,8 @@ def with_two_costs():
     return env._replace(step=step, costs=("first", "second"))
 
 
-def test_costs_are_judged_as_rewards_are_with_a_discount_of_their_own():
-    """Each ends with nothing at a termination, and with the critic's value at a truncation."""
+def test_advantages_of_costs_are_like_those_of_rewards_with_cost_gamma():
+    """A termination adds nothing, and a truncation adds the value of the critic."""
     settings = {"cost_gamma": 0.8, "normalize_observations": False}
     algorithm = make("trpo_lag", with_two_costs(), **settings)
     config, agent = algorithm.config, algorithm.agent
@@ -114,7 +114,7 @@ def test_costs_are_judged_as_rewards_are_with_a_discount_of_their_own():
 
     trajectory, found, targets, values, following = jax.device_get(run(jax.random.key(0)))
     assert found.shape == (8, 4, 2)
-    assert np.abs(values[..., 0] - values[..., 1]).min() > 1e-4  # two critics
+    assert np.abs(values[..., 0] - values[..., 1]).min() > 1e-4  # the two critics differ
     going_on = 0.8 * ~trajectory.terminated[..., None]
     errors = trajectory.costs + going_on * following - values
     expected = np.zeros_like(found)
@@ -131,7 +131,7 @@ def test_costs_are_judged_as_rewards_are_with_a_discount_of_their_own():
 
 
 def batch_of(lengths, costs, whole=True):
-    """Returns one environment's steps in which episodes of these lengths end one after another."""
+    """Returns the steps of one environment, in which episodes of the given lengths end."""
     ends = np.cumsum(lengths) - 1
     steps = len(costs)
     done = np.isin(np.arange(steps), ends)[:, None]
@@ -143,15 +143,15 @@ def batch_of(lengths, costs, whole=True):
     )  # fmt: skip
 
 
-def test_an_episode_costs_what_a_step_does_times_its_length():
+def test_the_cost_of_an_episode_is_the_mean_cost_of_a_step_times_the_length():
     env, limit = with_two_costs(), Constrained(cost_limit=(10.0, 40.0))
     costs = np.random.default_rng(0).uniform(size=(12, 2))
     measure = lambda length, batch: episode_costs(env, limit, jnp.asarray(length), batch)
     measured = measure(0.0, batch_of((2, 7, 3), costs))
     assert measured.length == measured.steps == 4
-    np.testing.assert_allclose(measured.costs, costs.sum(axis=0) / 3, rtol=1e-6)  # of 3 episodes
+    np.testing.assert_allclose(measured.costs, costs.sum(axis=0) / 3, rtol=1e-6)  # 3 episodes
     np.testing.assert_allclose(measured.excess, measured.costs - np.array([10, 40]), rtol=1e-6)
-    # Later batches move the length by a fifth, and one in which no whole episode ends not at all.
+    # A batch moves the length by a fifth. A batch without the end of a whole episode keeps it.
     np.testing.assert_allclose(measure(9.0, batch_of((2, 7, 3), costs)).length, 8)
     for batch in (batch_of((), costs), batch_of((2, 7, 3), costs, whole=False)):
         assert measure(9.0, batch).steps == 9
@@ -161,8 +161,8 @@ def test_an_episode_costs_what_a_step_does_times_its_length():
     assert episode_costs(unlimited, limit, jnp.zeros(()), batch_of((), costs)).steps == 12
 
 
-def test_the_surrogate_of_a_step_times_the_length_is_the_change_of_an_episode():
-    """The policy is really changed, and plays again."""
+def test_the_cost_surrogate_times_the_length_predicts_the_change_of_an_episode():
+    """The changed policy plays again, and its costs are measured."""
     env = native.toll_road()
     settings = {"num_envs": 64, "num_steps": 200, "cost_gamma": 0.0}
     algorithm = make("cpo", env, **settings)
@@ -174,7 +174,7 @@ def test_the_surrogate_of_a_step_times_the_length_is_the_change_of_an_episode():
         _, step_input, _ = estimate(env, config, agent, state, trajectory, True)
         batch, params = step_input.batch, state.actor.policy_params
         fewer = lambda path, x: x.at[1].add(-0.7) if x.shape == (2,) else x
-        changed = jax.tree.map_with_path(fewer, params)  # the bias of the last layer
+        changed = jax.tree.map_with_path(fewer, params)  # changes the bias of the last layer
         old, new = (agent.distributions(x, batch) for x in (params, changed))
         of_cost = cost_surrogate(batch.actions, batch.cost_advantages[..., 0])
         actor = state.actor._replace(policy_params=changed)
@@ -188,18 +188,18 @@ def test_the_surrogate_of_a_step_times_the_length_is_the_change_of_an_episode():
     assert change * before.steps < -2
 
 
-def test_the_step_is_given_the_excess_of_a_step():
+def test_the_step_of_cpo_gets_the_excess_per_step():
     def told(gradient, plain, cost, max_kl):
         found = constrained_step(gradient, plain, cost, max_kl)
         return found._replace(step=found.step._replace(cg_residual=cost.excess))
 
-    config = cpo.Config(**(SMALL | {"num_steps": 20}), cost_limit=3.0)  # whole episodes of 20
+    config = cpo.Config(**(SMALL | {"num_steps": 20}), cost_limit=3.0)  # each episode has 20 steps
     _, metrics = updated(cpo.make_limited(native.toll_road(), config, None, told), 2)
     assert (metrics["cost_excess"] > 1).all()
     np.testing.assert_allclose(metrics["cg_residual"], metrics["cost_excess"] / 20, rtol=1e-6)
 
 
-def test_adam_moves_the_multipliers_as_optax_does_and_never_below_zero():
+def test_multipliers_follow_adam_of_optax_and_are_never_negative():
     config = trpo_lag.Config(multiplier_lr=0.1)
     rule, adam = trpo_lag.adam_rule(config), optax.adam(0.1)
     multiplier = expected = jnp.zeros(2)
@@ -218,14 +218,14 @@ def test_adam_moves_the_multipliers_as_optax_does_and_never_below_zero():
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        # excesses 2, 4, 2, -8, 1, smoothed by halves: 2, 3, 2.5, -2.75, -0.875
+        # The excesses are 2, 4, 2, -8, 1. Smoothed they are 2, 3, 2.5, -2.75, -0.875.
         ({"pid_p": 1.0}, [2, 3, 2.5, 0, 0]),
         ({"pid_i": 1.0}, [2, 6, 8, 0, 1]),
         ({"pid_d": 1.0}, [0, 1, 0, 0, 1.875]),
         ({"pid_p": 1.0, "pid_i": 0.5, "pid_d": 2.0}, [3, 8, 6.5, 0, 3.375]),
     ],
 )
-def test_each_term_of_the_controller(gains, expected):
+def test_each_gain_of_the_pid_controller(gains, expected):
     none = {"pid_p": 0.0, "pid_i": 0.0, "pid_d": 0.0, "pid_smoothing": 0.5}
     rule = trpo_pid.pid_rule(trpo_pid.Config(**(none | gains)))
     multiplier = jnp.zeros(1)
@@ -236,7 +236,7 @@ def test_each_term_of_the_controller(gains, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_margin_follows_the_excess_and_is_taken_off_the_limit():
+def test_the_margin_follows_the_excess_and_lowers_the_limit():
     env = native.toll_road()
     settings = {"cost_limit": 9.5, "num_envs": 16, "num_steps": 20, "max_kl": 0.1}
     with_margin, metrics = updated(make("cpo", env, cost_margin_rate=0.5, **settings), 6)
@@ -262,13 +262,13 @@ def test_an_environment_without_costs_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["cpo", "pcpo"])
-def test_a_second_cost_is_refused_by_name(name):
+def test_an_algorithm_for_one_cost_refuses_two(name):
     with pytest.raises(ConfigurationError, match=r"2 costs \(first, second\).*limits 1.*trpo_lag"):
         make(name, with_two_costs())
 
 
 @pytest.mark.parametrize("name", ["trpo_lag", "trpo_pid", "ppo_lag"])
-def test_two_costs_have_a_limit_and_a_price_each(name):
+def test_each_of_two_costs_has_its_own_limit_and_multiplier(name):
     algorithm = make(name, with_two_costs(), cost_limit=(0.5, 1e3))
     with jax.debug_nans(True):
         _, metrics = updated(algorithm, 2)
@@ -283,23 +283,26 @@ def test_two_costs_have_a_limit_and_a_price_each(name):
     [
         ({"cost_limit": np.inf}, "cost_limit = inf cannot work: it must be a finite number"),
         ({"cost_limit": (1.0, np.nan)}, r"cost_limit = \(1.0, nan\) cannot work"),
-        ({"cost_limit": (1.0, 2.0, 3.0)}, r"\(1.0, 2.0, 3.0\) has 3 numbers.*are first, second"),
+        (
+            {"cost_limit": (1.0, 2.0, 3.0)},
+            r"\(1.0, 2.0, 3.0\) has 3 numbers.*2 costs: first, second",
+        ),
         ({"cost_gamma": 1.1}, "cost_gamma = 1.1 cannot work"),
         ({"multiplier_lr": -1.0}, "multiplier_lr = -1.0 cannot work"),
     ],
 )
-def test_a_field_that_cannot_work_is_refused(settings, match):
+def test_wrong_limits_are_refused(settings, match):
     with pytest.raises(ConfigurationError, match=match):
         make("trpo_lag", with_two_costs(), **settings)
 
 
 @pytest.mark.parametrize("name", ["cpo", "pcpo"])
-def test_an_undamped_length_is_refused(name):
+def test_damped_scaling_false_is_refused(name):
     with pytest.raises(ConfigurationError, match="damped_scaling = False cannot work with a limit"):
         make(name, native.toll_road(), damped_scaling=False)
 
 
-def test_a_cost_that_is_not_a_number_stops_the_seed_and_is_named():
+def test_a_cost_that_is_nan_stops_the_seed_and_is_named():
     env = native.toll_road()
 
     def step(key, state, action):
@@ -313,14 +316,14 @@ def test_a_cost_that_is_not_a_number_stops_the_seed_and_is_named():
 
 
 class Costly(host_tasks.Counter):
-    """Says in its infos what a step cost, which is not a number in one of them."""
+    """Gives a cost in its infos. One cost is NaN."""
 
     def step(self, action):
         *result, _ = super().step(action)
         return *result, {"cost": np.nan if self.all_steps == 11 else 1.0}
 
 
-def test_so_does_one_on_the_host():
+def test_a_cost_that_is_nan_on_the_host_stops_the_seed_and_is_named():
     if "SometimesNaN-v0" not in gymnasium.registry:
         gymnasium.register("SometimesNaN-v0", Costly, disable_env_checker=True)
     env = envs.make("gym/SometimesNaN-v0", costs=["info:cost"])
@@ -337,7 +340,7 @@ LIMIT = 5.0
 
 @functools.cache
 def on_the_road(name):
-    """Returns metrics of the later half of a run with the settings of `defaults.toml`."""
+    """Returns the metrics of the second half of a run with the settings of `defaults.toml`."""
     tuned = defaults(name, "native/TollRoad")
     algorithm = algorithms.get(name).make(native.toll_road(), tuned.config)
     assert tuned.config.cost_limit == LIMIT
@@ -347,7 +350,7 @@ def on_the_road(name):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_the_best_policy_within_the_limit_is_found(name):
+def test_training_finds_the_best_policy_within_the_limit(name):
     late = on_the_road(name)
     best = native.best_return(LIMIT)
     assert abs(late["episodic_return"].mean() - best) <= 0.02 * best
@@ -355,5 +358,5 @@ def test_the_best_policy_within_the_limit_is_found(name):
 
 
 @pytest.mark.parametrize("name", ["trpo_lag", "trpo_pid", "ppo_lag"])
-def test_the_multiplier_is_what_a_toll_is_worth(name):
+def test_the_multiplier_converges_to_the_value_of_a_toll(name):
     np.testing.assert_allclose(on_the_road(name)["cost_multiplier"].mean(), 0.75, atol=0.03)

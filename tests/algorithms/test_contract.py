@@ -1,4 +1,4 @@
-"""What every algorithm keeps to: primitives that can be replaced, clean keys, no NaN, any float."""
+"""Rules for every algorithm: replaceable primitives, fresh keys, no NaN, float32 or float64."""
 
 import inspect
 
@@ -11,7 +11,7 @@ import pytest
 
 from trpo_jax import algorithms
 from trpo_jax.algorithms.groups import Team
-from trpo_jax.envs.base import Box
+from trpo_jax.envs.specs import Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.line_search import backtracking
 from trpo_jax.running.loop import compile_program, run_chunks
@@ -37,7 +37,7 @@ def make(name, env=None, **settings):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_replacing_any_primitive_takes_effect(name):
+def test_the_methods_use_a_replaced_primitive(name):
     algorithm = make(name)
     changed = {
         "init": lambda key: algorithm.init(key)._replace(num_updates=jnp.array(7)),
@@ -74,8 +74,8 @@ def test_no_key_is_used_twice_and_no_number_is_nan(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rewards_that_say_nothing_move_nothing(name):
-    """The critic is wrong at the start, and its errors alone differ between the actions."""
+def test_without_a_reward_signal_the_policy_stays_the_same(name):
+    """All rewards are the same. Without this rule, the policy would follow errors of the critic."""
     box = Box(-np.ones(1, np.float32), np.ones(1, np.float32))
     counter = lambda reward: probes.counter(time_limit=3, reward=reward)._replace(action=box)
 
@@ -94,13 +94,13 @@ def test_rewards_that_say_nothing_move_nothing(name):
         (start, *params), metrics = run(jnp.array([constant, constant]))
         assert [bool(x) for x in metrics] == [False, False]
         chex.assert_trees_all_equal(start, *params)
-    _, metrics = run(jnp.array([0.0, -1.5]))  # an end of the episode would escape it
+    _, metrics = run(jnp.array([0.0, -1.5]))  # a termination would escape this reward
     assert [bool(x) for x in metrics] == [False, True]
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_where_float64_is_enabled(name):
+def test_an_update_keeps_its_types_if_float64_is_enabled(name):
     algorithm = make(name)
     state = algorithm.init(jax.random.key(0))
     learnt, _ = jax.jit(algorithm.update)(state)
@@ -109,7 +109,7 @@ def test_it_runs_where_float64_is_enabled(name):
 
 
 @pytest.mark.usefixtures("x64")
-def test_so_do_other_solvers_and_explorations():
+def test_other_solvers_and_explorations_keep_their_types_if_float64_is_enabled():
     algorithm = make("trpo", solver="kronecker", exploration="colored", gae_critic="trust_region")
     state = algorithm.init(jax.random.key(0))
     learnt, _ = jax.jit(algorithm.update)(state)
@@ -120,13 +120,15 @@ def test_so_do_other_solvers_and_explorations():
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        *((name, {}) for name in NAMES if name not in ("trpo", "npg", "vpg")),  # much like the last
+        *(
+            (name, {}) for name in NAMES if name not in ("trpo", "npg", "vpg")
+        ),  # they are much like trpo
         ("trpo", {"solver": "kronecker"}),
     ],
 )
-def test_trees_of_observations_masks_and_joint_actions_are_learnt_from(name, settings):
+def test_algorithms_learn_from_trees_of_observations_masks_and_joint_actions(name, settings):
     continuous = name == "qprop"
-    team = isinstance(algorithms.get(name).Config(), Team)  # whose actions are no trees
+    team = isinstance(algorithms.get(name).Config(), Team)  # the actions of a team are no trees
     env = probes.noise(parts=True, masked=not continuous, joint=not team)
     if continuous:
         env = env._replace(action=env.action["push"])
@@ -141,7 +143,7 @@ def test_trees_of_observations_masks_and_joint_actions_are_learnt_from(name, set
     assert all(x.any() for x in jax.tree.leaves(moved))
 
 
-def test_a_step_in_bfloat16_is_searched_along():
+def test_the_line_search_works_in_bfloat16():
     params, step = jnp.zeros(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)
     evaluate = lambda x: (x[0].astype(jnp.float32), x[0].astype(jnp.float32))
     search = jax.jit(lambda shrink: backtracking(evaluate, params, step, 0.5, shrink, 10))
@@ -153,7 +155,7 @@ def test_a_step_in_bfloat16_is_searched_along():
 @pytest.mark.parametrize(
     "own", [lambda m: {}, lambda m: {"loss": 1.5, "count": 3}], ids=["none", "numbers"]
 )
-def test_an_algorithm_may_say_nothing_or_plain_numbers(own):
+def test_metrics_may_be_empty_or_plain_numbers(own):
     algorithm = make("vpg")
     quiet = algorithm._replace(
         improve=lambda *args: (*algorithm.improve(*args)[:2], own({})),
@@ -166,6 +168,6 @@ def test_an_algorithm_may_say_nothing_or_plain_numbers(own):
 
 
 @pytest.mark.parametrize("metrics", [{"a": jnp.zeros(3)}, {"a": {"b": 1.0}}, {3: 1.0}])
-def test_other_metrics_are_refused_by_name(metrics):
+def test_metrics_that_are_not_scalars_are_refused(metrics):
     with pytest.raises(ConfigurationError, match="flat dictionary of scalars"):
-        inspect.unwrap(as_metrics)(metrics)  # without the import hook, as users call it
+        inspect.unwrap(as_metrics)(metrics)  # without the type checks of the tests

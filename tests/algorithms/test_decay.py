@@ -10,7 +10,7 @@ from trpo_jax import algorithms
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import update_keys
 from trpo_jax.algorithms.natural_gradient import kl_radius
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 
 CONSTANT = {"normalize_observations": False}
 CASES = {
@@ -27,8 +27,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_length_of_the_step_falls_to_nothing_and_stays_there(case, monkeypatch):
-    """Shares of a radius are squares of lengths, and every update gets the keys of the first."""
+def test_decay_steps_lets_the_length_of_the_step_fall_to_zero_and_stay_there(case, monkeypatch):
+    """A radius is the square of a length. Every update gets the keys of the first update."""
     first = lambda state: update_keys(state._replace(num_updates=0))
     monkeypatch.setattr("trpo_jax.algorithms.on_policy.update_keys", first)
     settings, exponent = CASES[case]
@@ -53,7 +53,7 @@ def test_the_length_of_the_step_falls_to_nothing_and_stays_there(case, monkeypat
     np.testing.assert_allclose(lengths / lengths[0], expected, rtol=1e-3)
 
 
-def test_the_radius_may_grow_with_the_components_of_the_action():
+def test_max_kl_per_dimension_multiplies_the_radius_by_the_number_of_components():
     box = Box(np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32))
     for action, components in ((Discrete(5), 1), (MultiDiscrete((2, 3, 4)), 3), (box, 6)):
         env = probes.constant_value()._replace(action=action)

@@ -56,7 +56,7 @@ ENV = constant_value()
         ("critic_max_change", 0.0),
     ],
 )
-def test_a_value_that_cannot_work_is_named(field, value):
+def test_the_error_names_a_value_that_cannot_work(field, value):
     with pytest.raises(ConfigurationError, match=field) as caught:
         trpo.make(ENV, trpo.Config(**{field: value}))
     assert "must be" in str(caught.value)
@@ -81,7 +81,7 @@ def test_a_number_that_32_bits_do_not_hold_is_refused(field, value, held):
 
 
 @pytest.mark.parametrize("name", ["ua_trpo", "trpo_held_out"])
-def test_so_is_one_of_an_algorithm_of_its_own(name):
+def test_the_error_names_a_wrong_value_of_alpha(name):
     module = algorithms.get(name)
     with pytest.raises(ConfigurationError, match=r"alpha = 1e-46 .* make 0 of it"):
         module.make(ENV, module.Config(alpha=1e-46))
@@ -96,13 +96,13 @@ def test_a_radius_below_the_rounding_of_a_kl_divergence_is_refused():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("trpo", {"num_envs": 1, "num_steps": 1}, "nothing to be compared with"),
-        ("vpg", {"num_envs": 1, "num_steps": 1}, "nothing to be compared with"),
-        ("ppo", {"policy_minibatches": 2048}, "a single sample in each"),
-        ("trpo", {"num_envs": 2**16, "num_steps": 2**16}, "more than 32 bits count"),
+        ("trpo", {"num_envs": 1, "num_steps": 1}, "is a single step"),
+        ("vpg", {"num_envs": 1, "num_steps": 1}, "is a single step"),
+        ("ppo", {"policy_minibatches": 2048}, "puts a single sample into each"),
+        ("trpo", {"num_envs": 2**16, "num_steps": 2**16}, "more than a 32-bit integer"),
     ],
 )
-def test_learning_that_cannot_happen_is_refused(name, settings, message):
+def test_batches_from_which_nothing_can_be_learnt_are_refused(name, settings, message):
     module = algorithms.get(name)
     with pytest.raises(ConfigurationError, match=message):
         module.make(ENV, module.Config(**({"critic_minibatches": 1} | settings)))
@@ -113,34 +113,42 @@ def test_minibatches_must_divide_the_batch():
         trpo.make(ENV, trpo.Config(critic_minibatches=7))
 
 
-def test_the_fisher_stride_cannot_skip_everything():
+def test_fisher_subsample_may_not_skip_all_time_steps():
     with pytest.raises(ConfigurationError, match="fisher_subsample"):
         trpo.make(ENV, trpo.Config(num_steps=16, fisher_subsample=17))
 
 
-def test_numbers_of_other_kinds_are_fine():
+def test_integers_and_arrays_of_numpy_and_jax_are_accepted():
     for value in (1, np.float32(0.5), jnp.float32(0.5), np.array(0.5), np.array([0.1, 0.2])):
         assert trpo.make(ENV, trpo.Config(max_kl=value)).steps_per_update == 2048
     assert trpo.make(ENV, trpo.Config(num_envs=np.int64(4))).steps_per_update == 1024
 
 
-def test_real_fields_are_leaves_and_the_others_static():
+def test_real_fields_are_leaves_and_other_fields_are_static():
     leaves = jax.tree.leaves(trpo.Config())
     assert len(leaves) == 12
     assert all(isinstance(leaf, float) for leaf in leaves)
 
 
-def test_an_unknown_algorithm_is_answered_with_the_nearest():
+def test_an_unknown_algorithm_gets_a_suggestion():
     with pytest.raises(ConfigurationError, match="Did you mean trpo"):
         algorithms.get("tpro")
 
 
-def test_several_numbers_are_checked_one_by_one():
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_inherited_fields_have_a_heading_in_the_help(name):
+    owners = [x for x in algorithms.get(name).Config.__mro__[1:] if vars(x).get("__annotations__")]
+    assert not [x for x in owners if x.__doc__.startswith("Hyperparameters")]
+
+
+def test_each_number_of_a_field_is_checked():
     env = toll_road()._replace(costs=("a", "b"))
     make = lambda limit: trpo_lag.make(env, trpo_lag.Config(cost_limit=limit))
     for limit in (25.0, (25.0, 10.0), [25, 10.5], np.array([25.0, 10.0])):
         make(limit)
-    message = r"cost_limit = \(25.0, nan\) cannot work, by its nan: it must be a finite number, or"
+    message = (
+        r"cost_limit = \(25.0, nan\) cannot work, because of nan: it must be a finite number, or"
+    )
     with pytest.raises(ConfigurationError, match=message):
         make((25.0, math.nan))
     with pytest.raises(ConfigurationError, match=r"cost_limit = 1e\+39 .* numbers have 32 bits"):

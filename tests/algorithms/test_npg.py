@@ -20,8 +20,8 @@ def test_probe(probe, continuous):
     learning.assert_learns(npg, probe, continuous, max_kl=0.05)
 
 
-def test_it_is_trpo_where_that_takes_the_full_step_and_goes_on_where_that_does_not():
-    """The second radius is so large that the quadratic model fails."""
+def test_npg_equals_trpo_if_trpo_takes_the_full_step_and_never_shortens_it():
+    """The second radius is so large that the quadratic model is wrong."""
     env = envs.make("Pendulum-v1")
     settings = learning.SMALL | {"damped_scaling": False, "damping": 1e-3}
     algorithm = npg.make(env, npg.Config(**settings))
@@ -46,7 +46,7 @@ def test_it_is_trpo_where_that_takes_the_full_step_and_goes_on_where_that_does_n
             assert metrics["kl"] > max_kl
 
 
-def test_a_fixed_step_is_that_multiple_of_the_natural_gradient():
+def test_a_step_of_fixed_size_is_a_multiple_of_the_natural_gradient():
     env = probes.action_from_observation()
     config = npg.Config(
         **(learning.SMALL | {"normalize_observations": False}),

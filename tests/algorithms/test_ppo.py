@@ -45,13 +45,13 @@ def test_probe(probe, continuous, loss):
         ("spo", 1.2, -2.0, -2.6),
     ],
 )
-def test_what_an_action_contributes(loss, ratio, advantage, gain):
+def test_the_gain_of_an_action(loss, ratio, advantage, gain):
     result = ppo.GAINS[loss](jnp.float32(ratio), jnp.float32(advantage), 0.2)
     np.testing.assert_allclose(result, gain, rtol=1e-6)
 
 
 @pytest.mark.parametrize("advantage", [0.5, -3.0])
-def test_the_penalty_of_spo_turns_where_the_clip_ends_and_pulls_back_beyond(advantage):
+def test_the_gain_of_spo_is_largest_at_the_clip_and_falls_beyond_it(advantage):
     slope = jax.grad(lambda ratio: ppo.spo_gain(ratio, jnp.float32(advantage), 0.2))
     edge = 1 + 0.2 * np.sign(advantage)
     np.testing.assert_allclose(slope(edge), 0, atol=1e-5)
@@ -61,7 +61,7 @@ def test_the_penalty_of_spo_turns_where_the_clip_ends_and_pulls_back_beyond(adva
 
 @pytest.fixture(scope="module")
 def one_step():
-    """Returns (state, policy gradient, (num_updates, settings) -> change of the parameters)."""
+    """Returns the policy gradient, and `(num_updates, settings) -> change of the parameters`."""
     env = probes.action_from_observation()
     config = ppo.Config(**ONE_STEP)
     algorithm = ppo.make(env, config)
@@ -83,7 +83,7 @@ def one_step():
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e9, 1e-4])
-def test_one_pass_in_one_part_is_a_step_of_adam_along_the_clipped_policy_gradient(
+def test_one_epoch_with_one_minibatch_is_one_step_of_adam_along_the_clipped_gradient(
     one_step, max_grad_norm
 ):
     gradient, change = one_step
@@ -95,7 +95,7 @@ def test_one_pass_in_one_part_is_a_step_of_adam_along_the_clipped_policy_gradien
     chex.assert_trees_all_close(actual, expected, rtol=1e-2, atol=1e-6)
 
 
-def test_the_learning_rate_falls_linearly_to_zero_and_stays_there(one_step):
+def test_decay_steps_lets_the_learning_rate_fall_to_zero_and_stay_there(one_step):
     _, change = one_step
     batch = 64
     largest = lambda tree: np.abs(tree["layers_1"]["Dense_0"]["kernel"]).max(axis=(1, 2))
@@ -105,7 +105,7 @@ def test_the_learning_rate_falls_linearly_to_zero_and_stays_there(one_step):
     np.testing.assert_allclose(kept, sizes[0], rtol=1e-3)
 
 
-def test_parts_that_do_not_divide_the_batch_are_refused():
+def test_minibatches_that_do_not_divide_the_batch_are_refused():
     with pytest.raises(
         ConfigurationError, match=r"policy_minibatches = 7 does not .* 4 \* 16 = 64"
     ):
@@ -119,7 +119,7 @@ def test_an_unknown_loss_is_refused():
 
 @pytest.mark.parametrize(("memory", "shape"), [("none", (4, 4)), ("gru", (16, 1))])
 def test_every_epoch_visits_every_sample_once(memory, shape, monkeypatch):
-    """A step for each part of each pass; the samples in the parts of a pass are the batch."""
+    """Adam takes one step for each minibatch. The minibatches of an epoch are the whole batch."""
     visited = []
 
     class Recorded(ppo.Minibatches):
@@ -138,7 +138,7 @@ def test_every_epoch_visits_every_sample_once(memory, shape, monkeypatch):
     assert optax.tree.get(state.step_state, "count") == len(visited) == 12
     passes = [np.sort(np.concatenate(visited[4 * i : 4 * i + 4]), axis=None) for i in range(3)]
     assert passes[0].size == 64
-    assert {x.shape for x in visited} == {shape}  # a whole sequence where there is a memory
+    assert {x.shape for x in visited} == {shape}  # with a memory: whole sequences
     assert len(np.unique(passes[0])) > 1
     np.testing.assert_array_equal(passes[0], passes[1])
     np.testing.assert_array_equal(passes[0], passes[2])

@@ -13,7 +13,7 @@ from trpo_jax.critics import fit_with_target, init_critic
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import make_action_critic
 
-pytestmark = pytest.mark.xdist_group("qprop")  # one worker, so that what is compiled is shared
+pytestmark = pytest.mark.xdist_group("qprop")  # one worker shares compiled programs
 
 SMALL = {
     "num_envs": 4,
@@ -25,7 +25,7 @@ SMALL = {
 }
 
 
-# --- the probes: what exactly is learnt, by V and by Q
+# --- the probes: values learnt by V and by Q
 
 LEARN = {"q_lr": 0.01, "q_tau": 0.05, "max_kl": 0.05, "replay_size": 512, "q_minibatch": 16}
 
@@ -55,24 +55,24 @@ def test_q_and_its_target_learn_the_values(probe, observations, expected):
 
 
 @pytest.mark.parametrize(("eta", "least"), [("conservative", 0.5), ("standard", 1.0)])
-def test_q_is_of_use_until_the_best_actions_are_found(eta, least):
+def test_q_is_useful_until_the_best_actions_are_found(eta, least):
     probe = "action_from_observation"
     _, _, metrics = learning.learnt(qprop, probe, continuous=True, eta=eta, **LEARN)
     assert metrics["control_variate_correlation"][:40].mean() > 0.05
     assert least <= metrics["eta_mean"].mean() <= 1.0
 
 
-# --- what Q is fitted to
+# --- the targets of Q
 
 
 @pytest.fixture(scope="module")
 def still():
-    """An algorithm whose Q stands still, and a trajectory of one transition many times."""
+    """Returns an algorithm with a constant Q, and a trajectory that repeats one transition."""
     env = envs.make("Pendulum-v1")
     config = qprop.Config(**SMALL, q_lr=0.0, q_tau=0.0, gamma=0.9, normalize_observations=False)
     algorithm = qprop.make(env, config)
     state = jax.jit(algorithm.init)(jax.random.key(1))
-    # A target of its own, so that it can be told from Q.
+    # The target network differs from Q, so that the test can tell them apart.
     target = jax.tree.map(lambda x: 1.5 * x + 0.1, state.step_state.target_params)
     state = state._replace(step_state=state.step_state._replace(target_params=target))
     collected, trajectory = jax.jit(algorithm.collect)(state)
@@ -81,9 +81,7 @@ def still():
 
 
 @pytest.mark.parametrize(("terminated", "truncated"), [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_the_end_of_an_episode_stops_the_target_and_a_time_limit_does_not(
-    still, terminated, truncated
-):
+def test_termination_stops_the_target_of_q_and_truncation_does_not(still, terminated, truncated):
     env, algorithm, learn, state, trajectory = still
     flags = jnp.zeros_like(trajectory.terminated)
     trajectory = trajectory._replace(
@@ -103,7 +101,7 @@ def test_the_end_of_an_episode_stops_the_target_and_a_time_limit_does_not(
     assert abs(following) > 0.1
 
 
-def test_the_target_follows_by_a_share_of_tau_after_each_step():
+def test_the_target_network_moves_by_tau_after_each_step():
     params, rows = {"w": jnp.ones(3)}, jnp.arange(3.0)
     loss = lambda params, target, rows: jnp.sum((params["w"] - target["w"] - rows) ** 2)
     target = {"w": jnp.full(3, 5.0)}
@@ -127,7 +125,7 @@ def test_the_target_follows_by_a_share_of_tau_after_each_step():
     chex.assert_trees_all_close((critic.params, new_target), (params, target), rtol=1e-5)
 
 
-def test_what_was_collected_is_remembered_as_the_environment_gave_it():
+def test_the_replay_buffer_stores_transitions_in_the_units_of_the_environment():
     env = envs.make("Pendulum-v1")
     algorithm = qprop.make(env, qprop.Config(**(SMALL | {"replay_size": 100}), scale_rewards=True))
     state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
@@ -141,7 +139,7 @@ def test_what_was_collected_is_remembered_as_the_environment_gave_it():
     assert (learnt.step_state.replay.size, learnt.step_state.replay.position) == (100, 28)
 
 
-# --- the whole
+# --- whole runs
 
 
 def test_correlated_exploration_and_several_seeds_run_in_one_program():
@@ -152,20 +150,20 @@ def test_correlated_exploration_and_several_seeds_run_in_one_program():
     chex.assert_tree_all_finite({k: v for k, v in metrics.items() if "episod" not in k})
     assert metrics["kl"].max() <= 0.01
     first = jax.tree.leaves(state.step_state.critic.params)[0]
-    assert not np.allclose(first[0], first[1])  # each seed has a Q of its own
+    assert not np.allclose(first[0], first[1])  # each seed has its own Q
 
 
-def test_discrete_actions_are_refused_by_name():
+def test_discrete_actions_are_refused():
     with pytest.raises(ConfigurationError, match="qprop needs continuous actions"):
         qprop.make(envs.make("CartPole-v1"))
 
 
-def test_the_replay_must_hold_a_batch():
+def test_a_replay_buffer_smaller_than_a_batch_is_refused():
     with pytest.raises(ConfigurationError, match=r"replay_size = 63 .* 4 \* 16 = 64"):
         qprop.make(envs.make("Pendulum-v1"), qprop.Config(**(SMALL | {"replay_size": 63})))
 
 
 @pytest.mark.parametrize("field", ["q_lr", "q_tau", "q_minibatch", "q_updates", "replay_size"])
-def test_a_value_that_cannot_work_is_named(field):
+def test_the_error_names_a_field_that_cannot_work(field):
     with pytest.raises(ConfigurationError, match=field):
         qprop.make(envs.make("Pendulum-v1"), qprop.Config(**(SMALL | {field: -1})))

@@ -32,11 +32,11 @@ RUN = {"seeds": 2, "total_steps": 64, "evaluation_episodes": 1, "progress": Fals
         ("piecewise:1:150:3:400:2", [1, 1, 3, 2, 2]),
     ],
 )
-def test_a_text_describes_a_schedule_over_the_steps_of_a_run(text, expected):
+def test_a_text_describes_a_schedule(text, expected):
     schedule, described = parse_schedule(text, 400)
     steps = jnp.array([0, 100, 200, 400, 1000], jnp.float32)
     np.testing.assert_allclose(jax.vmap(schedule)(steps), expected, rtol=1e-6)
-    again, _ = parse_schedule(described, 10**6)  # of a run that goes on for longer
+    again, _ = parse_schedule(described, 10**6)  # in a longer run
     np.testing.assert_array_equal(jax.vmap(again)(steps), jax.vmap(schedule)(steps))
 
 
@@ -48,12 +48,12 @@ def test_a_text_describes_a_schedule_over_the_steps_of_a_run(text, expected):
         *("piecewise:1", "piecewise:1:2", "piecewise:1:5:2:5:3", "piecewise:1:0:2"),
     ],
 )
-def test_what_describes_none_is_refused_with_what_does(text):
+def test_a_text_that_is_no_schedule_is_refused_with_the_possible_forms(text):
     with pytest.raises(ConfigurationError, match=r"is no schedule\. It must be linear:START:END"):
         parse_schedule(text, 100)
 
 
-def test_fields_without_a_schedule_are_named():
+def test_a_schedule_of_a_field_that_cannot_change_is_refused():
     config = trpo.Config()
     for name in ("num_envs", "activation", "normalize_observations", "log_std_init"):
         with pytest.raises(ConfigurationError, match=f"{name} cannot have a schedule.* max_kl"):
@@ -71,13 +71,13 @@ def test_fields_without_a_schedule_are_named():
         (lambda steps: jnp.where(steps == 500, jnp.nan, 0.01), "at 500 steps: max_kl = nan"),
     ],
 )
-def test_values_are_checked_over_the_whole_run(schedule, where):
+def test_values_of_a_schedule_are_checked_over_the_whole_run(schedule, where):
     with pytest.raises(ConfigurationError, match=f"The schedule of max_kl, {where}"):
         require_schedules(trpo.Config(), {"max_kl": schedule}, 100, 10)
 
 
-def test_a_run_follows_its_schedules_and_says_so():
-    """Each update is that of a config with the numbers of then."""
+def test_a_run_follows_its_schedules_and_reports_the_values():
+    """Each update is the same as an update with a config of these values."""
     env = probes.action_from_observation(continuous=True)
     settings = SMALL | {"exploration": "ou"}
     schedules = {"max_kl": "linear:0.02:0", "ou_rho": lambda steps: 0.5 + steps / 200}
@@ -108,7 +108,7 @@ def test_a_run_follows_its_schedules_and_says_so():
         )
 
 
-def test_a_run_with_schedules_is_stored_and_goes_on_bit_for_bit(tmp_path):
+def test_a_run_with_schedules_resumes_bit_for_bit(tmp_path):
     words = "--num-seeds 1 --total-steps 96 --evaluation-episodes 2 --quiet --checkpoint-every 1"
     words += " --num-envs 2 --num-steps 8 --hidden-sizes 4 --critic-epochs 1 --critic-minibatches 2"
     words += " --schedule max_kl=linear:0.02:0.01 --schedule critic-lr=cosine:0.01:0.001:50"

@@ -1,4 +1,4 @@
-"""Steps of a team: one agent alone, the compound advantage, the order, and rows that are padded."""
+"""Steps of a team: with one agent, compound advantages, the order, and padded rows."""
 
 import itertools
 
@@ -21,8 +21,9 @@ from trpo_jax.algorithms.team import (
 )
 from trpo_jax.critics import Critic, Sequences, init_critic
 from trpo_jax.distributions import Categorical, DiagGaussian
-from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, StepResult
+from trpo_jax.envs.base import StepResult
 from trpo_jax.envs.native import CLIMBING
+from trpo_jax.envs.specs import Agents, ArraySpec, Box, Discrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.exploration import ou, white
 from trpo_jax.fisher import fisher_vector_product
@@ -61,7 +62,7 @@ def test_hatrpo_of_one_agent_is_trpo_bit_for_bit(continuous, own):
 
 
 def game(values):
-    """Returns an environment of one step, with a value for each joint action: an axis an agent."""
+    """Returns an environment of one step. `values` has an axis for each agent's action."""
     count = values.ndim
     shown = jnp.arange(count, dtype=jnp.float32)[:, None]
 
@@ -81,7 +82,7 @@ def game(values):
 
 
 def logits_policy(num_actions):
-    """Returns a policy that is its own logits, whatever it sees."""
+    """Returns a policy whose parameters are its logits, for all observations."""
 
     def unroll(params, carry, observations, first):
         return Categorical(jnp.broadcast_to(params, (*first.shape, num_actions)))
@@ -93,7 +94,7 @@ def logits_policy(num_actions):
 
 
 def constant_critic():
-    """Returns a critic that gives 0 and learns nothing."""
+    """Returns a critic whose values are 0. It learns nothing."""
     return Critic(
         lambda key: init_critic(()),
         lambda params, sequences: (jnp.zeros(sequences.first.shape), ()),
@@ -111,13 +112,13 @@ def replay_all(algorithm, values):
 
 
 @pytest.mark.usefixtures("x64")
-def test_each_agent_sees_the_advantages_that_the_steps_before_it_leave():
-    """Against the sum over all joint actions, for every order (Kuba et al. 2022, lemma 1)."""
+def test_each_agent_uses_the_advantages_after_the_steps_of_the_agents_before_it():
+    """The gains equal sums over all joint actions, for every order (Kuba et al. 2022, lemma 1)."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(3, 3, 3))
     values -= values.mean()
     new_logits = jnp.asarray(rng.normal(size=(3, 3)))
-    new_logits = new_logits.at[1].set(0.0)  # an agent whose step is rejected
+    new_logits = new_logits.at[1].set(0.0)  # the step of agent 1 is rejected
 
     def step_arguments(env, config, agent):
         def step(key, step_input):
@@ -158,15 +159,15 @@ def test_each_agent_sees_the_advantages_that_the_steps_before_it_leave():
         matching = [x for x, gain in expected.items() if np.allclose(found, gain, atol=1e-6)]
         assert matching, found
         orders.update(matching)
-    # The agent that stays where it is leaves two orders alike.
+    # Two orders that differ only in the place of agent 1 have the same gains.
     assert {order[0] for order in orders} == {0, 1, 2}
     assert len(orders) == 6
 
 
-def test_constant_advantages_stay_constant_whatever_the_agents_before_did():
-    """Otherwise the noise of their probability ratios would be followed, times that constant.
+def test_constant_advantages_stay_constant_after_the_steps_of_other_agents():
+    """Otherwise an agent would follow the noise of the other agents' probability ratios.
 
-    What an agent learnt, and what its step keeps, stays its own.
+    Each agent also keeps its own parameters and its own step state.
     """
     new_logits = jnp.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
 
@@ -187,7 +188,7 @@ def test_constant_advantages_stay_constant_whatever_the_agents_before_did():
     algorithm = make_team_algorithm(env, config, agent, step_arguments)
     state, trajectory = replay_all(algorithm, np.full((3, 3), 7.0))
     improve = jax.jit(algorithm.improve)
-    for update in range(1, 4):  # in more than one order
+    for update in range(1, 4):  # the updates have different orders
         state, _, metrics = improve(state, trajectory)
         assert [metrics["kl_agent_0"], metrics["kl_agent_1"]] == [0, 0]
         np.testing.assert_array_equal(state.actor.policy_params, new_logits)
@@ -195,7 +196,7 @@ def test_constant_advantages_stay_constant_whatever_the_agents_before_did():
     assert metrics["reward_signal"]
 
 
-def test_metrics_of_a_team_are_means_and_the_largest_divergence():
+def test_metrics_of_a_team_are_means_and_kl_max_is_the_largest():
     metrics = {"kl": jnp.array([1.0, 3.0]), "kl_max": jnp.array([5.0, 4.0])}
     metrics["entropy"] = jnp.array([0.5, 1.5])
     found = team_metrics(metrics)
@@ -204,7 +205,7 @@ def test_metrics_of_a_team_are_means_and_the_largest_divergence():
 
 
 @pytest.mark.parametrize("with_state", [False, True])
-def test_the_critic_sees_the_state_of_the_team_or_else_all_agents(with_state):
+def test_the_critic_sees_the_state_of_the_team_or_all_observations(with_state):
     env = probes.team_of(probes.noise(masked=True), 2)
     if with_state:
         state = {"state": ArraySpec((3,), FLOAT)}
@@ -224,17 +225,17 @@ def test_the_critic_sees_the_state_of_the_team_or_else_all_agents(with_state):
 
 
 def cut(x, like):
-    """Returns the part of an array that a smaller network has, whose numbers come first."""
+    """Returns the first part of an array, of the shape of `like`."""
     return x[tuple(map(slice, like.shape))]
 
 
 def emptied(x, like):
-    """Returns the rest of it, with zeros in that part."""
+    """Returns an array with zeros in the first part, which has the shape of `like`."""
     return x.at[tuple(map(slice, like.shape))].set(0)
 
 
 def step_of(params, distributions, actions, advantages):
-    """Returns a trust-region step, solved to the end."""
+    """Returns a trust-region step with an exact solution."""
     product = fisher_vector_product(distributions, params)
     return trust_region_step(
         params,
@@ -255,8 +256,8 @@ BOXES = tuple(Box(-np.ones(n, np.float32), np.ones(n, np.float32)) for n in (1, 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("specs", [(Discrete(2), Discrete(4)), BOXES])
 @pytest.mark.parametrize(("index", "size"), [(0, 2), (1, 4)])
-def test_a_padded_agent_takes_the_step_of_the_small_one(specs, index, size):
-    """The agents see 2 and 4 numbers, and a row has 4."""
+def test_a_padded_agent_takes_the_same_step_as_an_agent_without_padding(specs, index, size):
+    """The agents see 2 and 4 numbers. Each row has 4 numbers."""
     spec, batch = specs[index], (6, 5)
     rows = rows_of(ArraySpec((2, 4), FLOAT), Agents(specs), numbered=False)
     padded = row_policy(build_policy(rows.observation, rows.action, **NETWORK))
@@ -272,7 +273,7 @@ def test_a_padded_agent_takes_the_step_of_the_small_one(specs, index, size):
     wide = lambda p: padded.unroll(p, (), row, first)
 
     own_actions, actions = (x.sample(keys[1]) for x in (own(own_params), wide(params)))
-    if isinstance(spec, Box):  # whatever the other components are
+    if isinstance(spec, Box):  # the other components keep their random values
         actions = actions.at[..., : spec.size].set(own_actions)
     else:
         assert (actions < spec.num_actions).all()
@@ -285,12 +286,12 @@ def test_a_padded_agent_takes_the_step_of_the_small_one(specs, index, size):
     np.testing.assert_allclose(info.surrogate_gain, own_info.surrogate_gain, rtol=1e-6)
     chex.assert_trees_all_close(jax.tree.map(cut, found, expected), expected, rtol=1e-6)
     rests = (jax.tree.map(emptied, tree, expected) for tree in (found, params))
-    chex.assert_trees_all_equal(*rests)  # what is no agent's own stays as it was
+    chex.assert_trees_all_equal(*rests)  # the parameters of the padding do not change
 
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("memory", ["none", "gru"])
-def test_before_a_step_the_policy_of_a_team_is_what_acted(shared, memory):
+def test_the_policy_of_a_team_gives_the_same_distributions_when_it_acts_and_learns(shared, memory):
     env = probes.team_of(probes.noise(masked=True), 3, (Discrete(3), Discrete(2), Discrete(3)))
     config = hatrpo.Config(**SMALL, share_parameters=shared, memory=memory, memory_size=3)
     algorithm = hatrpo.make(env, config)
@@ -317,11 +318,11 @@ def test_before_a_step_the_policy_of_a_team_is_what_acted(shared, memory):
     assert trajectory.first[1:].any()
     assert stepped.shape == (8, 4, 3, 3)
     np.testing.assert_allclose(stepped, unrolled, rtol=1e-5, atol=1e-5)
-    assert (trajectory.action[:, :, 1] < 2).all()  # the agent with two actions
+    assert (trajectory.action[:, :, 1] < 2).all()  # this agent has two actions
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_policy_of_the_users_own_sees_what_the_rows_say(shared):
+def test_a_policy_of_the_user_sees_the_row_of_its_agent(shared):
     seen = []
 
     def see(params, x):
@@ -339,7 +340,7 @@ def test_a_policy_of_the_users_own_sees_what_the_rows_say(shared):
     assert seen == [shape]
 
 
-def test_what_no_team_can_use_is_named():
+def test_settings_that_a_team_cannot_use_are_refused():
     env = probes.team_of(probes.noise())
     config = hatrpo.Config(share_parameters=True)
     agent = make_team(env, config)
@@ -355,7 +356,7 @@ def test_what_no_team_can_use_is_named():
         hatrpo.make(named, config)
 
 
-def test_shared_parameters_are_one_policy_that_knows_the_number_of_the_agent():
+def test_a_shared_policy_sees_the_number_of_the_agent():
     observation, action = ArraySpec((3, 2), FLOAT), Agents((Discrete(2),) * 3)
     policy = build_team_policy(observation, action, share_parameters=True, **NETWORK)
     params = policy.init(jax.random.key(0))
@@ -366,11 +367,11 @@ def test_shared_parameters_are_one_policy_that_knows_the_number_of_the_agent():
     assert len(np.unique(logits.round(5), axis=0)) == 3
     own = build_team_policy(observation, action, share_parameters=False, **NETWORK)
     sizes = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-    numbers = 3 * NETWORK["hidden_sizes"][0]  # of the agent, in the first layer
+    numbers = 3 * NETWORK["hidden_sizes"][0]  # weights of the agent's number in the first layer
     assert sizes(own.init(jax.random.key(0))) == 3 * (sizes(params) - numbers)
 
 
-def test_agents_that_share_parameters_count_as_environments():
+def test_agents_with_shared_parameters_count_as_environments():
     names = ("observations", "actions", "carry", "first", "advantages", "values", "targets")
     key = jax.random.key(0)
     of_team = {name: jax.random.normal(key, (4, 2, 3, 5)) for name in ("observations", "actions")}
@@ -385,7 +386,7 @@ def test_agents_that_share_parameters_count_as_environments():
             np.testing.assert_array_equal(every_third, getattr(own, name), name)
 
 
-def test_a_team_of_the_climbing_game_never_gets_worse_and_finds_a_stable_joint_action():
+def test_hatrpo_improves_in_the_climbing_game_until_a_stable_joint_action():
     env = envs.make("native/ClimbingGame")
     config = hatrpo.Config(num_envs=512, num_steps=1, critic_minibatches=4, critic_epochs=2)
     algorithm = hatrpo.make(env, config)
@@ -407,5 +408,5 @@ def test_a_team_of_the_climbing_game_never_gets_worse_and_finds_a_stable_joint_a
 
     start, values = jax.tree.map(np.asarray, run(jax.random.key(0)))
     steps = np.diff(values, prepend=start)
-    assert steps.min() > -0.1  # a batch of 512 says how good an action is to about as much
+    assert steps.min() > -0.1  # about the standard error of a batch of 512
     assert values[-1] > 4.5

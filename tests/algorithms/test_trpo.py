@@ -17,15 +17,15 @@ from trpo_jax.algorithms import trpo, ua_trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.algorithms.natural_gradient import thinned
 from trpo_jax.critics import explained_variance
-from trpo_jax.envs.base import Discrete
 from trpo_jax.envs.episodes import Transition
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.networks import make_critic, make_policy
 from trpo_jax.normalization import normalize
 from trpo_jax.solvers import damped_solver
 from trpo_jax.trust_region import importance_sampled_surrogate
 
-pytestmark = pytest.mark.xdist_group("trpo")  # one worker, so that what is compiled is shared
+pytestmark = pytest.mark.xdist_group("trpo")  # one worker shares compiled programs
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_probe_with_the_critic_in_a_trust_region(probe):
 def one_update(cartpole):
     algorithm = trpo.make(cartpole, trpo.Config(**SMALL, fisher_subsample=4))
     state = jax.jit(algorithm.init)(jax.random.key(3))
-    state, _ = jax.jit(algorithm.update)(state)  # statistics that are not those of an empty start
+    state, _ = jax.jit(algorithm.update)(state)  # the statistics differ from their start
     collected, trajectory = jax.jit(algorithm.collect)(state)
     learnt, metrics = jax.jit(algorithm.learn)(collected, trajectory)
     return algorithm, state, collected, trajectory, learnt, metrics
@@ -63,7 +63,7 @@ def test_update_is_learn_after_collect(one_update):
     chex.assert_trees_all_close(new_metrics, metrics, rtol=1e-4, atol=1e-5)
 
 
-def test_the_kl_is_that_of_the_two_policies_through_the_statistics_of_collection(one_update):
+def test_the_kl_compares_both_policies_with_the_statistics_of_the_rollout(one_update):
     algorithm, state, collected, trajectory, learnt, metrics = one_update
     chex.assert_trees_all_equal(collected.actor, state.actor)
     frozen = state.actor.observation_statistics
@@ -75,10 +75,12 @@ def test_the_kl_is_that_of_the_two_policies_through_the_statistics_of_collection
     np.testing.assert_allclose(metrics["kl_max"], kl.max(), rtol=1e-3)
     assert 0 < metrics["kl"] <= 0.01
     drifted = policy(learnt.actor)
-    assert abs(float(old.kl(drifted).mean() / kl.mean() - 1)) > 0.01  # the wrong one can be told
+    assert (
+        abs(float(old.kl(drifted).mean() / kl.mean() - 1)) > 0.01
+    )  # other statistics give another KL
 
 
-def test_the_critic_is_fitted_after_its_values_were_used(one_update):
+def test_advantages_use_the_critic_before_its_fit(one_update):
     _, state, _, trajectory, _, metrics = one_update
     critic = make_critic(envs.make("CartPole-v1").observation, hidden_sizes=(8,))
     see = lambda x: normalize(state.actor.observation_statistics, x)
@@ -97,7 +99,7 @@ def test_the_critic_is_fitted_after_its_values_were_used(one_update):
 
 
 def test_the_gradient_is_not_subsampled():
-    """States that the stride skips still move the policy."""
+    """States that the stride skips change the policy too."""
     algorithm = trpo.make(
         probes.constant_value(), trpo.Config(**SMALL, fisher_subsample=4, gae_lambda=0.0)
     )
@@ -105,7 +107,7 @@ def test_the_gradient_is_not_subsampled():
     state, trajectory = algorithm.collect(state)
     skipped = jnp.arange(16)[:, None] % 4 != 0
     silent = jnp.zeros_like(trajectory.reward)
-    # Rewards only where the stride skips, centred so that the others have no advantage.
+    # Only skipped states have rewards. They are centred, so the other states have no advantage.
     reward = jnp.where(skipped, 1.0 - 2.0 * trajectory.action, silent)
     critic = jax.tree.map(jnp.zeros_like, state.critic)
     state = state._replace(critic=critic)
@@ -114,7 +116,7 @@ def test_the_gradient_is_not_subsampled():
     assert metrics["step_rejected"] == 0
 
 
-def test_the_fisher_matrix_is_that_of_every_kth_time_step(one_update):
+def test_the_fisher_matrix_uses_every_kth_time_step(one_update):
     _, state, _, trajectory, _, metrics = one_update  # fisher_subsample = 4
     policy = make_policy(envs.make("CartPole-v1").observation, Discrete(2), hidden_sizes=(8,))
     critic = make_critic(envs.make("CartPole-v1").observation, hidden_sizes=(8,))
@@ -145,8 +147,8 @@ def test_the_fisher_matrix_is_that_of_every_kth_time_step(one_update):
 
 
 @pytest.mark.parametrize(("length", "stride"), [(8, 2), (10, 4), (7, 7)])
-def test_every_time_step_comes_into_the_metric(length, stride):
-    """A fixed first one would show the metric the same part of a periodic task for ever."""
+def test_every_time_step_is_in_the_fisher_matrix_of_some_update(length, stride):
+    """With a fixed first step, the Fisher matrix of a periodic task would always miss states."""
     rows = jnp.broadcast_to(jnp.arange(length)[:, None], (length, 3))
     keys = jax.random.split(jax.random.key(0), 64)
     kept = jax.vmap(lambda key: thinned(key, rows, stride))(keys)
@@ -156,7 +158,7 @@ def test_every_time_step_comes_into_the_metric(length, stride):
 
 
 @pytest.mark.parametrize(("num_envs", "stride"), [(8, 2), (10, 4), (7, 7)])
-def test_whole_sequences_are_kept_where_environments_are_left_out(num_envs, stride):
+def test_a_subsample_of_environments_keeps_whole_sequences(num_envs, stride):
     step, env = jnp.indices((5, num_envs))
     batch = {"step": step, "env": env, "carry": env[:1]}
     keys = jax.random.split(jax.random.key(0), 64)
@@ -176,7 +178,7 @@ def test_only_fisher_vector_products_may_be_less_precise(cartpole, module):
         return Counter("HIGHEST" in x for x in lines)
 
     exact, fast = products("float32"), products("default")
-    # Two layers, each forward, along and back; and what acts, estimates and fits the critic.
+    # Each of two layers has three products. The rest acts, estimates values and fits the critic.
     assert 0 < exact[True] - fast[True] == fast[False] - exact[False] <= 20
     assert fast[True] > 0
 
@@ -192,13 +194,13 @@ def test_every_update_is_one_program(cartpole):
 @pytest.mark.parametrize(
     ("settings", "copies"),
     [
-        # What was seen, what followed, and both again as networks see them.
+        # Observations and next observations, each raw and standardised.
         ({"normalize_observations": False}, 4),
         ({}, 4),
         ({"fisher_subsample": 4}, 4.25),
     ],
 )
-def test_an_update_needs_no_more_memory_than_its_observations(settings, copies):
+def test_an_update_needs_memory_for_about_four_copies_of_its_observations(settings, copies):
     width = 2048
     env = probes.counter(width=width)
     algorithm = trpo.make(env, trpo.Config(**(SMALL | {"num_steps": 64} | settings)))
@@ -208,7 +210,7 @@ def test_an_update_needs_no_more_memory_than_its_observations(settings, copies):
     assert compiled.memory_analysis().temp_size_in_bytes < (copies + 0.2) * observations
 
 
-def test_a_failed_search_restores_the_policy_bit_for_bit(cartpole):
+def test_a_rejected_step_keeps_the_policy_bit_for_bit(cartpole):
     algorithm = trpo.make(cartpole, trpo.Config(**SMALL, kl_peak=1e-20))
     state = algorithm.init(jax.random.key(0))
     new_state, metrics = jax.jit(algorithm.update)(state)
@@ -217,8 +219,8 @@ def test_a_failed_search_restores_the_policy_bit_for_bit(cartpole):
     chex.assert_trees_all_equal(new_state.actor.policy_params, state.actor.policy_params)
 
 
-def test_truncation_is_bootstrapped_and_termination_is_not():
-    """A reward of 1 for ever is worth 1 / (1 - gamma) if time limits are seen through."""
+def test_truncation_bootstraps_and_termination_does_not():
+    """With a bootstrap at time limits, a reward of 1 in each step is worth 1 / (1 - gamma)."""
 
     def critic_targets(**settings):
         env = probes.counter(reward=1.0, **settings)
@@ -227,10 +229,8 @@ def test_truncation_is_bootstrapped_and_termination_is_not():
         observations = normalize(state.actor.observation_statistics, jnp.arange(4.0)[:, None])
         return critic.apply(state.critic.params, observations)
 
-    alike = critic_targets(time_limit=4, visible=False)[
-        0
-    ]  # the last observation is like all others
-    np.testing.assert_allclose(alike, 5.0, atol=0.05)
+    alike = critic_targets(time_limit=4, visible=False)  # all observations look the same
+    np.testing.assert_allclose(alike[0], 5.0, atol=0.05)
     geometric = [(1 - 0.8**n) / 0.2 for n in (4, 3, 2, 1)]
     np.testing.assert_allclose(critic_targets(terminates_at=4), geometric, atol=0.25)
 
@@ -247,7 +247,7 @@ def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
     together = jax.jit(jax.vmap(run))(keys)
     alone = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
     chex.assert_trees_all_close(together, alone, rtol=2e-3, atol=2e-4)
-    assert len(np.unique(together["entropy"][:, 0])) > 60  # the seeds do differ
+    assert len(np.unique(together["entropy"][:, 0])) > 60  # the seeds differ
 
 
 @pytest.mark.parametrize(
@@ -259,8 +259,8 @@ def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
     ids=["adam", "trust_region"],
 )
 def test_every_real_field_sweeps_in_one_program(choices, idle):
-    """Lane 0 is unchanged; each other lane changes one field, which changes what happens."""
-    # Without damping in its length the step is too long at times, and the search shortens it.
+    """Lane 0 keeps the config. Each other lane changes one field, which must have an effect."""
+    # With damped_scaling=False, the line search sometimes shortens the step.
     base = trpo.Config(**SMALL, **choices, entropy_coef=0.01, damped_scaling=False)
     names = [f.name for f in dataclasses.fields(base) if f.metadata["kind"] is float]
     assert len(names) == len(jax.tree.leaves(base)) == 12
@@ -280,7 +280,7 @@ def test_every_real_field_sweeps_in_one_program(choices, idle):
 
     swept = jax.jit(jax.vmap(run))(configs)
     single = jax.jit(lambda configs: jax.lax.map(run, configs))(configs)
-    # A Gauss-Newton step of the critic multiplies rounding by some thousands.
+    # A Gauss-Newton step of the critic multiplies rounding errors by thousands.
     alike = 1 if base.gae_critic == "trust_region" else 2
     for name, values in swept.items():
         close = {"rtol": 1e-2, "atol": 1e-3, "err_msg": name}
@@ -293,8 +293,8 @@ def test_every_real_field_sweeps_in_one_program(choices, idle):
         assert any(different), f"{name} changes nothing"
 
 
-def test_the_statistics_do_not_move_the_policy_out_of_the_region():
-    """What normalisation alone changes, for parameters that stay as they are, in KL."""
+def test_new_statistics_change_the_policy_by_less_than_the_trust_region():
+    """The KL divergence between the old and the new statistics, with the same parameters."""
     env = envs.make("MountainCar-v0")
     algorithm = trpo.make(env, trpo.Config(**(SMALL | {"num_steps": 64})))
     update, state = jax.jit(algorithm.update), algorithm.init(jax.random.key(0))
@@ -308,7 +308,7 @@ def test_the_statistics_do_not_move_the_policy_out_of_the_region():
         state = new_state
 
 
-def test_reward_scaling_divides_by_the_deviation_of_discounted_sums():
+def test_scale_rewards_divides_by_the_deviation_of_discounted_sums():
     env = probes.counter(time_limit=6)
     algorithm = trpo.make(env, trpo.Config(**SMALL, scale_rewards=True))
     state = algorithm.init(jax.random.key(0))
@@ -333,11 +333,11 @@ def test_reward_scaling_divides_by_the_deviation_of_discounted_sums():
         (lambda count: 1e-6 + 0 * count, 1e-6),
         (lambda count: 1 + 1e-5 * count, 100.0),  # hardly varies
         (lambda count: 1e8 * (1 + 1e-5 * count), 100.0),
-        (lambda count: 5e-9 * (count == 2), 1 / np.sqrt(5 / 36)),  # tiny, but nothing else is there
+        (lambda count: 5e-9 * (count == 2), 1 / np.sqrt(5 / 36)),  # tiny, but the only reward
     ],
 )
-def test_scaled_rewards_are_of_a_size_that_a_critic_can_be_fitted_to(reward, expected):
-    """With a gamma of 0 the critic's targets are the scaled rewards themselves."""
+def test_scaled_rewards_have_a_size_that_a_critic_can_fit(reward, expected):
+    """With a gamma of 0, the targets of the critic are the scaled rewards."""
     env = probes.counter(time_limit=6)
 
     def step(key, count, action):
@@ -351,7 +351,7 @@ def test_scaled_rewards_are_of_a_size_that_a_critic_can_be_fitted_to(reward, exp
     np.testing.assert_allclose(np.abs(fit_input.targets).max(), expected, rtol=0.2)
 
 
-def test_a_state_saved_and_restored_goes_on_bit_for_bit(one_update):
+def test_a_restored_state_continues_bit_for_bit(one_update):
     algorithm, state, *_ = one_update
     update = jax.jit(algorithm.update)
     leaves, treedef = jax.tree.flatten(state._replace(key=jax.random.key_data(state.key)))

@@ -34,7 +34,7 @@ def test_members_differ_and_the_value_is_their_mean(cartpole):
     np.testing.assert_allclose(means, values.mean(axis=0), rtol=1e-6)
 
 
-def test_members_learn_and_come_to_agree_where_they_have_data():
+def test_members_learn_and_agree_at_states_with_data():
     settings = {"num_steps": 8, "critic_lr": 0.01, "normalize_observations": False}
     _, _, metrics = train(
         trpo_ensemble, probes.value_of_observation(), 30, num_critics=3, **settings
@@ -44,7 +44,7 @@ def test_members_learn_and_come_to_agree_where_they_have_data():
     assert abs(metrics["value_mean"][-1]) < 1
 
 
-def test_weights_have_mean_one_and_follow_the_disagreement():
+def test_weights_have_mean_one_and_grow_with_the_disagreement():
     spread = jnp.array([[0.1, 1.0, 1.0], [10.0, 2.0, 0.5]])
     weights = uncertainty_weights(spread, 1.0)
     np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
@@ -53,7 +53,7 @@ def test_weights_have_mean_one_and_follow_the_disagreement():
     np.testing.assert_allclose(uncertainty_weights(jnp.zeros((2, 2)), 1.0), 1, rtol=1e-6)
 
 
-def test_the_weighted_divergence_is_bounded_and_the_plain_one_is_not(cartpole):
+def test_max_kl_bounds_the_weighted_kl_and_not_the_plain_kl(cartpole):
     config = trpo_ensemble.Config(
         **(SMALL | {"num_steps": 64}), num_critics=2, uncertainty_exponent=4.0, damping=1e-3
     )
@@ -77,6 +77,6 @@ def test_the_weighted_divergence_is_bounded_and_the_plain_one_is_not(cartpole):
     ("settings", "named"),
     [({"num_critics": 1}, "num_critics = 1"), ({"fisher_subsample": 2}, "fisher_subsample = 2")],
 )
-def test_what_cannot_work_is_refused_by_name(cartpole, settings, named):
+def test_settings_that_cannot_work_are_refused(cartpole, settings, named):
     with pytest.raises(ConfigurationError, match=named):
         trpo_ensemble.make(cartpole, trpo_ensemble.Config(**(SMALL | settings)))

@@ -14,15 +14,15 @@ def test_noise_is_rarely_accepted_and_a_signal_is():
     settings = {"num_envs": 16, "num_steps": 8}
     noisy = probes.probe(
         "noise", lambda s, t: jnp.zeros(1), lambda s, t, a: s
-    )  # the hidden sign, whatever the action
+    )  # the reward does not depend on the action
     _, _, on_noise = train(trpo_held_out, noisy, 60, **settings)
     _, _, on_signal = train(trpo_held_out, probes.action_choice(), 6, max_kl=0.05, **settings)
     assert on_noise["step_rejected"].mean() > 0.9
     assert on_signal["step_rejected"].mean() < 0.5
 
 
-def test_the_step_comes_from_one_half_and_the_test_from_the_other():
-    """Advantages of the held-out half decide whether, those of the fitted half decide where."""
+def test_one_half_gives_the_step_and_the_other_half_tests_it():
+    """The fitted half decides the direction. The held-out half decides if the step is accepted."""
     env = probes.action_choice()
     config = trpo_held_out.Config(**(SMALL | {"num_envs": 8}), gae_lambda=0.0)
     algorithm = trpo_held_out.make(env, config)
@@ -44,7 +44,7 @@ def test_the_step_comes_from_one_half_and_the_test_from_the_other():
     assert [rejected for _, rejected in outcome.values()] == [False, True, False]
 
 
-def test_too_few_environments_are_refused_by_name():
+def test_too_few_environments_are_refused():
     with pytest.raises(ConfigurationError, match="num_envs = 3 cannot be halved"):
         trpo_held_out.make(
             probes.action_choice(),

@@ -11,8 +11,9 @@ from trpo_jax.algorithms import trpo_vine
 from trpo_jax.algorithms.base import Actor, update_keys
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.algorithms.trpo_vine import make_branches
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, Environment, StepResult
+from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.envs.episodes import start_episode
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import fisher_vector_product
 from trpo_jax.networks import make_critic
@@ -36,7 +37,7 @@ LEARN = {"max_kl": 0.05, "num_states": 32, "branch_steps": 3}
 
 
 def branches_of(algorithm, state, trajectory):
-    """Returns the branches of a trajectory; the advantages in their batch number its rows."""
+    """Returns the branches of a trajectory. The advantages in their batch are the row numbers."""
     config, env = algorithm.config, algorithm.env
     _, step_input, _ = estimate(env, config, algorithm.agent, state, trajectory)
     numbers = jnp.arange(config.num_envs * config.num_steps, dtype=jnp.float32)
@@ -61,17 +62,17 @@ def test_probe(probe, continuous):
 
 
 @pytest.mark.parametrize("probe", ["constant_value", "value_of_observation"])
-def test_where_no_action_matters_no_step_is_taken(probe):
+def test_no_step_is_taken_if_no_action_matters(probe):
     _, _, metrics = learning.learnt(trpo_vine, probe, **LEARN)
     assert not metrics["kl"].any()
 
 
-# --- what the branches find
+# --- the returns of branches
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
-def test_branches_go_on_from_the_states_of_the_trajectory(bootstrap):
-    """The counter pays 10 times what it counts to, whatever is done; the critic sees a third."""
+def test_branches_start_from_the_states_of_the_trajectory(bootstrap):
+    """The reward is 10 times the count, for all actions. The reward scale of the critic is 3."""
     env = probes.counter(terminates_at=6)
     settings = {"gamma": 0.5, "normalize_observations": False, "scale_rewards": True}
     config = trpo_vine.Config(**(SMALL | settings), branch_bootstrap=bootstrap)
@@ -98,7 +99,7 @@ def test_branches_go_on_from_the_states_of_the_trajectory(bootstrap):
 
 
 def noisy():
-    """Pays the action plus a noise of its own; nothing else happens."""
+    """Returns an environment whose reward is the action plus noise. Its state is constant."""
 
     def step(key, state, action):
         reward = action[0] + 3 * jax.random.normal(key)
@@ -118,7 +119,7 @@ def test_branches_of_a_state_share_their_random_numbers():
     state = algorithm.init(jax.random.key(0))
     _, trajectory = jax.jit(algorithm.collect)(state)
     branches = branches_of(algorithm, state, trajectory)
-    # Noise of environment and policy drop out of differences, and differ between states.
+    # All branches of a state have the same noise, and different states have different noise.
     noise = branches.returns - branches.actions[..., 0]
     np.testing.assert_allclose(noise, noise[:, :1].repeat(4, axis=1), atol=1e-4)
     assert np.std(noise[:, 0]) > 3
@@ -131,7 +132,7 @@ def test_branches_of_a_state_share_their_random_numbers():
     keys = jax.random.split(jax.random.key(1), (32, 4))
     others = jax.vmap(jax.vmap(independent))(keys, branches.actions)
     variance = lambda returns: np.var(returns[:, 0] - returns[:, 1])
-    assert variance(branches.returns) < 0.2 * variance(others)  # 2 against 2 (1 + 3 9 + 2) in mean
+    assert variance(branches.returns) < 0.2 * variance(others)  # 2 and 2 (1 + 3 9 + 2) on average
 
 
 # --- one update
@@ -141,7 +142,7 @@ def test_branches_of_a_state_share_their_random_numbers():
 def one_update():
     env = probes.counter(time_limit=6)._replace(action=Discrete(3))
 
-    def reset(key):  # environments that differ
+    def reset(key):  # the environments start in different states
         state = jax.random.randint(key, (), 0, 6, jnp.int32)
         return state, state[None].astype(jnp.float32)
 
@@ -153,12 +154,12 @@ def one_update():
     algorithm = trpo_vine.make(env._replace(reset=reset, step=step), config)
     state = jax.jit(algorithm.init)(jax.random.key(3))
     update = jax.jit(algorithm.update)
-    state, _ = update(state)  # statistics that are not those of an empty start
+    state, _ = update(state)  # the statistics differ from their start
     _, trajectory = jax.jit(algorithm.collect)(state)
     return algorithm, state, trajectory, *update(state)
 
 
-def test_the_step_is_that_of_the_branches(one_update):
+def test_the_step_uses_the_branches(one_update):
     algorithm, state, trajectory, learnt, metrics = one_update
     branches = branches_of(algorithm, state, trajectory)
     rows = branches.batch.advantages[:, 0].astype(int)
@@ -193,7 +194,7 @@ def test_the_step_is_that_of_the_branches(one_update):
 
 
 @pytest.mark.parametrize(("num_actions", "tried"), [(2, 2), (5, 4)])
-def test_every_step_of_the_simulator_is_counted(num_actions, tried):
+def test_every_step_of_the_simulator_counts(num_actions, tried):
     steps = []
     env = probes.counter(terminates_at=2)._replace(action=Discrete(num_actions))
 
@@ -204,7 +205,7 @@ def test_every_step_of_the_simulator_is_counted(num_actions, tried):
     algorithm = trpo_vine.make(env._replace(step=step), trpo_vine.Config(**SMALL))
     state = algorithm.init(jax.random.key(0))
     jax.effects_barrier()
-    steps.clear()  # those of random actions, for the first statistics
+    steps.clear()  # without the random actions of the first statistics
     jax.block_until_ready(algorithm.update(state))
     jax.effects_barrier()
     assert algorithm.steps_per_update == len(steps) == 4 * 8 + 16 * tried * 3
@@ -225,7 +226,7 @@ def test_configs_sweep_in_one_program():
     assert not np.allclose(loss[0], loss[2], rtol=1e-3)
 
 
-# --- what cannot work
+# --- wrong settings
 
 
 @pytest.mark.parametrize(
@@ -237,12 +238,12 @@ def test_configs_sweep_in_one_program():
         ({"num_branches": 0}, "num_branches = 0 cannot work"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(settings, message):
+def test_sizes_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         trpo_vine.make(probes.action_choice(), trpo_vine.Config(**(SMALL | settings)))
 
 
-def test_an_environment_that_cannot_be_restarted_is_named():
+def test_an_environment_that_cannot_be_restarted_is_refused():
     env = probes.action_choice()._replace(restartable=False)
     with pytest.raises(ConfigurationError, match="action choice cannot be restarted"):
         trpo_vine.make(env, trpo_vine.Config(**SMALL))

@@ -12,7 +12,7 @@ from trpo_jax import envs
 from trpo_jax.algorithms import trpo, ua_trpo
 from trpo_jax.errors import ConfigurationError
 
-pytestmark = pytest.mark.xdist_group("ua_trpo")  # one worker, so that what is compiled is shared
+pytestmark = pytest.mark.xdist_group("ua_trpo")  # one worker shares compiled programs
 
 
 @CHOICES_AND_NUMBERS
@@ -36,9 +36,9 @@ def first_update(env, weights, **settings):
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-def test_without_weight_on_uncertainty_it_is_trpo_bit_for_bit(name):
+def test_with_c_of_zero_it_is_trpo_bit_for_bit(name):
     env = envs.make(name)
-    # The emitters that the tests do without fuse both programs alike.
+    # With the fusion emitters, which the tests switch off, XLA fuses both programs the same way.
     flag = "xla_cpu_use_fusion_emitters"
     options = {flag: True} if flag in os.environ.get("XLA_FLAGS", "") else None
     _, plain, plain_metrics = train(trpo, env, 5, options)
@@ -50,10 +50,10 @@ def test_without_weight_on_uncertainty_it_is_trpo_bit_for_bit(name):
     )
 
 
-def test_with_more_environments_it_tends_to_trpo(cartpole):
-    """How much shorter the gradient is in the metric with the uncertainty than in the one without.
+def test_with_more_environments_it_approaches_trpo(cartpole):
+    """The uncertainty lowers g.x by a share that falls with the number of environments.
 
-    Ten times the environments, a tenth of the squared radius.
+    A hundred times as many environments must lower the share to less than a tenth.
     """
 
     def shortfall(num_envs):
@@ -75,8 +75,8 @@ def test_uncertainty_shortens_the_step_and_the_reported_radius_is_its_kl(cartpol
     np.testing.assert_allclose(metrics["kl"], taken, rtol=0.1)
 
 
-def test_pure_noise_gains_what_the_noise_floor_says(cartpole):
-    """Rewards that no action changes: g.x is noise, and the floor predicts it on average."""
+def test_the_noise_floor_predicts_the_gain_of_pure_noise(cartpole):
+    """If no action changes the rewards, g.x is noise. The noise floor predicts its mean."""
     algorithm = ua_trpo.make(
         probes.constant_value(), ua_trpo.Config(**(SMALL | {"num_envs": 32}), c=0.0, damping=0.01)
     )
@@ -93,7 +93,7 @@ def test_pure_noise_gains_what_the_noise_floor_says(cartpole):
     np.testing.assert_allclose(floors.mean(), gains.mean(), rtol=0.25)
 
 
-# --- bad input
+# --- wrong settings
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,6 @@ def test_pure_noise_gains_what_the_noise_floor_says(cartpole):
         ({"fisher_subsample": 2}, "fisher_subsample = 2"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(cartpole, settings, named):
+def test_settings_that_cannot_work_are_refused(cartpole, settings, named):
     with pytest.raises(ConfigurationError, match=named):
         ua_trpo.make(cartpole, ua_trpo.Config(**(SMALL | settings)))

@@ -1,4 +1,4 @@
-"""Agents with a memory in all of an update."""
+"""Updates of agents with a memory."""
 
 from functools import partial
 
@@ -54,7 +54,7 @@ def test_other_solvers_critics_and_explorations_learn_with_a_memory():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("memory", ["gru", "lstm"])
-def test_it_keeps_its_types_where_float64_is_enabled(memory):
+def test_a_memory_keeps_its_types_if_float64_is_enabled(memory):
     algorithm = trpo.make(probes.noise(), trpo.Config(**SMALL | {"memory": memory}))
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     learnt, _ = jax.eval_shape(algorithm.update, state)
@@ -62,8 +62,8 @@ def test_it_keeps_its_types_where_float64_is_enabled(memory):
 
 
 @pytest.mark.parametrize("module", [vpg, trpo_ensemble])
-def test_advantages_are_of_values_that_are_seen_with_the_memory_of_their_step(module):
-    """What follows a truncation is seen with the memory before it; a new episode has none."""
+def test_advantages_use_values_with_the_memory_of_their_step(module):
+    """The value after a truncation uses the memory of the episode; a new episode has none."""
     env = probes.noise()
     own = OWN.get(module.__name__.rpartition(".")[-1], {})
     config = module.Config(**(SMALL | own), normalize_observations=False)
@@ -102,7 +102,7 @@ def test_advantages_are_of_values_that_are_seen_with_the_memory_of_their_step(mo
             if of_one.truncated[t]:
                 ends += 1
                 without = float(step(fresh, of_one.next_observation[t])[0])
-                assert abs(following[-1] - without) > 1e-3  # the two can be told apart
+                assert abs(following[-1] - without) > 1e-3  # the memory changes the value
         kept = jax.tree.map(lambda x, i=env_index: x[i : i + 1], estimated.rollout.critic_carry)
         chex.assert_trees_all_close(kept, carry, rtol=1e-5, atol=1e-6)
         advantages, later = [], 0.0
@@ -120,8 +120,8 @@ def test_advantages_are_of_values_that_are_seen_with_the_memory_of_their_step(mo
     assert any(x.any() for x in jax.tree.leaves(state.rollout.critic_carry))
 
 
-def test_the_critic_is_fitted_to_whole_sequences_from_where_they_began():
-    """One part and one epoch: Adam's first step is along the sign of the gradient by hand."""
+def test_the_critic_is_fitted_to_whole_sequences_with_their_first_memory():
+    """With one minibatch and one epoch, the first step of Adam follows the sign of the gradient."""
     algorithm = vpg.make(probes.noise(), vpg.Config(**(SMALL | {"critic_minibatches": 1})))
     agent = algorithm.agent
 
@@ -152,7 +152,7 @@ def test_the_critic_is_fitted_to_whole_sequences_from_where_they_began():
     assert any(jax.tree.leaves(wrong))
 
 
-def test_the_fisher_matrix_is_that_of_every_kth_sequence():
+def test_the_fisher_matrix_uses_every_kth_sequence():
     config = trpo.Config(**SMALL, fisher_subsample=2)
     algorithm = trpo.make(probes.noise(), config)
     agent = algorithm.agent
@@ -179,8 +179,8 @@ def test_the_fisher_matrix_is_that_of_every_kth_sequence():
     assert min(even, odd) < 1e-4 < 1e-2 < min(max(even, odd), other)
 
 
-def test_a_memory_goes_on_under_schedules():
-    """A schedule that stays where it is gives the run without one."""
+def test_a_memory_works_with_schedules():
+    """A run with a constant schedule is the same as a run without a schedule."""
     make, config = partial(trpo.make, probes.noise()), trpo.Config(**SMALL, max_kl=0.02)
     plain = make(config)
     with_schedule = scheduled(make, config, {"max_kl": lambda steps: 0.02 + 0 * steps})
@@ -198,7 +198,7 @@ def test_a_memory_goes_on_under_schedules():
 
 
 def recalling():
-    """Shows a sign at its first step only, which the action of its third step is to name."""
+    """Returns an environment that shows a sign in its first step. The third action must name it."""
 
     def show(sign, t):
         return jnp.stack([sign * (t == 0), (t == 2) * 1.0])
@@ -214,12 +214,12 @@ def recalling():
         result = envs.base.StepResult(show(sign, t + 1), reward, t == 2, no)
         return (sign, t + 1), result
 
-    spec = envs.base.ArraySpec((2,), np.dtype(np.float32))
-    return envs.base.Environment("recalling", reset, step, spec, envs.base.Discrete(2), None)
+    spec = envs.specs.ArraySpec((2,), np.dtype(np.float32))
+    return envs.base.Environment("recalling", reset, step, spec, envs.specs.Discrete(2), None)
 
 
 @pytest.mark.parametrize(("memory", "least", "most"), [("none", 0.3, 0.7), ("gru", 0.95, 1.0)])
-def test_what_was_seen_two_steps_before_is_recalled(memory, least, most):
+def test_a_memory_recalls_an_observation_two_steps_before(memory, least, most):
     settings = {"num_envs": 16, "num_steps": 15, "memory_size": 8, "critic_epochs": 4}
     settings |= {"max_kl": 0.05, "gamma": 0.9, "memory": memory, "normalize_observations": False}
     algorithm = trpo.make(recalling(), trpo.Config(**(SMALL | settings)))

@@ -8,7 +8,7 @@ from trpo_jax.records.runs import cost_columns
 METRICS = {"update": np.array([[1, 2, 3]] * 2)}
 
 
-def test_columns_of_costs():
+def test_columns_of_costs_are_found_by_name():
     names = ["episodic_return", "episodic_cost_b", "episodic_cost_a", "cost_excess", "kl"]
     assert cost_columns(names) == {"b": "episodic_cost_b", "a": "episodic_cost_a"}
     assert cost_columns(names, "cost_excess") == {"cost": "cost_excess"}
@@ -16,7 +16,7 @@ def test_columns_of_costs():
     assert list(cost_columns(names, order=("a", "b", "c"))) == ["a", "b"]
 
 
-def test_limits_of_one_cost_or_several():
+def test_there_is_one_limit_for_all_costs_or_one_for_each():
     limits = lambda limit, count, **metrics: cost_limits(
         {"cost_limit": limit}, METRICS | metrics, count
     )
@@ -31,7 +31,7 @@ def test_limits_of_one_cost_or_several():
 @pytest.mark.parametrize(
     ("limit", "words"), [(4.0, "keep the limit of 4"), (3.5, "exceed the limit of 3.5")]
 )
-def test_a_limit_is_kept_on_average(limit, words):
+def test_a_limit_is_kept_if_the_mean_cost_is_at_most_the_limit(limit, words):
     per_seed = np.array([[3.0], [5.0], [np.nan]])
     described = describe_costs(["toll"], per_seed, np.array([limit]))["toll"]
     assert described["per_seed"] == [3, 5, None]

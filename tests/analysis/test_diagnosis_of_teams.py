@@ -8,7 +8,7 @@ from trpo_jax.figures.diagnosis_panels import panels
 
 
 def run_of_team(rejected):
-    """Returns a healthy run of a team, in which two agents reject these shares of their steps."""
+    """Returns a healthy run of a team whose agents reject these shares of their steps."""
     run = healthy_run("hatrpo")
     shape = run.metrics["kl"].shape
     each = [np.arange(shape[1]) % 100 < 100 * share for share in rejected]
@@ -23,7 +23,7 @@ def names(run):
     return [warning.name for warning in find_warnings(run)]
 
 
-def test_an_agent_that_rejects_its_steps_is_named_where_the_others_hide_it():
+def test_one_agent_that_often_rejects_its_steps_gives_a_warning():
     shape = np.ones((3, 60))
     run = run_of_team((0, 0))
     assert names(run) == []
@@ -37,7 +37,7 @@ def test_an_agent_that_rejects_its_steps_is_named_where_the_others_hide_it():
     assert names(run._replace(metrics=run.metrics | steps)) == ["steps often rejected"]
 
 
-def test_the_agents_that_move_most_and_least_have_a_panel():
+def test_a_panel_shows_the_agents_with_the_largest_and_the_smallest_kl_divergence():
     run = run_of_team((0, 0))
     metrics = run.metrics | {"kl_agent_1": 0.1 * run.metrics["kl"]}
     (panel,) = [x for x in panels(run._replace(metrics=metrics)) if "kl_agent_0" in x.metrics]

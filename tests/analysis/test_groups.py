@@ -27,7 +27,7 @@ def joined(folder, window=20):
     return join_runs([(run.description["algorithm"], run) for run in runs], window)
 
 
-def test_seeds_of_one_task_and_label_are_stacked(tmp_path):
+def test_runs_of_one_task_and_label_become_one_group(tmp_path):
     write_run(tmp_path / "a", returns=[[1, 2], [3, 4]], seeds=[5, 6], max_kl=0.01)
     write_run(tmp_path / "b", returns=[[5, 6]], seeds=[9], max_kl=0.01)
     write_run(tmp_path / "c", algorithm="ppo", returns=[[7, 8]])
@@ -44,7 +44,7 @@ def test_seeds_of_one_task_and_label_are_stacked(tmp_path):
     assert [run.folder.name for run in group.runs] == ["a", "b"]
 
 
-def test_the_running_return_is_over_the_window(tmp_path):
+def test_the_running_return_is_averaged_over_the_window(tmp_path):
     write_run(tmp_path / "a", returns=[[1, 2, 6]])
     group = joined(tmp_path, window=40)["CartPole-v1"]["trpo"]
     np.testing.assert_array_equal(group.returns, [[NAN, 1.5, 4]])
@@ -58,7 +58,7 @@ def test_seeds_are_cut_to_the_shortest_run(tmp_path):
     np.testing.assert_array_equal(group.returns, [[1, 2], [5, 6]])
 
 
-def test_runs_with_other_settings_are_not_joined(tmp_path):
+def test_runs_with_different_settings_are_refused(tmp_path):
     write_run(tmp_path / "a", max_kl=0.01, gamma=0.9)
     write_run(tmp_path / "b", seeds=[1], max_kl=0.02, gamma=0.9, damping=0.1)
     with pytest.raises(ConfigurationError) as error:
@@ -68,21 +68,21 @@ def test_runs_with_other_settings_are_not_joined(tmp_path):
     assert "differ in max_kl (0.01 and 0.02), damping (None and 0.1). Give each" in message
 
 
-def test_of_many_differences_some_are_named(tmp_path):
+def test_the_error_lists_only_the_first_of_many_differences(tmp_path):
     write_run(tmp_path / "a", **{f"field{n}": 0 for n in range(9)})
     write_run(tmp_path / "b", seeds=[1], **{f"field{n}": 1 for n in range(9)})
     with pytest.raises(ConfigurationError, match=r"field4 \(0 and 1\) and 4 more\."):
         joined(tmp_path)
 
 
-def test_other_lengths_that_were_asked_for_are_other_settings(tmp_path):
+def test_runs_with_different_total_steps_are_refused(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", seeds=[1], total_steps=1000)
     with pytest.raises(ConfigurationError, match=r"total_steps \(300 and 1000\)"):
         joined(tmp_path)
 
 
-def test_a_seed_counts_once(tmp_path):
+def test_runs_that_share_a_seed_are_refused(tmp_path):
     write_run(tmp_path / "a", returns=[[1], [2]], seeds=[1, 2])
     write_run(tmp_path / "b", returns=[[1], [2]], seeds=[2, 3])
     with pytest.raises(ConfigurationError, match=r"/a and .*/b .* both have seed 2"):
@@ -93,11 +93,11 @@ def test_a_seed_counts_once(tmp_path):
     ("env_steps", "by_hand"),
     [(400, [9, 7, 1]), (399, [5, 2, 1]), (200, [1, 6, 1]), (100, [NAN] * 3), (99, [NAN] * 3)],
 )
-def test_returns_at_some_step(env_steps, by_hand):
+def test_returns_at_a_step_are_those_of_the_last_update_before(env_steps, by_hand):
     np.testing.assert_array_equal(returns_at(GROUP, env_steps), by_hand)
 
 
-def test_steps_to_a_return_within_some_steps():
+def test_steps_to_a_return_are_nan_beyond_the_last_step():
     np.testing.assert_array_equal(steps_to(GROUP, 5.0, 400), [300, 200, NAN])
     np.testing.assert_array_equal(steps_to(GROUP, 5.0, 299), [NAN, 200, NAN])
     np.testing.assert_array_equal(steps_to(GROUP, 5.0, 1), [NAN] * 3)
@@ -107,7 +107,7 @@ def test_steps_to_a_return_within_some_steps():
     ("reached", "median"),
     [([1, 2, 9], 2), ([1, 2, NAN], 2), ([1, 2, 4, NAN], 3), ([1, 2, NAN, NAN], None)],
 )
-def test_seeds_that_never_reached_it_come_last(reached, median):
+def test_a_seed_that_never_reached_the_return_counts_as_infinite(reached, median):
     assert median_steps(np.array(reached, float)) == median
 
 
@@ -118,13 +118,13 @@ def test_evaluations_come_in_the_order_of_the_seeds(tmp_path):
     np.testing.assert_array_equal(read_evaluations(group), [10, 20, 70])
 
 
-def test_a_run_without_an_evaluation_is_named(tmp_path):
+def test_the_error_names_a_run_without_an_evaluation(tmp_path):
     write_run(tmp_path / "a")
     with pytest.raises(ConfigurationError, match=r"/a has no evaluation"):
         read_evaluations(joined(tmp_path)["CartPole-v1"]["trpo"])
 
 
-def test_a_seed_that_stopped_has_no_score(tmp_path):
+def test_a_run_with_a_seed_that_stopped_is_refused(tmp_path):
     write_run(tmp_path / "a", returns=[[1], [2]], evaluations=[10, None])
     with pytest.raises(ConfigurationError, match=r"/a has no score: it stopped"):
         read_evaluations(joined(tmp_path)["CartPole-v1"]["trpo"])

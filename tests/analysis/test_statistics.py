@@ -22,7 +22,7 @@ from trpo_jax.analysis.statistics import (
 FIVE, THREE = np.array([0.0, 0.2, 0.4, 0.6, 0.8]), np.array([0.5, 1.0, 1.5])
 
 
-def test_summary_of_scores():
+def test_a_summary_matches_numpy_and_scipy():
     scores = np.array([1.0, 2.0, 3.0, 100.0])
     summary = summarize(scores)
     assert summary.mean == 26.5
@@ -33,7 +33,7 @@ def test_summary_of_scores():
     np.testing.assert_allclose(summary.iqm_ci95, scipy.stats.t.interval(0.95, 3, 2.5, error))
 
 
-def test_seeds_that_agree_have_an_interval_of_no_width():
+def test_equal_scores_have_an_interval_of_width_0():
     assert summarize(np.full(5, 500.0)).ci95 == (500.0, 500.0)
     assert estimate([np.full(4, 0.25), np.full(3, 0.75)], mean_of_means).ci95 == (0.5, 0.5)
 
@@ -53,7 +53,7 @@ def test_the_spread_of_fewer_than_three_seeds_is_their_range():
     np.testing.assert_array_equal(ends, iqm_interval(scores))
 
 
-# How often an interval covers at the least, of how many seeds; the mean of skewed scores is harder.
+# The last number is the least coverage. The mean of skewed scores is harder to cover.
 COVERED = [
     (np.mean, mean_interval, 4, "normal", 0.93),
     (np.mean, mean_interval, 4, "exponential", 0.86),
@@ -75,7 +75,7 @@ def coverage(statistic, interval, count, distribution):
 
 
 @pytest.mark.parametrize(("statistic", "interval", "count", "distribution", "least"), COVERED)
-def test_intervals_cover(statistic, interval, count, distribution, least):
+def test_intervals_cover_as_often_as_they_should(statistic, interval, count, distribution, least):
     assert coverage(statistic, interval, count, distribution) > least
 
 
@@ -88,7 +88,7 @@ def test_a_percentile_bootstrap_would_fail_that_test(statistic, _, count, distri
     assert coverage(statistic, bootstrap, count, distribution) < least - 0.015
 
 
-def test_the_interval_of_an_interquartile_mean_is_that_of_tukey_and_mclaughlin():
+def test_the_interval_of_the_interquartile_mean_is_the_trimmed_mean_interval():
     scores = np.append(np.arange(11.0), 1e6)  # a failed seed does not widen it
     assert len(scores) >= LEAST_WINSORIZED
     deviation = np.array([3.0] * 4 + [4, 5, 6, 7] + [8.0] * 4).std(ddof=1)
@@ -97,35 +97,35 @@ def test_the_interval_of_an_interquartile_mean_is_that_of_tukey_and_mclaughlin()
 
 
 @pytest.mark.parametrize(("scores", "expected"), [([0, 1, 2, 3, 4, 5, 6, 100], 3.5), ([5], 5)])
-def test_interquartile_mean(scores, expected):
+def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end(scores, expected):
     assert interquartile_mean(np.array(scores, float)) == expected
 
 
 @pytest.mark.parametrize(
     ("name", "by_hand"),
     [
-        ("mean", 0.7),  # of 0.4 and 1.0
+        ("mean", 0.7),  # the means are 0.4 and 1.0
         ("median", 0.7),
         ("optimality gap", ((1 + 0.8 + 0.6 + 0.4 + 0.2) / 5 + 0.5 / 3) / 2),
     ],
 )
-def test_aggregates(name, by_hand):
+def test_aggregates_match_numbers_by_hand(name, by_hand):
     np.testing.assert_allclose(estimate([FIVE, THREE], AGGREGATES[name]).value, by_hand)
 
 
-def test_the_median_over_tasks_is_not_their_mean():
+def test_the_median_over_tasks_is_a_median():
     tasks = [np.full(2, 0.1), np.full(2, 0.2), np.full(2, 0.9)]
     np.testing.assert_allclose(estimate(tasks, AGGREGATES["median"]).value, 0.2)
 
 
-def test_each_task_weighs_the_same_in_a_pooled_interquartile_mean():
+def test_each_task_has_the_same_weight_in_the_pooled_interquartile_mean():
     weighted = np.concatenate([np.repeat(FIVE, 3), np.repeat(THREE, 5)])
     np.testing.assert_allclose(pooled_iqm(FIVE, THREE), scipy.stats.trim_mean(weighted, 0.25))
     equal = np.arange(8.0).reshape(2, 4)
     np.testing.assert_allclose(pooled_iqm(*equal), 3.5)
 
 
-def test_the_interval_of_a_mean_over_tasks_is_that_of_welch():
+def test_the_interval_of_a_mean_over_tasks_is_welchs_interval():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=4), rng.normal(3, 2, size=7)
     welch = scipy.stats.ttest_ind(x, -y, equal_var=False).confidence_interval()
@@ -133,7 +133,7 @@ def test_the_interval_of_a_mean_over_tasks_is_that_of_welch():
     np.testing.assert_allclose(interval, np.array([welch.low, welch.high]) / 2)
 
 
-def test_a_single_task_has_the_interval_of_its_summary():
+def test_the_interval_of_a_single_task_is_that_of_its_summary():
     scores = np.random.default_rng(0).normal(size=5)
     summary = summarize(scores)
     np.testing.assert_allclose(estimate([scores], mean_of_means).ci95, summary.ci95)
@@ -141,7 +141,7 @@ def test_a_single_task_has_the_interval_of_its_summary():
 
 
 @pytest.mark.parametrize("name", AGGREGATES)
-def test_the_intervals_of_aggregates_cover(name):
+def test_intervals_of_aggregates_cover_as_often_as_they_should(name):
     rng = np.random.default_rng(0)
     draw = lambda *shape: [rng.normal(0.2 * k, 0.4 / 2**k, size=shape) for k in range(4)]
     truth = AGGREGATES[name](*draw(400_000))
@@ -149,11 +149,11 @@ def test_the_intervals_of_aggregates_cover(name):
     assert 0.93 < np.mean((low <= truth) & (truth <= high)) < 0.98
 
 
-def test_a_task_with_few_seeds_leaves_no_interval():
+def test_there_is_no_interval_if_one_task_has_few_seeds():
     assert estimate([FIVE, np.array([1.0, 2.0])], mean_of_means).ci95 is None
 
 
-def test_a_performance_profile():
+def test_a_performance_profile_matches_numbers_by_hand():
     profile = performance_profile([FIVE, THREE], np.array([-1.0, 0.4, 0.5, 2.0]))
     np.testing.assert_allclose(profile.value, [1, (2 / 5 + 1) / 2, (2 / 5 + 2 / 3) / 2, 0])
     low, high = profile.ci95
@@ -162,7 +162,7 @@ def test_a_performance_profile():
     assert low[1] < profile.value[1] < high[1]
 
 
-def test_the_probability_of_improvement_is_that_of_mann_and_whitney():
+def test_the_probability_of_improvement_is_the_mann_whitney_statistic():
     x = [np.array([1.0, 2.0, 2.0]), FIVE]
     y = [np.array([0.0, 2.0, 2.0]), np.array([0.1, 0.2, 0.9])]
     u = [
@@ -178,13 +178,13 @@ def test_the_probability_of_improvement_is_that_of_mann_and_whitney():
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_seeds_that_are_all_ahead_improve_for_sure(ahead):
+def test_the_probability_is_1_if_all_seeds_are_better_and_0_if_none_is(ahead):
     tasks = [FIVE, FIVE + 10] if ahead else [FIVE + 10, FIVE]
     assert probability_of_improvement(tasks[1:], tasks[:1]) == (ahead, (ahead, ahead))
 
 
 # uv run --with rliable --with "pandas<3" pytest tests/analysis/test_statistics.py
-def test_agreement_with_rliable():
+def test_estimates_agree_with_rliable():
     rliable = pytest.importorskip("rliable.library")
     metrics = pytest.importorskip("rliable.metrics")
     rng = np.random.default_rng(1)

@@ -74,5 +74,5 @@ def test_the_page_says_what_was_measured_and_what_is_calculated():
     assert "1.2 to 1.2 times" in text
     for name in scaling.NETS:
         assert f"| {name} |" in text
-    assert "160 are the critic's" in text
+    assert "160 are for the critic" in text
     assert scaling.figure(Setting(6.0)).axes[1].get_title(loc="left") == "a whole update"

@@ -23,7 +23,7 @@ from trpo_jax.cli.command_line import (
     step_count,
     user_errors,
 )
-from trpo_jax.envs.base import Box
+from trpo_jax.envs.specs import Box
 from trpo_jax.envs.wrappers import NO_VELOCITY
 from trpo_jax.running.defaults import DEFAULTS_FILE, defaults_for
 from trpo_jax.running.description import flags_of
@@ -56,11 +56,11 @@ def test_every_default_is_a_field_of_a_matching_algorithm_and_every_pattern_matc
             assert fnmatch.filter([*TASKS, *OTHER_SUITES], pattern)
 
 
-def test_every_task_that_is_the_same_elsewhere_is_one_of_gymnax():
+def test_tasks_that_several_suites_have_map_to_names_of_gymnax():
     assert {*SAME.values()} <= {*TASKS}
 
 
-def test_the_prefix_of_gymnax_changes_no_default():
+def test_the_prefix_gymnax_does_not_change_defaults():
     assert defaults_for("trpo", "gymnax/CartPole-v1") == defaults_for("trpo", "CartPole-v1")
 
 
@@ -98,7 +98,7 @@ def test_the_defaults_make_every_algorithm(environment):
         ({}, "trpo_jax/__main__.py", "python -m trpo_jax train --seed 1"),
     ],
 )
-def test_a_printed_command_begins_as_the_user_called_this_one(uv, argv, call, monkeypatch):
+def test_a_printed_command_begins_like_the_command_of_the_user(uv, argv, call, monkeypatch):
     for name in ("UV_RUN_RECURSION_DEPTH", "UV_INTERNAL__PARENT_INTERPRETER"):
         monkeypatch.delenv(name, raising=False)
     for name, value in uv.items():
@@ -108,7 +108,7 @@ def test_a_printed_command_begins_as_the_user_called_this_one(uv, argv, call, mo
 
 
 @pytest.mark.parametrize("value", ["-1e-05", "-1", "-.5", "-2.E3"])
-def test_a_negative_number_is_no_flag(value):
+def test_a_negative_number_is_not_read_as_a_flag(value):
     config = parse("trpo", defaults_for("trpo", "CartPole-v1"), "--log-std-init", value)
     assert config.log_std_init == float(value)
 
@@ -131,7 +131,7 @@ def test_list_envs_prints_one_name_a_line(capsys):
 
 
 def parse(name, defaults, *flags):
-    """Returns the config of a command line that says how long the run is, and `flags`."""
+    """Returns the config of a command line with `--total-steps` and further flags."""
     parser = Parser()
     parser.add_argument("--total-steps", type=step_count, default=defaults["total_steps"])
     add_config_flags(parser, algorithms.get(name), defaults)
@@ -160,18 +160,18 @@ def test_later_tables_win():
 
 
 @pytest.mark.parametrize(("text", "steps"), [("1e5", 100_000), ("20_000", 20_000), ("7", 7)])
-def test_step_counts_as_people_write_them(text, steps):
+def test_step_counts_can_be_written_in_several_ways(text, steps):
     assert step_count(text) == steps
 
 
 @pytest.mark.parametrize("text", ["1.5", "nan", "inf", "1e300", "many"])
 def test_other_step_counts_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="no whole number"):
+    with pytest.raises(argparse.ArgumentTypeError, match="not a whole number"):
         step_count(text)
 
 
 @pytest.mark.parametrize("named", [None, "elsewhere"])
-def test_compiled_programs_are_kept_in_the_users_cache_or_where_jax_was_told(named, tmp_path):
+def test_compiled_programs_are_stored_in_the_cache_of_the_user_or_of_jax(named, tmp_path):
     code = "import jax; from trpo_jax.cli import command_line; command_line.cache_compilations()"
     code += "; print(jax.config.jax_compilation_cache_dir)"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
@@ -190,7 +190,7 @@ def test_compiled_programs_are_kept_in_the_users_cache_or_where_jax_was_told(nam
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend 'cuda'\nmore")])
-def test_a_platform_that_is_not_here_is_one_paragraph(error, monkeypatch, capsys):
+def test_a_missing_platform_gives_an_error_of_one_paragraph(error, monkeypatch, capsys):
     def devices():
         raise error
 

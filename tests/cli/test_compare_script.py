@@ -1,4 +1,4 @@
-"""experiments/compare.py as a user meets it."""
+"""experiments/compare.py, called with the words of a command line."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*/*") if path.is_file()}
 
 
-def test_each_pair_is_a_run_with_its_usual_files(finished):
+def test_each_pair_has_the_usual_files_of_a_run(finished):
     names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
     for pair in ("CartPole-v1/vpg", "Pendulum-v1/vpg", "Pendulum-v1/ou"):
         assert {path.name for path in (finished / pair).iterdir()} >= names
@@ -49,7 +49,7 @@ def test_each_pair_is_a_run_with_its_usual_files(finished):
     assert config["config"]["hidden_sizes"] == [8]
 
 
-def test_the_table(finished):
+def test_the_table_has_a_row_for_each_pair(finished):
     table = (finished / "comparison.md").read_text()
     assert "trpo-jax compare --algorithms vpg 'ou=vpg --exploration ou'" in table
     assert "jax 0." in table
@@ -62,7 +62,7 @@ def test_the_table(finished):
     assert "ou: exploration = 'ou' needs continuous actions" in table
 
 
-def test_the_numbers(finished):
+def test_the_report_has_the_numbers_of_each_pair(finished):
     report = json.loads((finished / "comparison.json").read_text())
     section = report["environments"]["CartPole-v1"]
     assert section["threshold"] == 475
@@ -70,17 +70,17 @@ def test_the_numbers(finished):
     summary = json.loads((finished / "CartPole-v1/vpg/summary.json").read_text())
     assert row["per_seed"] == summary["evaluation"]["per_seed"]
     assert row["iqm"] == summary["evaluation"]["iqm"]
-    assert row["iqm_ci95"] is None  # of two seeds
+    assert row["iqm_ci95"] is None  # two seeds are too few
     assert row["env_steps_to_threshold"] == [None, None]
 
 
-def test_the_picture_is_one(finished):
+def test_the_figure_is_a_png_file(finished):
     picture = (finished / "comparison.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert 10_000 < len(picture) < 300_000
 
 
-def test_going_on_runs_only_what_is_not_finished(finished, capsys, monkeypatch):
+def test_a_continued_comparison_runs_only_unfinished_pairs(finished, capsys, monkeypatch):
     unfinished = finished / "Pendulum-v1/ou"
     (unfinished / "summary.json").rename(unfinished / "summary.txt")
     started = []
@@ -99,9 +99,9 @@ def test_going_on_runs_only_what_is_not_finished(finished, capsys, monkeypatch):
         assert "error: Update 3 of seed 5" in printed.err
         after = files(finished)
         assert all(after[path] == before[path] for path in before if path.parent != finished)
-        assert "ou: The run stopped before its end" in (finished / "comparison.md").read_text()
+        assert "ou: The run did not finish" in (finished / "comparison.md").read_text()
 
-    assert compare.main(with_out(finished)) == 0  # it goes on in its folder
+    assert compare.main(with_out(finished)) == 0  # continues in its folder
     assert not list(finished.glob("*/*unfinished*"))
     again, before = (json.loads((unfinished / f"summary.{x}").read_text()) for x in ("json", "txt"))
     assert again["evaluation"] == before["evaluation"]
@@ -112,7 +112,7 @@ def test_ctrl_c_in_a_run_stops_the_comparison(tmp_path, capsys, monkeypatch):
     stopped = SimpleNamespace(stopped_by="interrupt")
     monkeypatch.setattr(compare, "train", lambda **settings: stopped)
     assert compare.main(with_out(tmp_path)) == 130
-    assert f"--out {tmp_path} goes on from there" in capsys.readouterr().err
+    assert f"--out {tmp_path} continues the comparison" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -121,22 +121,24 @@ def test_ctrl_c_in_a_run_stops_the_comparison(tmp_path, capsys, monkeypatch):
         (["--envs", "CartPole-v1", "CartPol-v1"], r"Did you mean CartPole-v1"),
         (["--algorithms", "trpo", "pp"], r"Unknown algorithm 'pp'. Did you mean ppo"),
         (["--algorithms", "x=pp"], r"Unknown algorithm 'pp'"),
-        (["--algorithms", "trpo", "trpo"], r"label 'trpo' is there twice"),
-        (["--algorithms", "trpo --seed 3"], r"--seed in 'trpo --seed 3' would differ"),
+        (["--algorithms", "trpo", "trpo"], r"label 'trpo' is given twice"),
+        (["--algorithms", "trpo --seed 3"], r"--seed in 'trpo --seed 3' is not allowed"),
         (["--algorithms", "trpo --loss 'spo"], r"cannot be read: No closing quotation"),
         (["--set", "vg.gamma=1"], r"Unknown label 'vg'. Did you mean vpg"),
         (["--set", "max_kl=1"], r"--set 'max_kl=1' is not of the form"),
         (["--set", "vpg.colour=red"], r"unrecognized arguments: --colour red"),
-        (["--set", "vpg.gamma=2"], r"vpg can run on none of the environments. gamma = 2.0"),
+        (["--set", "vpg.gamma=2"], r"vpg cannot run on any of the environments. gamma = 2.0"),
         (["--set", "vpg.gamma=0.5"], r"vpg has gamma = 0.99, not 0.5"),
         (["--num-seeds", "3"], r"num_seeds = 2, not 3"),
         (["--env-arg", "max_steps_in_episode=5"], r"env_args = None, not {'max_steps_in_episode'"),
         (["--env-arg", "gravty=5.0"], r"Unknown argument of CartPole-v1 'gravty'"),
-        (["--wrapper", "math:sqrt"], r"math:sqrt cannot be put around 'CartPole-v1'.*TypeError"),
+        (["--wrapper", "math:sqrt"], r"math:sqrt failed for 'CartPole-v1'.*TypeError"),
         (["--total-steps", "10"], r"10 is less than one batch"),
     ],
 )
-def test_bad_input_is_one_paragraph_and_exit_code_2(finished, arguments, message, capsys):
+def test_bad_input_gives_an_error_of_one_paragraph_and_exit_code_2(
+    finished, arguments, message, capsys
+):
     before = files(finished)
     error = refusal(compare.main, with_out(finished, *arguments), capsys)
     assert re.search(message, error), error
@@ -152,7 +154,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(finished, arguments, message
         ("kl-0.5=trpo --max-kl 0.5", ("kl-0.5", "trpo", ("--max-kl", "0.5"))),
     ],
 )
-def test_variants(text, variant):
+def test_a_variant_is_parsed_from_text(text, variant):
     assert compare.parse_variant(text) == variant
 
 
@@ -165,11 +167,11 @@ def test_variants(text, variant):
         ("a.scale_rewards=true", ["--scale-rewards"]),
     ],
 )
-def test_settings(text, flags):
+def test_a_setting_is_parsed_from_text(text, flags):
     assert compare.parse_setting(text, ["a"])[1] == flags
 
 
-def test_only_rows_that_may_be_the_best_are_marked():
+def test_only_rows_whose_interval_overlaps_the_best_are_marked():
     best = {"iqm": 9.0, "iqm_ci95": (8.0, 10.0)}
     assert compare.score_cell(best, best) == "**9.00**"
     assert compare.score_cell({"iqm": 7.0, "iqm_ci95": (6.0, 8.5)}, best) == "7.00 ≈"
@@ -177,7 +179,7 @@ def test_only_rows_that_may_be_the_best_are_marked():
     assert compare.score_cell({"iqm": 7.0, "iqm_ci95": None}, best) == "7.00"
 
 
-def test_a_median_needs_every_seed():
+def test_the_steps_to_a_threshold_need_every_seed():
     assert compare.threshold_cell([1000.0, 3000.0, 2000.0], ",.0f") == "2,000"
     assert compare.threshold_cell([1000.0, None, 2000.0], ",.0f") == "- (2/3)"
 
@@ -188,7 +190,7 @@ def test_thresholds_belong_to_environments():
         assert np.isfinite(threshold)
 
 
-def test_costs_have_a_column():
+def test_each_cost_has_a_column_in_the_table():
     row = {"total_steps": 9, "per_seed": [1.0, 2.0], "iqm": 1.5, "iqm_ci95": None, "seconds": 1.0}
     cost = {"mean": 7.5, "limit": 5.0, "keeps_limit": False}
     lines = list(compare.section_lines(None, {"cpo": row | {"costs": {"toll": cost}}, "ppo": row}))

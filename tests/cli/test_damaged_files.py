@@ -1,4 +1,4 @@
-"""Files of a run with bytes changed, cut and put in: a right answer, or one paragraph."""
+"""Damaged files of a run: every command gives a right answer, or an error of one paragraph."""
 
 import shutil
 from contextlib import ExitStack
@@ -31,7 +31,7 @@ CONFIG = trpo.Config(
 )
 OPTIONS = {"seeds": 2, "total_steps": 192, "eval_every": 2, "checkpoint_every": 2}
 OPTIONS |= {"evaluation_episodes": 2, "progress": False}
-TIMES = 40  # each file is damaged
+TIMES = 40  # how often each file is damaged
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ COMMANDS = (judged, resume, diagnosed, plotted, compared)
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "evaluations.csv", "summary.json"])
-def test_a_damaged_file_is_one_paragraph_or_no_harm(name, run):
+def test_a_damaged_file_gives_an_error_of_one_paragraph_or_does_no_harm(name, run):
     content = (run / name).read_bytes()
     summary = (run / "summary.json").read_bytes()
     refused = 0
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_one_paragraph_or_no_harm(name, run):
                 (run / "summary.json").unlink()
             try:
                 command(run)
-            except (ConfigurationError, SystemExit) as error:  # SystemExit: of a stored command
+            except (ConfigurationError, SystemExit) as error:  # a stored command may exit
                 assert "\n" not in str(error)
                 assert isinstance(error, ConfigurationError) or error.code == 2
                 refused += 1
@@ -120,16 +120,16 @@ def test_a_damaged_file_is_one_paragraph_or_no_harm(name, run):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "does not say"),
-        ("[]", r"it is \[\], where names and values are"),
-        ("null", "it is None, where"),
+        ("{}", "is damaged: it has no "),
+        ("[]", r"it has \[\] in place of names and values"),
+        ("null", "it has None in place of"),
         ('{"command": 3}', "its command is 3"),
         ("", "cannot be read: Expecting value: line 1"),
         ('{"config": ', "cannot be read"),
         ("[" * 100_000, "cannot be read: .*recursion"),
     ],
 )
-def test_a_description_of_another_shape_is_refused(text, message, run):
+def test_a_description_with_wrong_contents_is_refused(text, message, run):
     (run / "config.json").write_text(text)
     for command in (resume, diagnosed, plotted, compared):
         with pytest.raises(ConfigurationError, match=message) as caught:
@@ -142,7 +142,7 @@ def test_a_description_of_another_shape_is_refused(text, message, run):
     ("spoil", "line"),
     [
         (lambda lines: lines[:3] + lines[4:], 4),  # a row is missing
-        (lambda lines: [*lines[:3], lines[2], *lines[3:]], 4),  # and is there twice
+        (lambda lines: [*lines[:3], lines[2], *lines[3:]], 4),  # a row occurs twice
         (lambda lines: [*lines[:3], lines[3].replace(b",", b",x", 1), *lines[4:]], 4),
         (lambda lines: [*lines[:3], lines[3].rpartition(b",")[0] + b"\r\n", *lines[4:]], 4),
         (lambda lines: [*lines[:3], b"\xff" + lines[3], *lines[4:]], 4),
@@ -154,7 +154,9 @@ def test_a_damaged_table_is_refused_with_its_line(name, spoil, line, run):
     lines = (run / name).read_bytes().splitlines(keepends=True)
     (run / name).write_bytes(b"".join(spoil(lines)))
     (run / "summary.json").unlink()
-    with pytest.raises(ConfigurationError, match=rf"Line {line} of .*{name} is damaged: .*Put the"):
+    with pytest.raises(
+        ConfigurationError, match=rf"Line {line} of .*{name} is damaged: .*Restore the"
+    ):
         resume(run)
 
 
@@ -163,7 +165,7 @@ def test_a_column_of_another_name_is_refused(run):
     (run / "metrics.csv").write_bytes(content.replace(b"kl_max", b"kl_mix"))
     (run / "summary.json").unlink()
     shutil.rmtree(run / "checkpoints" / "6")
-    with pytest.raises(ConfigurationError, match=r"other columns .*: kl_max, kl_mix stand in one"):
+    with pytest.raises(ConfigurationError, match=r"columns of .* differ .* in kl_max, kl_mix\."):
         train("CartPole-v1", CONFIG, **OPTIONS, out=run, resume=True)
 
 
@@ -174,11 +176,11 @@ def test_evaluations_that_end_early_are_repeated(run, capsys):
     plan = plan_of(["--resume", str(run)])
     with ExitStack() as stack:
         assert open_folder(plan, stack).num_updates == 4
-    assert "evaluations.csv lacks rows of updates up to 6" in capsys.readouterr().err
+    assert "evaluations.csv has no rows up to update 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [1, 5, 7])
-def test_an_evaluation_in_which_a_run_was_stopped_is_done(kept, run, finished):
+def test_an_evaluation_that_was_stopped_is_done_after_resuming(kept, run, finished):
     lines = (run / "evaluations.csv").read_bytes().splitlines(keepends=True)
     (run / "evaluations.csv").write_bytes(b"".join(lines[:kept]))
     (run / "summary.json").unlink()
@@ -190,7 +192,7 @@ def test_an_evaluation_in_which_a_run_was_stopped_is_done(kept, run, finished):
 
 @pytest.fixture
 def swept(tmp_path, monkeypatch):
-    """A finished sweep whose runs were never run."""
+    """A finished sweep with invented results."""
 
     def fake(plan, compilation, pending, results, console):
         for index, seed in pending:
@@ -212,7 +214,7 @@ def go_on(folder):
 
 
 @pytest.mark.parametrize("name", ["sweep.json", "results.csv"])
-def test_a_damaged_file_of_a_sweep_is_one_paragraph_or_no_harm(name, swept):
+def test_a_damaged_file_of_a_sweep_gives_an_error_or_does_no_harm(name, swept):
     content, before = (swept / name).read_bytes(), go_on(swept)
     results = (swept / "results.csv").read_bytes()
     refused = 0

@@ -1,4 +1,4 @@
-"""experiments/diagnose.py as a user meets it."""
+"""experiments/diagnose.py, called with the words of a command line."""
 
 import re
 
@@ -18,7 +18,7 @@ def pages(folder):
     return [(folder / name).read_bytes() for name in PAGES]
 
 
-def test_a_page_goes_into_the_folder_of_the_run(tmp_path, capsys):
+def test_the_page_is_written_into_the_folder_of_the_run(tmp_path, capsys):
     folder = write_run(tmp_path / "run", healthy_run())
     assert diagnose.main([str(folder)]) == 0
     printed = capsys.readouterr().out
@@ -27,7 +27,7 @@ def test_a_page_goes_into_the_folder_of_the_run(tmp_path, capsys):
     assert all(str(folder / name) in printed for name in PAGES)
     pdf, png = pages(folder)
     assert pdf.startswith(b"%PDF")
-    assert b"/FontFile2" in pdf  # TrueType
+    assert b"/FontFile2" in pdf  # a TrueType font
     assert b"/Type3" not in pdf
     assert len(pdf) < 200_000
     assert png.startswith(b"\x89PNG")
@@ -36,7 +36,7 @@ def test_a_page_goes_into_the_folder_of_the_run(tmp_path, capsys):
     assert {path.name for path in folder.iterdir()} == names
 
 
-def test_warnings_are_printed_and_no_failure(tmp_path, capsys):
+def test_warnings_are_printed_and_the_exit_code_is_0(tmp_path, capsys):
     run = healthy_run()
     run.metrics["cg_residual"][2] = 0.7
     assert diagnose.main([str(write_run(tmp_path / "run", run))]) == 0
@@ -45,7 +45,7 @@ def test_warnings_are_printed_and_no_failure(tmp_path, capsys):
     assert "No warnings" not in printed
 
 
-def test_earlier_pages_are_replaced_and_other_folders_made(tmp_path):
+def test_earlier_pages_are_replaced_and_other_folders_are_created(tmp_path):
     run = healthy_run(num_updates=12)
     folder = write_run(tmp_path / "run", run)
     for name in PAGES:
@@ -63,7 +63,7 @@ def test_a_long_run_is_a_small_file(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["trpo", "ppo"])
-def test_a_run_without_some_numbers_has_a_page_without_them(algorithm):
+def test_a_run_without_some_metrics_has_a_page_without_their_panels(algorithm):
     run = healthy_run(algorithm)
     places = {"seed", "update", "env_steps"}
     for name in run.metrics.keys() - places:
@@ -72,7 +72,7 @@ def test_a_run_without_some_numbers_has_a_page_without_them(algorithm):
         assert all(name not in panel.metrics for panel in panels(lacking)), name
         find_warnings(lacking)
     assert panels(run._replace(metrics={name: run.metrics[name] for name in places})) == []
-    for name in run.description["config"]:  # of an older version
+    for name in run.description["config"]:  # an older version had fewer fields
         config = {other: x for other, x in run.description["config"].items() if other != name}
         older = run._replace(description=run.description | {"config": config})
         assert panels(older)
@@ -84,12 +84,12 @@ def test_a_run_without_some_numbers_has_a_page_without_them(algorithm):
     [
         (["absent"], r"There is no folder absent"),
         (["empty"], r"empty holds no run: a run's folder has a config.json"),
-        (["."], r"\. holds 2 runs, and a page is about one\. .*: a, b\."),
-        (["a", "--out", "a/metrics.csv"], r"folder a/metrics.csv cannot be made: .*--out"),
-        ([], r"arguments are required: DIR"),
+        (["."], r"\. holds 2 runs, and a page shows one\. .*: a, b\."),
+        (["a", "--out", "a/metrics.csv"], r"folder a/metrics.csv cannot be created: .*--out"),
+        ([], r"arguments are required: folder"),
     ],
 )
-def test_bad_input_is_one_paragraph_and_exit_code_2(
+def test_bad_input_gives_an_error_of_one_paragraph_and_exit_code_2(
     tmp_path, arguments, message, capsys, monkeypatch
 ):
     for name in ("a", "b"):
@@ -100,7 +100,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(
     assert re.search(message, error), error
 
 
-def test_what_train_leaves_can_be_diagnosed(tmp_path, capsys):
+def test_a_run_of_train_can_be_diagnosed(tmp_path, capsys):
     tiny = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "1"]
     tiny += ["--num-seeds", "2", "--total-steps", "768", "--evaluation-episodes", "1", "--quiet"]
     folder = tmp_path / "run"

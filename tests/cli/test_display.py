@@ -14,7 +14,7 @@ from trpo_jax.cli.display import (
 )
 
 
-def test_many_seeds_are_summed_up():
+def test_many_seeds_are_summarised():
     console = Console(file=io.StringIO(), width=80)
     scores = np.arange(40.0)
     print_evaluation(console, range(40), scores, summarize(scores), 64)
@@ -36,7 +36,7 @@ def test_fewer_than_three_seeds_have_a_range(scores, told):
     assert ("1.00 to 4.00" in text) == (len(scores) == 2)
 
 
-def test_an_interval_or_a_range_as_text():
+def test_an_interval_or_a_range_is_written_as_text():
     assert spread_text((1.0, 2.5), [1.0, 2.0, 3.0], "{:g}".format) == "1 to 2.5"
     assert spread_text(None, [3.0, 1.0], "{:g}".format) == "range 1 to 3"
     assert spread_text(None, [3.0, 1.0], "{:g}".format, ", ") == "range 1, 3"
@@ -51,7 +51,7 @@ def test_an_interval_or_a_range_as_text():
         ([[0, 1], [2, 0]], ""),
     ],
 )
-def test_a_run_without_an_episode_says_so(ended, told):
+def test_a_note_names_seeds_without_an_episode(ended, told):
     console = Console(file=io.StringIO(), width=80)
     seeds, steps = np.array([[4, 4], [5, 5]]), np.array([[100, 200]] * 2)
     metrics = {"seed": seeds, "env_steps": steps, "num_episodes": np.array(ended)}
@@ -72,7 +72,7 @@ def test_broken_episodes_are_counted_for_each_seed():
     assert not console.export_text(clear=False).strip()
 
 
-def test_costs_have_columns_and_a_line_on_their_limit():
+def test_costs_have_columns_and_a_line_about_their_limit():
     console = Console(file=io.StringIO(), width=80)
     scores, costs = np.array([1.0, 4.0, 7.0]), np.array([[2.0], [3.0], [7.0]])
     described = describe_costs(["toll"], costs, np.array([3.5]))

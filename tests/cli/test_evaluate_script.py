@@ -1,4 +1,4 @@
-"""experiments/evaluate.py as a user meets it."""
+"""experiments/evaluate.py, called with the words of a command line."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_both_modes_of_every_seed_are_judged(run, tmp_path, capsys):
+def test_both_modes_of_every_seed_are_evaluated(run, tmp_path, capsys):
     out = tmp_path / "new" / "evaluation.json"
     assert evaluate.main([str(run), "--episodes", "5", "--out", str(out)]) == 0
     report, printed = read(out), capsys.readouterr().out
@@ -52,7 +52,7 @@ def test_both_modes_of_every_seed_are_judged(run, tmp_path, capsys):
         assert (returns.mean(axis=1) <= high).all()
         assert evaluate.number(report[mode]["mean"]) in printed
         assert report[mode]["ci95"] is report[mode]["iqm_ci95"] is None
-    assert printed.count("(range -") == 4  # of both seeds: mean and IQM, in both modes
+    assert printed.count("(range -") == 4  # the mean and the IQM of two seeds, in both modes
     assert "Fewer than 3 seeds have no interval, but a range" in printed
     assert report["deterministic"]["returns"] != report["stochastic"]["returns"]
     again, other = tmp_path / "again.json", tmp_path / "other.json"
@@ -62,7 +62,7 @@ def test_both_modes_of_every_seed_are_judged(run, tmp_path, capsys):
     assert read(other)["deterministic"]["returns"] != report["deterministic"]["returns"]
 
 
-def test_a_checkpoint_is_judged_as_it_was_in_training(run, tmp_path):
+def test_a_checkpoint_is_evaluated_as_during_training(run, tmp_path):
     out = tmp_path / "latest.json"
     assert evaluate.main([str(run), "--checkpoint", "latest", "--out", str(out)]) == 0
     latest = read(out)
@@ -116,7 +116,7 @@ def test_a_policy_is_loaded_from_a_checkpoint(run):
         (["{bare}", "--checkpoint", "best"], "There are no checkpoints in"),
     ],
 )
-def test_bad_input(argv, message, run, tmp_path, capsys):
+def test_bad_input_gives_an_error_of_one_paragraph(argv, message, run, tmp_path, capsys):
     stopped, bare = tmp_path / "stopped", tmp_path / "bare"
     (stopped / "checkpoints").mkdir(parents=True)
     bare.mkdir()
@@ -127,10 +127,10 @@ def test_bad_input(argv, message, run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("limit", "said"), [(4.0, "keep"), (3.0, "exceed"), (None, "")])
-def test_costs_have_a_table_and_a_line_on_their_limit(limit, said):
+def test_costs_have_a_table_and_a_line_about_their_limit(limit, said):
     returns, costs = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), np.array([[2, 4, 6], [3, 3, 3]])
     played = Played(returns, np.zeros((2, 3), bool), costs[..., None].astype(float))
-    limits = None if limit is None else np.array([[9.0, limit]])  # the last one counts
+    limits = None if limit is None else np.array([[9.0, limit]])  # the last limit counts
     of_mode = evaluate.describe(toll_road(), limits, played)
     found = of_mode["costs"]["toll"]
     assert (found["per_seed"], found["mean"]) == ([4, 3], 3.5)

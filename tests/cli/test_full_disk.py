@@ -1,4 +1,4 @@
-"""Files that cannot be written: one paragraph with the name of the file, and no half of a file."""
+"""A file that cannot be written gives an error that names it, and leaves no half of a file."""
 
 import errno
 import shutil
@@ -24,7 +24,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """A disk on which one file of a name fits in half."""
+    """A disk that has room for only half of the file with a certain name."""
 
     def fill(name):
         def write(path, content):

@@ -34,7 +34,11 @@ def exit_code(argv):
 def test_help_lists_every_command(argv, capsys):
     assert exit_code(argv) == 0
     text = capsys.readouterr().out
-    scripts = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"reproduce", "limits"}
+    scripts = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {
+        "reproduce",
+        "limits",
+        "chapter_figures",
+    }
     assert set(main.COMMANDS) == scripts
     for name in scripts:
         assert f"\n  {name} " in text
@@ -46,12 +50,12 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"trpo-jax {trpo_jax.__version__}\n"
 
 
-def test_an_unknown_command_is_answered_with_the_nearest(capsys):
+def test_the_error_for_an_unknown_command_names_the_nearest_command(capsys):
     assert exit_code(["trian", "--seed", "1"]) == 2
     assert "Unknown command 'trian'. Did you mean train" in capsys.readouterr().err
 
 
-def test_a_command_gets_its_words_and_gives_its_exit_code(monkeypatch):
+def test_a_command_gets_its_arguments_and_returns_its_exit_code(monkeypatch):
     given = []
     monkeypatch.setattr(train, "main", lambda words: given.append(words) or 3)
     assert exit_code(["train", "--seed", "1"]) == 3
@@ -61,7 +65,7 @@ def test_a_command_gets_its_words_and_gives_its_exit_code(monkeypatch):
 
 
 @pytest.mark.parametrize("command", main.COMMANDS)
-def test_each_command_calls_itself_as_it_was_started(command, monkeypatch, capsys):
+def test_the_help_of_each_command_names_it_as_the_user_did(command, monkeypatch, capsys):
     assert exit_code([command, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"usage: trpo-jax {command} ")
     monkeypatch.setattr(sys, "argv", [f"experiments/{command}.py"])
@@ -127,7 +131,7 @@ def ended(load):
 
 
 def interrupted(number):
-    """Does what a script does that a signal ends: it is told by Ctrl-C, and says so."""
+    """Does the same as a script that a signal stops as Ctrl-C, and that prints a message."""
     try:
         os.kill(os.getpid(), number)
         time.sleep(5)
@@ -140,18 +144,18 @@ def interrupted(number):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_a_signal_ends_a_script_in_order_at_any_time(number, code, monkeypatch, capsys):
+def test_a_signal_ends_a_script_in_an_orderly_way_at_any_time(number, code, monkeypatch, capsys):
     monkeypatch.setattr(os, "_exit", sys.exit)
     ours = lambda: interrupted(number)
-    if number != signal.SIGINT:  # after which another signal is one of its own
+    if number != signal.SIGINT:  # a second Ctrl-C is raised at once
         assert ended(lambda: ours) == code
-    assert ended(lambda: os.kill(os.getpid(), number) or time.sleep(5)) == code  # by an import
+    assert ended(lambda: os.kill(os.getpid(), number) or time.sleep(5)) == code  # during an import
     assert ended(lambda: lambda: os.kill(os.getpid(), number) or time.sleep(5)) == code
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_is_heard_where_python_ignores_what_is_raised(number, code, capsys):
+def test_a_signal_during_garbage_collection_is_not_lost(number, code, capsys):
     class Garbage:
         def __del__(self):
             os.kill(os.getpid(), number)
@@ -165,8 +169,8 @@ def test_a_signal_is_heard_where_python_ignores_what_is_raised(number, code, cap
     assert capsys.readouterr().err == "Interrupted.\n"
 
 
-def test_a_signal_that_is_ignored_stays_so():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # by nohup
+def test_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         assert ended(lambda: lambda: os.kill(os.getpid(), signal.SIGHUP) or 7) == 7
     finally:

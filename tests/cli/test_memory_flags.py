@@ -1,4 +1,4 @@
-"""The flags for memory and for what is observed, through all scripts that meet their run."""
+"""The flags for memory and observations, with all commands that read such a run."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def described(folder: Path):
     return json.loads((folder / "config.json").read_text())
 
 
-def test_the_folder_says_what_was_asked_for(run):
+def test_config_json_has_the_flags_for_memory_and_observations(run):
     description = described(run)
     config = {name: description["config"][name] for name in ("memory", "memory_size")}
     assert config == {"memory": "gru", "memory_size": 4}
@@ -43,13 +43,13 @@ def test_the_folder_says_what_was_asked_for(run):
     assert description["wrappers"] == ["trpo_jax.envs.wrappers:observe_previous"]
 
 
-def test_its_policy_acts_on_what_the_environment_and_the_wrapper_show(run):
+def test_the_policy_acts_on_the_wrapped_observations(run):
     act = trpo_jax.load_policy(run)
     assert act.remembers
     assert list(act.observation) == ["observation", "previous_action"]
     env, total, done = gymnasium.make("CartPole-v1"), 0.0, False
     shown, _ = env.reset(seed=0)
-    action = -1  # as value 0 stands for none
+    action = -1  # since the value 0 means no action
     while not done:
         action = act({"observation": shown[[0, 2]], "previous_action": action + 1})
         shown, reward, terminated, truncated, _ = env.step(action)
@@ -57,7 +57,7 @@ def test_its_policy_acts_on_what_the_environment_and_the_wrapper_show(run):
     assert total >= 8
 
 
-def test_it_is_evaluated(run, tmp_path):
+def test_the_run_with_a_memory_can_be_evaluated(run, tmp_path):
     out = tmp_path / "evaluation.json"
     assert evaluate.main([str(run), "--episodes", "3", "--out", str(out)]) == 0
     returns = np.array(json.loads(out.read_text())["deterministic"]["returns"])
@@ -65,7 +65,7 @@ def test_it_is_evaluated(run, tmp_path):
     assert (returns >= 8).all()
 
 
-def test_it_is_evaluated_in_another_suite(run, tmp_path, capsys):
+def test_the_run_with_a_memory_can_be_evaluated_in_another_suite(run, tmp_path, capsys):
     words = [
         str(run),
         "--episodes",
@@ -81,14 +81,14 @@ def test_it_is_evaluated_in_another_suite(run, tmp_path, capsys):
     assert evaluate.main([*words, "--observe-previous"]) == 0
 
 
-def test_it_is_drawn(run, tmp_path):
+def test_the_run_with_a_memory_can_be_drawn(run, tmp_path):
     out = tmp_path / "episode.gif"
     assert render.main([str(run), "--steps", "4", "--out", str(out)]) == 0
     with Image.open(out) as image:
         assert image.n_frames > 1
 
 
-def test_it_goes_on_for_longer(run, tmp_path):
+def test_the_run_with_a_memory_can_be_made_longer(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     assert train.main(["--resume", str(folder), "--total-steps", "128", "--quiet"]) == 0
@@ -100,7 +100,7 @@ def test_it_goes_on_for_longer(run, tmp_path):
     [
         (["--memory", "elephant"], "invalid choice: 'elephant'"),
         (["--memory", "gru", "--memory-size", "0"], "memory_size = 0 cannot work"),
-        (["--critic-observation", "wind"], "no part of the observation that is named 'wind'"),
+        (["--critic-observation", "wind"], "critic_observation = 'wind', but the observation"),
         (
             ["--observe-previous", "--critic-observation", "wind"],
             "Its parts: observation, previous_action, previous_reward",
@@ -108,7 +108,7 @@ def test_it_goes_on_for_longer(run, tmp_path):
         (["--memory", "gru", "--algorithm", "qprop", "--env", "Pendulum-v1"], "has a memory"),
     ],
 )
-def test_bad_input(flags, message, tmp_path, capsys):
+def test_bad_input_gives_an_error_of_one_paragraph(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.main([*SMALL, *flags, "--out", str(tmp_path / "run")])
     assert message in capsys.readouterr().err

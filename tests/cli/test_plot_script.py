@@ -1,4 +1,4 @@
-"""experiments/plot.py as a user meets it."""
+"""experiments/plot.py, called with the words of a command line."""
 
 import json
 import re
@@ -19,13 +19,13 @@ QUICK = ("--format", "svg")
 
 
 def rising(*tops, num_updates=10):
-    """Returns that rise evenly to some number, one a seed."""
+    """Returns learning curves that rise evenly to a final return for each seed."""
     return np.array(tops)[:, None] * np.arange(1, num_updates + 1) / num_updates
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two labels on two tasks; those of `small` are twice as long, in larger batches."""
+    """Runs of two labels on two tasks. Runs of `small` are twice as long, with larger batches."""
     folder = tmp_path_factory.mktemp("runs")
     tops = {"base": (200, 300, 400), "small": (400, 500, 600)}
     for name, steps in (("base", 100), ("small", 200)):
@@ -52,7 +52,7 @@ def report(plotted):
     return json.loads((plotted / "statistics.json").read_text())
 
 
-def test_the_files(plotted):
+def test_plot_writes_all_its_files(plotted):
     figures = {f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")}
     names = {path.name for path in plotted.iterdir()}
     assert names == figures | {"statistics.md", "statistics.json"}
@@ -62,23 +62,23 @@ def test_the_files(plotted):
     for path in plotted.glob("*.pdf"):
         content = path.read_bytes()
         assert content.startswith(b"%PDF")
-        assert b"/FontFile2" in content  # TrueType, and in the file
+        assert b"/FontFile2" in content  # the file contains a TrueType font
         assert b"/Type3" not in content
 
 
-def test_scores_are_taken_after_as_many_steps_as_all_labels_have(report):
+def test_scores_are_taken_at_the_number_of_steps_that_all_labels_have(report):
     task = report["tasks"]["CartPole-v1"]
     assert task["env_steps"] == 1000
     base, small = task["labels"]["base"], task["labels"]["small"]
     np.testing.assert_allclose(base["scores"], [200, 300, 400])
-    np.testing.assert_allclose(small["scores"], [200, 250, 300])  # half of the way
+    np.testing.assert_allclose(small["scores"], [200, 250, 300])  # half of the run
     assert base["seeds"] == [0, 1, 2]
     assert base["iqm"] == 300
     assert base["iqm_ci95"][0] < 300 < base["iqm_ci95"][1]
     np.testing.assert_allclose(base["normalized_scores"][1], (300 - 22) / (500 - 22))
 
 
-def test_sample_efficiency(report):
+def test_the_steps_to_a_return_are_reported(report):
     unknown = report["tasks"]["gym/Unknown-v0"]
     assert (unknown["low"], unknown["high"]) == (20, 400)
     assert unknown["threshold"] == 20 + 0.9 * 380
@@ -89,7 +89,7 @@ def test_sample_efficiency(report):
     assert report["tasks"]["CartPole-v1"]["threshold"] == 475
 
 
-def test_an_interquartile_mean_needs_every_seed():
+def test_the_interquartile_mean_at_a_number_of_steps_needs_every_seed():
     returns = np.array([[np.nan, 1.0], *[[1.0, 2.0]] * 4])
     group = Group((), np.arange(5), np.array([50, 100]), returns)
     task = Task({"a": group}, 100, {}, 0.0, 1.0, 2.0, ())
@@ -97,19 +97,21 @@ def test_an_interquartile_mean_needs_every_seed():
     assert told == {"25 %": None, "50 %": None, "100 %": 2}
 
 
-def test_over_all_tasks(report):
+def test_the_report_has_results_over_all_tasks(report):
     assert report["baseline"] == "base"
     overall = report["overall"]
     assert overall["tasks"] == ["CartPole-v1", "gym/Unknown-v0"]
     assert list(overall["probability_of_improvement"]) == ["small"]
     better = overall["probability_of_improvement"]["small"]
-    np.testing.assert_allclose(better["value"], (0.5 + 1 + 1.5) / 9)  # 200, 250, 300 on both
+    np.testing.assert_allclose(
+        better["value"], (0.5 + 1 + 1.5) / 9
+    )  # the scores on both tasks are 200, 250, 300
     means = [np.mean([(300 - 22) / 478, 280 / 380]), np.mean([(250 - 22) / 478, 230 / 380])]
     found = [overall["aggregates"]["mean"][label]["value"] for label in ("base", "small")]
     np.testing.assert_allclose(found, means)
 
 
-def test_the_tables(plotted, runs):
+def test_statistics_md_has_all_tables(plotted, runs):
     text = (plotted / "statistics.md").read_text()
     assert f" plot base={runs}/base" in text
     assert re.search(
@@ -118,7 +120,7 @@ def test_the_tables(plotted, runs):
     assert "| - | 1 of 3 |" in text
     assert "| small | 0.333 (" in text
     assert f"| CartPole-v1 | base | 0 to 2 | 1,000 of 1,000, not finished | `{runs}/base" in text
-    assert "CartPole-v1: numbers are of the first 1,000 steps, as far as base goes" in text
+    assert "CartPole-v1: numbers are from the first 1,000 steps, the length of base." in text
 
 
 def test_the_same_runs_give_the_same_numbers(runs, plotted, tmp_path):
@@ -132,14 +134,14 @@ def test_the_same_runs_give_the_same_numbers(runs, plotted, tmp_path):
     assert not list(tmp_path.glob("*.p??"))
 
 
-def test_the_terminal(runs, tmp_path, capsys):
+def test_the_terminal_shows_scores_notes_and_files(runs, tmp_path, capsys):
     assert plot.main([*labelled(runs), "--out", str(tmp_path), "--smooth", "40", *QUICK]) == 0
     text = capsys.readouterr().out
     assert re.search(r"CartPole-v1 +│ base +│ +3 │ +285.0 │ +\S+ to \S+ │", text)
     assert "last 40 training episodes" in text
-    assert "gym/Unknown-v0, not in normalization.toml: scores of 0 and 1" in text
+    assert "gym/Unknown-v0 is not in normalization.toml. So normalised scores of 0 and 1" in text
     assert "the return to reach is" in text
-    assert "Normalised scores of 0 and 1 are, on CartPole-v1 22.0 and 500.0, on gym/Unknown" in text
+    assert "scores of 0 and 1 are: CartPole-v1 22.0 and 500.0; gym/Unknown" in text
     assert "  statistics.md" in text
 
 
@@ -152,8 +154,8 @@ def test_the_label_is_the_algorithm_and_one_seed_is_enough(tmp_path, capsys):
     assert re.search(r"CartPole-v1 +│ ppo +│ +1 │ +100.0 │ +one seed │", text)
     assert re.search(r"Acrobot-v1 +│ ppo +│ +2 │ +-95.0 │ +range -100.0 to -90.0 │", text)
     few = "ppo on CartPole-v1, ppo on Acrobot-v1, npg on Acrobot-v1"
-    assert f"what is said over tasks with them has neither: {few}." in text
-    assert "Not every label has runs on CartPole-v1" in text
+    assert f"seeds have a range instead of an interval: {few}." in text
+    assert "over all tasks leave out CartPole-v1: not every label has runs there." in text
     report = json.loads((tmp_path / "new/statistics.json").read_text())
     assert report["overall"]["tasks"] == ["Acrobot-v1"]
     assert report["overall"]["aggregates"]["mean"]["npg"]["ci95"] is None
@@ -164,34 +166,35 @@ def test_the_label_is_the_algorithm_and_one_seed_is_enough(tmp_path, capsys):
     )
 
 
-def test_without_a_task_in_common_there_are_curves_only(tmp_path, capsys):
+def test_without_a_common_task_only_learning_curves_are_drawn(tmp_path, capsys):
     write_run(tmp_path / "runs/x", algorithm="ppo", returns=rising(100))
     write_run(tmp_path / "runs/y", "Acrobot-v1", algorithm="npg", returns=rising(-100))
     out = tmp_path / "new"
     assert plot.main([f"{tmp_path}/runs", "--out", str(out), "--format", "png"]) == 0
-    assert "nothing is said over all tasks" in capsys.readouterr().out
+    assert "there are no results over all tasks" in capsys.readouterr().out
     assert [path.name for path in out.glob("*.png")] == ["learning_curves.png"]
 
 
-def test_one_label_is_compared_with_nothing(runs, tmp_path):
+def test_a_single_label_has_no_comparison(runs, tmp_path):
     assert plot.main([f"{runs}/base", "--out", str(tmp_path), *QUICK]) == 0
     assert not (tmp_path / "probability_of_improvement.svg").exists()
     assert (tmp_path / "aggregate.svg").exists()
 
 
-def test_seeds_are_cut_to_the_shortest_run_and_that_is_said(tmp_path, capsys):
+def test_a_note_says_that_runs_are_cut_to_the_shortest(tmp_path, capsys):
     write_run(tmp_path / "runs/a", returns=rising(400))
     write_run(tmp_path / "runs/b", returns=rising(200, num_updates=5), seeds=[1], total_steps=1000)
     assert plot.main([f"{tmp_path}/runs", "--out", str(tmp_path / "new"), *QUICK]) == 0
     said = (
-        f"trpo is cut to the 500 steps of its shortest run, {tmp_path}/runs/b; its longest has 1,"
+        f"runs of trpo are cut to the 500 steps of the shortest, {tmp_path}/runs/b. The longest "
+        "has 1,"
     )
     assert said in capsys.readouterr().out
     report = json.loads((tmp_path / "new/statistics.json").read_text())
     assert report["tasks"]["CartPole-v1"]["labels"]["trpo"]["scores"] == [200, 200]
 
 
-def test_scores_of_evaluations(tmp_path, capsys):
+def test_scores_can_be_those_of_evaluations(tmp_path, capsys):
     write_run(tmp_path / "runs/a", returns=rising(400, 300), evaluations=[450, 350])
     write_run(
         tmp_path / "runs/b", algorithm="ppo", returns=rising(9, num_updates=2), evaluations=[8]
@@ -204,7 +207,7 @@ def test_scores_of_evaluations(tmp_path, capsys):
     assert report["overall"]["probability_of_improvement"]["trpo"]["value"] == 1
     text = capsys.readouterr().out
     assert "its final policy over fresh episodes" in text
-    assert "as far as ppo goes, but scores of the end of each run" in text
+    assert "the length of ppo, except scores, which are from the end of each run" in text
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,7 @@ def test_scores_of_evaluations(tmp_path, capsys):
         (["{0}/empty"], r"holds no run: a run's folder has a config.json"),
         (
             ["{0}/foreign"],
-            r"foreign/config.json is not .*: it does not say algorithm, total_st",
+            r"foreign/config.json is damaged: it has no algorithm, total_st",
         ),
         (["{0}/runs"], r"both 'trpo' on CartPole-v1, and differ in max_kl \(0.01 and 0.02\)"),
         (["a={0}/runs", "b={0}/runs"], r"is given two labels, a and b"),
@@ -228,7 +231,9 @@ def test_scores_of_evaluations(tmp_path, capsys):
         (["{0}/runs/a", "--out", "{0}/runs"], r"is not empty, and nothing in it will be overwri"),
     ],
 )
-def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, tmp_path, capsys):
+def test_bad_input_gives_an_error_of_one_paragraph_and_exit_code_2(
+    arguments, message, tmp_path, capsys
+):
     write_run(tmp_path / "runs/a", max_kl=0.01)
     write_run(tmp_path / "runs/b", seeds=[1], max_kl=0.02)
     write_run(tmp_path / "foreign")
@@ -241,7 +246,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_label_on_a_part_of_a_folder_takes_it_out_of_the_rest(tmp_path):
+def test_a_label_for_a_subfolder_wins_over_its_folder(tmp_path):
     write_run(tmp_path / "runs/a", max_kl=0.01)
     write_run(tmp_path / "runs/b", seeds=[1], max_kl=0.02)
     found = plot.label_runs([str(tmp_path / "runs"), f"large={tmp_path}/runs/b"])
@@ -262,7 +267,7 @@ def test_references_belong_to_environments():
             assert make(name).name == name
 
 
-def test_fractions_as_text():
+def test_fractions_have_three_digits():
     assert fractions((0.1, 0.25)) == "0.100 to 0.250"
     assert fractions(None) == "-"
 
@@ -270,7 +275,7 @@ def test_fractions_as_text():
 @pytest.mark.parametrize(
     ("seeds", "text"), [([3], "3"), ([3, 4], "3, 4"), ([3, 4, 5], "3 to 5"), ([3, 5, 6], "3, 5, 6")]
 )
-def test_seeds_as_text(seeds, text):
+def test_consecutive_seeds_are_written_as_a_range(seeds, text):
     assert seed_list(seeds) == text
 
 
@@ -288,7 +293,7 @@ def test_a_run_without_an_update_is_left_out_with_a_warning(runs, tmp_path, caps
     assert "has not finished an update yet" in refusal(plot.main, alone, capsys)
 
 
-def test_costs_stand_beside_returns_with_their_limit(tmp_path, capsys):
+def test_costs_have_columns_with_their_limits(tmp_path, capsys):
     costs = {"cpo": rising(4, 5, 6), "trpo": rising(11, 12, 13)}
     for name, config in (("cpo", {"cost_limit": 6.0}), ("trpo", {})):
         options = {"returns": rising(1, 2, 3), "costs": costs[name], **config}

@@ -1,4 +1,4 @@
-"""Scripts in several processes, as a user meets them."""
+"""Commands that run in several processes."""
 
 import argparse
 import csv
@@ -35,7 +35,7 @@ UPDATES = ["--total-steps", str(20 * 4 * 32)]
 
 
 def slurm(k, port):
-    """Returns what Slurm tells a process of itself; its job number decides the port."""
+    """Returns the variables that Slurm sets for a process. The job number decides the port."""
     names = {"JOB_ID": port, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": k, "LOCALID": k}
     variables = {f"SLURM_{name}": str(value) for name, value in names.items()}
     return variables | {"JAX_COORDINATOR_PORT": str(port)}
@@ -49,7 +49,7 @@ def alone(tmp_path_factory):
 
 
 def assert_same(metrics, expected):
-    """Compares ten updates, after which differences in rounding begin to show."""
+    """Compares only ten updates, since differences in rounding show after that."""
     assert set(metrics) == set(expected)
     for name in set(metrics) - {"seconds"}:
         ours, theirs = (x[name][:, :10] for x in (metrics, expected))
@@ -72,21 +72,21 @@ def test_seeds_in_two_processes_under_slurm(alone, tmp_path):
 
 
 @pytest.mark.heavy
-def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
+def test_a_killed_process_ends_the_other_and_the_run_can_be_resumed(alone, tmp_path):
     out = tmp_path / "out"
     words = [*TRAIN, *UPDATES, "--shard", "environments", "--out", str(out)]
     started = two_processes.start(words, tmp_path)
     two_processes.wait_for(out / "checkpoints" / "10", started)
     started[1].kill()
     codes, printed = two_processes.wait(started, tmp_path)
-    # It notices the loss itself, or JAX aborts it, as in a barrier of a checkpoint. How to go on
-    # was printed at its start, too.
+    # The process notices the loss itself, or JAX aborts it (in a barrier of a checkpoint). The
+    # command that continues the run was printed at the start, too.
     assert codes[0] in (1, -signal.SIGABRT)
     assert codes[1] == -9
     assert f"train.py --resume {out} --shard environments --distributed" in printed[0]
     if codes[0] == 1:
         assert "another process of this run ended" in printed[0].lower()
-        assert "--process-id 0 goes on after update" in printed[0]
+        assert re.search(r"To continue it after update \d+: .* --process-id 0\n", printed[0])
     assert "Traceback" not in printed[0]
     assert not (out / "summary.json").exists()
 
@@ -100,30 +100,30 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(alone, tmp_path):
     words = ["train.py", "--resume", str(out), "--shard", "environments"]
     codes, printed = two_processes.wait(two_processes.start(words, tmp_path), tmp_path)
     assert codes == [0, 0], printed
-    assert f"Goes on after update {saved.num_updates}" in printed[0]
+    assert f"Continues after update {saved.num_updates}" in printed[0]
     metrics = read_metrics(out / "metrics.csv")
     assert metrics["update"].shape == (2, 20)
     assert_same(metrics, alone)
 
 
 @pytest.mark.heavy
-def test_without_the_first_process_the_other_ends_too(tmp_path):
+def test_the_death_of_the_first_process_ends_the_other(tmp_path):
     out = tmp_path / "out"
     words = [*TRAIN, "--total-steps", "1e6", "--eval-every", "0", "--out", str(out)]
     started = two_processes.start(words, tmp_path)
     two_processes.wait_for(out / "checkpoints" / "5", started)
     started[0].kill()
     codes, printed = two_processes.wait(started, tmp_path)
-    # JAX aborts it, or it notices the loss itself; how to go on was printed at its start.
+    # JAX aborts it, or it notices the loss. The start printed how to continue the run.
     assert codes[0] == -9
     assert codes[1] in (1, -signal.SIGABRT)
     assert "If another process is lost, JAX may abort" in printed[1]
     assert f"train.py --resume {out} --distributed" in printed[1]
-    assert "goes on after" in printed[1]
+    assert "To continue it after" in printed[1]
 
 
 @pytest.mark.heavy
-def test_a_sweep_in_two_processes_is_that_of_one(tmp_path):
+def test_a_sweep_in_two_processes_gives_the_results_of_one_process(tmp_path):
     words = [*SMALL, *UPDATES, "--num-seeds", "3", "--grid", "max_kl=0.003,0.03", "--batch", "4"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert sweep.main([*words, "--quiet", "--out", str(one)]) == 0
@@ -140,7 +140,7 @@ def test_a_sweep_in_two_processes_is_that_of_one(tmp_path):
     np.testing.assert_allclose(tables[1], tables[0], rtol=0.02)
 
 
-def test_a_folder_that_is_not_empty_ends_both(tmp_path):
+def test_a_folder_that_is_not_empty_ends_both_processes(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     words = [*TRAIN, *UPDATES, "--out", str(tmp_path)]
     codes, printed = two_processes.wait(two_processes.start(words, tmp_path), tmp_path)
@@ -158,7 +158,9 @@ def test_a_folder_that_is_not_empty_ends_both(tmp_path):
         (["--max-kl", "0"], ["Process 1 of this run cannot work", "max_kl = 0.0 cannot work"]),
     ],
 )
-def test_processes_with_other_settings_are_named_before_they_start(second, messages, tmp_path):
+def test_processes_with_different_settings_are_refused_before_they_start(
+    second, messages, tmp_path
+):
     words = [*TRAIN, *UPDATES, "--out", str(tmp_path / "out")]
     started = two_processes.start(words, tmp_path, second=second)
     codes, printed = two_processes.wait(started, tmp_path)
@@ -170,17 +172,17 @@ def test_processes_with_other_settings_are_named_before_they_start(second, messa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_number_that_is_taken_ends_the_second_process_at_once(monkeypatch, tmp_path):
+def test_a_process_id_that_is_taken_ends_the_second_process_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(processes, "_held", [])
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: None)
     processes.join("localhost:7", 0, 2)
     processes.join("localhost:7", 1, 2)
-    with pytest.raises(ConfigurationError, match=r"--process-id 1 of the run at localhost:7 is th"):
+    with pytest.raises(ConfigurationError, match=r"--process-id 1 in the run at localhost:7"):
         processes.join("localhost:7", 1, 2)
 
 
-def test_a_process_that_never_comes_is_a_paragraph(tmp_path):
+def test_a_process_that_never_starts_gives_an_error_of_one_paragraph(tmp_path):
     code = "from trpo_jax import processes; processes.JOINING_SECONDS = 3; "
     code += f"processes.join('localhost:{two_processes.free_port()}', 0, 2)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -194,14 +196,14 @@ def test_a_process_that_never_comes_is_a_paragraph(tmp_path):
     ("words", "message"),
     [
         (["--devices", "3"], "devices = 3 must be at least 1 and at most 1"),
-        (["--devices", "few"], "'few' is no number of devices"),
-        (["--process-id", "0"], "--process-id says nothing without --distributed"),
+        (["--devices", "few"], "'few' is not a number of devices"),
+        (["--process-id", "0"], "--process-id has no effect without --distributed"),
         (["--distributed", "--process-id", "0"], "without --coordinator, --num-processes"),
-        (["--distributed", "--devices=2"], "take all of their devices"),
+        (["--distributed", "--devices=2"], "takes all of its devices"),
     ],
 )
 @pytest.mark.parametrize("script", [train, sweep])
-def test_flags_that_do_not_fit_are_refused(script, words, message, tmp_path, capsys):
+def test_flags_that_contradict_each_other_are_refused(script, words, message, tmp_path, capsys):
     own = ["--grid", "max_kl=0.1,0.2"] if script is sweep else []
     assert message in refusal(script.main, [*own, *words, "--out", str(tmp_path / "x")], capsys)
     assert not (tmp_path / "x").exists()
@@ -214,12 +216,12 @@ def test_flags_that_do_not_fit_are_refused(script, words, message, tmp_path, cap
         ("localhost", "1", "coordinator = localhost must be a host and a port"),
     ],
 )
-def test_places_that_cannot_be_are_refused(coordinator, number, message, capsys):
+def test_impossible_addresses_and_process_ids_are_refused(coordinator, number, message, capsys):
     words = ["--distributed", "--coordinator", coordinator, "--num-processes", "2"]
     assert message in refusal(train.main, [*words, "--process-id", number], capsys)
 
 
-def test_a_process_that_nobody_tells_what_to_join_says_so(tmp_path):
+def test_a_process_without_coordinator_explains_what_is_missing(tmp_path):
     script = str(two_processes.EXPERIMENTS / "train.py")
     command = [sys.executable, script, "--distributed", "--out", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -229,7 +231,7 @@ def test_a_process_that_nobody_tells_what_to_join_says_so(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_placements_are_said_again_on_resuming():
+def test_the_command_to_resume_has_the_placement_flags():
     words = ["--distributed", "--coordinator", "a:1", "--process-id", "0", "--num-processes", "2"]
     parser = argparse.ArgumentParser()
     placement.add_process_flags(parser, devices="1")
@@ -253,21 +255,21 @@ def test_placements_are_said_again_on_resuming():
         (["--env", "gym/CartPole-v1"], "gym/CartPole-v1 runs on the host"),
     ],
 )
-def test_what_devices_do_not_divide_is_refused_by_name(words, message, monkeypatch, capsys):
+def test_a_number_that_devices_do_not_divide_is_refused(words, message, monkeypatch, capsys):
     monkeypatch.setattr(placement, "choose_devices", lambda wanted: jax.devices()[:1] * wanted)
     assert re.search(message, refusal(train.main, ["--devices", "4", *words], capsys))
 
 
 @pytest.mark.heavy
-def test_a_signal_to_one_process_stops_both_in_order(tmp_path):
+def test_a_signal_to_one_process_stops_both_in_an_orderly_way(tmp_path):
     out = tmp_path / "out"
     words = [*TRAIN, "--total-steps", "1e7", "--out", str(out)]
     started = two_processes.start(words, tmp_path)
     two_processes.wait_for(out / "checkpoints" / "5" / "digest", started)
-    time.sleep(0.4)  # until both are done with the checkpoint
+    time.sleep(0.4)  # until both processes have written the checkpoint
     started[1].terminate()
     codes, printed = two_processes.wait(started, tmp_path)
     assert codes == [130, 143], printed
     updates = re.search(r"up to update (\d+) of", printed[0])[1]
     assert (out / "checkpoints" / updates / "digest").is_file()
-    assert f"goes on after update {updates}" in printed[0]
+    assert f"To continue it after update {updates}" in printed[0]

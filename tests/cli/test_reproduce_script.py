@@ -1,4 +1,4 @@
-"""experiments/reproduce.py and experiments/render.py as a user meets them."""
+"""experiments/reproduce.py and experiments/render.py, called with command lines."""
 
 import json
 
@@ -16,8 +16,9 @@ from trpo_jax import envs
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.cli import compare, render
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.native import toll_road
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.records.acting import make_act
 from trpo_jax.running.animation import CAPTION, captioned, play, write_animation
@@ -69,7 +70,7 @@ def finished(tmp_path_factory):
         yield folder / "out"
 
 
-def test_the_table_stands_beside_what_is_published(finished):
+def test_the_table_compares_with_published_results(finished):
     table = (finished / "tiny.md").read_text()
     assert "uv run --extra envs experiments/reproduce.py --benchmark tiny" in table
     row = next(line for line in table.splitlines() if line.startswith("| Pole | **"))
@@ -79,7 +80,7 @@ def test_the_table_stands_beside_what_is_published(finished):
     assert variant.endswith(", below the floor | 2 | 1,000 | 900 |  |"), "published of others"
     assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
     assert "Nothing to be learnt." in table
-    assert "over fresh episodes, 2 a seed" in table
+    assert "over 2 fresh episodes of each seed" in table
     assert "jax 0." in table
     report = json.loads((finished / "tiny.json").read_text())
     assert len(report["rows"]["Pole"]["per_seed"]) == 2
@@ -91,7 +92,7 @@ def test_the_curves_are_drawn(finished):
         assert min(image.size) > 200
 
 
-def test_a_benchmark_without_bars_has_a_table_without_them():
+def test_a_benchmark_without_bars_has_no_column_of_bars():
     row = {"per_seed": [1.0], "mean": 1.0, "std": None, "episodes_per_seed": 2, "config": {}}
     report = {"title": "", "command": "", "notes": "", "versions": [], "devices": []}
     report |= {"published": {}, "tasks": {"Pole": {"env": "x"}}, "rows": {"Pole": row}}
@@ -100,7 +101,7 @@ def test_a_benchmark_without_bars_has_a_table_without_them():
     assert "bar" not in table
 
 
-def test_unknown_benchmarks_and_tasks(finished, capsys):
+def test_unknown_benchmarks_and_tasks_are_refused(finished, capsys):
     for arguments, answer in (
         (["--benchmark", "tinny"], "Did you mean tiny"),
         (["--benchmark", "tiny", "--tasks", "Pol"], "Did you mean Pole"),
@@ -114,7 +115,7 @@ def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, ca
     out = tmp_path / "new" / "episode.gif"
     arguments = [str(finished / "Pole"), "--steps", "6", "--every", "2", "--out", str(out)]
     assert render.main([*arguments, "--width", "100"]) == 0
-    assert "in 6 steps, cut there (--steps): " in (said := capsys.readouterr().out)
+    assert "in 6 steps, cut by --steps: " in (said := capsys.readouterr().out)
     assert "4 frames" in said
     with Image.open(out) as image:
         assert image.size[0] == 100
@@ -124,7 +125,7 @@ def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, ca
     assert "will not be overwritten" in capsys.readouterr().err
 
 
-def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
+def test_the_error_says_why_an_episode_cannot_be_drawn(finished, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         render.main([str(tmp_path)])
     assert "There is no run in" in capsys.readouterr().err
@@ -148,7 +149,7 @@ def test_what_cannot_be_drawn_says_so(finished, tmp_path, capsys):
         env = envs.make("gym/host_tasks:Counter-v0")
         play(env, alternating(env), 0, 1)
     env = envs.make("CartPole-v1")._replace(render=None)
-    with pytest.raises(ConfigurationError, match="nothing to draw itself with"):
+    with pytest.raises(ConfigurationError, match="cannot draw itself"):
         play(env, alternating(env), 0, 1)
 
 
@@ -157,7 +158,7 @@ def grey_frames(number):
     return [captioned(frame, 20, 10, "step 3") for frame in frames]
 
 
-def test_a_gif_keeps_shape_and_time(tmp_path):
+def test_a_gif_keeps_the_size_and_the_speed(tmp_path):
     write_animation(tmp_path / "grey.gif", grey_frames(5), fps=20)
     with Image.open(tmp_path / "grey.gif") as image:
         assert image.size == (20, 10 + CAPTION)
@@ -171,7 +172,7 @@ def test_a_video_is_written_too(tmp_path):
     assert ffmpeg.count_frames_and_secs(str(tmp_path / "grey.mp4"))[0] == 5
 
 
-def test_pictures_are_drawn_only_where_there_is_room(monkeypatch):
+def test_pictures_are_drawn_only_if_they_fit_into_memory(monkeypatch):
     env = envs.make("CartPole-v1")
     drawn = lambda: play(env, alternating(env), 0, 1)
     assert len(drawn().images) == 2
@@ -184,7 +185,7 @@ def black(states):
     return [np.zeros((4, 4, 3), np.uint8) for _ in states]
 
 
-def test_a_policy_with_a_memory_remembers_while_it_plays():
+def test_a_policy_keeps_its_memory_while_an_episode_is_drawn():
     env = counter(time_limit=5)
 
     def step(key, count, action):
@@ -229,7 +230,7 @@ def test_a_table_under_a_limit_marks_what_reaches_the_bar_and_keeps_the_limit():
     assert cells[-2:] == ["25 %", "3.0"]
 
 
-def test_the_costs_of_an_episode_on_the_host_are_its_own():
+def test_an_episode_on_the_host_counts_only_its_own_costs():
     def open(seeds, num_envs, render=False):
         shown, no = np.zeros((num_envs, 1), np.float32), np.zeros(num_envs, bool)
         step = lambda actions: StepResult(shown, np.ones(num_envs), no, no, [[actions[0], 1.5]])
@@ -243,7 +244,7 @@ def test_the_costs_of_an_episode_on_the_host_are_its_own():
     np.testing.assert_array_equal(film.total_costs, [2, 6])
 
 
-def test_the_costs_of_an_episode_are_told_beside_their_limits(tmp_path, monkeypatch, capsys):
+def test_the_costs_of_an_episode_are_printed_with_their_limits(tmp_path, monkeypatch, capsys):
     env = toll_road(4)
     film = play(env._replace(render=black), alternating(env), 0, 9)
     np.testing.assert_array_equal(film.total_costs, [2])

@@ -1,4 +1,4 @@
-"""experiments/train.py stopped and resumed, by whatever stops it."""
+"""Runs of experiments/train.py that are stopped in several ways and resumed."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def stopped(finished, tmp_path):
-    """The same run, as if it had been killed while it evaluated its last policies."""
+    """The same run, as if it had been killed during its final evaluation."""
     folder = tmp_path / "stopped"
     shutil.copytree(finished, folder)
     (folder / "summary.json").unlink()
@@ -80,13 +80,13 @@ def test_a_run_whose_latest_checkpoint_is_damaged_goes_on_from_the_one_before(
     assert_same(stopped, finished)
 
 
-def test_a_run_whose_metrics_end_before_its_latest_checkpoint_repeats_what_is_missing(
+def test_missing_rows_of_metrics_are_computed_again_from_an_earlier_checkpoint(
     stopped, finished, capsys
 ):
     lines = (stopped / "metrics.csv").read_bytes().splitlines(keepends=True)
     (stopped / "metrics.csv").write_bytes(b"".join(lines[: 1 + 2 * 5]) + b"0,6,7")
     assert train.main(["--resume", str(stopped)]) == 0
-    assert "lacks rows of updates up to 6" in capsys.readouterr().err
+    assert "has no rows up to update 6" in capsys.readouterr().err
     assert_same(stopped, finished)
 
 
@@ -96,7 +96,7 @@ def test_a_run_without_a_checkpoint_starts_again(stopped, finished):
     assert_same(stopped, finished)
 
 
-def test_other_settings_are_refused_one_by_one(stopped, capsys):
+def test_a_resumed_run_refuses_each_changed_setting(stopped, capsys):
     error = refusal(
         train.main, ["--resume", str(stopped), "--max-kl", "0.5", "--num-envs", "4"], capsys
     )
@@ -104,14 +104,14 @@ def test_other_settings_are_refused_one_by_one(stopped, capsys):
     assert "trpo-jax train --num-seeds 2" in error
 
 
-def test_another_version_is_refused(stopped, capsys):
+def test_a_resumed_run_refuses_another_version(stopped, capsys):
     description = json.loads((stopped / "config.json").read_text())
     description["versions"]["jax"] = "0.4.1"
     (stopped / "config.json").write_text(json.dumps(description))
     assert "jax = '0.4.1', not '" in refusal(train.main, ["--resume", str(stopped)], capsys)
 
 
-def test_another_patch_of_a_version_is_a_warning(stopped, finished, capsys):
+def test_another_patch_of_a_version_gives_a_warning(stopped, finished, capsys):
     for path in (stopped / "config.json", *stopped.glob("checkpoints/*/about/metadata")):
         stored = json.loads(path.read_text())
         versions = stored.get("description", stored)["versions"]
@@ -122,8 +122,8 @@ def test_another_patch_of_a_version_is_a_warning(stopped, finished, capsys):
         (path / DIGEST).write_text(digest(path))
     assert train.main(["--resume", str(stopped)]) == 0
     error = capsys.readouterr().err
-    assert re.match(r"warning: The run goes on with python \S+, not \S+, numpy \S+, not ", error)
-    assert "Numbers may differ in rounding" in error
+    assert re.match(r"warning: The run continues with python \S+, not \S+, numpy \S+, not ", error)
+    assert "numbers may differ in rounding" in error
     assert error.count("\n") == 1
     assert_same(stopped, finished)
 
@@ -150,13 +150,13 @@ def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path, capsys):
         (["--log", "tensorbord"], "Unknown log 'tensorbord'. Did you mean tensorboard?"),
     ],
 )
-def test_bad_input(argv, message, finished, stopped, capsys):
+def test_bad_input_gives_an_error_of_one_paragraph(argv, message, finished, stopped, capsys):
     argv = [word.format(finished=finished, stopped=stopped) for word in argv]
     assert message in refusal(train.main, argv, capsys)
 
 
-def test_a_full_disk_is_an_error_and_leaves_the_checkpoints_before(stopped, finished):
-    """A limit on the size of files stands for the disk: metrics.csv cannot grow any more."""
+def test_a_full_disk_gives_an_error_and_keeps_earlier_checkpoints(stopped, finished):
+    """A limit on the size of files acts like a full disk: metrics.csv cannot grow."""
     shutil.rmtree(stopped / "checkpoints" / "6")
     size = (stopped / "metrics.csv").stat().st_size
     command = [sys.executable, "experiments/train.py", "--resume", str(stopped)]
@@ -172,14 +172,15 @@ def test_a_full_disk_is_an_error_and_leaves_the_checkpoints_before(stopped, fini
     assert "metrics.csv cannot be written: File too large" in result.stderr
     assert "Traceback" not in result.stderr
     assert "holds the run up to update 5 of 6" in result.stderr
-    assert f"--resume {stopped} goes on after update 4" in result.stderr
+    assert "To continue it after update 4: " in result.stderr
+    assert f" --resume {stopped}\n" in result.stderr
     assert train.main(["--resume", str(stopped)]) == 0
     assert_same(stopped, finished)
 
 
 @pytest.mark.heavy
 def test_a_run_that_is_killed_again_and_again_loses_nothing(tmp_path):
-    """Three kills; `experiments/benchmarks/kill_test.py --help` for many."""
+    """Kills a run three times. `experiments/benchmarks/kill_test.py` does it many times."""
     fast = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     fast["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
     command = [sys.executable, "experiments/benchmarks/kill_test.py", "--kills", "3", *FLAGS]

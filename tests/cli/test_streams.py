@@ -1,4 +1,4 @@
-"""Text that nobody reads: `train.py | head -1`, a closed terminal, a full disk behind `>`."""
+"""Output that nobody reads: `train.py | head -1`, a closed terminal, a full disk behind `>`."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ TINY += ["--num-seeds", "2", "--total-steps", "768", "--evaluation-episodes", "1
 
 @pytest.fixture
 def unread(monkeypatch):
-    """Both streams of this process, of which nobody reads a word."""
+    """Streams for a process whose output nobody reads."""
     for name in ("stdout", "stderr"):
         read, write = os.pipe()
         os.close(read)
@@ -24,7 +24,7 @@ def unread(monkeypatch):
     outlive_readers()
 
 
-def test_a_run_that_nobody_reads_comes_to_its_end(unread, tmp_path):
+def test_a_run_whose_output_nobody_reads_finishes(unread, tmp_path):
     folder = tmp_path / "run"
     assert train.main([*TINY, "--out", str(folder)]) == 0
     assert (folder / "summary.json").is_file()
@@ -35,7 +35,7 @@ def test_a_run_that_nobody_reads_comes_to_its_end(unread, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_a_full_disk_behind_a_stream_is_no_failure():
+def test_a_full_disk_behind_a_stream_does_not_fail():
     stream = Lasting(open("/dev/full", "w"))  # noqa: SIM115
     for _ in range(3):
         print("x" * 10_000, file=stream, flush=True)

@@ -16,7 +16,7 @@ from trpo_jax.running.sweep_plan import Range
         ("activation=tanh,relu", ["tanh", "relu"]),
     ],
 )
-def test_values_are_of_the_kind_of_their_field(text, values):
+def test_values_have_the_type_of_their_field(text, values):
     assert parse_grid(trpo, text) == (text.partition("=")[0], values)
 
 
@@ -47,6 +47,6 @@ def test_a_range_that_cannot_be_read_says_why(text):
         parse_range(text)
 
 
-def test_a_field_is_swept_once():
+def test_a_field_cannot_be_swept_twice():
     with pytest.raises(ConfigurationError, match="max_kl is swept twice"):
         refuse_repeats(["max_kl=0.1", "gamma=0.9", "max_kl=0:1"])

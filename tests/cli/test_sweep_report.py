@@ -12,7 +12,7 @@ FIVE |= {"hidden_sizes": (64, 64)}
 
 
 def printed(setting, scores):
-    """Returns the ranking of settings alike but for max_kl, one for each row of scores."""
+    """Returns a ranking with a setting for each row of scores. They differ in max_kl."""
     settings = [setting | {"max_kl": 0.01 * (1 + row)} for row in range(len(scores))]
     results = {(row, seed): {"x": x} for (row, seed), x in np.ndenumerate(scores)}
     console = Console(file=io.StringIO(), width=80, soft_wrap=True)
@@ -21,7 +21,7 @@ def printed(setting, scores):
     return console.file.getvalue()
 
 
-def test_five_fields_fit_80_columns():
+def test_a_ranking_of_five_fields_fits_into_80_columns():
     text = printed(FIVE, np.array([[-1234.5, -1000.0, -900.0]] * 3))
     table = [line for line in text.splitlines() if line[:1] in "│┃"]
     assert max(map(len, table)) <= 80
@@ -31,17 +31,17 @@ def test_five_fields_fit_80_columns():
 
 
 @pytest.mark.parametrize("setting", [{}, FIVE])
-def test_settings_without_a_score_are_named(setting):
+def test_the_ranking_says_which_settings_have_no_score(setting):
     text = printed(setting, np.array([[1.0, np.nan], [0.012, 0.034]]))
-    assert "1 of 2 without" in text
+    assert "1 of 2 missing" in text
     assert "1 of 2 settings have seeds without a score" in text
     assert "range 0.012 to 0.034" in text
-    assert "2 of 2 without" in printed(setting, np.full((2, 2), np.nan))
+    assert "2 of 2 missing" in printed(setting, np.full((2, 2), np.nan))
 
 
-def test_equal_scores_are_no_ranking():
-    assert "the order says nothing" in printed({}, np.ones((2, 3)))
-    assert "the order says nothing" not in printed({}, np.arange(6.0).reshape(2, 3))
+def test_a_note_says_that_equal_scores_have_no_order():
+    assert "their order means nothing" in printed({}, np.ones((2, 3)))
+    assert "their order means nothing" not in printed({}, np.arange(6.0).reshape(2, 3))
 
 
 @pytest.mark.parametrize("swept", [False, True])
@@ -57,7 +57,7 @@ def test_settings_within_their_limits_come_first(swept):
         for seed in range(2)
     }
     ranking = rank(settings, range(2), results, "x_return", config)
-    # Means are 8, 4.95, 1.5 and 5.3.
+    # The mean costs are 8, 4.95, 1.5 and 5.3.
     assert [x.index for x in ranking] == ([0, 1, 3, 2] if swept else [2, 1, 3, 0])
     console = Console(file=io.StringIO(), width=80, soft_wrap=True)
     print_ranking(console, ranking, "CPO on Test")
@@ -72,14 +72,14 @@ def test_settings_within_their_limits_come_first(swept):
         assert [x.index for x in without] == [0, 3, 2, 1]
 
 
-def test_that_no_setting_keeps_its_limit_is_said(tmp_path):
+def test_a_note_says_that_no_setting_keeps_its_limit(tmp_path):
     results = {(row, 0): {"x_return": 1.0, "x_cost": 6.0 - row} for row in range(2)}
     ranking = rank([{"a": 1.0}, {"a": 2.0}], [0], results, "x_return", {"cost_limit": 4.0})
     assert [x.index for x in ranking] == [1, 0]
     console = Console(file=io.StringIO(), width=80, soft_wrap=True)
     print_ranking(console, ranking, "CPO on Test")
     assert "No setting keeps its limits." in console.file.getvalue()
-    assert "the order says nothing" not in console.file.getvalue()
+    assert "their order means nothing" not in console.file.getvalue()
     write_ranking(tmp_path / "settings.csv", ranking)
     head, *rows = (line.split(",") for line in (tmp_path / "settings.csv").read_text().split())
     assert head[-2:] == ["mean_cost", "excess"]

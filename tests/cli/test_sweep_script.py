@@ -1,4 +1,4 @@
-"""experiments/sweep.py as a user meets it."""
+"""experiments/sweep.py, called with the words of a command line."""
 
 import csv
 import json
@@ -35,13 +35,13 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_the_files_of_a_sweep(finished):
+def test_a_sweep_writes_all_its_files(finished):
     names = {"sweep.json", "results.csv", "settings.csv", "sweep.png", "sweep.pdf"}
     assert {path.name for path in finished.iterdir()} == names
     assert (finished / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_results_are_tidy(finished):
+def test_results_have_one_row_for_each_run(finished):
     rows = read(finished / "results.csv")
     fields = ["setting", "max_kl", "critic_minibatches", "seed", "evaluation_return"]
     assert list(rows[0])[:5] == fields
@@ -57,7 +57,7 @@ def test_results_are_tidy(finished):
     assert {row["broken_update"] for row in rows} == {"0"}
 
 
-def test_settings_are_ranked(finished):
+def test_settings_are_ranked_by_their_scores(finished):
     rows, ranking = read(finished / "results.csv"), read(finished / "settings.csv")
     iqms = [float(row["iqm"]) for row in ranking]
     assert iqms == sorted(iqms, reverse=True)
@@ -68,7 +68,7 @@ def test_settings_are_ranked(finished):
         assert float(row["mean_low"]) <= float(row["mean"]) <= float(row["mean_high"])
 
 
-def test_a_run_of_a_sweep_is_the_run_of_train(finished, tmp_path):
+def test_a_run_of_a_sweep_gives_the_numbers_of_train(finished, tmp_path):
     out = tmp_path / "alone"
     argv = ["--env", "Pendulum-v1", "--total-steps", "256", *SMALL, "--evaluation-episodes", "2"]
     argv += ["--num-seeds", "3", "--max-kl", "0.03", "--critic-minibatches", "4"]
@@ -78,7 +78,7 @@ def test_a_run_of_a_sweep_is_the_run_of_train(finished, tmp_path):
     np.testing.assert_allclose(ours, scores, rtol=0.02)
 
 
-def test_an_interrupted_sweep_goes_on(finished, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_sweep_can_be_continued(finished, tmp_path, monkeypatch, capsys):
     out = tmp_path / "interrupted"
     blocks = []
 
@@ -91,13 +91,13 @@ def test_an_interrupted_sweep_goes_on(finished, tmp_path, monkeypatch, capsys):
     original = running_sweep.run_block
     monkeypatch.setattr(running_sweep, "run_block", run_block)
     assert sweep.main([*FLAGS, "--out", str(out)]) == 130
-    assert "goes on from there" in capsys.readouterr().err
-    assert blocks == [3, 3, 3]  # six runs a group, in blocks of at most four
+    assert "continues the sweep" in capsys.readouterr().err
+    assert blocks == [3, 3, 3]  # groups of six runs, in blocks of at most four
     with (out / "results.csv").open("a") as file:
         file.write("2,0.03,2,1,-9")  # as if killed while writing
     assert sweep.main([*FLAGS, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "6 of them were done before" in printed
+    assert "6 of these runs are finished already" in printed
     assert "looks better than it is" in printed
     assert (out / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
 
@@ -124,8 +124,8 @@ def test_runs_that_break_are_last_and_do_not_stop_the_others(tmp_path, capsys):
     assert int(broken["broken_update"]) >= 1
     assert float(healthy["evaluation_return"]) > 8
     printed = capsys.readouterr().out
-    assert "2 of 2 without" in printed
-    assert "range " in printed  # of the two seeds of the other setting
+    assert "2 of 2 missing" in printed
+    assert "range " in printed  # the other setting has two seeds
     assert first["iqm_low"] == first["mean_high"] == ""
 
 
@@ -141,14 +141,14 @@ def test_the_command_for_the_best_trains_it_on_other_seeds(finished, capsys, cal
     assert (plan.config.num_steps, plan.config.hidden_sizes) == (32, (8,))
 
 
-def test_the_command_in_the_description_is_the_same_sweep(finished, capsys):
+def test_the_command_in_sweep_json_gives_the_same_sweep(finished, capsys):
     command = json.loads((finished / "sweep.json").read_text())["command"]
     assert command[:2] == ["trpo-jax", "sweep"]
     assert sweep.main(command[2:]) == 0
-    assert "12 of them were done before" in capsys.readouterr().out
+    assert "12 of these runs are finished already" in capsys.readouterr().out
 
 
-def test_ranking_goes_by_the_middle_half_then_the_mean():
+def test_settings_are_ordered_by_interquartile_mean_then_by_mean():
     scores = {"a": [1, 1, 1, 9], "b": [1, 1, 1, 10], "c": [2, 2, 2, 2], "d": [50, np.nan, 50, 50]}
     results = {(i, s): {"x": y} for i, row in enumerate(scores.values()) for s, y in enumerate(row)}
     settings = [{"name": name} for name in [*scores, "missing"]]
@@ -163,14 +163,14 @@ def test_ranking_goes_by_the_middle_half_then_the_mean():
         (["--grid", "max_kk=1"], "Did you mean max_kl"),
         (["--grid", "max_kl=0.01,0"], "max_kl = 0.0 cannot work"),
         (["--grid", "critic_minibatches=7"], "does not divide the batch"),
-        (["--random", "4", "--range", "num_envs=1:4"], "list its values in grid"),
+        (["--random", "4", "--range", "num_envs=1:4"], "List its values in grid"),
         (["--grid", "num_steps=32,256"], "is less than two batches of 512 steps"),
         (["--grid", "max_kl=0.1", "--env-arg", "gravty=1"], "Did you mean gravity"),
         (["--grid", "max_kl=0.1", "--batch", "0"], "batch = 0 must be at least 1"),
         (["--grid", "max_kl=0.1", "--seed", "-1"], "seed = -1"),
     ],
 )
-def test_bad_input(argv, message, tmp_path, capsys):
+def test_bad_input_gives_an_error_of_one_paragraph(argv, message, tmp_path, capsys):
     out = tmp_path / "new"
     words = [*SMALL, "--total-steps", "512", *argv, "--out", str(out)]
     assert message in refusal(sweep.main, words, capsys)

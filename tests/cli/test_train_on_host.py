@@ -36,12 +36,12 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("host") / "run"
     closed = host_tasks.Counter.closed
     assert run(folder, "gym/host_tasks:Counter-v0") == 0
-    # One to read the spaces of, and for each seed those of training and of evaluation.
+    # One environment shows the spaces. Each seed has others for training and for evaluation.
     assert host_tasks.Counter.closed == closed + 1 + 3 * (2 + 2)
     return folder
 
 
-def test_the_files_are_those_of_any_run(finished):
+def test_a_run_on_the_host_has_the_usual_files(finished):
     assert {path.name for path in finished.iterdir()} == FILES
     found = rows(finished)
     assert [(row["seed"], row["update"]) for row in found] == [
@@ -74,7 +74,7 @@ def test_a_failure_ends_the_run_and_keeps_its_files(how, message, tmp_path, caps
     error = capsys.readouterr().err
     assert re.search(f"nvironment {env} .*{message}", error)
     kept = int(re.search(r"holds the run up to update (\d+) of 10", error)[1])
-    assert kept == 3 if how == "nan" else 1 <= kept <= 3  # the other is lost with its chunk
+    assert kept == 3 if how == "nan" else 1 <= kept <= 3  # the updates of the failed chunk are lost
     assert len(rows(tmp_path / "run")) == 3 * kept
     assert (tmp_path / "run" / "policy.msgpack").is_file()
     traceback = tmp_path / "run" / "error.txt"
@@ -82,12 +82,12 @@ def test_a_failure_ends_the_run_and_keeps_its_files(how, message, tmp_path, caps
     assert how != "raise" or "host_tasks.py" in traceback.read_text()
 
 
-def test_a_failure_before_the_first_update(tmp_path, capsys):
+def test_a_failure_before_the_first_update_names_the_command_to_continue(tmp_path, capsys):
     assert run(tmp_path / "run", "gym/host_tasks:Broken-raise-v0", "--env-processes") == 1
-    assert "goes on from its start" in capsys.readouterr().err
+    assert "To continue it from its start" in capsys.readouterr().err
 
 
-def test_defaults_of_the_suites():
+def test_the_suites_have_their_own_defaults():
     defaults = defaults_for("trpo", "envpool/Hopper-v4")
     assert (defaults["num_envs"], defaults["evaluation_episodes"]) == (16, 16)
     assert defaults["scale_rewards"]
@@ -95,7 +95,7 @@ def test_defaults_of_the_suites():
     assert not defaults_for("trpo", "envpool/Breakout-v5")["normalize_observations"]
 
 
-def test_what_an_environment_costs_is_measured_beside_training(capsys):
+def test_the_time_of_an_environment_is_compared_with_training(capsys):
     small = [*SMALL[: SMALL.index("--total-steps")], "--num-seeds", "1", "--repeats", "1"]
     assert host_speed.main(["--env", "gym/host_tasks:Counter-v0", *small]) == 0
     assert "2 environments a seed, 1 seeds, medians of 1 turns: bare" in capsys.readouterr().out

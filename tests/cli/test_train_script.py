@@ -1,4 +1,4 @@
-"""experiments/train.py as a user meets it."""
+"""experiments/train.py, called with the words of a command line."""
 
 import csv
 import json
@@ -37,14 +37,14 @@ def finished_run(tmp_path_factory):
     return folder, result
 
 
-def test_the_files_of_a_run(finished_run):
+def test_a_run_writes_all_its_files(finished_run):
     folder, _ = finished_run
     names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
     assert {path.name for path in folder.iterdir()} == names | {"checkpoints"}
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["15"]  # of the end
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["15"]  # at the end
 
 
-def test_config_says_everything_needed_to_run_it_again(finished_run):
+def test_config_json_has_everything_needed_to_repeat_the_run(finished_run):
     config = json.loads((finished_run[0] / "config.json").read_text())
     assert (config["env"], config["algorithm"]) == ("Pendulum-v1", "trpo")
     assert (config["seed"], config["num_seeds"], config["total_steps"]) == (5, 3, 2000)
@@ -99,7 +99,7 @@ def test_metrics_hold_one_row_for_each_seed_and_update(finished_run):
         assert (row["episodic_return"] == "") == (float(row["num_episodes"]) == 0)
 
 
-def test_summary(finished_run):
+def test_the_summary_has_the_scores_of_the_evaluation(finished_run):
     summary = json.loads((finished_run[0] / "summary.json").read_text())
     assert (summary["env"], summary["algorithm"], summary["num_seeds"]) == (
         "Pendulum-v1",
@@ -119,26 +119,29 @@ def test_summary(finished_run):
     assert evaluation["std"] >= 0
 
 
-def test_the_policy_acts(finished_run):
+def test_the_stored_policy_acts(finished_run):
     policy = trpo_jax.load_policy(finished_run[0] / "policy.msgpack", seed=6)
     action = policy(jnp.array([1.0, 0.0, 0.0]))
     assert action.shape == (1,)
     assert -2 <= action[0] <= 2
 
 
-def test_the_picture_is_one(finished_run):
+def test_the_figure_is_a_png_file(finished_run):
     picture = (finished_run[0] / "learning_curve.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert 10_000 < len(picture) < 300_000
 
 
-def test_the_output_says_what_happens_and_where_the_files_are(finished_run):
+def test_the_output_shows_progress_and_the_files(finished_run):
     folder, result = finished_run
-    assert "TRPO on Pendulum-v1: 1,920 steps in 15 updates, each of seeds 5 to 7" in result.stdout
+    assert (
+        "TRPO on Pendulum-v1: 1,920 steps in 15 updates for each of the seeds 5 to 7"
+        in result.stdout
+    )
     assert "update 15/15" in result.stdout
     assert "steps/s" in result.stdout
     assert str(folder) in result.stdout
-    assert "\x1b" not in result.stdout  # no terminal, no escape codes
+    assert "\x1b" not in result.stdout  # escape codes are only for terminals
     assert result.stderr == ""
 
 
@@ -175,7 +178,9 @@ def test_quiet_prints_nothing_and_one_seed_has_no_interval(tmp_path, capsys):
         (["--out", "{occupied}"], r"not empty"),
     ],
 )
-def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, tmp_path, capsys):
+def test_bad_input_gives_an_error_of_one_paragraph_and_exit_code_2(
+    arguments, message, tmp_path, capsys
+):
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "metrics.csv").write_text("mine")
@@ -199,19 +204,21 @@ def test_help_explains_every_field_with_its_default(capsys):
     assert f"radius of the trust region: mean KL(old || new), in nats (default: {max_kl})" in text
 
 
-def test_numbers_that_are_not_finite_stop_the_run_and_keep_its_files(tmp_path, capsys):
+def test_numbers_that_are_not_finite_stop_the_run_and_its_files_are_kept(tmp_path, capsys):
     out = tmp_path / "broken"
     settings = ["--critic-lr", "1e38", "--num-seeds", "2", "--total-steps", "4096"]
     assert train.main([*settings, "--out", str(out), *SMALL]) == 1
     error = capsys.readouterr().err
     assert "Seed 0 stopped: update" in error
     assert "Seed 1 stopped: update" in error
-    names = {path.name for path in out.iterdir()} - {"learning_curve.png"}  # of at least an update
+    names = {path.name for path in out.iterdir()} - {
+        "learning_curve.png"
+    }  # drawn only after an update
     assert names == {"config.json", "metrics.csv", "policy.msgpack"}
     assert np.isfinite(trpo_jax.load_policy(out / "policy.msgpack")(jnp.zeros(4)))
 
 
-def test_ctrl_c_keeps_what_was_written_and_says_so(tmp_path):
+def test_ctrl_c_keeps_the_files_and_the_message_says_so(tmp_path):
     out = tmp_path / "interrupted"
     command = [
         *SCRIPT,

@@ -1,4 +1,4 @@
-"""What every adapter of the accelerator must do, whatever its suite."""
+"""Checks for every environment that runs in JAX."""
 
 from functools import partial
 
@@ -6,26 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import split_mask, to_environment_action
+from trpo_jax.envs.specs import split_mask, to_environment_action
 from trpo_jax.rollout import random_actions, rollout, start_episodes
 
 NUM_ENVS, NUM_STEPS, TIME_LIMIT = 4, 12, 5
 
 
 def example_action(env, key):
-    """Returns a random action as the environment takes it."""
+    """Returns a random action of the environment."""
     chosen = jax.tree.map(lambda x: x[0], random_actions(key, env.action, 1))
     return to_environment_action(env.action, chosen)
 
 
 def flat(observations, axes=1):
-    """Returns all numbers of observations that have some axes before their own, `[*axes, N]`."""
+    """Returns all numbers of a batch of observations, `[*batch, N]`, for `axes` batch axes."""
     leaves = [np.asarray(x) for x in jax.tree.leaves(observations)]
     return np.concatenate([x.reshape(*x.shape[:axes], -1) for x in leaves], axis=-1)
 
 
 def check_types(env):
-    """A step gives what a reset gives, in fixed types."""
+    """Checks that a step and a reset return the same types, and that the types are fixed."""
     key = jax.random.key(0)
     state, observation = jax.eval_shape(env.reset, key)
     action = jax.eval_shape(partial(example_action, env), key)
@@ -46,7 +46,7 @@ def check_types(env):
 
 
 def check_episodes(env):
-    """Rollouts with a short time limit: ends, last observations, resets, keys, one compilation."""
+    """Checks rollouts with a short time limit: ends, last observations, resets, keys."""
     env = env._replace(time_limit=TIME_LIMIT)
     act = lambda key, observations: random_actions(
         key, env.action, NUM_ENVS, split_mask(observations)[1]
@@ -70,22 +70,26 @@ def check_episodes(env):
     resets = np.concatenate([flat(start(jax.random.key(x)).observation) for x in range(16)])
     distinct = len(np.unique(resets, axis=0))
     starts = [flat_starts(first), flat_starts(second), resets[:NUM_ENVS]]
-    if distinct > 1:  # Seaquest has a single start
-        assert all(len(np.unique(x, axis=0)) > 1 for x in starts), "all episodes begin alike"
-    if distinct > 4 * NUM_ENVS:  # Tetris has one for each piece
-        # Different resets in every rollout, drawn from a pool or not.
+    if distinct > 1:  # Seaquest always starts in the same way
+        assert all(len(np.unique(x, axis=0)) > 1 for x in starts), (
+            "all episodes start in the same way"
+        )
+    if distinct > 4 * NUM_ENVS:  # Tetris has one start for each piece
+        # Every rollout has different resets, even if they come from states made in advance.
         earlier, later = ({x.tobytes() for x in some} for some in starts[:2])
-        assert len(later - earlier) > len(later) / 2, "a rollout begins its episodes like the last"
+        assert len(later - earlier) > len(later) / 2, (
+            "two rollouts start their episodes in the same way"
+        )
 
 
 def flat_starts(trajectory):
-    """Returns the first observations of the episodes that began inside of a rollout."""
+    """Returns the first observations of the episodes that started inside a rollout."""
     began = np.asarray(trajectory.done)[:-1]
     return flat(trajectory.observation, 2)[1:][began]
 
 
 def check_trajectory(trajectory):
-    """Ends and observations of a rollout with the short time limit agree with each other."""
+    """Checks that the ends and the observations of a rollout fit together."""
     assert np.isfinite(trajectory.reward).all()
     assert trajectory.done.any()
     assert (trajectory.truncated | (trajectory.length < TIME_LIMIT)).all()
@@ -96,7 +100,7 @@ def check_trajectory(trajectory):
     observations = flat(trajectory.observation, 2)[1:]
     following = flat(trajectory.next_observation, 2)[:-1]
     np.testing.assert_array_equal(following[goes_on], observations[goes_on])
-    # The last observation of an episode is kept: it is not the first of the next, but by chance.
+    # The last observation of an episode is kept. It is rarely the first one of the next episode.
     assert (following[~goes_on] != observations[~goes_on]).any()
     np.testing.assert_array_equal(trajectory.length[1:][~goes_on], 1)
     assert (trajectory.length[1:][goes_on] == trajectory.length[:-1][goes_on] + 1).all()

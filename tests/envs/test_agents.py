@@ -1,4 +1,4 @@
-"""Several agents in the protocol: specs, random actions, validation, and what adapters share."""
+"""Teams of agents: specs, random actions, validation, and the functions that adapters share."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from trpo_jax import algorithms
 from trpo_jax.algorithms import hatrpo, trpo
 from trpo_jax.algorithms.unused import unused_fields
 from trpo_jax.envs import agents
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import require_usable
+from trpo_jax.envs.specs import (
     Agents,
     ArraySpec,
     Box,
     Discrete,
     MultiDiscrete,
-    require_usable,
     to_environment_action,
     to_space_action,
 )
@@ -32,7 +32,7 @@ LOW, HIGH = np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32)
 BOXES = Agents((Box(LOW, HIGH), Box(np.zeros((1, 1), np.float32), np.full((1, 1), 4, np.float32))))
 
 
-def test_rows_have_the_form_of_the_largest_action():
+def test_the_rows_of_a_team_can_hold_the_largest_action():
     assert UNEVEN.padded == Discrete(4)
     np.testing.assert_array_equal(UNEVEN.used, [[1, 1, 0, 0], [1, 1, 1, 1]])
     assert (UNEVEN.count, UNEVEN.shape, UNEVEN.choices) == (2, (2,), (4, 4))
@@ -44,7 +44,7 @@ def test_rows_have_the_form_of_the_largest_action():
     assert BOXES.shape == (2, 2)
 
 
-def test_actions_of_a_team_become_those_of_its_environment():
+def test_actions_of_a_team_become_actions_of_its_environment():
     given = to_environment_action(UNEVEN, jnp.array([1, 3]))
     np.testing.assert_array_equal(given, [6, 3])
     assert [int(x) for x in agents.own_actions(UNEVEN, given)] == [6, 3]
@@ -64,7 +64,7 @@ def test_actions_of_a_team_become_those_of_its_environment():
 
 
 @pytest.mark.parametrize("team", [UNEVEN, SEVERAL])
-def test_random_actions_are_legal_and_cover_what_is(team):
+def test_random_actions_are_legal_and_cover_all_legal_actions(team):
     drawn = random_actions(jax.random.key(0), team, 200)
     columns = drawn if isinstance(drawn, tuple) else (drawn,)
     for index, spec in enumerate(team.each):
@@ -104,30 +104,30 @@ def test_the_previous_action_of_each_agent_is_shown():
     [
         (
             {"action": Agents((Discrete(2), Box(LOW, HIGH)))},
-            r"agents whose actions are Discrete, Box: rows of one form cannot hold both",
+            r"agents whose actions are Discrete, Box\. Either all agents must choose integers",
         ),
         (
             {"observation": ArraySpec((3, 2), FLOAT)},
-            r"2 agents, and observation of shape \(3, 2\), whose first axis",
+            r"2 agents, and observation of shape \(3, 2\)\. Its first axis",
         ),
         (
             {"observation": {"a": ArraySpec((2, 1), FLOAT), "state": ArraySpec((7,), FLOAT)}},
-            r'observation\["state"\] of shape \(7,\).*part that critic_observation names',
+            r'observation\["state"\] of shape \(7,\).*name it in critic_observation',
         ),
         (
             {"observation": ArraySpec((2, 2), np.dtype(np.int32), (3, 4, 3, 4))},
-            "integers of several agents have one number of values",
+            "num_values must be one number",
         ),
         ({"action": Agents((Discrete(0), Discrete(2)))}, "nothing to choose from"),
     ],
 )
-def test_a_team_that_cannot_be_learnt_for_is_refused(changes, message):
+def test_a_team_with_wrong_specs_is_refused(changes, message):
     env = probes.team_of(probes.noise())._replace(**changes)
     with pytest.raises(ConfigurationError, match=message):
         require_usable(env)
 
 
-def test_algorithms_say_how_many_agents_they_learn_for():
+def test_algorithms_refuse_the_wrong_number_of_agents():
     one, team = probes.noise(), probes.team_of(probes.noise())
     assert (one.num_agents, team.num_agents) == (None, 2)
     for name in algorithms.ALGORITHMS:
@@ -143,7 +143,7 @@ def test_algorithms_say_how_many_agents_they_learn_for():
         trpo.make(team)
 
 
-def test_settings_without_effect_are_those_that_do_nothing_for_any_agent():
+def test_a_setting_is_unused_if_it_has_no_effect_for_any_agent():
     unused = lambda env: dict(unused_fields(env, hatrpo.Config()))
     choices, boxes = (probes.team_of(probes.noise(), 2, x.each) for x in (UNEVEN, BOXES))
     assert {"log_std_init", "max_kl_per_dimension"} <= set(unused(choices))
@@ -158,9 +158,9 @@ def test_the_reward_of_a_team():
     assert reward("b", "sum") == "sum"  # the user says that they are a team
     assert agents.REWARDS["mean"]([1.0, 3.0]) == 2.0
     for args, message in (
-        (("b", None), "agents of b compete: they fight.*Supported as it is: a"),
-        (("c", None), "Nothing is known.*rewards = sum or mean or same"),
-        (("a", "most"), "rewards = 'most' cannot work with a"),
+        (("b", None), "agents of b compete: they fight.*These environments work: a"),
+        (("c", None), "does not know c.*rewards = sum or mean or same"),
+        (("a", "most"), "rewards = 'most' is not allowed for a"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             reward(*args)

@@ -1,4 +1,4 @@
-"""Costs beside the reward: of suites, of `info`, and of a user's own functions."""
+"""Costs of suites, costs in `info`, and costs that are functions of the user."""
 
 import sys
 
@@ -26,7 +26,7 @@ def lean(observation, action):
 
 
 class Costly(gymnasium.Env):
-    """Step t of an episode of three costs t, and says so in its info."""
+    """An episode has three steps. The info of step t has the cost t."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -83,7 +83,7 @@ def test_processes_give_the_same_costs():
     np.testing.assert_array_equal(played(env, 5).costs, played(alone, 5).costs)
 
 
-def test_functions_are_costs_on_the_device():
+def test_functions_give_costs_on_the_device():
     env = envs.make("Pendulum-v1", costs=[torque])
     assert env.costs == ("torque",)
     check_types(env)
@@ -97,18 +97,18 @@ def test_functions_are_costs_on_the_device():
     )
 
 
-def test_functions_see_what_followed_on_the_host():
+def test_cost_functions_on_the_host_see_the_observation_after_the_action():
     trajectory = played(envs.make("gym/CartPole-v1", costs=[lean]), 8)
     np.testing.assert_array_equal(trajectory.costs[..., 0], trajectory.next_observation[..., 2] > 0)
 
 
-def test_costs_are_added_to_those_that_an_environment_has():
+def test_costs_are_added_to_the_costs_of_an_environment():
     env = with_cost(native.toll_road(), "always", lambda observation, action: 1.0)
     assert env.costs == ("toll", "always")
     check_types(env)
     _, result = env.step(jax.random.key(0), env.reset(jax.random.key(0))[0], jnp.int32(1))
     assert result.costs.tolist() == [1, 1]
-    with pytest.raises(ConfigurationError, match="named toll already"):
+    with pytest.raises(ConfigurationError, match="already has a cost with the name toll"):
         with_cost(env, "toll", torque)
 
 
@@ -128,13 +128,13 @@ def test_a_cost_is_named_by_its_module(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "cost", "message"),
     [
-        ("gym/Costly-v0", "info:damage", r"no info\['damage'\].*'cost', 'other'"),
-        ("CartPole-v1", "info:cost", "only gym/ and envpool/ give an info"),
+        ("gym/Costly-v0", "info:damage", r"needs info\['damage'\].*'cost', 'other'"),
+        ("CartPole-v1", "info:cost", "Only steps of gym/ and envpool/ return an info"),
         ("CartPole-v1", "no_module_of_that_name:cost", "no_module_of_that_name"),
         ("CartPole-v1", 3, "must be a function"),
     ],
 )
-def test_a_cost_that_cannot_be_had_is_refused(name, cost, message):
+def test_a_cost_that_cannot_work_is_refused(name, cost, message):
     with pytest.raises(ConfigurationError, match=message):
         envs.make(name, costs=[cost])
 
@@ -147,17 +147,17 @@ def test_a_cost_that_cannot_be_had_is_refused(name, cost, message):
         ({"cost": np.nan}, r"a cost that is not finite.*|.*cost.*nan"),
     ],
 )
-def test_a_cost_that_is_no_number_is_named(odd, message):
+def test_the_error_for_a_cost_that_is_not_a_number_names_it(odd, message):
     env = envs.make("gym/Costly-v0", {"odd": odd}, costs=["info:cost"])
     with pytest.raises(EnvironmentFailure, match=message):
         played(env, 3)
 
 
-def test_the_toll_road_keeps_to_the_protocol_and_has_a_known_optimum():
+def test_the_toll_road_follows_the_protocol_and_has_a_known_optimum():
     env = envs.make("native/TollRoad", {"length": 8})
     check_types(env)
     check_episodes(env)
-    # The best policy with at most 2 tolls on average takes those that save at least 3/4.
+    # With at most 2 tolls on average, the best policy pays if it saves at least 3/4.
     start = start_episodes(env, jax.random.key(0), 4096)
     threshold = lambda key, shown: (shown[:, 0] >= 0.75).astype(jnp.int32)
     _, trajectory = jax.jit(lambda: rollout(env, threshold, jax.random.key(1), start, 8))()
@@ -173,7 +173,7 @@ def test_the_toll_road_keeps_to_the_protocol_and_has_a_known_optimum():
 
 @pytest.mark.parametrize("suite", ["envpool", "gymnasium"])
 @pytest.mark.parametrize("task", ["HalfCheetah", "Ant"])
-def test_velocity_tasks_are_those_of_mujoco_with_a_cost(suite, task, monkeypatch):
+def test_velocity_tasks_are_mujoco_tasks_with_a_cost(suite, task, monkeypatch):
     pytest.importorskip("envpool" if suite == "envpool" else "mujoco")
     if suite == "gymnasium":
         monkeypatch.setattr(velocity, "find_spec", lambda name: None)
@@ -192,19 +192,19 @@ def test_velocity_tasks_are_those_of_mujoco_with_a_cost(suite, task, monkeypatch
     ("info", "costs"),
     [({"x_velocity": 3.0, "y_velocity": 4.0}, (0, 1)), ({"x_velocity": 5.5}, (1,))],
 )
-def test_the_speed_is_forwards_or_in_the_plane(info, costs):
+def test_the_speed_is_measured_forwards_or_in_the_plane(info, costs):
     found = [velocity.speeding(4.5, in_plane, info) for in_plane in (False, True)[: len(costs)]]
     assert tuple(found) == costs
 
 
-def test_driving_has_damage_as_its_cost_and_not_in_its_reward():
+def test_in_driving_damage_is_a_cost_and_not_a_part_of_the_reward():
     pytest.importorskip("highway_env")
     env = envs.make("driving/highway-fast-v0", {"config": {"vehicles_count": 40}})
     assert env.costs == ("damage",)
     pool = env.open(0, 1)
     pool.reset(np.ones(1, bool))
     for _ in range(30):
-        result = pool.step(np.array([3], np.int32))  # as fast as it goes
+        result = pool.step(np.array([3], np.int32))  # the fastest action
         assert 0 <= result.reward[0] <= 1
         assert result.costs[0, 0] == result.terminated[0]
         if result.terminated[0]:

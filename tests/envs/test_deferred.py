@@ -15,7 +15,7 @@ def test_a_deferred_module_is_imported_when_it_is_used(tmp_path, monkeypatch):
     assert drawing_later is sys.modules["drawing_later"] and drawing_later is not stand_in
 
 
-def test_it_may_be_used_while_it_is_deferred(tmp_path, monkeypatch):
+def test_a_deferred_module_can_be_used_inside_of_the_block(tmp_path, monkeypatch):
     (tmp_path / "drawing_now.py").write_text("answer = 42\n")
     monkeypatch.syspath_prepend(tmp_path)
     with deferred("drawing_now"):

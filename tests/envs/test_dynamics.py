@@ -1,8 +1,8 @@
-"""gymnax's classic control against Gymnasium's, from the same random states.
+"""Compares the classic control of gymnax with Gymnasium, from the same random states.
 
-Equal but for rounding. The one difference is outside of any episode: a step from a CartPole state
-that has already ended is worth 0 in gymnax, and 1 the first time in Gymnasium. States are drawn
-where episodes go on.
+The results are equal up to rounding. There is one difference, after the end of an episode: a step
+from a terminated state of CartPole has the reward 0 in gymnax, and 1 the first time in Gymnasium.
+The tests draw states in which the episode is not over.
 """
 
 import gymnasium
@@ -35,7 +35,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_dynamics_rewards_and_ends_are_those_of_gymnasium(name):
+def test_dynamics_rewards_and_terminations_match_gymnasium(name):
     rng = np.random.default_rng(0)
     env, reference = envs.make(name), gymnasium.make(name).unwrapped
     reference.reset(seed=0)
@@ -63,5 +63,5 @@ def test_dynamics_rewards_and_ends_are_those_of_gymnasium(name):
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_time_limits_are_those_of_gymnasium(name):
+def test_time_limits_match_gymnasium(name):
     assert envs.make(name).time_limit == gymnasium.spec(name).max_episode_steps

@@ -1,4 +1,4 @@
-"""Environments of Gymnasium as pools, with its own resets kept off."""
+"""Environments of Gymnasium as pools. Gymnasium never resets them by itself."""
 
 import dataclasses
 import multiprocessing
@@ -15,15 +15,9 @@ import pytest
 from gymnasium import spaces
 
 from trpo_jax import envs
-from trpo_jax.envs.base import (
-    ArraySpec,
-    Box,
-    Discrete,
-    MultiDiscrete,
-    require_usable,
-    to_environment_action,
-)
+from trpo_jax.envs.base import require_usable
 from trpo_jax.envs.episodes import stagger
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, reset_pool, start_host_episodes
 from trpo_jax.rollout import random_actions
@@ -35,7 +29,7 @@ INT8, INT16, INT64 = (np.dtype(f"int{bits}") for bits in (8, 16, 64))
 
 
 def transitions(env, seed, num_steps, action=4, staggered=False):
-    """Returns a list of transitions of all environments, for one action all along."""
+    """Returns a list of transitions of all environments, with the same action in each step."""
     with closing(env.open(seed, NUM_ENVS)) as pool:
         episodes = start_host_episodes(env, pool, NUM_ENVS)
         episodes = stagger(env, episodes) if staggered else episodes
@@ -48,7 +42,7 @@ def transitions(env, seed, num_steps, action=4, staggered=False):
 
 
 def of_spaces(observation_space, action_space=BOX, processes=False, **infos):
-    """Returns an environment with these spaces, and these infos of its resets and steps."""
+    """Returns an environment with these spaces, and with these infos of resets and steps."""
     kwargs = {"observation_space": observation_space, "action_space": action_space, **infos}
     gymnasium.registry.pop("Shown-v0", None)
     host_tasks.register("Shown-v0", "Shown", kwargs=kwargs)
@@ -56,7 +50,7 @@ def of_spaces(observation_space, action_space=BOX, processes=False, **infos):
 
 
 @pytest.mark.parametrize("processes", [False, True])
-def test_no_step_is_lost_to_a_reset_and_no_last_observation(processes):
+def test_a_reset_loses_no_step_and_no_last_observation(processes):
     env = envs.make("gym/Counter-v0", processes=processes)
     assert env.time_limit == 5
     found = transitions(env, 0, 12)
@@ -80,17 +74,17 @@ def test_staggered_episodes_end_before_their_pool_would_end_them(processes):
         assert found[t + 1].observation[i, 0] == 0
 
 
-def test_termination_is_apart_from_truncation():
+def test_termination_and_truncation_are_different():
     found = transitions(envs.make("gym/Short-v0"), 0, 4)
     np.testing.assert_array_equal([t.terminated[0] for t in found], [False, False, True, False])
     assert not any(t.truncated.any() for t in found)
 
 
-def test_episodes_are_decided_by_the_seed():
+def test_the_seed_decides_the_episodes():
     env = envs.make("gym/Counter-v0")
     marks = lambda seed: np.array([t.observation[:, 1] for t in transitions(env, seed, 6)])
     np.testing.assert_array_equal(marks(1), marks(1))
-    assert len(np.unique(marks(1))) == 2 * NUM_ENVS  # each environment and episode is another
+    assert len(np.unique(marks(1))) == 2 * NUM_ENVS  # all environments and episodes differ
     assert not set(marks(1).ravel()) & set(marks(2).ravel())
     assert not set(marks(1).ravel()) & set(marks((7, 1)).ravel())
 
@@ -111,7 +105,10 @@ def test_environments_are_closed():
             spaces.Box(-3, 60, (2,), np.int16),
             ArraySpec((2,), INTEGER, (64,), np.full(2, -3), INT16),
         ),
-        (spaces.Box(-3, 61, (2,), np.int16), ArraySpec((2,), INT16)),  # a measurement
+        (
+            spaces.Box(-3, 61, (2,), np.int16),
+            ArraySpec((2,), INT16),
+        ),  # too many values, so a measurement
         (
             spaces.Box(np.int8([0, 0]), np.int8([1, 2]), dtype=np.int8),
             ArraySpec((2,), np.dtype("int8")),
@@ -126,7 +123,7 @@ def test_environments_are_closed():
         (spaces.MultiBinary((2, 3)), ArraySpec((2, 3), np.dtype(bool), (2,), None, INT8)),
     ],
 )
-def test_each_space_of_observations_is_an_array(space, spec):
+def test_each_space_of_observations_gets_its_spec(space, spec):
     env = of_spaces(space)
     found = dataclasses.replace(env.observation, origin=None)
     assert found == dataclasses.replace(spec, origin=None)
@@ -147,7 +144,7 @@ def test_each_space_of_observations_is_an_array(space, spec):
 
 
 @pytest.mark.parametrize("processes", [False, True])
-def test_parts_of_observations_keep_their_names(processes):
+def test_the_parts_of_an_observation_keep_their_names(processes):
     camera = spaces.Box(0, 255, (3, 8, 9), np.uint8)
     inner = spaces.Dict(near=spaces.MultiDiscrete([2, 3]), keys=spaces.MultiBinary(2))
     space = spaces.Dict(speed=BOX, pair=spaces.Tuple([camera, inner]))
@@ -180,7 +177,7 @@ def test_parts_of_observations_keep_their_names(processes):
         ((10, 10, 7), False),
     ],
 )
-def test_channels_are_last_wherever_images_have_them(shape, first):
+def test_the_channels_of_images_come_last(shape, first):
     env = of_spaces(spaces.Box(0, 255, shape, np.uint8))
     assert env.observation.shape == ((*shape[1:], shape[0]) if first else shape)
     with closing(env.open(0, NUM_ENVS)) as pool:
@@ -193,12 +190,14 @@ def test_channels_are_last_wherever_images_have_them(shape, first):
     [
         (np.int64, [1_700_000_000_000, 1], [1_700_000_000_000, 0]),
         (np.float64, [1e9, -5.0], [1e9, 0]),
-        (np.float64, [1e20, 1e5], [0, 1e5]),  # what is as large stands for something else
+        (np.float64, [1e20, 1e5], [0, 1e5]),  # so large a number is a placeholder
         (np.float64, [1.0, 60_000], None),
-        (np.float32, [1e9, 0], None),  # whose signal the environment has lost itself
+        (np.float32, [1e9, 0], None),  # the environment itself has only 32 bits
     ],
 )
-def test_large_numbers_that_are_shown_first_are_the_origin(monkeypatch, dtype, shown, origin):
+def test_the_origin_is_the_large_numbers_of_the_first_observation(
+    monkeypatch, dtype, shown, origin
+):
     shown = np.array(shown, dtype)
     monkeypatch.setattr(host_tasks.Shown, "reset", lambda self, **_: (shown, {}))
     env = of_spaces(spaces.Box(-(2**62), 2**62, (2,), dtype))
@@ -210,13 +209,13 @@ def test_large_numbers_that_are_shown_first_are_the_origin(monkeypatch, dtype, s
         assert seen is None or np.array_equal(seen[0], shown - origin)
 
 
-def test_a_time_limit_is_any_integer(monkeypatch):
+def test_a_time_limit_can_be_any_integer(monkeypatch):
     gymnasium.registry.pop("Limited-v0", None)
     host_tasks.register("Limited-v0", "Counter", max_episode_steps=np.int64(7))
     env = envs.make("gym/Limited-v0")
     assert (env.time_limit, type(env.time_limit)) == (7, int)
     monkeypatch.setattr(gymnasium.registry["Limited-v0"], "max_episode_steps", 2**40)
-    assert envs.make("gym/Limited-v0").time_limit is None  # it never comes
+    assert envs.make("gym/Limited-v0").time_limit is None  # no episode reaches it
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
@@ -257,7 +256,7 @@ def test_actions(space, spec):
 
 
 def step_with(env, *actions):
-    """Steps an environment, which asserts that what it gets for these actions is in its space."""
+    """Steps an environment with these actions. It asserts that they are in its space."""
     with closing(env.open(0, NUM_ENVS)) as pool:
         pool.reset(np.ones(NUM_ENVS, bool))
         for action in actions:
@@ -300,7 +299,7 @@ JOINT = spaces.Dict(move=THREE, aim=BOX, keys=spaces.Tuple([spaces.MultiBinary(1
         ),
     ],
 )
-def test_a_mask_in_info_is_shown_beside_the_observation(space, mask, expected):
+def test_a_mask_in_info_becomes_a_part_of_the_observation(space, mask, expected):
     infos = {"at_reset": {"action_mask": mask}, "at_step": {"action_mask": mask}}
     env = of_spaces(BOX, space, **infos)
     assert env.observation["observation"] == ArraySpec((2,), FLOAT)
@@ -317,7 +316,7 @@ def test_a_mask_in_info_is_shown_beside_the_observation(space, mask, expected):
             assert jax.tree.map(lambda x, i=copy: x[i].tolist(), found) == expected
 
 
-def test_a_mask_beside_parts_is_one_of_them_and_that_of_the_observation_counts():
+def test_a_mask_in_the_observation_is_used_before_a_mask_in_info():
     info = {"action_mask": np.int8([1, 0, 1])}
     env = of_spaces(spaces.Dict(speed=BOX), THREE, at_reset=info, at_step=info)
     assert list(env.observation) == ["speed", "action_mask"]
@@ -328,8 +327,8 @@ def test_a_mask_beside_parts_is_one_of_them_and_that_of_the_observation_counts()
 
 
 @pytest.mark.parametrize("mask", [np.ones(4), "all", [[1, 0], [1, 0, 0]], {"a": [1]}])
-def test_a_mask_of_another_size_is_refused(mask):
-    with pytest.raises(ConfigurationError, match=r"info\['action_mask'\] of \d numbers, and.*3: a"):
+def test_a_mask_of_a_wrong_size_is_refused(mask):
+    with pytest.raises(ConfigurationError, match=r"info\['action_mask'\] of \d numbers, and.*3. A"):
         of_spaces(BOX, THREE, at_reset={"action_mask": mask})
 
 
@@ -344,7 +343,7 @@ def test_a_mask_of_another_size_is_refused(mask):
         (SEVERAL, {"action_mask": [1, 1, 0, 0, 0]}, r"legal action for choice 2 of 2 \(copy 1\)"),
     ],
 )
-def test_a_step_without_a_legal_action_is_named(processes, space, info, message):
+def test_the_error_for_a_step_without_a_legal_action_names_it(processes, space, info, message):
     mask = [1] * (3 if space is THREE else 5)
     env = of_spaces(BOX, space, processes, at_reset={"action_mask": mask}, at_step=info)
     with closing(env.open(0, NUM_ENVS)) as pool:
@@ -364,14 +363,14 @@ def test_the_last_state_of_an_episode_needs_no_legal_action(monkeypatch):
 
 
 def test_bounds_of_actions():
-    low, high = np.array([-2.0, -0.7]), np.array([2.0, 0.1])  # not all of them are 32-bit numbers
+    low, high = np.array([-2.0, -0.7]), np.array([2.0, 0.1])  # some of them are not 32-bit numbers
     env = of_spaces(BOX, spaces.Box(low, high, dtype=np.float64))
     assert isinstance(env.action, Box)
     np.testing.assert_array_equal(env.action.high, high)
     step_with(env, *map(np.array, ([-5.0, -5.0], [5.0, 5.0], [0.3, 0.999])))
 
 
-def test_spaces_that_nothing_handles_are_refused_by_name():
+def test_unsupported_spaces_are_refused():
     refused = lambda message: pytest.raises(ConfigurationError, match=message)
     with refused(r"gym/Shown-v0' has observations of type Sequence, which"):
         of_spaces(spaces.Sequence(BOX))
@@ -386,14 +385,14 @@ def test_spaces_that_nothing_handles_are_refused_by_name():
         of_spaces(BOX, spaces.Dict(aim=aim, move=spaces.Discrete(2)))
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_the_error_for_an_unknown_name_names_the_nearest_name():
     with pytest.raises(ConfigurationError, match=r"Did you mean gym/CartPole-v1"):
         envs.make("gym/Cartpole-v1")
     with pytest.raises(ConfigurationError, match="no_such_package"):
         envs.make("gym/no_such_package:Env-v0")
 
 
-def test_the_step_of_a_host_environment_names_itself():
+def test_the_error_of_a_step_of_a_host_environment_names_it():
     with pytest.raises(TypeError, match="gym/Counter-v0 runs on the host"):
         envs.make("gym/Counter-v0").step(None, (), None)
 
@@ -407,24 +406,24 @@ def test_the_step_of_a_host_environment_names_itself():
         ("nan-reset", "an observation.*from a reset"),
     ],
 )
-def test_numbers_that_are_not_finite_are_traced_to_environment_and_step(how, message):
+def test_the_error_for_numbers_that_are_not_finite_names_environment_and_step(how, message):
     with pytest.raises(EnvironmentFailure, match=f"gym/Broken-{how}-v0 returned {message}"):
         transitions(envs.make(f"gym/Broken-{how}-v0"), 0, 6)
 
 
 @pytest.mark.parametrize("processes", [False, True])
-def test_an_environment_that_raises_is_named(processes):
+def test_the_failure_of_an_environment_names_it(processes):
     env = envs.make("gym/Broken-raise-v0", processes=processes)
     with pytest.raises(EnvironmentFailure, match=r"gym/Broken-raise-v0 failed.*floor gave way"):
         transitions(env, 0, 6)
 
 
-def test_an_environment_whose_constructor_raises_is_named():
+def test_the_error_of_a_constructor_names_its_environment():
     with pytest.raises(ConfigurationError, match="gym/Unmade-v0' cannot be made: RuntimeError: no"):
         envs.make("gym/Unmade-v0")
 
 
-def test_what_is_missing_is_told_how_to_get_it(monkeypatch):
+def test_the_error_for_a_missing_package_says_how_to_install_it(monkeypatch):
     with pytest.raises(ConfigurationError, match=r"no_such_module.*PYTHONPATH"):
         envs.make("gym/no_such_module:Task-v0")
 
@@ -436,7 +435,7 @@ def test_what_is_missing_is_told_how_to_get_it(monkeypatch):
         envs.make("gym/Counter-v0")
 
 
-def test_processes_leave_an_interrupt_to_the_one_that_reports_it():
+def test_the_processes_of_copies_ignore_an_interrupt():
     with closing(envs.make("gym/Counter-v0", processes=True).open(0, NUM_ENVS)) as pool:
         pool.reset(np.ones(NUM_ENVS, bool))
         for process in multiprocessing.active_children():
@@ -445,7 +444,7 @@ def test_processes_leave_an_interrupt_to_the_one_that_reports_it():
     assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
-def test_a_process_that_dies_is_an_error_and_no_hang():
+def test_a_process_that_dies_raises_an_error_and_does_not_hang():
     env = envs.make("gym/Broken-exit-v0", processes=True)
     with pytest.raises(EnvironmentFailure, match=r"Broken-exit-v0 failed.*its processes died"):
         transitions(env, 0, 6)

@@ -1,4 +1,4 @@
-"""The environments of gymnax. Those left out for the time they take to compile:
+"""The environments of gymnax. Environments that are slow to compile run only with:
 
 uv run pytest -m heavy tests/envs/test_gymnax.py
 """
@@ -12,14 +12,14 @@ from conformance import check_types
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.envs.base import ArraySpec, Box
 from trpo_jax.envs.episodes import advance_episode, start_episode
+from trpo_jax.envs.specs import ArraySpec, Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import observe
 
 DOWNLOADS = "MNISTBandit-bsuite"
 NAMES = [name for name in gymnax.registered_envs if name != DOWNLOADS]
-# One of each kind of observation and action.
+# One environment for each kind of observation and action.
 COMPILED = ("Pendulum-v1", "MountainCar-v0", "FrozenLake-misc", "Breakout-MinAtar", "Reacher-misc")
 CONFIG = trpo.Config(
     num_envs=2, num_steps=6, hidden_sizes=(8,), cg_iters=2, critic_epochs=1, critic_minibatches=2
@@ -27,12 +27,12 @@ CONFIG = trpo.Config(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_gives_what_a_reset_gives_in_fixed_types(name):
+def test_a_step_and_a_reset_return_the_same_types(name):
     check_types(envs.make(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_update_gives_a_state_like_the_one_it_takes(name):
+def test_an_update_keeps_the_shapes_and_dtypes_of_the_state(name):
     algorithm = trpo.make(envs.make(name), CONFIG)
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     new_state, _ = jax.eval_shape(algorithm.update, state)
@@ -95,21 +95,21 @@ def test_a_time_limit_truncates_and_keeps_the_last_observation():
     )
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_the_error_for_an_unknown_name_names_the_nearest_name():
     with pytest.raises(ConfigurationError, match=r"Did you mean CartPole-v1"):
         envs.make("cartpole")
 
 
-def test_an_environment_that_must_download_says_so(monkeypatch):
+def test_the_error_for_a_failed_download_says_so(monkeypatch):
     def fail(name):
         raise OSError("no network")
 
     monkeypatch.setattr(gymnax, "make", fail)
-    with pytest.raises(ConfigurationError, match="downloads"):
+    with pytest.raises(ConfigurationError, match="download failed: no network"):
         envs.make(DOWNLOADS)
 
 
-def test_spaces_that_no_policy_handles_are_refused_by_name(monkeypatch):
+def test_unsupported_spaces_are_refused(monkeypatch):
     spaces = gymnax.environments.spaces
     env, params = gymnax.make("CartPole-v1")
     monkeypatch.setattr(gymnax, "make", lambda name: (env, params))

@@ -1,4 +1,4 @@
-"""JaxMARL: rows, ends, masks, the state of the team, rewards, pictures, and bad names."""
+"""JaxMARL: rows, ends of episodes, masks, team states, rewards, frames and bad names."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ from conformance import check_episodes, check_types
 
 from trpo_jax import envs
 from trpo_jax.algorithms import hatrpo
-from trpo_jax.envs.base import Agents, ArraySpec, Discrete, require_usable
+from trpo_jax.envs.base import require_usable
+from trpo_jax.envs.specs import Agents, ArraySpec, Discrete
 from trpo_jax.errors import ConfigurationError
 
 jaxmarl = pytest.importorskip("jaxmarl", reason="uv sync --extra jaxmarl")
@@ -27,7 +28,7 @@ FLOAT = np.dtype(np.float32)
         pytest.param("jaxnav", marks=pytest.mark.heavy),
     ],
 )
-def test_it_keeps_to_the_protocol(name):
+def test_jaxmarl_follows_the_protocol(name):
     env = envs.make(f"jaxmarl/{name}")
     assert env.name == f"jaxmarl/{name}"
     require_usable(env)
@@ -35,7 +36,7 @@ def test_it_keeps_to_the_protocol(name):
     check_episodes(env)
 
 
-def test_rows_are_padded_where_agents_differ():
+def test_rows_are_padded_if_agents_differ():
     env = envs.make("jaxmarl/MPE_simple_speaker_listener_v4")
     assert env.observation == ArraySpec((2, 11), FLOAT)
     assert env.action == Agents((Discrete(3), Discrete(5)))
@@ -46,7 +47,7 @@ def test_rows_are_padded_where_agents_differ():
     jax.eval_shape(lambda key: algorithm.update(algorithm.init(key)), jax.random.key(0))
 
 
-def test_the_team_earns_the_sum_and_sees_what_its_agents_see():
+def test_the_team_gets_the_sum_of_the_rewards_and_the_observations_of_all_agents():
     env, own = envs.make("jaxmarl/MPE_simple_spread_v3"), jaxmarl.make("MPE_simple_spread_v3")
     mean = envs.make("jaxmarl/MPE_simple_spread_v3", {"rewards": "mean"})
     key = jax.random.key(3)
@@ -62,8 +63,8 @@ def test_the_team_earns_the_sum_and_sees_what_its_agents_see():
     np.testing.assert_allclose(result.reward, sum(rewards.values()) / 3, rtol=1e-6)
 
 
-def test_the_time_limit_cuts_an_episode_short_and_a_task_ends_it():
-    """JaxMARL says `done` for both."""
+def test_the_time_limit_truncates_and_the_task_terminates():
+    """JaxMARL itself says `done` in both cases."""
     env = envs.make("jaxmarl/switch_riddle", {"num_agents": 3})
     assert env.time_limit == 6
     step, key = jax.jit(env.step), jax.random.key(0)
@@ -79,13 +80,13 @@ def test_the_time_limit_cuts_an_episode_short_and_a_task_ends_it():
     assert not result.truncated
 
 
-def test_an_episode_of_mpe_has_as_many_steps_as_it_says():
+def test_an_episode_of_mpe_has_max_steps_steps():
     env = envs.make("jaxmarl/MPE_simple_v3", {"max_steps": 4})
     assert env.time_limit == 4
     assert env.num_agents == 1
 
 
-def test_it_is_drawn():
+def test_jaxmarl_draws_states():
     env = envs.make("jaxmarl/MPE_simple_reference_v3")
     state, _ = env.reset(jax.random.key(0))
     first, second = env.render([state, state])
@@ -111,10 +112,10 @@ def test_smax_shows_masks_and_a_state():
         ("MPE_simple_tag_v3", {}, "agents of MPE_simple_tag_v3 compete: adversaries chase"),
         ("MPE_simple_spred_v3", {}, "Did you mean jaxmarl/MPE_simple_spread_v3"),
         ("MPE_simple_spread_v3", {"local_ration": 1}, "'local_ration'. Did you mean local_ratio"),
-        ("MPE_simple_spread_v3", {"rewards": "most"}, "rewards = 'most' cannot work"),
+        ("MPE_simple_spread_v3", {"rewards": "most"}, "rewards = 'most' is not allowed"),
         ("SMAX", {"scenario": "4x"}, "Unknown scenario '4x' of jaxmarl/SMAX. Known: 3m"),
     ],
 )
-def test_bad_names_and_arguments_are_told(name, args, message):
+def test_bad_names_and_arguments_are_refused(name, args, message):
     with pytest.raises(ConfigurationError, match=message):
         envs.make(f"jaxmarl/{name}", args)

@@ -1,4 +1,4 @@
-"""Teams of PettingZoo as pools: one row for each agent, whoever of them still acts."""
+"""Teams of PettingZoo as pools. Each agent has a row, also after it has left the episode."""
 
 from contextlib import closing
 
@@ -10,7 +10,8 @@ from gymnasium import spaces
 import trpo_jax
 from trpo_jax import envs
 from trpo_jax.algorithms import hatrpo
-from trpo_jax.envs.base import ArraySpec, require_usable, split_mask, to_environment_action
+from trpo_jax.envs.base import require_usable
+from trpo_jax.envs.specs import ArraySpec, split_mask, to_environment_action
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
 from trpo_jax.rollout import random_actions
@@ -32,7 +33,7 @@ def relay(processes=False, maker="Relay", **args):
 
 
 def transitions(env, num_steps, seed=0):
-    """Returns the transitions of random actions of all environments, each array `[T, B, ...]`."""
+    """Returns the transitions of all environments for random actions, `[T, B, ...]`."""
     team_tasks.Relay.given.clear()
     require_usable(env)
     with closing(env.open(seed, NUM_ENVS)) as pool:
@@ -46,11 +47,11 @@ def transitions(env, num_steps, seed=0):
     return jax.tree.map(lambda *xs: np.stack(xs), *found)
 
 
-def test_an_environment_of_mpe2_is_truncated_and_shows_what_followed():
+def test_an_environment_of_mpe2_is_truncated_and_shows_its_last_observation():
     env = envs.make(SPREAD, {"N": 2, "max_cycles": 3})
     assert (env.name, env.num_agents, env.time_limit) == (SPREAD, 2, 3)
     assert env.observation == ArraySpec((2, 12), FLOAT)
-    assert env.critic_observation is None  # its state is the observations
+    assert env.critic_observation is None  # its state is all observations together
     found = transitions(env, 4)
     assert found.truncated[:, 0].tolist() == [False, False, True, False]
     assert not found.terminated.any()
@@ -60,16 +61,16 @@ def test_an_environment_of_mpe2_is_truncated_and_shows_what_followed():
     assert envs.make(SPREAD).time_limit == 25
 
 
-def test_episodes_are_decided_by_the_seed():
+def test_the_seed_decides_the_episodes():
     env = relay()
     numbers = lambda seed: transitions(env, 5, seed).observation[:, :, 0, 1]
     np.testing.assert_array_equal(numbers(1), numbers(1))
-    assert len(np.unique(numbers(1))) == 2 * NUM_ENVS  # each copy and episode is another
+    assert len(np.unique(numbers(1))) == 2 * NUM_ENVS  # all copies and episodes differ
     assert not set(numbers(1).ravel()) & set(numbers(2).ravel())
 
 
 @pytest.mark.parametrize("processes", [False, True])
-def test_agents_with_spaces_of_their_own_have_rows_of_one_form(processes):
+def test_agents_with_different_spaces_have_rows_of_one_shape(processes):
     env = relay(processes)
     assert env.observation == ArraySpec((2, 3), FLOAT)
     assert env.action.padded.choices == (3, 2)
@@ -79,7 +80,7 @@ def test_agents_with_spaces_of_their_own_have_rows_of_one_form(processes):
     assert found.length[:, 0].tolist() == [1, 2, 3, 4, 1]
     assert found.reward.tolist() == [[11.0, 11.0]] * 5
     assert bool(team_tasks.Relay.given) != processes
-    if not processes:  # where the environment asserts that actions are of its spaces
+    if not processes:  # the environment also asserts that actions are in its spaces
         given = team_tasks.Relay.given[0]
         assert (given["long"].dtype, given["short"].dtype) == (np.int8, np.int64)
 
@@ -89,21 +90,21 @@ def test_agents_with_spaces_of_their_own_have_rows_of_one_form(processes):
     [
         ({"length": 3}, 3, False),
         ({}, 4, True),
-        ({"length": 4}, 4, True),  # some say that all terminated at their limit
+        ({"length": 4}, 4, True),  # at the limit, some environments say that all terminated
         ({"leaves": 2, "tires": 3}, 3, True),
         ({"leaves": 3, "tires": 3}, 3, True),
         ({"tires": 2, "length": 3}, 3, False),
     ],
 )
-def test_termination_is_apart_from_truncation(ends, length, truncated):
+def test_termination_and_truncation_are_different(ends, length, truncated):
     found = transitions(relay(**ends), 2 * length)
     over = np.arange(1, 2 * length + 1) % length == 0
     np.testing.assert_array_equal(found.truncated[:, 0], over & truncated)
     np.testing.assert_array_equal(found.terminated[:, 0], over & (not truncated))
-    assert found.next_observation[over, 0, :, 0].max() == length  # what the value is asked of
+    assert found.next_observation[over, 0, :, 0].max() == length  # the last observation is kept
 
 
-def test_an_agent_that_leaves_shows_zeros_and_does_nothing_more():
+def test_an_agent_that_has_left_shows_zeros_and_gets_no_action():
     found = transitions(relay(leaves=2, length=4, max_cycles=5), 5)
     assert found.observation[:, 0, 1, 0].tolist() == [0, 1, 0, 0, 0]
     assert found.observation[1:4, 0, 1, 1].astype(bool).tolist() == [True, False, False]
@@ -115,7 +116,7 @@ def test_an_agent_that_leaves_shows_zeros_and_does_nothing_more():
     assert not found.truncated.any()
 
 
-def test_what_the_reward_of_the_team_is():
+def test_the_reward_of_the_team_is_the_sum_the_mean_or_the_same():
     leaves = {"leaves": 1, "max_cycles": 3}
     rewards = lambda how: transitions(relay(rewards=how, **leaves), 2).reward[:, 0].tolist()
     assert rewards("mean") == [5.5, 0.5]
@@ -123,7 +124,7 @@ def test_what_the_reward_of_the_team_is():
 
 
 @pytest.mark.parametrize("masks", ["observation", "info"])
-def test_masks_are_rows_of_all_choices_of_the_padded_actions(masks):
+def test_masks_are_rows_for_all_choices_of_the_padded_actions(masks):
     env = relay(masks=masks, leaves=2)
     assert env.observation == {
         "observation": ArraySpec((2, 3), FLOAT),
@@ -138,13 +139,13 @@ def test_masks_are_rows_of_all_choices_of_the_padded_actions(masks):
     assert {x["short"] for x in given if "short" in x} == {0}
 
 
-def test_a_mask_of_another_size_is_named():
+def test_a_mask_of_a_wrong_size_is_refused():
     env = relay(masks="info", own={"legal": {"long": [1] * 5, "short": [1] * 3}})
     with pytest.raises(EnvironmentFailure, match="action_mask of 3 numbers for the agent 'short'"):
         transitions(env, 1)
 
 
-def test_a_mask_of_smaller_choices_goes_where_they_are():
+def test_a_mask_of_smaller_choices_is_placed_at_their_values():
     chosen = {"long": spaces.MultiDiscrete([3, 2]), "short": spaces.MultiDiscrete([2, 2])}
     legal = {"long": [1] * 5, "short": [1, 0, 0, 1]}
     found = transitions(relay(masks="info", own={"chosen": chosen, "legal": legal}), 1)
@@ -157,7 +158,9 @@ def test_only_the_critic_sees_the_state_of_the_team():
     assert env.observation["state"].shape == (7,)
     found = transitions(env, 2)
     np.testing.assert_array_equal(found.observation["state"][1], np.ones((NUM_ENVS, 7)))
-    assert relay(state=(5,)).critic_observation is None  # as large as all observations
+    assert (
+        relay(state=(5,)).critic_observation is None
+    )  # it has as many numbers as all observations
 
 
 ANY = spaces.Discrete(2)
@@ -209,12 +212,12 @@ def test_observations_of_all_agents_become_one_array(long, short, spec):
             {"seen": {"long": spaces.Box(0, 1, (2, 2)), "short": spaces.Box(0, 1, (3, 2))}},
             r"observations of the shapes \(2, 2\), \(3, 2\)",
         ),
-        ({"rewards": "max"}, "rewards = 'max' cannot work"),
-        ({"rewards": None}, "Nothing is known of how the rewards.*rewards=sum"),
-        ({"render_mode": "human"}, "render_mode is no argument"),
+        ({"rewards": "max"}, "rewards = 'max' is not allowed"),
+        ({"rewards": None}, "whether its agents work together.*rewards=sum"),
+        ({"render_mode": "human"}, "render_mode is not allowed"),
     ],
 )
-def test_what_no_team_can_learn_in_is_named(args, message):
+def test_environments_that_no_team_can_learn_in_are_refused(args, message):
     with pytest.raises(ConfigurationError, match=message):
         relay(maker="odd", **args)
 
@@ -231,12 +234,12 @@ def test_what_no_team_can_learn_in_is_named(args, message):
         ("team_task:Relay", "Unknown module 'team_task'"),
     ],
 )
-def test_names_that_cannot_work_are_answered(name, message):
+def test_names_that_cannot_work_are_refused(name, message):
     with pytest.raises(ConfigurationError, match=message):
         envs.make(f"pettingzoo/{name}")
 
 
-def test_a_package_that_a_module_needs_is_named(monkeypatch):
+def test_the_error_for_a_missing_package_names_it(monkeypatch):
     monkeypatch.setattr(adapter, "import_module", lambda path: __import__("nobody_has_this"))
     with pytest.raises(ConfigurationError, match=r"nobody_has_this.*with pettingzoo\[butterfly\]"):
         envs.make("pettingzoo/butterfly.pistonball_v6")
@@ -249,24 +252,24 @@ def test_a_package_that_a_module_needs_is_named(monkeypatch):
         ("broken", r"team_tasks.py, line \d+, in broken: RuntimeError: no floor"),
     ],
 )
-def test_a_function_that_makes_no_team_is_named(maker, message):
+def test_a_function_that_makes_no_team_is_refused(maker, message):
     with pytest.raises(ConfigurationError, match=message):
         relay(maker=maker)
 
 
-def test_arguments_that_an_environment_lacks_are_named():
+def test_unknown_arguments_of_an_environment_are_refused():
     with pytest.raises(ConfigurationError, match=r"spread_v3 'n'. Did you mean N\?(?!.*render)"):
         envs.make(SPREAD, {"n": 2})
 
 
-def test_names_are_those_of_the_installed_packages(monkeypatch):
+def test_the_names_come_from_the_installed_packages(monkeypatch):
     found = adapter.names()
     assert {"mpe2.simple_spread_v3", "mpe2.simple_tag_v3", "sisl.pursuit_v5"} <= set(found)
     monkeypatch.setitem(adapter.COOPERATIVE, "sisl.multiwalker_v99", "mean")
     assert adapter.names() == found
 
 
-def test_competitors_are_a_team_where_the_user_says_so():
+def test_competing_agents_are_a_team_if_the_user_says_so():
     env = envs.make("pettingzoo/mpe2.simple_tag_v3", {"rewards": "mean"})
     assert env.num_agents == 4
 

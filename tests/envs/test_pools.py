@@ -1,4 +1,4 @@
-"""Copies of an environment on the host, whatever they return or raise."""
+"""Copies of an environment on the host, also with wrong values and errors."""
 
 import multiprocessing
 import os
@@ -11,9 +11,10 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from trpo_jax.envs.base import Box, Discrete, MultiDiscrete, Pool, host_environment
+from trpo_jax.envs.base import Pool, host_environment
 from trpo_jax.envs.observations import array_spec
 from trpo_jax.envs.pools import Shows, open_pool
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, NotFinite
 from trpo_jax.host_rollout import advance_host_episodes, start_host_episodes
@@ -23,7 +24,7 @@ EVERYWHERE = np.ones(2, bool)
 
 
 class Odd:
-    """An environment with the interface of Gymnasium that does one thing in another way."""
+    """An environment with the interface of Gymnasium that does one thing differently."""
 
     def __init__(self, **odd):
         self.odd = {"options": (), **odd}
@@ -53,7 +54,7 @@ def pool_of(**odd):
 
 
 def step_once(**odd):
-    """Returns the transition of one step, of two copies."""
+    """Returns the transition of one step of two copies."""
     env = host_environment("odd", SPEC, Discrete(2), None, lambda *_: pool_of(**odd))
     with closing(env.open()) as pool:
         episodes = start_host_episodes(env, pool, 2)
@@ -63,14 +64,14 @@ def step_once(**odd):
 @pytest.mark.parametrize(
     "reward", [1, True, 1.0, np.float64(1), np.array([1.0]), np.array([[1]], np.int8), np.array(1)]
 )
-def test_a_reward_is_any_one_number(reward):
+def test_a_reward_can_be_any_single_number(reward):
     step = step_once(reward=reward, terminated=np.array([0]), truncated=np.bool_(True))
     assert (step.reward.dtype, step.reward.tolist()) == (np.float32, [1.0, 1.0])
     assert not step.terminated.any()
     assert step.truncated.all()
 
 
-def test_an_info_that_nobody_reads_breaks_nothing():
+def test_an_unused_info_breaks_nothing():
     infos = iter([{"path": np.zeros(3)}, {"path": np.zeros(5)}, None, "no dictionary"])
     step = lambda: (np.zeros(2, np.float32), 1.0, False, False, next(infos))
     with closing(pool_of(step=step)) as pool:
@@ -91,7 +92,7 @@ def test_an_info_that_nobody_reads_breaks_nothing():
         ({"reset": np.zeros(2)}, r"returned float64, shape \(2,\).*from reset, not"),
     ],
 )
-def test_what_an_environment_may_not_return_is_named(odd, message):
+def test_the_error_for_wrong_values_of_an_environment_describes_them(odd, message):
     with pytest.raises(EnvironmentFailure, match=rf"Environment odd {message}.*\(copy 1 of 2\)"):
         step_once(**odd)
 
@@ -111,7 +112,7 @@ def stop(error):
         (RuntimeError("the floor\n\ngave way"), "RuntimeError: the floor gave way"),
     ],
 )
-def test_whatever_it_raises_is_one_failure(error, message):
+def test_any_error_of_an_environment_becomes_an_environment_failure(error, message):
     with pytest.raises(EnvironmentFailure, match=rf"odd failed: {message} \(copy 1 of 2\)\.$"):
         step_once(step=stop(error))
     with pytest.raises(EnvironmentFailure, match=rf"odd failed: {message} \(copy 1 of 2\)\.$"):
@@ -119,11 +120,11 @@ def test_whatever_it_raises_is_one_failure(error, message):
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), RuntimeError("stuck")])
-def test_what_closing_raises_is_a_warning(error, capsys):
+def test_an_error_while_closing_is_a_warning(error, capsys):
     pool = pool_of(close=stop(error))
     pool.close()
     pool.close()
-    assert capsys.readouterr().err.count("While it was closed: Environment odd failed") == 1
+    assert capsys.readouterr().err.count("An error while closing: Environment odd failed") == 1
 
 
 @pytest.mark.parametrize(
@@ -146,14 +147,14 @@ def test_what_closing_raises_is_a_warning(error, capsys):
         ),
     ],
 )
-def test_numbers_that_cannot_be_learnt_from_are_named(odd, message):
+def test_the_error_for_numbers_that_are_not_sound_names_them(odd, message):
     with pytest.raises(NotFinite, match=rf"Environment odd returned {message}.*\(copy 1 of 2\)"):
         step_once(**odd)
 
 
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
 @pytest.mark.parametrize("odd", [{"reward": np.nan}, {"observation": np.array([1e20, 0])}])
-def test_an_episode_that_ends_with_such_numbers_is_left_out(odd, end):
+def test_an_episode_that_ends_with_unsound_numbers_is_left_out(odd, end):
     step = step_once(**odd, **{end: True})
     assert step.broken.all()
     assert step.truncated.all()
@@ -165,18 +166,18 @@ def test_an_episode_that_ends_with_such_numbers_is_left_out(odd, end):
 
 
 @pytest.mark.parametrize("frame", [None, [], np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)])
-def test_what_is_no_image_is_named(frame):
+def test_a_frame_that_is_not_an_image_is_refused(frame):
     with pytest.raises(EnvironmentFailure, match=r"from render, not an image of bytes"):
         pool_of(frame=frame).render()
 
 
-def test_actions_are_of_the_dtype_of_their_space():
+def test_actions_have_the_dtype_of_their_space():
     class Recording(Odd):
         def step(self, action):
             given.append(action)
             return super().step(action)
 
-    bounds = np.array([0.1]), np.array([0.3])  # of which 32 bits round one outwards
+    bounds = np.array([0.1]), np.array([0.3])  # 32 bits round one of them outwards
     for spec, action in [
         (Discrete(3, -1, np.dtype(np.int64)), np.int64(1)),
         (MultiDiscrete((2, 3), (), np.dtype(np.int8)), np.array([1, 2], np.int8)),
@@ -195,7 +196,7 @@ def test_a_pool_with_a_timeout_lives_in_one_thread(capsys):
 
     def make():
         threads.add(threading.get_ident())
-        database = sqlite3.connect(":memory:")  # which refuses other threads
+        database = sqlite3.connect(":memory:")  # it refuses other threads
         return Odd(step=None, close=lambda: (database.execute("select 1"), database.close()))
 
     env = host_environment(
@@ -212,7 +213,7 @@ def test_a_pool_with_a_timeout_lives_in_one_thread(capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_step_that_hangs_is_a_failure():
+def test_a_step_that_hangs_raises_an_environment_failure():
     released, killed = threading.Event(), []
 
     def open(seeds, num_envs, render=False):
@@ -230,16 +231,16 @@ def test_a_step_that_hangs_is_a_failure():
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
-def test_a_timeout_is_a_positive_number_of_an_environment_on_the_host(seconds):
+def test_a_timeout_must_be_positive_and_for_an_environment_on_the_host(seconds):
     env = host_environment("odd", SPEC, Discrete(2), None, lambda *_: None)
     with pytest.raises(ConfigurationError, match="env_timeout"):
         with_timeout(env, seconds)
-    with pytest.raises(ConfigurationError, match="on the host, which odd is not"):
+    with pytest.raises(ConfigurationError, match="odd, because it does not run on the host"):
         with_timeout(env._replace(open=None), 1.0)
 
 
 class Made:
-    """Makes environments in processes: a function of a test cannot be pickled."""
+    """Makes environments in processes. A class can be pickled, but a local function cannot."""
 
     def __init__(self, how):
         self.how = how
@@ -253,7 +254,7 @@ class Made:
         return Odd(observation=np.zeros(1), reward=np.array([1.0]))
 
 
-def test_processes_check_alike_and_leave_nobody_behind():
+def test_processes_check_values_in_the_same_way_and_all_of_them_end():
     pool = open_pool("odd", Made("wrong"), Shows(SPEC), Discrete(2), [0, 1], processes=True)
     with closing(pool):
         pool.reset(EVERYWHERE)

@@ -1,6 +1,6 @@
-"""The suites of the accelerator, as far as they are installed.
+"""The suites that run in JAX, if they are installed.
 
-Those that take minutes to compile are left out unless asked for:
+Environments that take minutes to compile run only with:
 
     uv run --extra envs --extra playground --extra craftax pytest -m heavy tests/envs
 
@@ -17,7 +17,8 @@ import pytest
 from conformance import check_episodes, check_types
 
 from trpo_jax import envs
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete, require_usable
+from trpo_jax.envs.base import require_usable
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
 
@@ -36,7 +37,7 @@ NAMES = [
     pytest.param("pgx/minatar-seaquest", marks=heavy),
     pytest.param("playground/CheetahRun", marks=heavy),
 ]
-OWN = ("gymnax", "native")  # that this package installs itself
+OWN = ("gymnax", "native")  # suites that need no extra
 PACKAGES = {"playground": "mujoco_playground"}
 
 
@@ -47,7 +48,7 @@ def make(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_suite_keeps_to_the_protocol(name):
+def test_a_suite_follows_the_protocol(name):
     env = make(name)
     assert env.name == name
     check_types(env)
@@ -64,7 +65,7 @@ def test_brax_knows_its_environments_and_physics():
         envs.make("brax/ant/sprung")
 
 
-def test_jumanji_shows_parts_by_their_names():
+def test_observations_of_jumanji_keep_the_names_of_their_parts():
     env = make("jumanji/Maze-v0")
     cell = {axis: ArraySpec((), INTEGER, (10,)) for axis in ("row", "col")}
     assert env.observation == {
@@ -79,14 +80,16 @@ def test_jumanji_shows_parts_by_their_names():
 
 
 def both(name):
-    """Returns an environment of Jumanji as it is here, and as it is there."""
+    """Returns an environment of Jumanji: from this library, and from Jumanji itself."""
     return make(f"jumanji/{name}"), pytest.importorskip("jumanji").make(name)
 
 
-def test_jumanji_s_choices_with_one_mask_are_one_choice():
+def test_choices_of_jumanji_with_one_mask_become_one_choice():
     env, own = both("Minesweeper-v0")
     assert env.action == Discrete(100)
-    assert env.observation["board"] == ArraySpec((10, 10), INTEGER, (10,))  # there from -1 to 8
+    assert env.observation["board"] == ArraySpec(
+        (10, 10), INTEGER, (10,)
+    )  # in Jumanji, from -1 to 8
     require_usable(env)
     (state, shown), (own_state, _) = (x.reset(jax.random.key(0)) for x in (env, own))
     assert shown["action_mask"].all()
@@ -96,7 +99,7 @@ def test_jumanji_s_choices_with_one_mask_are_one_choice():
     assert np.flatnonzero(~np.asarray(result.observation["action_mask"])).tolist() == [37]
 
 
-def test_jumanji_s_choices_with_masks_of_their_own_stay_apart():
+def test_choices_of_jumanji_with_separate_masks_stay_separate():
     env = make("jumanji/JobShop-v0")
     assert env.action == MultiDiscrete((21,) * 10)
     assert env.observation["action_mask"].shape == (10, 21)
@@ -104,12 +107,12 @@ def test_jumanji_s_choices_with_masks_of_their_own_stay_apart():
 
 
 @pytest.mark.parametrize("name", ["Minesweeper-v0", "Cleaner-v0"])
-def test_where_jumanji_leaves_no_legal_action_all_are(monkeypatch, name):
+def test_all_actions_are_legal_if_jumanji_has_no_legal_action(monkeypatch, name):
     _, own = both(name)
     joint = name == "Minesweeper-v0"
 
     class Stuck:
-        """Has no legal value in its first choice, or in its only one."""
+        """An environment whose first choice has no legal value."""
 
         def __getattr__(self, name):
             return getattr(own, name)
@@ -125,7 +128,7 @@ def test_where_jumanji_leaves_no_legal_action_all_are(monkeypatch, name):
     mask = make(f"jumanji/{name}").reset(jax.random.key(0))[1]["action_mask"]
     if joint:
         assert mask.all()
-    else:  # the other choices are as they were
+    else:  # the other choices stay the same
         own_mask = own.reset(jax.random.key(0))[1].observation.action_mask
         assert mask[0].all()
         assert not own_mask.all()
@@ -133,26 +136,26 @@ def test_where_jumanji_leaves_no_legal_action_all_are(monkeypatch, name):
 
 
 @heavy
-def test_every_environment_of_jumanji_fits_or_says_why():
+def test_every_environment_of_jumanji_works_or_says_why_not():
     jumanji, refused = pytest.importorskip("jumanji"), set()
     for name in jumanji.registered_environments():
-        if "Sokoban" in name:  # which downloads its levels
+        if "Sokoban" in name:  # it downloads its levels
             continue
         try:
             env = make(f"jumanji/{name}")
         except ConfigurationError as error:
-            assert "rewards at a time" in str(error)
+            assert "rewards in each step" in str(error)
             refused.add(name)
             continue
         require_usable(env)
         check_types(env)
         state, _ = jax.eval_shape(env.reset, jax.random.key(0))
-        # No array has a place for every step of an episode without a limit.
+        # No array has an element for every step of an episode without a limit.
         assert sum(x.size for x in jax.tree.leaves(state)) < 1_000_000, name
     assert refused == {"Connector-v3", "LevelBasedForaging-v0", "SearchAndRescue-v0"}
 
 
-def test_jumanji_s_own_time_limit_never_comes():
+def test_the_time_limit_of_jumanji_itself_is_never_reached():
     env = make("jumanji/Maze-v0")
     state, observation = env.reset(jax.random.key(0))
     step = jax.jit(env.step)
@@ -160,18 +163,18 @@ def test_jumanji_s_own_time_limit_never_comes():
     for _ in range(env.time_limit + 1):
         state, result = step(jax.random.key(0), state, legal)
     assert not result.terminated
-    assert not result.truncated  # left to the time limit of `trpo_jax.envs.episodes`
+    assert not result.truncated  # `trpo_jax.envs.episodes` truncates
 
 
 def test_jumanji_refuses_several_rewards():
     pytest.importorskip("jumanji")
-    with pytest.raises(ConfigurationError, match="rewards at a time"):
+    with pytest.raises(ConfigurationError, match="rewards in each step"):
         envs.make("jumanji/LevelBasedForaging-v0")
 
 
 def test_pgx_refuses_games_of_several_players():
     pytest.importorskip("pgx")
-    with pytest.raises(ConfigurationError, match=r"played by 2.*minatar"):
+    with pytest.raises(ConfigurationError, match=r"needs 2 players.*minatar"):
         envs.make("pgx/chess")
     env = make("pgx/2048")
     assert env.action == Discrete(4)
@@ -183,7 +186,7 @@ def test_pgx_refuses_games_of_several_players():
 
 
 @pytest.mark.parametrize("suite", [suite for suite in envs.SUITES if suite not in OWN])
-def test_a_missing_suite_is_answered_with_its_extra(suite, monkeypatch):
+def test_the_error_for_a_missing_suite_names_its_extra(suite, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {suite!r}", name=suite)
 
@@ -193,15 +196,15 @@ def test_a_missing_suite_is_answered_with_its_extra(suite, monkeypatch):
         envs.make(f"{suite}/anything")
 
 
-def test_a_suite_of_another_version_is_named(monkeypatch):
+def test_the_error_for_a_suite_of_a_wrong_version_names_it(monkeypatch):
     def too_old(name):
         raise ImportError("cannot import name 'AutoresetMode' from 'gymnasium.vector'")
 
     monkeypatch.setattr(envs, "import_module", too_old)
-    with pytest.raises(ConfigurationError, match=r"another version.*AutoresetMode.*gymnasium"):
+    with pytest.raises(ConfigurationError, match=r"installed version.*AutoresetMode.*gymnasium"):
         envs.make("gym/CartPole-v1")
 
 
-def test_an_unknown_suite_is_answered_with_the_nearest():
+def test_the_error_for_an_unknown_suite_names_the_nearest():
     with pytest.raises(ConfigurationError, match="Did you mean playground"):
         envs.make("playgroud/CheetahRun")

@@ -24,7 +24,7 @@ def test_seeds_are_thin_and_the_interquartile_mean_is_bold():
     returns = np.array([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [30.0, 40.0, 50.0], [3.0, 4.0, 5.0]])
     figure = learning_curve(np.array([10, 20, 30]), returns, "TRPO on Test")
     (axes,) = figure.axes
-    assert axes.get_title() == "TRPO on Test"
+    assert axes.get_title() == "TRPO on Test: return during training"
     assert axes.get_xlabel() == "environment steps"
     assert axes.get_ylabel() == "return of training episodes"
     bold = lines(figure)["interquartile mean"]
@@ -46,7 +46,7 @@ def test_the_band_of_two_seeds_is_their_range():
         assert (ends.min(), ends.max()) == (low, high)
 
 
-def test_a_return_stands_for_one_more_update_in_a_short_run_and_then_a_gap_begins():
+def test_a_return_is_repeated_for_one_update_before_a_gap_in_a_short_run():
     returns = np.array([[NAN, 1, NAN, 3, 3, 3, 3], [NAN, 3, 5, NAN, NAN, NAN, 7]])
     figure = learning_curve(np.arange(7), returns, "")
     drawn = lines(figure)["interquartile mean"].get_ydata()
@@ -71,7 +71,7 @@ def test_an_algorithm_has_the_same_colour_in_every_figure():
 
 
 @pytest.mark.parametrize("returns", [np.zeros((3, 0)), np.full((2, 4), NAN), np.full((1, 4), NAN)])
-def test_nothing_to_show_is_an_empty_figure(returns):
+def test_a_run_without_returns_gives_an_empty_figure(returns):
     figure = learning_curve(np.arange(returns.shape[1]), returns, "")
     assert all(np.isnan(line.get_ydata()).all() for line in figure.axes[0].lines)
 
@@ -89,7 +89,7 @@ def test_one_seed_has_no_band():
     assert "one seed" in lines(figure)
 
 
-def test_a_comparison_has_a_panel_an_environment_and_one_legend():
+def test_a_comparison_has_one_panel_for_each_environment_and_one_legend():
     curve = Curve(np.arange(1, 501) * 10, np.arange(500) + np.zeros((3, 1)))
     figure = comparison({"A": {"x": curve, "y": curve}, "B": {"y": curve}}, ["x", "y", "absent"])
     left, right = figure.axes
@@ -113,19 +113,19 @@ def test_a_comparison_has_a_panel_an_environment_and_one_legend():
         ((1, 1), ""),
     ],
 )
-def test_a_comparison_says_what_its_bands_are(counts, told):
+def test_a_comparison_says_if_its_bands_are_intervals_or_ranges(counts, told):
     curves = {str(n): Curve(np.arange(3), np.zeros((count, 3))) for n, count in enumerate(counts)}
     assert comparison({"A": curves}, ["0", "1"]).get_supxlabel() == f"environment steps{told}"
 
 
-def test_a_comparison_shows_panels_with_nothing_in_them():
+def test_a_comparison_can_have_empty_panels():
     unknown = Curve(np.arange(3), np.full((2, 3), NAN))
     figure = comparison({name: {} for name in "ABC"} | {"D": {"x": unknown}}, ["x"])
     assert [axes.get_title() for axes in figure.axes] == list("ABCD")
 
 
 @pytest.mark.parametrize("num_panels", [1, 2, 3])
-def test_the_legend_of_a_comparison_fits_into_it(num_panels):
+def test_the_legend_of_a_comparison_fits_into_the_figure(num_panels):
     curve = Curve(np.arange(3), np.zeros((2, 3)))
     labels = [f"algorithm-{n}" for n in range(7)]
     figure = comparison({str(n): dict.fromkeys(labels, curve) for n in range(num_panels)}, labels)
@@ -141,7 +141,7 @@ def costly(limit, returns=(1.0, 2.0, 3.0)):
     return Curve(np.arange(1, 4), values, {"cost": Costs(10 + values, limit)})
 
 
-def test_costs_stand_below_returns_over_the_same_steps_with_their_limit():
+def test_costs_have_panels_below_the_return_with_their_limit():
     values = np.array([[5.0, 4.0, NAN, 2.0]] * 3)
     costs = {"a": Costs(values, np.array([3.0, 3.0, 3.0, 2.0])), "b": Costs(values)}
     figure = learning_curve(np.arange(1, 5), np.ones((3, 4)), "", "cpo", costs)
@@ -155,7 +155,7 @@ def test_costs_stand_below_returns_over_the_same_steps_with_their_limit():
     assert "limit" not in [line.get_label() for line in second.lines]
 
 
-def test_a_comparison_has_panels_of_costs_where_there_are_some():
+def test_a_comparison_has_panels_for_costs():
     limit = np.full(3, 12.5)
     plain = Curve(np.arange(3), np.ones((3, 3)))
     curves = {"A": {"x": costly(limit), "y": costly(None)}, "B": {"x": plain}}
@@ -170,7 +170,7 @@ def test_a_comparison_has_panels_of_costs_where_there_are_some():
     assert figure.get_supylabel() == "return and costs of training episodes"
 
 
-def test_limits_that_differ_have_the_colours_of_their_labels():
+def test_different_limits_have_the_colours_of_their_labels():
     curves = {"A": {"x": costly(np.full(3, 12.0)), "y": costly(np.full(3, 11.0))}}
     cost = comparison(curves, ["x", "y"]).axes[1]
     colors = [line.get_color() for line in cost.lines]
@@ -181,6 +181,6 @@ def test_limits_that_differ_have_the_colours_of_their_labels():
     assert limit.get_color() == "black"
 
 
-def test_algorithms_with_limits_and_of_teams_have_looks_of_their_own():
+def test_every_algorithm_has_its_own_look():
     looks = [line_look((), name) for name in (*ALGORITHMS, *WITH_LIMITS, *OF_TEAMS)]
     assert len({(x["color"], str(x["linestyle"])) for x in looks}) == len(looks)

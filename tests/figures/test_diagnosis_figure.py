@@ -30,13 +30,13 @@ def panel_of(figure, word):
     return axes
 
 
-def test_a_panel_a_sign():
+def test_the_page_has_one_panel_for_each_sign():
     figure = diagnosis(healthy_run(), [])
     words = ("Return", "KL", "Gain", "residual", "Fraction", "rejected", "Entropy", "critic")
     assert len(figure.axes) == len(words)
     for word, title in zip(words, titles(figure), strict=True):
         assert word in title
-    assert "TRPO on CartPole-v1" in texts(figure)
+    assert "Diagnosis of TRPO on CartPole-v1" in texts(figure)
     assert "seeds 7 to 9: 60,000 environment steps each, in 60 updates" in texts(figure)
     assert "No warnings" in texts(figure)
     for axes in figure.axes:
@@ -52,21 +52,21 @@ def test_a_panel_a_sign():
         ("ppo", 5, "PPO has no prediction of the gain and no conjugate gradient and no line"),
     ],
 )
-def test_panels_without_numbers_are_left_out(algorithm, num_panels, said):
+def test_panels_without_metrics_are_left_out(algorithm, num_panels, said):
     figure = diagnosis(healthy_run(algorithm), [])
     assert len(figure.axes) == num_panels
     assert said in texts(figure)
 
 
 @pytest.mark.parametrize("algorithm", algorithms.ALGORITHMS)
-def test_readings_name_flags_that_the_algorithm_has(algorithm):
+def test_the_text_of_a_panel_names_only_flags_of_the_algorithm(algorithm):
     known = {field.name for field in fields(algorithms.get(algorithm).Config)}
     for panel in panels(healthy_run(algorithm)):
         flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", panel.reading)}
         assert flags <= known, panel.title
 
 
-def test_lines_are_medians_and_bands_reach_from_seed_to_seed():
+def test_lines_are_medians_and_bands_reach_from_the_lowest_to_the_highest_seed():
     run = healthy_run(num_updates=10)
     run.metrics["entropy"] = np.array([[1.0], [2.0], [6.0]]) + np.arange(10)
     axes = panel_of(diagnosis(run, []), "Entropy")
@@ -86,7 +86,7 @@ def test_many_updates_are_thinned_to_medians():
     np.testing.assert_allclose(line.get_ydata(), 10 * np.arange(100) + 5, atol=1)
 
 
-def test_the_bound_falls_with_the_radius():
+def test_the_bound_in_the_panel_falls_with_decay_steps():
     run = healthy_run(decay_steps=60_000)
     axes = panel_of(diagnosis(run, []), "KL")
     mean, _, _, bound = axes.lines
@@ -102,21 +102,21 @@ def test_the_bound_falls_with_the_radius():
 @pytest.mark.parametrize(
     ("word", "low", "high"), [("Gain", 0.5, 2), ("rejected", 0, 0.2), ("critic", 0.1, 1)]
 )
-def test_areas_reach_as_far_as_there_is_no_warning(word, low, high):
+def test_green_areas_show_the_range_without_warnings(word, low, high):
     axes = panel_of(diagnosis(healthy_run(), []), word)
     _, area = axes.collections
     box = area.get_datalim(axes.transData)
     np.testing.assert_allclose((box.ymin, box.ymax), (low, high))
 
 
-def test_a_panel_of_which_nothing_is_known_says_so():
+def test_a_panel_without_numbers_says_so():
     run = healthy_run()
     run.metrics["step_rejected"][:] = 1
     axes = panel_of(diagnosis(run, []), "Fraction")
     assert "nothing to show in this run" in [text.get_text() for text in axes.texts]
 
 
-def test_warnings_are_below_and_mark_their_panel():
+def test_warnings_are_listed_below_and_mark_their_panel():
     figure = diagnosis(healthy_run(), [WARNING])
     marked = [title for title in titles(figure) if title.startswith("\N{WARNING SIGN}")]
     assert len(marked) == 1
@@ -124,17 +124,17 @@ def test_warnings_are_below_and_mark_their_panel():
     assert "1 warning \N{BULLET} CG residual high: seeds 7, 8" in texts(figure)
 
 
-def test_a_run_that_stopped_says_so():
+def test_the_page_says_if_a_run_stopped_early():
     run = healthy_run()
     run.description["total_steps"] = 61_000
     assert "60,000 of 61,000 environment steps" in texts(diagnosis(run, []))
-    run.description["total_steps"] = 60_999  # no whole update more
+    run.description["total_steps"] = 60_999  # less than one update is missing
     assert "seeds 7 to 9: 60,000 environment steps" in texts(diagnosis(run, []))
 
 
 @pytest.mark.parametrize("algorithm", ["trpo", "npg", "ppo"])
 @pytest.mark.parametrize("count", [0, 9])
-def test_all_text_is_on_the_page_and_none_on_another(algorithm, count):
+def test_all_text_is_on_the_page_and_does_not_overlap(algorithm, count):
     figure = diagnosis(healthy_run(algorithm), [WARNING] * count)
     figure.draw_without_rendering()
     drawn = [*figure.texts, *figure.legends]
@@ -160,7 +160,7 @@ def test_all_text_is_on_the_page_and_none_on_another(algorithm, count):
         {"cg_residual": 0.0, "explained_variance": NAN},
     ],
 )
-def test_nothing_to_show_is_no_error(columns, num_updates):
+def test_a_run_without_numbers_can_be_drawn(columns, num_updates):
     run = healthy_run(num_seeds=1, num_updates=num_updates)
     run.metrics.update({name: np.full((1, num_updates), x) for name, x in columns.items()})
     found = find_warnings(run)

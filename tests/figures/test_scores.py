@@ -19,7 +19,7 @@ def intervals(axes):
     return {bar.get_segments()[0][0][1]: bar.get_segments()[0][:, 0] for bar in axes.collections}
 
 
-def test_a_profile_is_a_line_with_a_band_where_there_is_one():
+def test_a_profile_is_a_line_and_has_a_band_if_there_is_an_interval():
     falling = 1 - LEVELS
     with_band = Estimate(falling, (falling - 0.1, falling + 0.1))
     figure = performance_profiles(LEVELS, {"trpo": with_band, "npg": Estimate(falling / 2, None)})
@@ -33,14 +33,14 @@ def test_a_profile_is_a_line_with_a_band_where_there_is_one():
     assert [text.get_text() for text in legend.get_texts()] == ["trpo", "npg"]
 
 
-def test_aggregates_have_a_panel_each_and_a_row_a_label():
+def test_each_aggregate_has_a_panel_with_one_row_for_each_label():
     figure = aggregates({"IQM": {"a": SURE, "b": UNSURE}, "mean": {"a": UNSURE, "b": SURE}})
     left, right = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["IQM", "mean"]
     assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]
     assert points(left) == {0: 0.7, 1: 0.4}
     assert points(right) == {0: 0.4, 1: 0.7}
-    np.testing.assert_array_equal(intervals(left)[1], [0.3, 0.5])  # neither more nor less
+    np.testing.assert_array_equal(intervals(left)[1], [0.3, 0.5])  # both ends
     assert 0 not in intervals(left)
     bottom, top = left.get_ylim()
     assert bottom > top  # the first label is above
@@ -56,7 +56,7 @@ def test_improvements_keep_the_colours_of_their_labels():
 
 
 @pytest.mark.parametrize("num_labels", [1, 14])
-def test_nothing_is_cut_off(num_labels):
+def test_no_text_is_cut_off(num_labels):
     labels = [f"a label with some words {n}" for n in range(num_labels)]
     profile = Estimate(1 - LEVELS, None)
     for figure in (
@@ -64,7 +64,7 @@ def test_nothing_is_cut_off(num_labels):
         aggregates({name: dict.fromkeys(labels, UNSURE) for name in "abcd"}),
         improvements("the baseline", dict.fromkeys(labels, SURE), labels),
     ):
-        for _ in range(2):  # as saving does: the first settles the layout
+        for _ in range(2):  # saving also draws twice, because the first time settles the layout
             figure.draw_without_rendering()
         box = figure.get_tightbbox()  # inches
         assert min(box.x0, box.y0) > -0.02

@@ -48,7 +48,7 @@ def test_a_state_comes_back_as_it_was(checkpoints):
     assert jax.random.bits(state["key"]) == jax.random.bits(STATE["key"])
 
 
-def test_the_latest_and_the_best_are_kept(checkpoints, tmp_path):
+def test_the_latest_checkpoints_and_the_best_one_are_kept(checkpoints, tmp_path):
     for number, score in enumerate([1.0, 9.0, None, 3.0, None, None]):
         scores = () if score is None else (score,)
         checkpoints.save(number, STATE, 0.0, {}, *scores)
@@ -59,10 +59,10 @@ def test_the_latest_and_the_best_are_kept(checkpoints, tmp_path):
     again.close()
 
 
-def test_the_best_keeps_its_limits(checkpoints, tmp_path):
+def test_the_best_checkpoint_keeps_its_limits_if_one_does(checkpoints, tmp_path):
     for number, (score, excess) in enumerate([(9.0, 3.0), (8.0, 2.0), (1.0, 4.0)]):
         checkpoints.save(number, STATE, 0.0, {}, score, excess)
-    assert checkpoints.best() == 1  # none keeps them
+    assert checkpoints.best() == 1  # no checkpoint keeps its limits
     for number, score in ((3, 2.0), (4, 1.0), (5, 0.0)):
         checkpoints.save(number, STATE, 0.0, {}, score, 0.0)
     checkpoints.save(6, STATE, 0.0, {})
@@ -70,13 +70,13 @@ def test_the_best_keeps_its_limits(checkpoints, tmp_path):
     assert checkpoints.numbers() == [3, 5, 6]
     metrics = tmp_path / "checkpoints" / "5" / "metrics" / "metrics"
     assert json.loads(metrics.read_text())["evaluation_excess"] == 0
-    metrics.write_text('{"evaluation_return": 3.0}')  # as files of before have it
+    metrics.write_text('{"evaluation_return": 3.0}')  # as older files have it
     again = Checkpoints(tmp_path / "checkpoints", read_only=True)
     assert again.best() == 5
     again.close()
 
 
-def test_without_an_evaluation_none_is_best(checkpoints):
+def test_no_checkpoint_is_the_best_without_an_evaluation(checkpoints):
     assert checkpoints.best() is None
     checkpoints.save(1, STATE, 0.0, {})
     assert checkpoints.best() is None
@@ -96,16 +96,16 @@ def damage(folder, how):
             largest.unlink()
         case "about":
             (folder / "about" / "metadata").write_text("{")
-        case "of an earlier update":  # readable, and wrong
+        case "of an earlier update":  # readable, but wrong
             shutil.rmtree(folder)
             shutil.copytree(folder.parent / "1", folder)
         case "metrics":
             (folder / "metrics" / "metrics").write_text('{"evaluation_return": ')
-        case "score":  # readable, and wrong
+        case "score":  # readable, but wrong
             (folder / "metrics" / "metrics").write_text('{"evaluation_return": 9.0}')
         case "metadata":
             (folder / "_CHECKPOINT_METADATA").write_text("[]")
-        case "of another":  # readable, and wrong
+        case "of another":  # readable, but wrong
             shutil.rmtree(folder / "state")
             shutil.copytree(folder.parent / "1" / "state", folder / "state")
 
@@ -114,7 +114,7 @@ HOW = ["cut", "flipped", "gone", "about", "of another", "of an earlier update", 
 
 
 @pytest.mark.parametrize("how", [*HOW, "score", "metadata"])
-def test_a_damaged_one_is_moved_aside_and_the_one_before_is_taken(checkpoints, tmp_path, how):
+def test_a_damaged_checkpoint_is_renamed_and_the_one_before_is_read(checkpoints, tmp_path, how):
     checkpoints.save(1, STATE | {"weights": -STATE["weights"]}, 0.0, {})
     checkpoints.save(2, STATE, 0.0, {})
     checkpoints.close()
@@ -130,12 +130,12 @@ def test_a_damaged_one_is_moved_aside_and_the_one_before_is_taken(checkpoints, t
     again.close()
 
 
-def test_reading_leaves_the_folder_as_it_is(checkpoints, tmp_path):
+def test_reading_checkpoints_changes_nothing_in_their_folder(checkpoints, tmp_path):
     checkpoints.save(1, STATE, 0.0, {})
     checkpoints.save(2, STATE, 0.0, {})
-    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # its run is writing it
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()  # a run is writing this one
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "metrics")
-    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").unlink()  # and is removing this one
+    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").unlink()  # and removing this one
     before = sorted(tmp_path.rglob("*"))
     reader = Checkpoints(tmp_path / "checkpoints", read_only=True)
     assert reader.read(2).num_updates == 2
@@ -146,7 +146,7 @@ def test_reading_leaves_the_folder_as_it_is(checkpoints, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_one_of_another_version_is_refused_and_stays(checkpoints, tmp_path):
+def test_a_checkpoint_of_another_version_is_refused_and_kept(checkpoints, tmp_path):
     checkpoints.save(1, STATE, 0.0, {})
     path = tmp_path / "checkpoints" / "1" / "about" / "metadata"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
@@ -155,7 +155,7 @@ def test_one_of_another_version_is_refused_and_stays(checkpoints, tmp_path):
     assert checkpoints.numbers() == [1]
 
 
-def test_one_that_was_not_finished_is_not_seen(checkpoints, tmp_path):
+def test_an_unfinished_checkpoint_is_not_listed(checkpoints, tmp_path):
     checkpoints.save(1, STATE, 0.0, {})
     checkpoints.close()
     unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
@@ -165,11 +165,11 @@ def test_one_that_was_not_finished_is_not_seen(checkpoints, tmp_path):
     again.close()
 
 
-def test_one_that_was_half_removed_is_removed(checkpoints, tmp_path, caplog):
+def test_a_half_removed_checkpoint_is_removed(checkpoints, tmp_path, caplog):
     for number in (1, 2):
         checkpoints.save(number, STATE, 0.0, {})
     checkpoints.close()
-    for number in (1, 2):  # the newest is no leftover, but damaged
+    for number in (1, 2):  # the newest checkpoint is damaged, not a leftover
         (tmp_path / "checkpoints" / str(number) / "_CHECKPOINT_METADATA").unlink()
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     assert checkpoints.numbers() == [1, 2]
@@ -182,7 +182,7 @@ def test_one_that_was_half_removed_is_removed(checkpoints, tmp_path, caplog):
     again.close()
 
 
-def test_the_state_of_something_else_is_refused_by_name(checkpoints):
+def test_arrays_of_another_state_are_refused_with_the_names_that_differ(checkpoints):
     checkpoints.save(1, STATE, 0.0, {})
     other = STATE | {"weights": jnp.zeros((2, 4))}
     with pytest.raises(ConfigurationError, match=r"weights: \(\(2, 3\), 'float32'\), not \(\(2, 4"):
@@ -191,7 +191,7 @@ def test_the_state_of_something_else_is_refused_by_name(checkpoints):
         to_state(STATE | {"extra": jnp.zeros(1)}, checkpoints.read(1).arrays)
 
 
-def test_a_digest_tells_names_and_content_apart(tmp_path):
+def test_a_digest_depends_on_the_names_and_the_contents_of_files(tmp_path):
     digests = set()
     for number, (name, content) in enumerate([("a", b"12"), ("a", b"13"), ("b", b"12")]):
         folder = tmp_path / str(number)
@@ -201,7 +201,7 @@ def test_a_digest_tells_names_and_content_apart(tmp_path):
     assert len(digests) == 3
 
 
-def test_a_run_goes_on_bit_for_bit(checkpoints):
+def test_a_resumed_run_is_equal_bit_for_bit(checkpoints):
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**CONFIG))
     chunks = []
     for chunk in run_chunks(compile_program(algorithm, (3, 4), 2), 6):

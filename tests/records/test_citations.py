@@ -28,7 +28,7 @@ def test_every_key_has_an_entry_and_every_entry_is_used():
     assert used | {citations.LIBRARY, citations.ADVANTAGES[1]} == citations.entries().keys()
 
 
-def test_no_text_of_the_file_is_outside_of_an_entry():
+def test_the_bib_file_has_no_text_outside_its_entries():
     path = citations.__file__.replace(".py", ".bib")
     with open(path, encoding="utf-8") as file:
         text = file.read()
@@ -38,7 +38,7 @@ def test_no_text_of_the_file_is_outside_of_an_entry():
 
 
 @pytest.mark.parametrize("key", citations.entries())
-def test_an_entry_can_be_parsed_and_says_who_wrote_what_when(key):
+def test_an_entry_is_valid_and_has_author_title_and_year(key):
     entry = citations.entries()[key]
     assert entry.count("{") == entry.count("}")
     head, *lines, end = entry.splitlines()
@@ -52,12 +52,12 @@ def test_an_entry_can_be_parsed_and_says_who_wrote_what_when(key):
     assert ("eprint" in fields) == ("archivePrefix" in fields)
 
 
-def test_every_algorithm_and_every_suite_is_in_the_tables():
+def test_the_tables_have_every_algorithm_and_every_suite():
     assert citations.ALGORITHMS.keys() == set(algorithms.ALGORITHMS)
     assert citations.SUITES.keys() == envs.SUITES.keys()
 
 
-def test_every_setting_in_the_tables_is_one_of_an_algorithm():
+def test_every_setting_in_the_tables_exists_in_an_algorithm():
     configs = [algorithms.get(name).Config() for name in algorithms.ALGORITHMS]
     fields = {x.name: x for config in configs for x in dataclasses.fields(config)}
     assert citations.ADVANTAGES[0] in fields
@@ -65,12 +65,12 @@ def test_every_setting_in_the_tables_is_one_of_an_algorithm():
         assert fields[name].metadata["accepts"](value)
 
 
-def test_the_library_alone_has_one_entry_with_its_version():
+def test_without_a_run_only_the_library_is_cited_with_its_version():
     assert keys_in(citation()) == ["trpo_jax"]
     assert f"Version {trpo_jax.__version__}" in citation()
 
 
-def test_a_stored_run_cites_what_it_used_and_the_version_that_ran(tmp_path):
+def test_a_stored_run_cites_the_papers_it_used_and_its_version_of_the_library(tmp_path):
     settings = {"gae_lambda": 0.95, "memory": "lstm", "solver": "cg", "exploration": "colored"}
     write_run(tmp_path / "run", "gym/Hopper-v5", "trpo_pid", **settings)
     assert keys_in(citation(tmp_path / "run")) == [
@@ -89,7 +89,7 @@ def test_a_stored_run_cites_what_it_used_and_the_version_that_ran(tmp_path):
     assert "Version 0.7.0" in citation(str(tmp_path / "run"))
 
 
-def test_a_run_cites_what_it_used():
+def test_a_run_cites_the_papers_it_used():
     run = run_of("ppo", "Breakout-MinAtar", algorithms.get("ppo").Config(loss="spo"))
     assert keys_in(citation(run)) == [
         "trpo_jax",
@@ -101,7 +101,7 @@ def test_a_run_cites_what_it_used():
     ]
 
 
-def test_what_is_the_users_own_has_no_entry():
+def test_algorithms_and_environments_of_the_user_have_no_entry():
     assert keys_in(citation(run_of("my_module", "Corridor", None))) == ["trpo_jax"]
 
 
@@ -127,11 +127,11 @@ def test_what_is_the_users_own_has_no_entry():
         "jaxmarl/SMAX": ["rutherford2024jaxmarl"],
     }.items(),
 )
-def test_an_environment_has_the_papers_of_its_suite_and_its_task(name, keys):
+def test_an_environment_cites_its_suite_and_its_task(name, keys):
     assert keys_of_environment(name) == keys
 
 
-def test_games_robots_and_roads_of_envpool_are_told_by_their_names():
+def test_the_name_of_an_envpool_task_says_if_it_is_a_game_a_robot_or_a_road():
     registry = pytest.importorskip("envpool.registration").registry
     sources = {
         "bellemare2013arcade": "envpool.atari",
@@ -146,7 +146,7 @@ def test_games_robots_and_roads_of_envpool_are_told_by_their_names():
             assert source == "envpool.highway", name
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_a_value_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"run = 3 is no run"):
         citation(3)
     with pytest.raises(ConfigurationError, match=r"There is no run in .*: it has no config.json"):

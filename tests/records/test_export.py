@@ -1,4 +1,4 @@
-"""Exported policies give the actions of the policy, without the library that trained it."""
+"""An exported policy returns the same actions as the policy, without this library."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ import pytest
 import trpo_jax
 from trpo_jax.agent import build_policy
 from trpo_jax.algorithms.base import Actor
-from trpo_jax.envs.base import ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS
 from trpo_jax.observing import init_observing, update_observing
@@ -106,7 +106,7 @@ def run_jax(path, observations):
 
 @pytest.mark.parametrize("run", [run_npz, run_onnx, run_jax])
 @pytest.mark.parametrize("case", CASES)
-def test_an_exported_policy_acts_as_the_policy(run, case, tmp_path):
+def test_an_exported_policy_returns_the_actions_of_the_policy(run, case, tmp_path):
     policy = random_policy(*CASES[case])
     if run is run_onnx:
         pytest.importorskip("onnx")
@@ -120,7 +120,7 @@ def test_an_exported_policy_acts_as_the_policy(run, case, tmp_path):
     assert run(path, observations[:7]).shape == expected[:7].shape
 
 
-def test_all_activations_are_known_to_the_exports(tmp_path):
+def test_every_activation_can_be_exported(tmp_path):
     runs = {"npz": run_npz, "onnx": run_onnx}
     for activation in ACTIVATIONS:
         policy = random_policy(VECTOR, FLOW, {"activation": activation}, True)
@@ -131,11 +131,11 @@ def test_all_activations_are_known_to_the_exports(tmp_path):
             np.testing.assert_allclose(found, policy(observations), rtol=1e-5, atol=1e-5)
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path):
+def test_an_export_that_is_impossible_is_refused(tmp_path):
     policy = random_policy(VECTOR, Discrete(5), {}, True)
     own = dataclasses.replace(policy, network=None)
     for suffix in ("npz", "onnx"):
-        with pytest.raises(ConfigurationError, match=r"handed in.*Export it as \.jax"):
+        with pytest.raises(ConfigurationError, match=r"passed in.*Export it as \.jax"):
             trpo_jax.export(own, tmp_path / f"policy.{suffix}")
     with pytest.raises(ConfigurationError, match=r"Choose one of \.npz, \.onnx, \.jax"):
         trpo_jax.export(policy, tmp_path / "policy.pt")
@@ -148,14 +148,14 @@ TREE = {"body": VECTOR, "kind": ONE, "action_mask": ArraySpec((9,), np.dtype(np.
 JOINT = {"legs": MultiDiscrete((4, 5)), "arm": GRID}
 
 
-def test_the_program_of_a_tree_takes_and_gives_trees(tmp_path):
+def test_an_exported_program_takes_and_returns_trees(tmp_path):
     policy = random_policy(TREE, JOINT, {}, True)
     for suffix in ("npz", "onnx"):
-        with pytest.raises(ConfigurationError, match=r"several parts, which only the format \.jax"):
+        with pytest.raises(ConfigurationError, match=r"several parts\. Only the format \.jax"):
             trpo_jax.export(policy, tmp_path / f"policy.{suffix}")
     trpo_jax.export(policy, tmp_path / "policy.jax")
     observations = observations_of(TREE, 500)
-    observations["action_mask"][np.arange(500), np.arange(500) % 4] = True  # for some are legal
+    observations["action_mask"][np.arange(500), np.arange(500) % 4] = True  # one is legal
     observations["action_mask"][np.arange(500), 4 + np.arange(500) % 5] = True
     found, expected = run_jax(tmp_path / "policy.jax", observations), policy(observations)
     assert found.keys() == expected.keys() == JOINT.keys()
@@ -167,10 +167,10 @@ def test_the_program_of_a_tree_takes_and_gives_trees(tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
 
 
-def test_the_program_of_a_memory_takes_and_gives_a_carry(tmp_path):
+def test_an_exported_program_with_a_memory_takes_and_returns_a_carry(tmp_path):
     policy = random_policy(VECTOR, Discrete(5), {"memory": "lstm", "memory_size": 4}, True)
     for suffix in ("npz", "onnx"):
-        with pytest.raises(ConfigurationError, match=r"a memory, which only the format \.jax"):
+        with pytest.raises(ConfigurationError, match=r"a memory\. Only the format \.jax"):
             trpo_jax.export(policy, tmp_path / f"policy.{suffix}")
     trpo_jax.export(policy, tmp_path / "policy.jax")
     program = jax.export.deserialize(bytearray((tmp_path / "policy.jax").read_bytes()))

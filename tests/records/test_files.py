@@ -13,7 +13,7 @@ from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.records.files import LOCK, create_run_folder, locked, write_csv, write_json
 
 
-def test_run_folders_are_new_or_empty(tmp_path):
+def test_the_folder_of_a_run_must_be_empty_or_not_exist(tmp_path):
     assert create_run_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "a" / "b" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigurationError, match="not empty"):
@@ -22,14 +22,14 @@ def test_run_folders_are_new_or_empty(tmp_path):
         create_run_folder(tmp_path / "a" / "b" / "notes.txt" / "c")
 
 
-def test_json_refuses_numbers_that_json_does_not_have(tmp_path):
+def test_writing_nan_to_json_is_an_error(tmp_path):
     write_json(tmp_path / "a.json", {"x": [1.5, None]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": [1.5, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "b.json", {"x": float("nan")})
 
 
-def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypatch):
+def test_if_a_write_fails_the_old_file_stays(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_json(path, {"x": 1})
 
@@ -45,7 +45,7 @@ def test_a_file_that_cannot_be_finished_leaves_the_one_before(tmp_path, monkeypa
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_a_folder_has_one_writer_and_keeps_nothing_of_the_lock(tmp_path):
+def test_only_one_process_can_lock_a_folder_and_the_lock_is_removed(tmp_path):
     folder = tmp_path / "new"
     with locked(folder):
         assert create_run_folder(folder) == folder
@@ -58,13 +58,13 @@ def test_a_folder_has_one_writer_and_keeps_nothing_of_the_lock(tmp_path):
         pass
 
 
-def test_a_folder_of_which_nothing_came_is_removed(tmp_path):
+def test_a_folder_that_stays_empty_is_removed(tmp_path):
     with pytest.raises(KeyError), locked(tmp_path / "new"):
         raise KeyError
     assert os.listdir(tmp_path) == []
 
 
-def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
+def test_a_folder_can_be_locked_after_its_process_was_killed(tmp_path):
     code = "import os, sys; from pathlib import Path; from trpo_jax.records.files import locked\n"
     code += f"with locked(Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
@@ -73,7 +73,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
         create_run_folder(tmp_path)
 
 
-def test_a_lock_leaves_alone_what_has_taken_its_place(tmp_path):
+def test_releasing_a_lock_keeps_the_lock_file_of_another_process(tmp_path):
     folder, moved = tmp_path / "run", tmp_path / "moved"
     with locked(folder):
         folder.rename(moved)
@@ -89,13 +89,13 @@ def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caps
     monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with locked(tmp_path):
         pass
-    said = f"cannot be locked ([Errno {errno.ENOLCK}] No locks available). See"
+    said = f"cannot be locked ([Errno {errno.ENOLCK}] No locks available). Make sure"
     assert said in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match="cannot be used"), locked(Path("/dev/null/x")):
         pass
 
 
-def test_cells_of_a_table(tmp_path):
+def test_csv_cells_are_formatted_by_type(tmp_path):
     rows = [[1, 0.1, np.float32(0.1), (64, 8)], [None, float("nan"), True, "tanh"]]
     write_csv(tmp_path / "a.csv", ["a", "b", "c", "d"], rows)
     lines = (tmp_path / "a.csv").read_text().splitlines()

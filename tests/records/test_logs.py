@@ -42,7 +42,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_metrics_are_tidy_and_on_disk_after_every_chunk(tmp_path):
+def test_csv_rows_are_in_order_and_on_disk_after_each_write(tmp_path):
     path = tmp_path / "metrics.csv"
     log = csv_log(path)
     log.write(rows(1, 0.0, 2.0, [[1.5, NAN], [3.0, 4.0]]))
@@ -58,7 +58,7 @@ def test_metrics_are_tidy_and_on_disk_after_every_chunk(tmp_path):
     assert [row["episodic_return"] for row in table[:4]] == ["1.5", "3", "", "4"]
 
 
-def test_a_new_file_is_never_written_over_another(tmp_path):
+def test_an_existing_file_is_never_overwritten(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("mine")
     with pytest.raises(FileExistsError):
@@ -67,7 +67,7 @@ def test_a_new_file_is_never_written_over_another(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["", "4,5,5", "4,5,500,9.0,1,1,1,0.01\r\n"])
-def test_a_resumed_file_has_no_row_twice_and_lacks_none(tmp_path, torn):
+def test_a_resumed_csv_file_equals_an_uninterrupted_one(tmp_path, torn):
     whole, resumed = tmp_path / "whole.csv", tmp_path / "resumed.csv"
     parts = [rows(1, 0.0, 2.0, [[1, 2], [3, 4]]), rows(3, 2.0, 6.0, [[5, NAN], [7, 8]])]
     for path in (whole, resumed):
@@ -82,7 +82,7 @@ def test_a_resumed_file_has_no_row_twice_and_lacks_none(tmp_path, torn):
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_a_file_of_which_nothing_stays_begins_anew(tmp_path):
+def test_a_csv_file_without_rows_to_keep_begins_anew(tmp_path):
     path = tmp_path / "metrics.csv"
     for num_done in (None, -1, 0):
         log = csv_log(path, num_done)
@@ -91,7 +91,7 @@ def test_a_file_of_which_nothing_stays_begins_anew(tmp_path):
         assert len(read(path)) == 2
 
 
-def test_tags_are_those_of_cleanrl():
+def test_tags_have_the_names_of_cleanrl():
     row = {"seed": 4, "update": 2, "env_steps": 200, "seconds": 4.0, "episodic_return": 3.0}
     row |= {"episode_length": NAN, "critic_loss": 0.5, "kl": 0.01, "cg_residual": 0.2}
     assert tagged(row) == {
@@ -115,7 +115,7 @@ def events(folder):
 
 
 def summaries(folder):
-    """Returns all values in the event files of a folder."""
+    """Returns all summary values in the event files of a folder."""
     return [value for event in events(folder) for value in event.summary.value]
 
 
@@ -124,17 +124,17 @@ def scalars(folder):
     return {(v.tag, x.step): v.simple_value for x in events(folder) for v in x.summary.value}
 
 
-def test_tensorboard_has_a_series_for_each_seed(tmp_path):
+def test_tensorboard_has_one_series_for_each_seed(tmp_path):
     log = tensorboard_log(tmp_path, (4, 5), DESCRIPTION)
     log.write(rows(1, 0.0, 2.0, [[1.5, NAN], [3.0, 4.0]]))
-    found = scalars(tmp_path / "seed_5")  # without closing: what was written is on disk
+    found = scalars(tmp_path / "seed_5")  # the rows are on disk before the log is closed
     log.close()
     assert found["charts/episodic_return", 200] == 4.0
     assert ("charts/episodic_return", 200) not in scalars(tmp_path / "seed_4")
     np.testing.assert_allclose(found["losses/approx_kl", 100], 0.01)
 
 
-def test_a_full_disk_under_tensorboard_names_its_folder(tmp_path, monkeypatch):
+def test_the_error_of_a_full_disk_names_the_tensorboard_folder(tmp_path, monkeypatch):
     tensorboardX = pytest.importorskip("tensorboardX")
 
     def full(self):
@@ -148,7 +148,7 @@ def test_a_full_disk_under_tensorboard_names_its_folder(tmp_path, monkeypatch):
     log.close()
 
 
-def test_tensorboard_knows_the_hyperparameters(tmp_path):
+def test_tensorboard_shows_the_hyperparameters(tmp_path):
     plugin = pytest.importorskip("tensorboardX.proto.plugin_hparams_pb2")
     tensorboard_log(tmp_path, (4, 5), DESCRIPTION).close()
     tensorboard_log(tmp_path / "resumed", (4, 5), DESCRIPTION, steps_done=200).close()
@@ -200,7 +200,7 @@ DESCRIPTION = {
 }
 
 
-def test_wandb_has_a_run_for_each_seed(fake_wandb, tmp_path):
+def test_wandb_has_one_run_for_each_seed(fake_wandb, tmp_path):
     log = wandb_log(tmp_path, (4, 5), DESCRIPTION)
     log.write(rows(1, 0.0, 2.0, [[1.5, NAN], [3.0, 4.0]]))
     log.close()
@@ -221,7 +221,7 @@ def test_wandb_has_a_run_for_each_seed(fake_wandb, tmp_path):
     assert first.finished
 
 
-def test_wandb_without_a_key_says_how_to_go_offline(fake_wandb):
+def test_the_error_for_a_missing_wandb_key_names_the_offline_mode(fake_wandb):
     with pytest.raises(ConfigurationError, match="WANDB_MODE=offline"):
         require_service("wandb")
     fake_wandb.mode = "offline"
@@ -231,13 +231,13 @@ def test_wandb_without_a_key_says_how_to_go_offline(fake_wandb):
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_service_that_is_not_installed_names_its_extra(monkeypatch, name):
+def test_the_error_for_a_missing_service_names_its_extra(monkeypatch, name):
     monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX"}.get(name, name), None)
     with pytest.raises(ConfigurationError, match=re.escape(how_to_install(name))):
         require_service(name)
 
 
-def test_costs_stand_behind_returns_and_have_tags_of_their_kind(tmp_path):
+def test_cost_columns_follow_their_return_and_have_tags(tmp_path):
     names = ["kl", "episodic_return", "episodic_cost_b", "episodic_cost_a", "episode_length"]
     expected = ["episodic_return", "episodic_cost_b", "episodic_cost_a", "episode_length", "kl"]
     assert column_order(names) == expected

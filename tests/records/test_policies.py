@@ -16,21 +16,14 @@ import trpo_jax
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor, Learnt
-from trpo_jax.envs.base import (
-    ArraySpec,
-    Box,
-    Discrete,
-    Environment,
-    MultiDiscrete,
-    StepResult,
-    to_environment_action,
-)
+from trpo_jax.envs.base import Environment, StepResult
+from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.normalization import RunningStatistics, init_statistics
 from trpo_jax.records.acting import make_act
 from trpo_jax.records.checkpoints import Checkpoints
 from trpo_jax.records.files import write_json
-from trpo_jax.records.policies import describe_policy, save_policy
+from trpo_jax.records.policy_files import describe_policy, save_policy
 from trpo_jax.records.spaces import to_plain
 from trpo_jax.running.host_program import HostState
 
@@ -38,7 +31,7 @@ SEEDS = (4, 9)
 
 
 def halves(statistics):
-    """Returns statistics that make it show if standardising is forgotten."""
+    """Returns statistics with which standardised observations differ from plain ones."""
     half = jnp.full_like(statistics.mean, 0.5)
     return statistics._replace(count=statistics.count + 1, mean=half, deviation=half)
 
@@ -60,7 +53,7 @@ def saved(tmp_path, env, **settings):
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "FrozenLake-misc"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_loaded_policy_acts_as_the_trained_one(tmp_path, name, normalize):
+def test_a_loaded_policy_returns_the_actions_of_the_trained_policy(tmp_path, name, normalize):
     env = envs.make(name)
     algorithm, actor, path = saved(tmp_path, env, normalize_observations=normalize)
     observations = jnp.stack([env.reset(jax.random.key(i))[1] for i in range(6)])
@@ -86,12 +79,12 @@ def test_a_loaded_policy_acts_as_the_trained_one(tmp_path, name, normalize):
     np.testing.assert_allclose(
         jax.jit(policy)(observations), policy(observations), rtol=1e-5, atol=1e-6
     )
-    save_policy(path, algorithm, Learnt(actor), SEEDS[::-1], [-5.0, np.nan])  # the second broke
+    save_policy(path, algorithm, Learnt(actor), SEEDS[::-1], [-5.0, np.nan])  # seed 2 stopped early
     first = trpo_jax.load_policy(path, seed=SEEDS[1])
     np.testing.assert_array_equal(trpo_jax.load_policy(path)(observations), first(observations))
 
 
-def test_a_policy_of_several_choices_is_kept(tmp_path):
+def test_a_policy_with_several_choices_can_be_loaded(tmp_path):
     env = envs.make("CartPole-v1")
     step = env.step
     env = env._replace(
@@ -101,7 +94,7 @@ def test_a_policy_of_several_choices_is_kept(tmp_path):
     assert trpo_jax.load_policy(path)(jnp.zeros((5, 4))).shape == (5, 2)
 
 
-def test_pixels_of_another_type_are_refused_and_longer_numbers_shortened(tmp_path):
+def test_pixels_must_be_uint8_and_float64_becomes_float32(tmp_path):
     env = envs.make("CartPole-v1")
     _, _, path = saved(tmp_path, env)
     policy, observations = trpo_jax.load_policy(path), np.linspace(-1, 1, 20).reshape(5, 4)
@@ -113,7 +106,7 @@ def test_pixels_of_another_type_are_refused_and_longer_numbers_shortened(tmp_pat
         policy(np.ones((5, 4)))
 
 
-def test_wrong_observations_and_files_are_named(tmp_path):
+def test_errors_name_wrong_observations_and_wrong_files(tmp_path):
     _, _, path = saved(tmp_path, envs.make("CartPole-v1"))
     with pytest.raises(ValueError, match=r"shape \(4,\)"):
         trpo_jax.load_policy(path)(jnp.zeros(3))
@@ -155,7 +148,7 @@ OBSERVATIONS = [
 
 
 @pytest.mark.parametrize("index", range(len(ACTIONS)))
-def test_a_policy_takes_what_an_environment_shows_and_gives_what_it_takes(index, tmp_path):
+def test_a_policy_takes_and_returns_elements_of_the_gymnasium_spaces(index, tmp_path):
     action_space = ACTIONS[index]
     observation_space = OBSERVATIONS[index % len(OBSERVATIONS)]
     kwargs = {"observation_space": observation_space, "action_space": action_space}
@@ -183,7 +176,7 @@ def test_a_policy_takes_what_an_environment_shows_and_gives_what_it_takes(index,
         assert jax.tree.structure(getattr(act, name)) == jax.tree.structure(spec)
 
 
-def test_large_numbers_are_seen_from_their_origin():
+def test_the_origin_is_subtracted_from_large_numbers():
     wide, origin = np.dtype(np.float64), np.array([1e9, 0.0])
     spec = ArraySpec((2,), np.dtype(np.float32), origin=origin, own_dtype=wide)
     actor = Actor((), init_statistics((2,)))
@@ -191,7 +184,7 @@ def test_large_numbers_are_seen_from_their_origin():
     np.testing.assert_array_equal(act.shown([1e9 + 1, 3.0]), np.array([1, 3], np.float32))
 
 
-def test_numbers_are_taken_one_or_several_at_a_time(tmp_path):
+def test_a_policy_takes_one_integer_or_a_batch_of_integers(tmp_path):
     env = envs.make("FrozenLake-misc")
     algorithm, actor, path = saved(tmp_path, env)
     act, (number,) = trpo_jax.load_policy(path), env.observation.num_values
@@ -204,7 +197,7 @@ def test_numbers_are_taken_one_or_several_at_a_time(tmp_path):
             act(wrong)
 
 
-def test_a_policy_is_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
+def test_a_policy_can_be_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
     algorithm, actor, path = saved(tmp_path, envs.make("CartPole-v1"))
     path.unlink()
     states = [algorithm.init(jax.random.key(i)) for i in SEEDS]
@@ -223,7 +216,7 @@ def test_a_policy_is_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
         trpo_jax.load_policy(tmp_path)
 
 
-def test_a_flipped_bit_is_refused(tmp_path):
+def test_a_file_with_a_flipped_bit_is_refused(tmp_path):
     _, _, path = saved(tmp_path, envs.make("CartPole-v1"))
     content = bytearray(path.read_bytes())
     for place in np.random.default_rng(0).integers(8 * len(content), size=300):
@@ -235,7 +228,7 @@ def test_a_flipped_bit_is_refused(tmp_path):
 
 
 def changed_file(tmp_path, **changes):
-    """Writes a file that describes its policies in another way, and returns its path."""
+    """Writes a policy file with some entries changed, and returns its path."""
     _, _, path = saved(tmp_path, envs.make("CartPole-v1"))
     content = serialization.msgpack_restore(path.read_bytes())["content"]
     content = serialization.msgpack_serialize(serialization.msgpack_restore(content) | changes)
@@ -245,17 +238,17 @@ def changed_file(tmp_path, **changes):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_files_of_before_are_refused_by_their_format(tmp_path, number):
+def test_a_file_in_an_older_format_is_refused(tmp_path, number):
     path = tmp_path / "policy.msgpack"
     path.write_bytes(serialization.msgpack_serialize({"format": number, "seeds": [0]}))
-    with pytest.raises(ConfigurationError, match=f"in format {number}; this one reads format 4"):
+    with pytest.raises(ConfigurationError, match=f"format {number}; this version reads format 4"):
         trpo_jax.load_policy(path)
 
 
-def test_a_file_of_a_later_version_is_refused(tmp_path):
+def test_a_file_in_a_newer_format_is_refused(tmp_path):
     path = tmp_path / "policy.msgpack"
     path.write_bytes(serialization.msgpack_serialize({"format": 5}))
-    with pytest.raises(ConfigurationError, match="its format is 5, and 4 is the newest"):
+    with pytest.raises(ConfigurationError, match="its format is 5, and this version reads 4"):
         trpo_jax.load_policy(path)
 
 
@@ -287,7 +280,7 @@ KERNEL = "actor/policy_params/layers_0/Dense_0/kernel"
         {"arrays": {"actor/observation_statistics/count": np.ones(2)}},
     ],
 )
-def test_what_a_file_describes_wrongly_is_refused_before_it_is_made(tmp_path, changes):
+def test_a_wrong_description_is_refused_before_its_arrays_are_allocated(tmp_path, changes):
     path = changed_file(tmp_path, **changes)
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes
     before = peak()
@@ -296,7 +289,7 @@ def test_what_a_file_describes_wrongly_is_refused_before_it_is_made(tmp_path, ch
     assert peak() - before < 1e6
 
 
-def test_a_policy_with_a_memory_acts_as_stepped_by_hand(tmp_path):
+def test_a_policy_with_a_memory_acts_like_the_steps_by_hand(tmp_path):
     env = envs.make("Pendulum-v1")
     algorithm, actor, path = saved(tmp_path, env, memory="gru", memory_size=4)
     act, best = trpo_jax.load_policy(path), jax.tree.map(lambda x: x[1], actor)
@@ -330,7 +323,7 @@ def test_a_policy_with_a_memory_acts_as_stepped_by_hand(tmp_path):
         act.start([True, False])
 
 
-def test_a_memory_inside_a_compiled_program_is_passed_on_by_it(tmp_path):
+def test_a_compiled_program_must_pass_the_memory_on(tmp_path):
     _, _, path = saved(tmp_path, envs.make("Pendulum-v1"), memory="lstm", memory_size=4)
     act, shown = trpo_jax.load_policy(path), jnp.linspace(-1, 1, 15).reshape(5, 1, 3)
     with pytest.raises(ValueError, match=r"has a memory.* beginning with act\.carry"):
@@ -357,7 +350,7 @@ def of_parts(observation=TREE):
     return Environment("of parts", lambda key: ((), zeros), step, observation, JOINT, 5)
 
 
-def test_a_policy_of_several_parts_is_kept(tmp_path):
+def test_a_policy_with_several_parts_can_be_loaded(tmp_path):
     env = of_parts()
     algorithm, actor, path = saved(tmp_path, env, critic_observation="secret")
     act, best = trpo_jax.load_policy(path), jax.tree.map(lambda x: x[1], actor)
@@ -372,7 +365,7 @@ def test_a_policy_of_several_parts_is_kept(tmp_path):
     _, distribution = jax.jit(algorithm.policy)(best, (), jax.tree.map(jnp.asarray, shown))
     expected = jax.vmap(lambda a: to_environment_action(env.action, a))(distribution.mode())
     without = {name: x for name, x in shown.items() if name != "secret"}
-    for observations in (shown, without):  # which the critic alone sees
+    for observations in (shown, without):  # only the critic sees the part `secret`
         actions = act(observations)
         np.testing.assert_array_equal(actions["door"], expected["door"])
         np.testing.assert_allclose(actions["force"], expected["force"], rtol=1e-5)
@@ -392,7 +385,7 @@ def test_a_policy_of_several_parts_is_kept(tmp_path):
         act(shown | {"kind": 4})
 
 
-def test_a_policy_for_another_tree_is_refused(tmp_path):
+def test_an_environment_with_other_spaces_is_refused(tmp_path):
     _, _, path = saved(tmp_path, of_parts())
     trpo_jax.load_policy(path, env=of_parts())
     shown = (
@@ -409,6 +402,6 @@ def test_a_policy_for_another_tree_is_refused(tmp_path):
         (cart, "observations", shown.format(4), "float32 of shape (4,)"),
         (other, "actions", joint, "integers with 2, 2 values, from 0, 0 on in shape (2,)"),
     ):
-        message = f"of parts, whose {what} are {theirs}; those of {env.name} are {ours}. A policy"
+        message = f"of parts, whose {what} are {theirs}. The {what} of {env.name} are {ours}. A"
         with pytest.raises(ConfigurationError, match=re.escape(message)):
             trpo_jax.load_policy(path, env=env)

@@ -16,7 +16,7 @@ def write_run(folder, metrics=TABLE):
     (folder / "metrics.csv").write_text(metrics)
 
 
-def test_metrics_come_back_by_seed_and_update(tmp_path):
+def test_metrics_are_read_by_seed_and_update(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("seed,update,episodic_return\n7,1,1.5\n8,1,\n7,2,2.5\n8,2,3.5\n7,3,\n8,3,4\n")
     metrics = read_metrics(path)
@@ -26,32 +26,32 @@ def test_metrics_come_back_by_seed_and_update(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["7,3,9\n", "7,3,9\n8,3,1", "7,3"])
-def test_an_update_that_was_written_in_part_is_left_out(tmp_path, torn):
+def test_an_incomplete_last_update_is_left_out(tmp_path, torn):
     path = tmp_path / "metrics.csv"
     path.write_text(TABLE + torn)
     np.testing.assert_array_equal(read_metrics(path)["episodic_return"], [[1.5, 2.5], [NAN, 3.5]])
 
 
-def test_a_run_comes_back_with_its_description(tmp_path):
+def test_a_run_is_read_with_its_description(tmp_path):
     write_run(tmp_path / "run")
     run = read_run(tmp_path / "run")
     assert run.description["env"] == "CartPole-v1"
     np.testing.assert_array_equal(run.metrics["seed"], [[7, 7], [8, 8]])
 
 
-def test_runs_are_found_at_any_depth_and_once(tmp_path):
+def test_runs_are_found_at_any_depth_and_listed_once(tmp_path):
     write_run(tmp_path / "b")
     write_run(tmp_path / "a" / "deep")
     (tmp_path / "a" / "metrics.csv").write_text("of something else")
     assert find_runs([tmp_path, tmp_path / "b"]) == [tmp_path / "a" / "deep", tmp_path / "b"]
 
 
-def test_folders_without_runs_are_named(tmp_path):
+def test_the_error_names_a_folder_without_runs(tmp_path):
     with pytest.raises(ConfigurationError, match=r"no folder .*absent"):
         find_runs([tmp_path / "absent"])
     with pytest.raises(ConfigurationError, match=r"holds no run: a run's folder has"):
         find_runs([tmp_path])
-    with pytest.raises(ConfigurationError, match=r"no folder of a run: there is no config.json"):
+    with pytest.raises(ConfigurationError, match=r"not the folder of a run: it has no config.json"):
         read_run(tmp_path)
 
 

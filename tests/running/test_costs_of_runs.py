@@ -13,8 +13,9 @@ import trpo_jax
 from trpo_jax.algorithms import ppo_lag, trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Categorical
-from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.native import toll_road
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import EnvironmentFailure
 from trpo_jax.normalization import init_statistics
 from trpo_jax.records.policies import read_policies
@@ -32,7 +33,7 @@ def constant(choice, num_seeds=1):
 
 
 def costly(env, cost):
-    """Returns an environment with two costs: what a function of the steps says, and 1."""
+    """Returns an environment with two costs: a function of the steps, and 1."""
 
     def step(key, count, action):
         count, result = env.step(key, count, action)
@@ -42,7 +43,7 @@ def costly(env, cost):
 
 
 def on_host(cost):
-    """Returns an environment of which one copy has episodes of 2 steps, the other of 3."""
+    """Returns an environment with two copies, which have episodes of 2 and of 3 steps."""
 
     def open(seeds, num_envs, render=False):
         steps = np.zeros(num_envs, int)
@@ -62,7 +63,7 @@ def on_host(cost):
     return host_environment("host", shown, Discrete(2), None, open, costs=("own", "one"))
 
 
-def test_costs_are_those_of_each_episode_until_its_end():
+def test_costs_are_summed_until_the_end_of_each_episode():
     actor, policy = constant(1, num_seeds=2)
     env = costly(counter(terminates_at=3), lambda count: count)
     played = make_evaluation(env, policy, 4)(actor, (3, 4))
@@ -72,7 +73,7 @@ def test_costs_are_those_of_each_episode_until_its_end():
     np.testing.assert_array_equal(played.returns, [[2, 3, 2]] * 2)
 
 
-def test_short_episodes_keep_their_costs_while_long_ones_go_on():
+def test_short_episodes_keep_their_costs_while_long_ones_continue():
     env = toll_road(4)
 
     def step(key, state, action):
@@ -85,12 +86,12 @@ def test_short_episodes_keep_their_costs_while_long_ones_go_on():
     assert (played.returns[played.costs[..., 0] == 1] > 0.5).all()
 
 
-def test_without_costs_there_are_none():
+def test_an_environment_without_costs_has_no_costs():
     actor, policy = constant(1)
     assert make_evaluation(counter(terminates_at=3), policy, 4)(actor, (3,)).costs == ()
 
 
-def test_a_cost_that_is_no_number_is_reported_as_a_reward_is():
+def test_a_cost_that_is_not_finite_is_reported_like_a_reward():
     actor, policy = constant(1, num_seeds=2)
     env = costly(counter(terminates_at=3), lambda count: jnp.where(count == 2, jnp.nan, 1.0))
     played = make_evaluation(env, policy, 2)(actor, (3, 4))
@@ -122,7 +123,7 @@ def test_files_have_costs_beside_returns(run):
     assert run.evaluations["evaluation_cost"].shape == (3, 2)
 
 
-def test_a_summary_says_whether_the_limit_is_kept(run):
+def test_the_summary_says_whether_the_limit_is_kept(run):
     assert run.evaluation.costs.shape == (3, 4, 1)
     found = json.loads((run.folder / "summary.json").read_text())["evaluation"]["costs"]["toll"]
     per_seed = run.evaluation.costs.mean(axis=(1, 2))
@@ -134,18 +135,18 @@ def test_a_summary_says_whether_the_limit_is_kept(run):
     assert f"mean cost toll {found['mean']:.3g}"[:18] in repr(run)
 
 
-def test_a_run_without_a_limit_has_the_costs_alone(run):
+def test_a_run_without_a_limit_has_costs_but_no_limit(run):
     run = run._replace(config=trpo.Config())
     assert run.cost_limits is None
     assert "limit" not in run.evaluated_costs["toll"]
 
 
-def test_a_limit_that_follows_a_schedule_is_that_of_the_end(run):
+def test_the_limit_of_the_last_update_counts(run):
     scheduled = {"cost_limit": np.array([[9.0, 6.0, 3.0]] * 3)}
     assert run._replace(metrics=run.metrics | scheduled).evaluated_costs["toll"]["limit"] == 3
 
 
-def test_a_seed_within_its_limit_is_chosen(run):
+def test_the_chosen_policy_is_from_a_seed_within_its_limit(run):
     costs = np.array([2.0, 7.0, 4.0])[:, None, None] * np.ones((3, 4, 1))
     evaluation = run.evaluation._replace(per_seed=np.array([1.0, 9.0, 2.0]), costs=costs)
     chosen = lambda run: jax.tree.leaves(run.policy().actor.policy_params)[-1]
@@ -167,4 +168,4 @@ def test_files_say_how_far_costs_are_above_their_limit(run):
     assert "after update 2" in checkpoint.what
     metrics = json.loads((run.folder / "checkpoints/2/metrics/metrics").read_text())
     assert metrics["evaluation_excess"] == pytest.approx(above(per_seed.mean()))
-    assert above(per_seed).any()  # or this says little
+    assert above(per_seed).any()  # otherwise the test shows nothing

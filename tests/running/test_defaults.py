@@ -1,4 +1,4 @@
-"""Settings where nothing else is said: the same for one task, whatever the suite."""
+"""A task has the same default settings in every suite."""
 
 import io
 
@@ -59,7 +59,7 @@ def test_every_task_that_gymnax_shares_with_another_suite_is_among_them():
         ("my_module:make_env", []),
     ],
 )
-def test_sources_are_the_tables_that_apply(name, sources):
+def test_sources_are_the_matching_tables(name, sources):
     assert sources_of("trpo", name) == sources
 
 
@@ -71,7 +71,7 @@ def test_sources_are_the_tables_that_apply(name, sources):
         ("CartPole-v1", ""),
     ],
 )
-def test_a_run_says_whose_defaults_it_took(name, line):
+def test_a_run_prints_the_tables_of_its_defaults(name, line):
     console = Console(file=io.StringIO())
     say_defaults(plan_run(name), console)
     assert console.file.getvalue() == line

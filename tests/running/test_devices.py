@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("devices")  # one worker, so that the runs 
 
 HERE = Path(__file__).parent
 HIDDEN = {"hidden_sizes": (8,)}
-SEEDS, POLICY, CRITIC = 4, 58, 49  # numbers of runs and of parameters of each in sharded.py
+SEEDS, POLICY, CRITIC = 4, 58, 49  # runs, and parameters of each network, in sharded.py
 
 
 def run_sharded(folder, names):
@@ -65,12 +65,12 @@ def communicated(folder, name):
 
 @pytest.mark.parametrize("split", ["runs", "environments"])
 @pytest.mark.parametrize("algorithm", ["trpo", "ppo", "trpo-gru"])
-def test_several_devices_give_the_run_of_one(sharded, algorithm, split):
+def test_several_devices_give_the_numbers_of_one_device(sharded, algorithm, split):
     assert_same(sharded, algorithm, split)
 
 
 @pytest.mark.heavy
-def test_they_do_for_every_algorithm(tmp_path):
+def test_several_devices_give_the_numbers_of_one_device_for_every_algorithm(tmp_path):
     """python3 -m uv run pytest -m heavy tests/running/test_devices.py"""
     names = [name for name in algorithms.ALGORITHMS if name not in ("trpo", "ppo")]
     run_sharded(tmp_path, names)
@@ -81,47 +81,48 @@ def test_they_do_for_every_algorithm(tmp_path):
             for metric in (x for x in one if one[x].shape == (SEEDS, 10)):
                 ours, theirs = several[metric][:, :4], one[metric][:, :4]  # rounding grows fast
                 what = f"{metric} of {name}, by {split}"
-                # Rounding decides whether the last iteration of a solve still changes something.
+                # Rounding decides whether the last iteration of the solver has an effect.
                 atol = 1 if metric == "cg_iterations" else 1e-3
                 np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=atol, err_msg=what)
 
 
-def test_runs_say_nothing_to_each_other(sharded):
+def test_devices_that_share_seeds_do_not_communicate(sharded):
     assert json.loads((sharded / "said.json").read_text())["devices"] == 4
     for name in ("trpo-one", "trpo-runs", "ppo-runs"):
         assert communicated(sharded, name) == []
 
 
-def test_environments_need_sums_of_parameters_and_a_few_numbers(sharded):
+def test_devices_that_share_environments_exchange_only_sums(sharded):
     found = communicated(sharded, "trpo-environments")
     assert {x.kind for x in found} == {"all-reduce"}
     sizes = sorted(x.num_bytes / (4 * SEEDS) for x in found)
-    # The critic's gradient and its loss, a Fisher-vector product, the policy's gradient with two.
+    # The gradient and the loss of the critic, a Fisher-vector product, the gradient of the policy
+    # with two numbers.
     assert sizes[-3:] == [CRITIC + 1, POLICY, POLICY + 2]
     assert all(size <= 13 for size in sizes[:-3])
     assert len(sizes) <= 20
     (product,) = (x for x in found if x.num_bytes == 4 * SEEDS * POLICY)
-    assert product.source.count("while") == 2  # of updates, of conjugate gradient
+    assert product.source.count("while") == 2  # the loops of updates and of conjugate gradient
 
 
-def test_minibatches_are_no_reason_to_gather_the_batch(sharded):
+def test_minibatches_do_not_gather_the_batch(sharded):
     found = communicated(sharded, "ppo-environments")
     assert {x.kind for x in found} == {"all-reduce"}
     assert max(x.num_bytes for x in found) == 4 * SEEDS * POLICY
 
 
-def test_a_memory_is_no_reason_to_gather_sequences(sharded):
+def test_a_memory_does_not_gather_sequences(sharded):
     found = communicated(sharded, "trpo-gru-environments")
     assert {x.kind for x in found} == {"all-reduce"}
     env, config = envs.make("CartPole-v1"), trpo.Config(memory="gru", memory_size=4, **HIDDEN)
     policy = jax.eval_shape(make_agent(env, config).policy.init, jax.random.key(0))
     num_params = sum(x.size for x in jax.tree.leaves(policy))
-    # Gradients, in one piece or in several; the observations alone are 8 * 16 * 4 numbers.
+    # Gradients, in one piece or in several. The observations alone have 8 * 16 * 4 numbers.
     assert max(x.num_bytes for x in found) <= 4 * SEEDS * (num_params + 2) < 4 * SEEDS * 512
     assert communicated(sharded, "trpo-gru-runs") == []
 
 
-def test_what_grows_with_the_environments_is_split_and_all_else_is_not():
+def test_only_arrays_that_grow_with_the_environments_are_split():
     config = trpo.Config(num_envs=2, num_steps=8, critic_minibatches=2)
     env = envs.make("CartPole-v1")
     placement = split_environments(jax.devices(), trpo.make(env, config))
@@ -135,12 +136,12 @@ def test_what_grows_with_the_environments_is_split_and_all_else_is_not():
 
 
 @pytest.mark.parametrize("wanted", [0, 7])
-def test_devices_that_are_not_there_are_refused(wanted):
+def test_missing_devices_are_refused(wanted):
     with pytest.raises(ConfigurationError, match=f"devices = {wanted} must be.*at most 1.*cpu"):
         choose_devices(wanted)
 
 
-def test_collectives_are_read_from_the_text_of_a_program():
+def test_collectives_are_found_in_the_text_of_a_program():
     text = """
   %all-reduce.7 = (f32[2,64]{1,0}, /*index=1*/bf16[3]{0}) all-reduce(%a, %b), to_apply=%add
   %start = (f32[16,16,4]{2,0,1}, f32[64,16,4]{2,0,1}) all-gather-start(%c), dimensions={0}

@@ -9,8 +9,9 @@ from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Categorical, DiagGaussian
-from trpo_jax.envs.base import Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.gymnasium import environment_seeds
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import EnvironmentFailure, NotFinite
 from trpo_jax.normalization import init_statistics
 from trpo_jax.records.acting import make_act
@@ -34,7 +35,7 @@ def test_each_episode_counts_once_and_is_whole():
     np.testing.assert_array_equal(returns, np.full(5, 30.0))
 
 
-def test_what_an_act_carries_goes_on_from_step_to_step():
+def test_the_memory_of_a_policy_is_carried_from_step_to_step():
     env = counter(terminates_at=4)
 
     def step(key, count, action):
@@ -47,7 +48,7 @@ def test_what_an_act_carries_goes_on_from_step_to_step():
     np.testing.assert_array_equal(returns, [1 + 2 + 4 + 8, 3 + 6 + 12 + 24])
 
 
-def test_short_episodes_keep_their_return_while_long_ones_go_on():
+def test_short_episodes_keep_their_return_while_long_ones_continue():
     env = envs.make("CartPole-v1")
     act = lambda key, carry, observations: (carry, (observations[:, 2] > 0).astype(jnp.int32))
     returns = np.asarray(evaluate(env, act, jax.random.key(0), 16).returns)
@@ -56,7 +57,7 @@ def test_short_episodes_keep_their_return_while_long_ones_go_on():
     assert returns.max() < 200
 
 
-def test_numbers_that_are_not_finite_name_environment_and_seed():
+def test_the_error_about_numbers_that_are_not_finite_names_environment_and_seed():
     env = counter(terminates_at=4)
 
     def step(key, count, action):
@@ -92,7 +93,7 @@ def test_seed_and_number_decide_the_episodes():
 
 
 def test_no_two_evaluations_share_a_key(monkeypatch):
-    """`split(key, n)[i]` is `fold_in(key, i)`: numbers must not be folded in where keys split."""
+    """`split(key, n)[i]` is `fold_in(key, i)`, so one key must not be used for both."""
 
     def keys_of(env, act, key, num_episodes, max_steps, carry):
         keys = jnp.stack([key, *jax.random.split(key)])
@@ -112,7 +113,7 @@ def constant(choice):
     return actor, lambda actor, carry, observations: (carry, Categorical(logits(observations)))
 
 
-def test_episodes_that_are_cut_say_so():
+def test_episodes_that_are_cut_are_marked():
     actor, policy = constant(0)
     play = lambda env, **options: make_evaluation(env, policy, 4, **options)(actor, (3,))
     for env in (counter(terminates_at=9), counter(time_limit=9), counter()):
@@ -131,7 +132,7 @@ def test_episodes_that_are_cut_say_so():
     ("name", "max_steps", "length", "is_cut"),
     [("Counter", None, 5, False), ("Counter", 4, 4, True), ("Short", 3, 3, False)],
 )
-def test_episodes_on_the_host_are_played_by_few_copies(name, max_steps, length, is_cut):
+def test_few_copies_play_all_episodes_on_the_host(name, max_steps, length, is_cut):
     env = envs.make(f"gym/host_tasks:{name}-v0")
     opened = []
 
@@ -139,7 +140,7 @@ def test_episodes_on_the_host_are_played_by_few_copies(name, max_steps, length, 
         opened.append(num_envs)
         return env.open(seeds, num_envs, render)
 
-    actor, policy = constant(1)  # which is 4 for the environment
+    actor, policy = constant(1)  # the environment gets 4 for it
     said = []
     options = {"max_steps": max_steps, "num_envs": 3}
     evaluation = make_evaluation(env._replace(open=open), policy, 7, **options)
@@ -149,8 +150,8 @@ def test_episodes_on_the_host_are_played_by_few_copies(name, max_steps, length, 
     assert (cut == is_cut).all()
 
 
-def test_an_episode_that_ends_with_no_numbers_is_played_again(capsys):
-    """On the host; on the device its return is no number, which ends the run."""
+def test_an_episode_with_numbers_that_are_not_finite_is_replaced(capsys):
+    """This is on the host. On the device its return is NaN, which ends the run."""
 
     def host(broken_episodes):
         ends = iter(range(100))
@@ -174,7 +175,7 @@ def test_an_episode_that_ends_with_no_numbers_is_played_again(capsys):
         play(host(range(100)))
 
 
-def test_what_never_ends_is_bounded_and_shows_how_far_it_is(monkeypatch):
+def test_an_episode_that_never_ends_is_cut_and_shows_its_progress(monkeypatch):
     monkeypatch.setattr("trpo_jax.running.evaluation.SECONDS", 0.0)
     env = envs.make("gym/host_tasks:Counter-v0")._replace(time_limit=None)
     assert evaluation_bound(env, None) == HOST_STEPS
@@ -188,7 +189,7 @@ def test_what_never_ends_is_bounded_and_shows_how_far_it_is(monkeypatch):
 
 
 @pytest.mark.parametrize("memory", ["none", "gru"])
-def test_an_evaluation_is_what_a_loop_of_the_users_own_gives(memory):
+def test_an_evaluation_equals_a_plain_loop_with_the_policy(memory):
     env = envs.make("gym/CartPole-v1")
     settings = {"hidden_sizes": (8,), "memory": memory, "memory_size": 4}
     algorithm = trpo.make(env, trpo.Config(num_envs=2, num_steps=8, **settings))

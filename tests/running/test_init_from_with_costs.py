@@ -1,4 +1,4 @@
-"""Runs with limits on costs that start from runs without, and the reverse; and ones that go on."""
+"""Runs that start from other runs, if one of the two has limits on costs, and resumed runs."""
 
 import hashlib
 
@@ -12,7 +12,8 @@ from trpo_jax.algorithms import cpo, trpo, trpo_lag
 from trpo_jax.algorithms.base import learnt_of
 from trpo_jax.critics import WithCosts
 from trpo_jax.envs.native import toll_road
-from trpo_jax.records.policies import learnt_from, read_policies, save_policy
+from trpo_jax.records.policies import learnt_from, read_policies
+from trpo_jax.records.policy_files import save_policy
 from trpo_jax.running.loop import start_from
 from trpo_jax.running.program import Program
 from trpo_jax.running.train import train
@@ -50,7 +51,7 @@ def assert_same(ours, theirs):
 
 
 def started(path, algorithm):
-    """Returns the state that two seeds begin with on their own, and from a file."""
+    """Returns the first state of two seeds without a file, and with a file to start from."""
     own = state_of(algorithm)
     program = Program(algorithm.env, own, None, (0, 1), 1, 0.0)
     return own, start_from(program, learnt_from(path, algorithm, (0, 1))).state
@@ -59,7 +60,7 @@ def started(path, algorithm):
 PLAIN, LIMITED = trpo.make(ENV, trpo.Config(**TINY)), cpo.make(ENV, cpo.Config(**TINY))
 
 
-def test_critics_of_costs_begin_anew_where_there_were_none(tmp_path):
+def test_critics_of_costs_start_fresh_if_the_other_run_had_none(tmp_path):
     before = stored(tmp_path / "policy.msgpack", PLAIN)
     own, state = started(tmp_path, LIMITED)
     assert_same(state.actor, before.actor)
@@ -67,14 +68,14 @@ def test_critics_of_costs_begin_anew_where_there_were_none(tmp_path):
     assert_same(state.critic, WithCosts(before.critic, own.critic.costs))
 
 
-def test_critics_of_costs_are_left_out_where_there_are_no_limits(tmp_path):
+def test_critics_of_costs_are_left_out_without_limits(tmp_path):
     before = stored(tmp_path / "policy.msgpack", LIMITED)
     _, state = started(tmp_path, PLAIN)
     assert_same(state.actor, before.actor)
     assert_same(state.critic, before.critic.reward)
 
 
-def test_as_many_critics_of_costs_are_taken_over_and_others_begin_anew(tmp_path):
+def test_critics_of_costs_are_taken_over_only_if_their_number_is_the_same(tmp_path):
     before = stored(tmp_path / "policy.msgpack", LIMITED)
     _, state = started(tmp_path, trpo_lag.make(ENV, trpo_lag.Config(**TINY)))
     assert_same(state.critic, before.critic)
@@ -82,7 +83,7 @@ def test_as_many_critics_of_costs_are_taken_over_and_others_begin_anew(tmp_path)
     assert_same(state.critic, WithCosts(before.critic.reward, own.critic.costs))
 
 
-def test_a_seed_within_its_limits_comes_first(tmp_path):
+def test_a_run_starts_from_a_seed_within_its_limits(tmp_path):
     before = stored(tmp_path / "policy.msgpack", LIMITED, excess=0.5)
     learnt = learnt_from(tmp_path, LIMITED, (0, 1))
     assert_same(learnt.actor, before.actor)
@@ -92,7 +93,7 @@ def test_a_seed_within_its_limits_comes_first(tmp_path):
     assert_same(own, jax.tree.map(lambda x: x[0], before.actor))
 
 
-def test_a_file_without_excess_goes_by_the_return(tmp_path):
+def test_a_file_without_excess_is_judged_by_the_return(tmp_path):
     before = stored(tmp_path / "policy.msgpack", LIMITED)
     data = serialization.msgpack_restore((tmp_path / "policy.msgpack").read_bytes())
     content = serialization.msgpack_restore(data["content"])
@@ -105,7 +106,7 @@ def test_a_file_without_excess_goes_by_the_return(tmp_path):
 
 
 @pytest.mark.parametrize("module", [cpo, trpo_lag])
-def test_a_resumed_run_is_the_one_that_never_stopped(module, tmp_path):
+def test_a_resumed_run_gives_the_numbers_of_a_run_that_never_stopped(module, tmp_path):
     config = module.Config(**TINY, cost_limit=1.0)
     options = {"seeds": 2, "total_steps": 128, "evaluation_episodes": 2, "progress": False}
     whole = train(ENV, config, **options)

@@ -12,7 +12,7 @@ from probes import counter
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
-from trpo_jax.envs.base import ArraySpec
+from trpo_jax.envs.specs import ArraySpec
 from trpo_jax.running.host_program import HostState
 from trpo_jax.running.loop import (
     AgreedStop,
@@ -42,9 +42,9 @@ def run(algorithm, seeds, updates_per_chunk, num_updates):
     return list(run_chunks(compile_program(algorithm, seeds, updates_per_chunk), num_updates))
 
 
-def test_a_run_does_not_depend_on_its_chunks(algorithm):
+def test_a_run_does_not_depend_on_the_length_of_its_chunks(algorithm):
     whole = run(algorithm, (3, 4), 6, 6)
-    parts = run(algorithm, (3, 4), 4, 6)  # the last one is shorter
+    parts = run(algorithm, (3, 4), 4, 6)  # the last chunk is shorter
     assert [(chunk.first_update, chunk.last_update) for chunk in parts] == [(1, 4), (5, 6)]
     assert parts[-1].seconds > parts[0].seconds > 0
     for name, values in whole[0].metrics.items():
@@ -53,14 +53,14 @@ def test_a_run_does_not_depend_on_its_chunks(algorithm):
         np.testing.assert_array_equal(joined, values, err_msg=name)
 
 
-def test_a_seed_does_not_depend_on_the_seeds_beside_it(algorithm):
+def test_a_seed_does_not_depend_on_parallel_seeds(algorithm):
     together = run(algorithm, (5, 6), 2, 2)[0].metrics
     alone = run(algorithm, (6,), 2, 2)[0].metrics
     np.testing.assert_allclose(together["kl"][1], alone["kl"][0], rtol=1e-3)
     assert abs(together["critic_loss"][0, 0] - together["critic_loss"][1, 0]) > 1e-6
 
 
-def test_the_updates_are_those_of_the_plain_loop(algorithm):
+def test_the_updates_equal_those_of_a_plain_loop(algorithm):
     chunk = run(algorithm, (0,), 3, 3)[0]
     state = algorithm.init(jax.random.key(0))
     update = jax.jit(algorithm.update)
@@ -72,7 +72,7 @@ def test_the_updates_are_those_of_the_plain_loop(algorithm):
         np.testing.assert_allclose(a[0], b, rtol=1e-3, atol=1e-5)
 
 
-def test_numbers_that_are_not_finite_stop_the_run_with_updates_and_seeds_named():
+def test_the_error_about_numbers_that_are_not_finite_names_updates_and_seeds():
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**CONFIG, critic_lr=1e38))
     chunks = []
     with pytest.raises(NonFiniteError, match=r"Seed 7 stopped: update \d+ gave") as caught:
@@ -82,7 +82,7 @@ def test_numbers_that_are_not_finite_stop_the_run_with_updates_and_seeds_named()
     assert f"update {good + 1:,} gave" in str(caught.value)
 
 
-def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
+def test_a_run_that_is_not_finite_keeps_earlier_updates_and_its_last_finite_actor():
     """The environment shows an infinite number to both seeds from step 36 on."""
     env = counter()
 
@@ -103,7 +103,7 @@ def test_a_run_that_breaks_keeps_every_update_before_and_its_last_good_actor():
 
 
 def breaking(number, ends):
-    """Returns a counter that shows a number in its 11th step, with which it terminates or not."""
+    """Returns a counter that shows a number in its 11th step, and may terminate there."""
     env = counter()
 
     def step(key, count, action):
@@ -118,7 +118,7 @@ def breaking(number, ends):
 @pytest.mark.parametrize(
     ("number", "match"), [(jnp.nan, "component 0 is nan"), (-1e20, r"component 0 is -1e\+20")]
 )
-def test_an_observation_that_is_not_sound_is_named(number, match):
+def test_the_error_names_an_observation_that_is_not_sound(number, match):
     with pytest.raises(NonFiniteError, match=rf"counter .*{match}, in step 3 of update 2\."):
         run(breaking(number, ends=False), (3, 4), 3, 3)
 
@@ -168,19 +168,19 @@ def in_parts(breaks):
         ),
     ],
 )
-def test_the_part_of_an_observation_that_cannot_be_learnt_from_is_named(breaks, match):
+def test_the_error_names_the_part_of_an_observation_that_is_not_sound(breaks, match):
     with pytest.raises(NonFiniteError, match=rf"counter .*{match} update 2\."):
         run(in_parts(breaks), (3,), 3, 3)
 
 
-def test_an_episode_that_ends_with_such_an_observation_is_left_out():
+def test_an_episode_that_ends_with_an_unsound_observation_is_left_out():
     (chunk,) = run(breaking(jnp.nan, ends=True), (3,), 3, 3)
     assert chunk.health.finite.all()
     np.testing.assert_array_equal(chunk.metrics["broken_episodes"][0], [0, 2, 2])
     np.testing.assert_array_equal(chunk.metrics["num_episodes"][0], 0)
 
 
-def test_chunks_end_where_intervals_do_and_have_room():
+def test_chunks_end_at_the_ends_of_intervals():
     assert next_count(0, 100, 1024, (0, 0)) == 100
     assert next_count(0, 100, 7, (0, 10)) == 7
     assert next_count(7, 100, 7, (0, 10)) == 3
@@ -206,7 +206,7 @@ def outputs(finite, broken_step=-1):
     return {"kl": np.ones(finite.shape, np.float32)}, health
 
 
-def test_a_chunk_takes_a_certain_time_whatever_the_length_of_the_run():
+def test_a_chunk_takes_a_certain_time_in_runs_of_any_length():
     def advance(_, count, alive):
         time.sleep(0.002 * count)
         return outputs(np.ones((2, count), bool))
@@ -218,7 +218,7 @@ def test_a_chunk_takes_a_certain_time_whatever_the_length_of_the_run():
 
 
 def breaking_at(*at):
-    """Returns what lets seed s break at update `at[s]`, and notes who was alive."""
+    """Returns a program in which seed s breaks at update `at[s]`, and a list of who was alive."""
     done, seen = 0, []
 
     def advance(_, count, alive):
@@ -231,7 +231,7 @@ def breaking_at(*at):
     return advance, seen
 
 
-def test_a_seed_that_breaks_stops_alone_and_for_good():
+def test_a_seed_that_is_not_finite_stops_alone_and_for_good():
     advance, seen = breaking_at(99, 3)
     chunks = list(run_chunks(stub(advance, room=2), 6))
     kl = np.concatenate([chunk.metrics["kl"] for chunk in chunks], axis=1)
@@ -241,7 +241,7 @@ def test_a_seed_that_breaks_stops_alone_and_for_good():
     assert chunks[-1].broken[1] == Broken(3, "update 3 gave numbers that are not finite")
 
 
-def test_a_run_that_goes_on_remembers_which_seeds_have_stopped():
+def test_a_resumed_run_remembers_which_seeds_have_stopped():
     advance, seen = breaking_at(99, 99)
     before = {0: Broken(2, "it broke")}
     (chunk,) = run_chunks(stub(advance), 6, num_done=4, broken=before)
@@ -250,7 +250,7 @@ def test_a_run_that_goes_on_remembers_which_seeds_have_stopped():
     assert np.isnan(chunk.metrics["kl"][0]).all()
 
 
-def test_a_run_without_a_seed_left_ends_and_names_them_all():
+def test_the_error_names_all_seeds_when_the_last_one_stops():
     advance, _ = breaking_at(3, 6)
     chunks = []
     with pytest.raises(NonFiniteError) as caught:
@@ -260,14 +260,14 @@ def test_a_run_without_a_seed_left_ends_and_names_them_all():
         assert reason in str(caught.value)
 
 
-def test_a_message_lists_some_seeds_and_counts_the_others():
+def test_the_message_lists_some_seeds_and_counts_the_others():
     text = broken_text({seed: Broken(7, "the floor gave way") for seed in range(11)})
     assert text.count("stopped:") == 8
-    assert text.endswith("So did 3 more seeds.")
+    assert text.endswith("3 more seeds stopped too.")
 
 
 def interrupted_during(function):
-    """Returns what `finish` gives where Ctrl-C comes while a function runs."""
+    """Returns the result of `finish` if Ctrl-C comes while a function runs."""
 
     def run():
         os.kill(os.getpid(), signal.SIGINT)
@@ -281,7 +281,7 @@ def test_ctrl_c_during_a_chunk_waits_for_its_end_and_loses_nothing():
     assert interrupted_during(lambda: "done") == "done"
     with pytest.raises(KeyboardInterrupt):
         stop_if_interrupted()
-    stop_if_interrupted()  # it is raised once
+    stop_if_interrupted()  # each Ctrl-C is raised once
 
     def advance(_, count, alive):
         if len(chunks) == 2:
@@ -296,12 +296,12 @@ def test_ctrl_c_during_a_chunk_waits_for_its_end_and_loses_nothing():
     assert chunks == [4, 8, 12]
 
 
-def test_what_a_function_raises_comes_out_of_its_thread():
+def test_an_error_in_the_thread_of_finish_is_raised_by_finish():
     with pytest.raises(ZeroDivisionError):
         finish(lambda: 1 / 0)
 
 
-def test_a_run_on_the_host_goes_on_with_nothing_of_episodes_that_are_gone(algorithm):
+def test_a_resumed_run_on_the_host_starts_its_episodes_again(algorithm):
     fresh, saved = (algorithm.init(jax.random.key(seed)) for seed in (0, 1))
     sums = jnp.full_like(saved.rollout.reward_sums, 99.0)
     saved = saved._replace(rollout=saved.rollout._replace(reward_sums=sums))

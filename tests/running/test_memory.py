@@ -27,7 +27,7 @@ GIGANTIC = [
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "gym/CartPole-v1"])
 @pytest.mark.parametrize(("config", "run", "what", "flags"), GIGANTIC)
-def test_what_does_not_fit_is_refused_before_anything_is_compiled(
+def test_a_run_that_does_not_fit_into_memory_is_refused_before_compilation(
     env, config, run, what, flags, tmp_path, monkeypatch
 ):
     if env.startswith("gym/") and "evaluation_episodes" in run:
@@ -39,17 +39,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(
     message = str(caught.value)
     assert what in message
     assert flags in message
-    assert "GB of memory, and 20.0 GB are free on this CPU" in message
+    assert "GB of memory, but only 20.0 GB are free on this CPU" in message
     assert not out.exists()
 
 
-def test_a_replay_is_counted(monkeypatch):
+def test_the_memory_of_a_replay_is_counted(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 20e9)
     with pytest.raises(ConfigurationError, match=r"--replay-size \(2,000,000,000\)"):
         train("Pendulum-v1", qprop.Config(replay_size=2 * 10**9), **RUN)
 
 
-def test_what_the_compiler_says_is_asked_before_the_run_is_made(monkeypatch):
+def test_the_memory_of_the_compiled_program_is_checked_before_the_run(monkeypatch):
     env = counter(time_limit=3)
     config = trpo.Config(num_envs=2, num_steps=8, critic_minibatches=2, hidden_sizes=(4,))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 5000)
@@ -64,7 +64,7 @@ def test_what_the_compiler_says_is_asked_before_the_run_is_made(monkeypatch):
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 160000000000"),
     ],
 )
-def test_memory_that_ends_all_the_same_is_one_paragraph(error):
+def test_running_out_of_memory_gives_an_error_of_one_paragraph(error):
     reason = r"There is not enough memory.* Lower --num-seeds"
     with pytest.raises(MemoryFailure, match=reason), shortage_named():
         raise error

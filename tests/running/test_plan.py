@@ -34,12 +34,12 @@ RUN = {"seeds": 1, "total_steps": 4096}
         ),
     ],
 )
-def test_what_was_chosen_without_effect_is_said(env, config, expected):
+def test_a_note_names_settings_without_effect(env, config, expected):
     notes = plan_run(env, config, **RUN).notes
     assert [note.split(" has no effect: ")[0] for note in notes] == expected
 
 
-def test_a_schedule_without_effect_is_said_too():
+def test_a_note_names_schedules_without_effect():
     schedules = {"ou_rho": "linear:0.5:0.1"}
     (note,) = plan_run("Pendulum-v1", trpo.Config(), **RUN, schedules=schedules).notes
     assert note == "ou_rho = 0.5 has no effect: exploration is white, not ou."
@@ -48,7 +48,7 @@ def test_a_schedule_without_effect_is_said_too():
 @pytest.mark.parametrize(
     ("name", "value"), [("jax_threefry_partitionable", False), ("jax_default_prng_impl", "rbg")]
 )
-def test_what_jax_draws_random_numbers_by_is_described_and_compared(name, value):
+def test_the_random_settings_of_jax_are_stored_and_compared(name, value):
     usual = plan_run("CartPole-v1", **RUN).description
     before = getattr(jax.config, name)
     jax.config.update(name, value)
@@ -61,9 +61,9 @@ def test_what_jax_draws_random_numbers_by_is_described_and_compared(name, value)
     assert not differing_settings(usual, usual)
 
 
-def test_costs_that_an_algorithm_ignores_are_said_once():
+def test_a_note_names_costs_that_the_algorithm_ignores():
     (note,) = plan_run(toll_road(), trpo.Config(), **RUN).notes
-    assert note.startswith("native/TollRoad has costs (toll), which are recorded, and which trpo")
+    assert note.startswith("native/TollRoad has costs (toll). They are recorded, but trpo")
     assert plan_run(toll_road(), cpo.Config(), **RUN).notes == ()
 
 

@@ -28,14 +28,14 @@ def test_progress_shows_return_kl_speed_and_time_left(terminal):
     assert ("\x1b" in text) == terminal
 
 
-def test_plain_lines_come_as_the_run_does():
+def test_plain_lines_are_spread_over_the_run():
     lines = shown(terminal=False).splitlines()
     assert lines[0].startswith("update 5/10  return 20.0")
     assert lines[0].endswith("1 s left")
     assert len(lines) == 2
 
 
-def test_a_run_without_an_episode_yet_says_so():
+def test_progress_says_that_no_episode_has_ended_yet():
     assert "return none yet" in shown(terminal=False, returns=(np.nan, np.nan))
 
 
@@ -47,14 +47,14 @@ def test_metrics_that_are_not_there_are_not_shown(numbers):
 
 
 @pytest.mark.parametrize("widgets", [True, False])
-def test_a_notebook_has_a_bar_where_it_can_and_else_plain_lines(widgets, monkeypatch):
+def test_a_notebook_without_ipywidgets_gets_plain_lines(widgets, monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("trpo_jax.running.progress.find_spec", lambda name: widgets or None)
     console = progress_console(visible=True)
     assert has_bar(console) == console.is_jupyter == widgets
 
 
-def test_long_durations_are_hours():
+def test_long_durations_are_written_in_hours():
     assert [duration(x) for x in (0.4, 119.0, 20898.2)] == ["0 s", "119 s", "5:48:18"]
 
 

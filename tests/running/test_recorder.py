@@ -23,7 +23,7 @@ def offered(run_checkpoints, times, monkeypatch, cost=0.0):
     return kept
 
 
-def test_they_come_as_often_as_asked(tmp_path, monkeypatch):
+def test_checkpoints_are_written_as_often_as_asked(tmp_path, monkeypatch):
     run_checkpoints = RunCheckpoints(tmp_path / "a", {}, every=3, keep=9, latest=0)
     assert offered(run_checkpoints, range(8), monkeypatch) == [3, 6]
     run_checkpoints.close()
@@ -31,10 +31,10 @@ def test_they_come_as_often_as_asked(tmp_path, monkeypatch):
     assert not (tmp_path / "b").exists()
 
 
-def test_they_cost_a_share_of_the_time_where_nobody_asked(tmp_path, monkeypatch):
+def test_by_default_checkpoints_take_a_share_of_the_time(tmp_path, monkeypatch):
     run_checkpoints = RunCheckpoints(tmp_path / "a", {}, every=None, keep=9, latest=0)
     seconds = [0, 20, 24, 25, 26, 27, 28, 29, 30, 40]
-    # The first is expected to take 0.7 s, so it comes after 23; each then takes 0.1 s.
+    # The first one is expected to take 0.7 s, so it comes after 23 s. Each one then takes 0.1 s.
     assert offered(run_checkpoints, seconds, monkeypatch, cost=0.1) == [3, 7, 10]
     np.testing.assert_allclose(run_checkpoints.cost, 0.3)
     run_checkpoints.close()

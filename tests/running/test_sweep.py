@@ -1,4 +1,4 @@
-"""The call that sweeps, as a notebook meets it."""
+"""`trpo_jax.sweep`, called from Python."""
 
 import json
 
@@ -30,7 +30,7 @@ def found():
     return sweep("CartPole-v1", CONFIG, grid=GRID, **OPTIONS)
 
 
-def test_a_sweep_holds_its_numbers(found):
+def test_a_sweep_holds_its_results_and_ranking(found):
     assert [(row["setting"], row["seed"]) for row in found.results] == [
         (setting, seed) for setting in range(4) for seed in range(2)
     ]
@@ -39,12 +39,12 @@ def test_a_sweep_holds_its_numbers(found):
     assert sorted(x.index for x in found.ranking) == [0, 1, 2, 3]
     iqms = [x.summary.iqm for x in found.ranking]
     assert iqms == sorted(iqms, reverse=True)
-    assert found.plot().get_suptitle() == "TRPO on CartPole-v1"
+    assert found.plot().get_suptitle() == "TRPO on CartPole-v1\nreturn of each setting"
     assert repr(found).startswith("<Sweep of TRPO on CartPole-v1, 4 settings, 2 seeds, best max_kl")
     assert (found.folder, found.stopped_by) == (None, None)
 
 
-def test_a_run_of_a_sweep_is_the_run_of_train(found):
+def test_a_run_of_a_sweep_gives_the_numbers_of_train(found):
     config = CONFIG.replace(max_kl=0.03, cg_iters=5)
     options = {name: OPTIONS[name] for name in OPTIONS.keys() - {"batch"}}
     run = train("CartPole-v1", config, **options)
@@ -52,7 +52,7 @@ def test_a_run_of_a_sweep_is_the_run_of_train(found):
     np.testing.assert_allclose(scores, run.evaluation.per_seed, rtol=0.02)
 
 
-def test_an_interrupted_sweep_goes_on_in_its_folder(found, tmp_path, monkeypatch):
+def test_an_interrupted_sweep_is_continued_in_its_folder(found, tmp_path, monkeypatch):
     blocks, original = [], module.run_block
 
     def run_block(*arguments):
@@ -84,7 +84,7 @@ def on_host():
     return sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **OPTIONS, env_args={"length": 3})
 
 
-def test_a_run_of_a_sweep_on_the_host_is_the_run_of_train(on_host):
+def test_a_run_of_a_sweep_on_the_host_gives_the_numbers_of_train(on_host):
     assert [(row["setting"], row["seed"]) for row in on_host.results] == [
         (setting, seed) for setting in range(2) for seed in range(2)
     ]
@@ -99,16 +99,14 @@ def test_a_run_of_a_sweep_on_the_host_is_the_run_of_train(on_host):
     assert on_host.results[0]["kl"] != pytest.approx(on_host.results[2]["kl"], rel=0.5)
 
 
-def test_runs_on_the_host_do_not_depend_on_those_beside_them(on_host):
+def test_runs_on_the_host_do_not_depend_on_parallel_runs(on_host):
     options = OPTIONS | {"batch": 3, "env_args": {"length": 3}}
     again = sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **options)
     for ours, theirs in zip(again.results, on_host.results, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True)
 
 
-def test_a_sweep_on_the_host_goes_on_after_a_failure_and_closes_its_environments(
-    on_host, tmp_path, monkeypatch
-):
+def test_a_sweep_on_the_host_can_be_continued_after_a_failure(on_host, tmp_path, monkeypatch):
     original, blocks = module.run_block, []
 
     def run_block(*arguments):
@@ -152,9 +150,12 @@ def test_a_sweep_on_the_host_goes_on_after_a_failure_and_closes_its_environments
         ),
         ({"grid": GRID, "score": "evalation"}, "Did you mean evaluation"),
         ({"grid": GRID, "batch": 0}, "batch = 0 must be at least 1"),
-        ({"random": 4, "ranges": {"max_kl": (0, 1, "log")}}, "more than 0 on the scale log"),
+        (
+            {"random": 4, "ranges": {"max_kl": (0, 1, "log")}},
+            "On the scale log, low must be more than 0",
+        ),
     ],
 )
-def test_what_cannot_be_swept_is_refused_before_anything_is_compiled(arguments, message):
+def test_bad_sweeps_are_refused_before_anything_is_compiled(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         sweep(config=CONFIG, **arguments)

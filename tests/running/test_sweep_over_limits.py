@@ -1,4 +1,4 @@
-"""A sweep over the limit of a cost, and its picture."""
+"""A sweep over the limit of a cost, and its figure."""
 
 import csv
 
@@ -32,7 +32,7 @@ def found(tmp_path_factory):
     )
 
 
-def test_the_results_have_costs(found):
+def test_the_results_of_a_sweep_have_costs(found):
     assert [row["cost_limit"] for row in found.results] == [8, 8, 2, 2]
     for row in found.results:
         assert 0 <= row["evaluation_cost"] <= 20
@@ -63,19 +63,19 @@ def test_each_setting_is_judged_by_its_own_limit(found):
     )
 
 
-def test_each_run_has_a_limit_of_its_own_in_the_one_program(found):
-    """In the first update, from the same seed: the limit alone decides."""
+def test_each_run_of_a_program_has_its_own_limit(found):
+    """In the first update, runs of the same seed differ only by the limit."""
     by_seed = [[row["kl"] for row in found.results if row["seed"] == seed] for seed in (0, 1)]
     assert all(len(set(values)) == 2 for values in by_seed)
 
 
-def test_the_picture_is_of_return_against_cost(found):
+def test_the_figure_shows_return_against_cost(found):
     assert (found.folder / "return_against_cost.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = found.plot_costs().axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("cost", "return")
 
 
-def test_points_have_intervals_and_limits_lines():
+def test_points_have_intervals_and_limits_are_lines():
     returns = np.array([[6.0, 7.0, 8.0], [2.0, 3.0, 4.0], [np.nan, 1.0, 1.0]])
     costs = {"cost": np.array([[8.0, 9.0, 10.0], [4.0, 5.0, 6.0], [1.0, 1.0, 1.0]])}
     (axes,) = limits_figure([9.0, 5.5, 1.0], returns, costs, "").axes
@@ -86,7 +86,7 @@ def test_points_have_intervals_and_limits_lines():
     assert len(axes.containers) == 2
 
 
-def test_another_sweep_has_no_such_picture(found):
+def test_other_sweeps_have_no_figure_of_return_against_cost(found):
     other = found._replace(settings=[{"cost_limit": 5.0, "max_kl": 0.1}])
     with pytest.raises(ConfigurationError, match="cost_limit alone"):
         other.plot_costs()

@@ -29,12 +29,12 @@ def test_a_grid_is_every_combination():
     assert groups == [Compilation({"cg_iters": 5}, [0, 2]), Compilation({"cg_iters": 10}, [1, 3])]
 
 
-def test_real_fields_are_one_group():
+def test_settings_that_differ_in_real_fields_share_a_program():
     settings = plan({"max_kl": [0.01, 0.03], "damping": (0.1, 0.2)}, {"gamma": (0.9, 0.99)}, 3)
     assert compilations(BASE, settings) == [Compilation({}, list(range(12)))]
 
 
-def test_random_draws_spread_over_their_ranges_and_start_from_what_is():
+def test_random_draws_spread_over_their_ranges_and_the_first_is_the_config():
     ranges = {"gamma": Range(0.9, 0.99, "log1m"), "policy_lr": Range(0.001, 0.1, "log")}
     ranges["clip"] = Range(0.1, 0.3)
     settings = draw(ranges, ppo.Config(gamma=0.5, policy_lr=0.5, clip=0.5), 400)
@@ -49,7 +49,7 @@ def test_random_draws_spread_over_their_ranges_and_start_from_what_is():
 
 
 @pytest.mark.parametrize("algorithm", algorithms.ALGORITHMS)
-def test_the_ranges_of_the_file_are_of_fields_that_may_differ_inside_a_program(algorithm):
+def test_search_spaces_toml_has_only_real_fields(algorithm):
     module = algorithms.get(algorithm)
     spaces = defaults_for(algorithm, "Breakout-MinAtar", SPACES_FILE)
     assert len(spaces) > 3
@@ -58,7 +58,7 @@ def test_the_ranges_of_the_file_are_of_fields_that_may_differ_inside_a_program(a
     module.Config().replace(**settings[2])
 
 
-def test_what_the_grid_lists_is_not_drawn_as_well():
+def test_fields_of_the_grid_are_not_drawn_at_random():
     settings = plan({"max_kl": [0.01, 0.03]}, num_random=3)
     assert [setting["max_kl"] for setting in settings] == [0.01] * 3 + [0.03] * 3
     assert settings[0]["gamma"] == BASE.gamma != settings[1]["gamma"]
@@ -73,22 +73,28 @@ def test_what_the_grid_lists_is_not_drawn_as_well():
         ({"grid": {"max_kl": []}}, r"max_kl must be a list of values"),
         ({"grid": {"max_kl": [0.1, 0.10]}}, r"has 0.1 twice"),
         ({"grid": {"max_kl": [0.1]}, "ranges": {"max_kl": (0, 1)}}, r"max_kl is swept twice"),
-        ({"ranges": {"num_envs": (8, 64)}, "num_random": 4}, r"list its values in grid"),
-        ({"ranges": {"max_kl": (0.1,)}, "num_random": 4}, r"must be low, high and scale"),
+        ({"ranges": {"num_envs": (8, 64)}, "num_random": 4}, r"List its values in grid"),
+        (
+            {"ranges": {"max_kl": (0.1,)}, "num_random": 4},
+            r"must be .low, high. or .low, high, scale.",
+        ),
         ({"ranges": {"max_kl": (1, 2, "lgo")}, "num_random": 4}, r"Unknown scale 'lgo'. .* log"),
-        ({"ranges": {"max_kl": (0, 1, "log")}, "num_random": 4}, r"more than 0 on the scale log"),
-        ({"ranges": {"gamma": (0.9, 1, "log1m")}, "num_random": 4}, r"less than 1 on the scale"),
+        (
+            {"ranges": {"max_kl": (0, 1, "log")}, "num_random": 4},
+            r"On the scale log, low must be more than 0",
+        ),
+        ({"ranges": {"gamma": (0.9, 1, "log1m")}, "num_random": 4}, r"high must be less than 1"),
         ({"ranges": {"gamma": (0.9, 0.8)}, "num_random": 4}, r"low must be less than high"),
         ({"ranges": {"max_kl": (0.1, 0.2)}}, r"Give random as well, 64"),
         (
             {"grid": {"max_kl": range(1, 3001), "damping": range(3000)}},
-            r"give 9,000,000 settings, and a sweep has 100,000",
+            r"give 9,000,000 settings, but a sweep can have at most 100,000",
         ),
         ({"grid": {"gamma": [0.9, 0.8]}, "num_random": 60_000}, r"give 120,000 settings"),
         ({"num_random": 0}, r"random = 0 must be at least 1"),
         ({}, r"Nothing is swept"),
     ],
 )
-def test_what_cannot_be_swept_says_why(arguments, message):
+def test_the_error_says_why_a_field_cannot_be_swept(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         plan(**arguments)

@@ -37,7 +37,7 @@ def program():
     return compile_sweep(make, list(VALUES), len(SEEDS), 2, most=4)
 
 
-def test_each_run_of_a_block_is_the_run_alone(program):
+def test_each_run_of_a_block_gives_the_numbers_of_a_single_run(program):
     chunks = list(run_block(program, SEEDS, VALUES, 4, LONGEST))
     assert [chunk.first_update for chunk in chunks] == [1, 3]
     for place, seed in enumerate(SEEDS):
@@ -48,9 +48,9 @@ def test_each_run_of_a_block_is_the_run_alone(program):
                 np.testing.assert_allclose(
                     ours.metrics[name][place], theirs.metrics[name][0], rtol=2e-3, err_msg=name
                 )
-    kl = chunks[1].metrics["kl"]  # before the first end of an episode, rewards say nothing
+    kl = chunks[1].metrics["kl"]  # rewards carry no signal before an episode has ended
     assert abs(kl[0, 0] - kl[1, 0]) > 1e-6  # another seed
-    assert kl[2, 0] > 2 * kl[0, 0]  # another radius
+    assert kl[2, 0] > 2 * kl[0, 0]  # another max_kl
 
 
 def test_a_block_that_is_not_full_is_filled_up(program):
@@ -83,11 +83,11 @@ def test_blocks_shrink_until_they_fit_into_memory(monkeypatch):
     ("num_runs", "most", "num_devices", "size"),
     [(256, 16, 1, 16), (17, 16, 1, 9), (5, 16, 1, 5), (10, 4, 4, 4), (3, 16, 4, 4), (100, 1, 1, 1)],
 )
-def test_blocks_are_alike_and_divide_among_devices(num_runs, most, num_devices, size):
+def test_blocks_are_about_equally_full_and_divide_among_devices(num_runs, most, num_devices, size):
     assert even_share(num_runs, most, num_devices) == size
 
 
-def test_free_memory_is_known():
+def test_free_memory_is_measured():
     assert 1e6 < free_bytes(jax.devices()[0]) < 1e15
 
 
@@ -99,7 +99,7 @@ def test_the_limit_of_a_container_counts(tmp_path):
     assert next(memory._container_limit(tmp_path)) > 1e15
 
 
-def test_scores_are_of_the_second_half_and_say_what_broke():
+def test_scores_are_of_the_second_half_and_name_updates_that_are_not_finite():
     returns = np.array([[1.0, np.nan, 10.0, 40.0], [5.0, 5.0, np.nan, np.nan]])
     counts = np.array([[2.0, 0.0, 1.0, 2.0], [1.0, 1.0, 0.0, 0.0]])
     finite = np.array([[True] * 4, [True, True, False, False]])
@@ -131,7 +131,7 @@ np.save("kl.npy", chunk.metrics["kl"])
 """
 
 
-def test_two_devices_take_a_share_of_a_block_each(program, tmp_path):
+def test_two_devices_share_a_block(program, tmp_path):
     paths = [Path(__file__).parent, Path(__file__).parents[2]]
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     variables = {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(map(str, paths))}

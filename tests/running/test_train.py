@@ -1,4 +1,4 @@
-"""The call that trains, as a notebook meets it."""
+"""`trpo_jax.train`, called from Python."""
 
 import csv
 import dataclasses
@@ -25,7 +25,8 @@ from trpo_jax.analysis.groups import join_runs
 from trpo_jax.analysis.returns import running_return
 from trpo_jax.cli import train as script
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.envs.base import ArraySpec, Discrete, Pool, StepResult, host_environment
+from trpo_jax.envs.base import Pool, StepResult, host_environment
+from trpo_jax.envs.specs import ArraySpec, Discrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.figures.curves import learning_curve
 from trpo_jax.figures.diagnosis_panels import panels
@@ -62,7 +63,7 @@ def again(out, **changes):
 
 
 def assert_same(run, expected):
-    """Compares two runs, one of which may have been read from files in part."""
+    """Compares two runs. A part of one run may have been read from files."""
     for ours, theirs in (
         (run.metrics, expected.metrics),
         (run.evaluations, expected.evaluations),
@@ -75,7 +76,7 @@ def assert_same(run, expected):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_holds_its_numbers(finished):
+def test_a_run_holds_its_metrics_and_scores(finished):
     assert finished.seeds == (0, 1)
     assert (finished.num_updates, finished.stopped_by) == (6, None)
     assert all(x.shape == (2, 6) for x in finished.metrics.values())
@@ -85,7 +86,8 @@ def test_a_run_holds_its_numbers(finished):
     assert finished.evaluation.summary.mean == finished.evaluation.per_seed.mean()
     assert finished.evaluations["update"].tolist() == [[0, 2, 4, 6]] * 2
     assert repr(finished).startswith("<Run of TRPO on CartPole-v1, 2 seeds, 6 updates, ")
-    assert finished.plot().axes[0].get_title() == "TRPO on CartPole-v1"
+    title = finished.plot().axes[0].get_title()
+    assert title == "TRPO on CartPole-v1: return during training"
     assert finished.plot()._repr_png_().startswith(b"\x89PNG")
 
 
@@ -111,7 +113,7 @@ def test_the_script_writes_the_same_numbers(finished, tmp_path):
     assert different <= {"command", "started"}
 
 
-def test_a_run_without_settings_is_that_of_the_script_without_flags():
+def test_a_run_without_settings_equals_the_script_without_flags():
     plan, tuned = plan_run(), defaults()
     assert plan.config == tuned.config
     assert (len(plan.seeds), plan.evaluation_episodes) == (8, 64)
@@ -123,7 +125,7 @@ def test_a_run_without_settings_is_that_of_the_script_without_flags():
     assert defaults(trpo, "envpool/Pong-v5").config.hidden_sizes == (256,)
 
 
-def test_policies_act_as_those_of_the_file_do(finished):
+def test_policies_of_a_run_act_like_those_of_its_file(finished):
     observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     for seed in (None, 1):
         stored = load_policy(finished.folder / "policy.msgpack", seed)
@@ -138,7 +140,7 @@ def remembering(tmp_path_factory):
     return train("CartPole-v1-NoVel", REMEMBERING, **RUN, checkpoint_every=2, out=out)
 
 
-def test_a_run_with_a_memory_goes_on_bit_for_bit(remembering, tmp_path):
+def test_a_resumed_run_with_a_memory_gives_the_same_bits(remembering, tmp_path):
     options = RUN | {"checkpoint_every": 2, "out": tmp_path / "run"}
     again = partial(train, "CartPole-v1-NoVel", REMEMBERING, **options)
     begun = again(callback=lambda chunk: chunk.last_update >= 2)
@@ -149,16 +151,16 @@ def test_a_run_with_a_memory_goes_on_bit_for_bit(remembering, tmp_path):
     assert_same(again(resume=True), remembering)
 
 
-def test_policies_with_a_memory_act_as_those_of_the_file_do(remembering):
+def test_policies_with_a_memory_act_like_those_of_their_file(remembering):
     shown = np.random.default_rng(0).normal(size=(20, 50, 2)).astype(np.float32)
     ours, stored = remembering.policy(1), load_policy(remembering.folder, 1)
     found = [ours(x) for x in shown]
     np.testing.assert_array_equal(found, [stored(x) for x in shown])
     ours.start()
-    assert (ours(shown[-1]) != found[-1]).any()  # what came before counts
+    assert (ours(shown[-1]) != found[-1]).any()  # the memory counts
 
 
-def test_a_folder_says_what_its_policies_remember_by(remembering):
+def test_config_json_describes_the_memory_of_the_policies(remembering):
     description = json.loads((remembering.folder / "config.json").read_text())
     config, network = description["config"], description["policy"]["network"]
     assert (config["memory"], config["memory_size"]) == ("gru", 4)
@@ -167,7 +169,7 @@ def test_a_folder_says_what_its_policies_remember_by(remembering):
     assert command[command.index("--memory") + 1] == "gru"
 
 
-def test_a_run_with_a_memory_on_the_host(tmp_path):
+def test_a_run_with_a_memory_works_on_the_host(tmp_path):
     run = train("gym/CartPole-v1-NoVel", REMEMBERING, **RUN, out=tmp_path / "run")
     assert run.num_updates == 6
     assert (run.metrics["kl"][:, -1] > 0).all()
@@ -185,7 +187,7 @@ def test_a_callback_sees_each_chunk_and_stops_the_run_which_then_goes_on(finishe
         return True
 
     run = again(tmp_path / "run", callback=callback, progress=True)
-    assert seen == [1]  # since nothing says yet how long an update takes
+    assert seen == [1]  # the time of an update is not known yet
     assert (run.num_updates, run.evaluation, run.stopped_by) == (1, None, "callback")
     assert (run.folder / "checkpoints" / "1").is_dir()
     assert "stopped by callback" in repr(run)
@@ -204,7 +206,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_ctrl_c_keeps_what_was_done_and_the_run_goes_on(finished, tmp_path):
+def test_after_ctrl_c_the_run_can_be_resumed(finished, tmp_path):
     def callback(chunk):
         if chunk.last_update == 2:
             os.kill(os.getpid(), signal.SIGINT)
@@ -218,7 +220,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_run_goes_on(finished, tmp_path):
     assert_same(again(out), finished)
 
 
-def test_numbers_that_are_not_finite_are_an_error_that_has_the_run():
+def test_the_error_about_numbers_that_are_not_finite_holds_the_run():
     config = CONFIG.replace(critic_lr=1e38)
     with pytest.raises(NonFiniteError) as caught:
         train("CartPole-v1", config, **RUN | {"total_steps": 4096})
@@ -230,7 +232,7 @@ def test_numbers_that_are_not_finite_are_an_error_that_has_the_run():
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """Where policies go that their own folder cannot take."""
+    """The folder for policies that the folder of the run cannot take."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -280,7 +282,7 @@ def test_a_full_disk_loses_no_policy(tmp_path, elsewhere, monkeypatch):
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-def test_a_folder_in_use_is_refused_and_its_run_goes_on(tmp_path):
+def test_a_folder_in_use_is_refused_and_its_run_continues(tmp_path):
     refused = []
 
     def callback(chunk):
@@ -292,7 +294,7 @@ def test_a_folder_in_use_is_refused_and_its_run_goes_on(tmp_path):
     assert len(refused) > 2
 
 
-def test_an_environment_on_the_host(tmp_path):
+def test_a_run_works_on_the_host(tmp_path):
     run = train(HOST, CONFIG, **RUN)
     assert run.metrics["episode_length"][:, -1].tolist() == [5, 5]
     assert run.policy(seed=1)(np.zeros(2, np.float32)) in (3, 4)
@@ -303,8 +305,8 @@ def test_an_environment_on_the_host(tmp_path):
     assert "host_tasks.py" in (tmp_path / "run" / "error.txt").read_text()
 
 
-def test_a_run_goes_on_with_the_origin_that_it_began_with(tmp_path):
-    """An environment that shows the time begins at another one whenever it is made."""
+def test_a_resumed_run_keeps_its_origin_of_observations(tmp_path):
+    """An environment that shows the time has another origin whenever it is made."""
 
     def plan(origin, **options):
         spec = ArraySpec((1,), np.dtype(np.float32), origin=origin and np.array([origin]))
@@ -321,7 +323,7 @@ def test_a_run_goes_on_with_the_origin_that_it_began_with(tmp_path):
         assert later.description["policy"] == first.description["policy"]
 
 
-def test_evaluation_opens_no_copies_beside_those_of_training():
+def test_evaluation_opens_its_copies_after_training_has_closed_its_own():
     spec = ArraySpec((1,), np.dtype(np.float32))
     opened, most = set(), []
 
@@ -349,7 +351,7 @@ def unfinished(finished, tmp_path):
     return folder
 
 
-def test_other_settings_and_finished_runs_do_not_go_on(finished, unfinished):
+def test_other_settings_and_finished_runs_cannot_be_resumed(finished, unfinished):
     with pytest.raises(ConfigurationError, match=r"max_kl = 0.01, not 0.5"):
         train("CartPole-v1", CONFIG.replace(max_kl=0.5), **RUN, out=unfinished, resume=True)
     with pytest.raises(ConfigurationError, match="is finished: its 6 updates are done"):
@@ -362,14 +364,14 @@ def test_other_settings_and_finished_runs_do_not_go_on(finished, unfinished):
         again(finished.folder, resume=False)
 
 
-def test_the_script_goes_on_with_a_run_from_python(finished, unfinished):
+def test_the_script_resumes_a_run_that_python_has_started(finished, unfinished):
     shutil.rmtree(unfinished / "checkpoints" / "6")
     assert script.main(["--resume", str(unfinished), "--quiet"]) == 0
     ours, theirs = (read_metrics(x / "metrics.csv") for x in (unfinished, finished.folder))
     np.testing.assert_array_equal(ours["kl"], theirs["kl"])
 
 
-def test_a_finished_run_goes_on_to_more_steps(finished, tmp_path):
+def test_a_finished_run_can_be_made_longer(finished, tmp_path):
     folder = tmp_path / "longer"
     shutil.copytree(finished.folder, folder)
     longer = again(folder, total_steps=320)
@@ -387,7 +389,7 @@ def test_a_finished_run_goes_on_to_more_steps(finished, tmp_path):
 
 
 def test_a_longer_run_keeps_its_schedules(tmp_path):
-    """Their length follows the steps of a run, where nobody says another."""
+    """By default, the length of a schedule is the number of steps of the run."""
     task = {"env": "Pendulum-v1", "algorithm": "ppo", "schedules": {"clip": "linear:0.2:0.1"}}
     begun = plan_run(**task, total_steps=50_000, out=tmp_path).description
     assert begun["config"]["decay_steps"] == 50_000
@@ -401,10 +403,10 @@ def test_a_longer_run_keeps_its_schedules(tmp_path):
         assert plan_of(plan.description["command"][2:]).config == plan.config
 
 
-def test_a_finished_run_without_a_checkpoint_does_not_begin_anew(finished, tmp_path):
+def test_a_finished_run_without_a_checkpoint_is_not_repeated(finished, tmp_path):
     folder = tmp_path / "bare"
     shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.raises(ConfigurationError, match="has no checkpoint to go on from"):
+    with pytest.raises(ConfigurationError, match="has no checkpoint to continue from"):
         again(folder, total_steps=320)
     assert (folder / SUMMARY).is_file()
 
@@ -427,7 +429,7 @@ def test_a_run_stops_once_every_seed_has_reached_a_return(tmp_path):
 
 
 def broken_for(broken_seed, at):
-    """Returns an environment on the host whose reward is NaN in one step of one seed's training."""
+    """Returns an environment on the host. Its reward is NaN in one training step of one seed."""
 
     def open(seed, num_envs, render=False):
         steps = 0
@@ -446,9 +448,11 @@ def broken_for(broken_seed, at):
     return host_environment("partly broken", spaces.observation, spaces.action, None, open)
 
 
-def test_a_seed_that_breaks_leaves_the_others_alone(tmp_path, monkeypatch, capsys):
+def test_a_seed_that_is_not_finite_does_not_change_the_others(tmp_path, monkeypatch, capsys):
     env, out = broken_for(broken_seed=1, at=16 * 2 + 4), tmp_path / "run"
-    config = CONFIG.replace(normalize_observations=False)  # and no random actions beforehand
+    config = CONFIG.replace(
+        normalize_observations=False
+    )  # so there are no random actions at the start
     options = RUN | {"seeds": 3, "total_steps": 320, "out": out, "eval_every": 5}
 
     def stop(chunk):
@@ -472,10 +476,10 @@ def test_a_seed_that_breaks_leaves_the_others_alone(tmp_path, monkeypatch, capsy
     summary = json.loads((out / SUMMARY).read_text())
     assert summary["broken_seeds"]["1"]["update"] == 3
     assert [x is None for x in summary["evaluation"]["per_seed"]] == [False, True, False]
-    policy = load_policy(out / "policy.msgpack", 1)  # the last finite one
+    policy = load_policy(out / "policy.msgpack", 1)  # the last finite policy
     assert policy(np.zeros(4, np.float32)) in (0, 1)
 
-    # What reads the folder of a run reads the gaps too.
+    # The commands that read the folder of a run accept NaN.
     find_warnings(run)
     assert panels(run)
     group = join_runs([("trpo", run)], 20)["partly broken"]["trpo"]
@@ -494,7 +498,7 @@ def bare(env):
     return trpo.make(env, CONFIG)._replace(improve=improve, fit=fit, config=None)
 
 
-def test_an_algorithm_of_ones_own_without_metrics(tmp_path, capsys):
+def test_an_algorithm_may_return_no_metrics(tmp_path, capsys):
     algorithm = bare(counter())
     out = tmp_path / "run"
     options = RUN | {"progress": True, "out": out}
@@ -517,7 +521,7 @@ def test_an_algorithm_of_ones_own_without_metrics(tmp_path, capsys):
     assert train(algorithm=algorithm, **options, resume=True).num_updates == 6
 
 
-def test_the_module_is_that_of_the_config_or_the_one_that_is_given():
+def test_the_config_or_the_argument_decides_the_module():
     assert plan_run(config=ppo.Config()).name == "ppo"
     assert plan_run(algorithm=ppo).name == "ppo"
     own = ModuleType("mine")
@@ -538,7 +542,7 @@ def test_an_agent_is_handed_to_the_algorithm():
 
 @dataclasses.dataclass
 class Other:
-    """A config of no algorithm."""
+    """A config that belongs to no algorithm."""
 
 
 @pytest.mark.parametrize(
@@ -547,10 +551,10 @@ class Other:
         ({"env": "CartPol-v1"}, "Did you mean CartPole-v1"),
         ({"algorithm": "trp"}, "Did you mean trpo"),
         ({"algorithm": "ppo", "config": CONFIG}, "ppo takes a Config of trpo_jax.algorithms.ppo"),
-        ({"config": Other()}, "is no module of an algorithm: it has no Config and no make"),
+        ({"config": Other()}, "is not the module of an algorithm: it has no Config and no make"),
         ({"config": CONFIG.replace(max_kl=0.0)}, "max_kl = 0.0 cannot work"),
         ({"seeds": 0}, "seeds = 0 must be at least 1"),
-        ({"seeds": [1, 1]}, r"seeds = \[1, 1\] must be one or more, each of them once"),
+        ({"seeds": [1, 1]}, r"seeds = \[1, 1\] must be one or more seeds, and each"),
         ({"seeds": [-1]}, "seed = -1 must be at least 0"),
         ({"total_steps": 10}, "10 is less than one batch"),
         ({"evaluation_episodes": 0}, "evaluation_episodes = 0 must be at least 1"),

@@ -1,4 +1,4 @@
-"""A team from Python: train, resume, evaluate, store, draw, start from."""
+"""A team that is trained from Python: resuming, evaluating, storing, drawing, starting from it."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import probes
 import pytest
 
 from trpo_jax.algorithms import hatrpo, mappo
-from trpo_jax.envs.base import Discrete, split_part
+from trpo_jax.envs.specs import Discrete, split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.export import export
 from trpo_jax.records.policies import load_policy
@@ -72,7 +72,7 @@ def test_a_run_of_a_team_is_stored_with_its_agents(finished):
     assert act(jax.tree.map(lambda x: np.stack([x] * 3), shown)).shape == (3, 2)
 
 
-def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path):
+def test_a_resumed_team_gives_the_numbers_of_one_that_never_stopped(finished, tmp_path):
     options = RUN | {"out": tmp_path / "run"}
     train(team(), CONFIG, **options, total_steps=64)
     resumed = train(team(), CONFIG, **options, total_steps=128, resume=True)
@@ -82,12 +82,12 @@ def test_a_team_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_pat
     np.testing.assert_array_equal(resumed.evaluation.returns, finished.evaluation.returns)
 
 
-def test_a_seed_is_the_same_alone(finished):
+def test_a_seed_of_a_team_does_not_depend_on_other_seeds(finished):
     alone = train(team(), CONFIG, seeds=(1,), progress=False, total_steps=128)
     np.testing.assert_allclose(alone.metrics["kl"][0], finished.metrics["kl"][1], rtol=1e-3)
 
 
-def test_a_team_starts_from_what_another_one_learnt(finished):
+def test_a_team_can_start_from_the_policies_of_another_team(finished):
     options = {"progress": False, "total_steps": 32, "init_from": finished.folder}
     later = train(team(), CONFIG, **options)
     assert later.num_updates == 1
@@ -96,7 +96,7 @@ def test_a_team_starts_from_what_another_one_learnt(finished):
         train(team(), shared, **options)
 
 
-def test_a_team_is_drawn(finished):
+def test_a_team_can_be_drawn(finished):
     act = finished.policy()
     found = play(team(), act, 0, num_steps=5)
     assert len(found.images) > 1
@@ -104,14 +104,14 @@ def test_a_team_is_drawn(finished):
 
 
 @pytest.mark.parametrize(("module", "own"), [(mappo, {"memory": "gru"})])
-def test_its_other_algorithms_are_stored_too(module, own, tmp_path):
+def test_other_algorithms_for_teams_are_stored_too(module, own, tmp_path):
     config = module.Config(**TINY | own, policy_epochs=1, policy_minibatches=2)
     run = train(team(), config, **RUN, total_steps=64, out=tmp_path / "run")
     shown, _ = split_part(team().reset(jax.random.key(0))[1], "state")
     np.testing.assert_array_equal(load_policy(run.folder)(shown), run.policy()(shown))
 
 
-def test_a_team_is_exported_as_a_program_only(tmp_path):
+def test_a_team_can_only_be_exported_as_a_program(tmp_path):
     config = hatrpo.Config(**TINY)
     act = train("native/ClimbingGame", config, seeds=1, total_steps=32, progress=False).policy()
     with pytest.raises(ConfigurationError, match=r"several agents, which only the format \.jax"):

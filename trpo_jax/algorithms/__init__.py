@@ -1,4 +1,4 @@
-"""Algorithms by name: modules with a `Config` and a `make(env, config, *, agent=None)`."""
+"""Algorithms by name. Each is a module with a `Config` and a `make(env, config, *, agent=None)`."""
 
 import dataclasses
 from importlib import import_module
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trpo_jax import user_modules
 from trpo_jax.errors import ConfigurationError, unknown_name
 
-if TYPE_CHECKING:  # `__getattr__` imports them when they are used first
+if TYPE_CHECKING:  # at run time `__getattr__` imports each module on its first use
     from trpo_jax.algorithms import cpo as cpo
     from trpo_jax.algorithms import happo as happo
     from trpo_jax.algorithms import hatrpo as hatrpo
@@ -48,32 +48,37 @@ ALGORITHMS = (
 )
 
 
-if not TYPE_CHECKING:  # a checker would take any name for a module
+if not TYPE_CHECKING:  # or a type checker would accept any name as a module
 
     def __getattr__(name: str) -> ModuleType:
-        """Imports the module of an algorithm when it is used first."""
+        """Imports the module of an algorithm on its first use."""
         if name in ALGORITHMS:
             return get(name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get(name: str) -> ModuleType:
-    """Returns an algorithm's module, one of this package or the user's own.
+    """Returns the module of an algorithm, from this package or written by the user.
 
     Args:
-        name: one of `ALGORITHMS`, or the name of any module that has a `Config` and a `make`, such
-            as "my_module" for `my_module.py` in the current folder, or "my_package.my_module".
+        name: one of `ALGORITHMS`, or the name of a module of the user that has a `Config` and a
+            `make`. For example "my_module" is `my_module.py` in the current folder, and
+            "my_package.my_module" works too.
 
     Raises:
-        ConfigurationError: if there is none of that name, or the user's own cannot be used.
+        ConfigurationError: if no module has this name, or the module of the user is no algorithm.
+
+    Examples:
+        >>> get("trpo").Config().max_kl
+        0.01
     """
     if name in ALGORITHMS:
         return import_module(f"{__name__}.{name}")
     module = user_modules.load(name)
     if module is None:
         raise ConfigurationError(
-            f"{unknown_name('algorithm', name, ALGORITHMS)} An algorithm of your own is named by "
-            "its module, such as my_module for my_module.py in the current folder."
+            f"{unknown_name('algorithm', name, ALGORITHMS)} To use an algorithm of your own, give "
+            "the name of its module, such as my_module for my_module.py in the current folder."
         )
     missing = [part for part in ("Config", "make") if not callable(getattr(module, part, None))]
     if missing:
@@ -86,7 +91,7 @@ def get(name: str) -> ModuleType:
 
 
 def name_of(module: ModuleType) -> str:
-    """Returns the name by which `get` finds a module; "own" for that of a script or a notebook."""
+    """Returns the name with which `get` finds a module; "own" for a script or a notebook."""
     name = module.__name__.removeprefix(f"{__name__}.")
     return "own" if name == "__main__" else name
 
@@ -94,13 +99,13 @@ def name_of(module: ModuleType) -> str:
 def _check_fields(module: ModuleType) -> None:
     if not dataclasses.is_dataclass(module.Config):
         raise ConfigurationError(
-            f"{module.__file__}: Config must be a frozen dataclass: decorate it with "
+            f"{module.__file__}: Config must be a frozen dataclass. Decorate it with "
             "@flax.struct.dataclass."
         )
     for field in dataclasses.fields(module.Config):
         if "kind" not in field.metadata:
             raise ConfigurationError(
                 f"{module.__file__}: the field {field.name} of Config says neither its kind nor "
-                "what it is for. Give it as trpo_jax.algorithms.fields does, such as "
-                f'{field.name}: float = fields.real(0.1, "what it is for").'
+                "its purpose. Make it with a function of trpo_jax.algorithms.fields, such as "
+                f'{field.name}: float = fields.real(0.1, "help text").'
             )

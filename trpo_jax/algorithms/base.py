@@ -1,4 +1,4 @@
-"""What every algorithm looks like from outside."""
+"""The interface of every algorithm, and the parts of its state that other modules read."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,11 +22,11 @@ Metrics = dict[str, Float[Array, ""] | float | int]
 
 
 class Actor(NamedTuple):
-    """All that acting needs.
+    """The part of a state that acting needs.
 
     Attributes:
         policy_params: parameters of the policy.
-        observation_statistics: what observations are standardised by.
+        observation_statistics: running statistics that standardise observations.
     """
 
     policy_params: PyTree[Array]
@@ -34,12 +34,12 @@ class Actor(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """What a run has learnt: all that another one needs to start from it.
+    """The learnt part of a run. Another run can start from it.
 
     Attributes:
-        actor: what acting needs.
-        critic: the state of the critic.
-        reward_statistics: what rewards are scaled by; None of an algorithm that keeps none.
+        actor: policy parameters and observation statistics, see `Actor`.
+        critic: state of the critic.
+        reward_statistics: running statistics that scale rewards; None if the algorithm has none.
     """
 
     actor: Any
@@ -48,19 +48,20 @@ class Learnt(NamedTuple):
 
 
 def learnt_of(state: State) -> Learnt:
-    """Returns what a state has learnt."""
+    """Returns the learnt part of a state."""
     return Learnt(state.actor, state.critic, getattr(state, "reward_statistics", None))
 
 
 class RolloutState(NamedTuple):
-    """What goes on from one rollout to the next; every array has the leading axis `[B]`.
+    """State that continues from one rollout to the next; every array has the leading axis `[B]`.
 
     Attributes:
         episodes: running episodes.
-        acting: what acting carries from step to step; its field `carry`, if any, is the memory.
-        reward_sums: discounted reward sums of the running episodes.
-        carry: the memory of the policy before the first step of the latest rollout.
-        critic_carry: the memory of the critic after its last step.
+        acting: state that `Algorithm.act` carries from step to step. If it has a field `carry`,
+            this is the memory of the policy.
+        reward_sums: discounted sums of the rewards of the running episodes.
+        carry: memory of the policy before the first step of the latest rollout.
+        critic_carry: memory of the critic after the last step of the latest rollout.
     """
 
     episodes: Episode
@@ -70,36 +71,50 @@ class RolloutState(NamedTuple):
     critic_carry: Any = ()
 
     def after(self, episodes: Episode, acting: Any) -> "RolloutState":
-        """Returns what goes on from a rollout that ended in these episodes and this state."""
+        """Returns the state that follows a rollout, which ended with `episodes` and `acting`."""
         return self._replace(
             episodes=episodes, acting=acting, carry=getattr(self.acting, "carry", ())
         )
 
 
 class Algorithm(NamedTuple):
-    """A learning algorithm: pure functions, each of which can be jitted, vmapped and scanned.
+    """A learning algorithm, made of pure functions. Each can be jitted, vmapped and scanned.
 
-    The fields are primitives. The methods are made of them, so that `algorithm._replace(act=...)`
-    changes all that follows from it.
+    The fields hold the primitive functions, and the methods call them. So the methods of
+    `algorithm._replace(act=...)` use the new function.
 
     Attributes:
-        env: the environment that it is on.
+        env: the environment.
         init: `key -> state`; the state is a pytree with the fields `actor`, `critic`, `rollout` (a
             `RolloutState`), `key` and `num_updates`.
-        act: `(state.actor, key, episodes [B], acting) -> (actions [B, ...], noise, acting)`, one
-            step of a rollout.
-        improve: `(state, trajectory [T, B]) -> (state, fit_input, metrics)`: all of an update that
-            the next rollout waits for, which leaves `state.critic` alone.
-        fit: `(state.critic, fit_input) -> (state.critic, metrics)`: the rest of the update.
-        policy: `(state.actor, carry, observations [B, ...]) -> (carry, action distribution)`, for
-            observations as the environment shows them, with or without the part that only the
-            critic sees. Evaluation acts by it.
+        act: `(state.actor, key, episodes [B], acting) -> (actions [B, ...], noise, acting)` draws
+            the actions of one step of a rollout.
+        improve: `(state, trajectory [T, B]) -> (state, fit_input, metrics)` estimates advantages
+            and takes the step of the policy. It does not change `state.critic`. The next rollout
+            needs its result.
+        fit: `(state.critic, fit_input) -> (state.critic, metrics)` fits the critic. The next
+            rollout can run at the same time.
+        policy: `(state.actor, carry, observations [B, ...]) -> (carry, action distribution)` takes
+            observations in the form that the environment gives. The part that only the critic
+            sees may be missing. Evaluation uses this function.
         num_steps: T, steps of each environment in one update.
-        steps_per_update: environment steps in one update, of all environments together.
-        config: the config that it was made from, if it was.
-        agent: the agent that it was made from, if it was.
-        carry: `num_envs -> carry`, the memory of the policy at the start of episodes, `[B, ...]`;
-            `()` without one.
+        steps_per_update: environment steps in one update, summed over all environments.
+        config: the config of the algorithm; None if it was made without one.
+        agent: the agent of the algorithm; None if it was made without one.
+        carry: `num_envs -> carry` returns the memory of the policy at the start of episodes,
+            `[B, ...]`. It is `()` if the policy has no memory.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> algorithm = trpo_jax.trpo.make(env, trpo_jax.trpo.Config(num_envs=4, num_steps=64))
+        >>> algorithm.steps_per_update
+        256
+        >>> state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+        >>> trajectory.reward.shape
+        (64, 4)
+        >>> state, metrics = jax.jit(algorithm.learn)(state, trajectory)
+        >>> bool(metrics["kl"] <= 0.01), int(state.num_updates)
+        (True, 1)
     """
 
     env: Environment
@@ -127,18 +142,18 @@ class Algorithm(NamedTuple):
         return state._replace(rollout=state.rollout.after(episodes, acting)), trajectory
 
     def learn(self, state: State, trajectory: Transition) -> tuple[State, Metrics]:
-        """Returns the state after learning from a trajectory, and the metrics.
+        """Returns the state after learning from a trajectory `[T, B]`, and the metrics.
 
-        The critic is fitted after the policy's step: a critic fitted first would explain away the
-        very advantages that the step is to learn from (Schulman et al. 2016, arXiv:1506.02438,
-        section 5).
+        The policy steps first, then the critic is fitted. A critic that is fitted first overfits
+        to the returns of the batch, and the advantages shrink (Schulman et al. 2016,
+        arXiv:1506.02438, section 5).
         """
         state, fit_input, metrics = self.improve(state, trajectory)
         critic, fit_metrics = self.fit(state.critic, fit_input)
         return state._replace(critic=critic), metrics | fit_metrics
 
     def update(self, state: State) -> tuple[State, Metrics]:
-        """Returns the state after one update, and the metrics: `collect`, then `learn`."""
+        """Collects a trajectory and learns from it. Returns the state and the metrics."""
         return self.learn(*self.collect(state))
 
 
@@ -152,5 +167,5 @@ class UpdateKeys(NamedTuple):
 
 
 def update_keys(state: State) -> UpdateKeys:
-    """Returns the keys of the update that comes next, from `fold_in(state.key, num_updates)`."""
+    """Returns the keys of the next update, made from `fold_in(state.key, num_updates)`."""
     return UpdateKeys(*jax.random.split(jax.random.fold_in(state.key, state.num_updates), 4))

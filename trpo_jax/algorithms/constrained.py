@@ -1,8 +1,8 @@
-"""What algorithms with limits on costs share: their fields, and the cost of an episode.
+"""The parts that algorithms with limits on costs share: fields, and the cost of an episode.
 
-Advantages are means over steps, and a limit is a sum over an episode. The two meet in the length of
-an episode: with a mean cost of m for a step and L steps in an episode, an episode costs m L. That
-takes the costs of the whole batch, also of episodes that have not ended.
+A limit is the largest cost of a whole episode, but advantages are about single steps. The length of
+an episode connects them. If a step costs m on average and an episode has L steps, an episode costs
+m L. The mean m uses all steps of the batch, also the steps of episodes that have not ended.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from trpo_jax.envs.base import Environment, cost_metrics
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.errors import ConfigurationError
 
-SHARE = 0.2  # of the latest episodes in the running mean of their length
+SHARE = 0.2  # weight of the latest batch in the running mean of the episode length
 
 
 @no_type_check  # `make` checks the values, and leaves may be arrays
@@ -32,10 +32,10 @@ class Constrained:
 
     cost_limit: fields.Real | tuple[float, ...] = fields.real(
         25.0,
-        "what an episode may cost, undiscounted; one number for each cost, or one for all",
+        "largest undiscounted cost of an episode; one number for each cost, or one for all costs",
         several=True,
     )
-    cost_gamma: fields.Real = fields.real(0.99, "discount of future costs", 0.0, 1.0)
+    cost_gamma: fields.Real = fields.real(0.99, "discount factor of future costs", 0.0, 1.0)
 
 
 def require_costs(env: Environment, config: Constrained, most: int | None = None) -> None:
@@ -44,35 +44,36 @@ def require_costs(env: Environment, config: Constrained, most: int | None = None
     Args:
         env: the environment.
         config: the config.
-        most: number of costs that the algorithm can serve; None for any.
+        most: largest number of costs that the algorithm can limit; None for any number.
     """
     if not env.costs:
         raise ConfigurationError(
-            f"{env.name} has no costs, and this algorithm limits costs. Name a cost with --cost, "
+            f"{env.name} has no costs, but this algorithm limits costs. Name a cost with --cost, "
             "such as --cost info:cost, choose an environment with costs, such as "
             "velocity/HalfCheetah, or choose trpo."
         )
     if most is not None and len(env.costs) > most:
         raise ConfigurationError(
-            f"{env.name} has {len(env.costs)} costs ({', '.join(env.costs)}), and this algorithm "
-            f"limits {most}. Choose trpo_lag, trpo_pid or ppo_lag, which limit any number."
+            f"{env.name} has {len(env.costs)} costs ({', '.join(env.costs)}), but this algorithm "
+            f"limits {most}. Choose trpo_lag, trpo_pid or ppo_lag. They limit any number of costs."
         )
     size = np.size(config.cost_limit)
     if np.ndim(config.cost_limit) and size != len(env.costs):
         raise ConfigurationError(
-            f"cost_limit = {config.cost_limit!r} has {size} numbers, and the costs of {env.name} "
-            f"are {', '.join(env.costs)}. Give one number for each cost, or one for all."
+            f"cost_limit = {config.cost_limit!r} has {size} numbers, but {env.name} has "
+            f"{len(env.costs)} costs: {', '.join(env.costs)}. Give one number for each cost, or "
+            "one for all costs."
         )
 
 
 class EpisodeCosts(NamedTuple):
-    """What an episode costs, as a batch shows it.
+    """Estimate of the costs of an episode.
 
     Attributes:
-        length: running mean of the lengths of episodes, scalar; 0 before the first one has ended.
-        steps: L, the length that the costs below are of, scalar.
+        length: running mean of the episode length, scalar; 0 until an episode has ended.
+        steps: L, the episode length that `costs` uses, scalar.
         costs: m L of each cost, `[K]`.
-        excess: costs less their limits, `[K]`.
+        excess: `costs` minus their limits, `[K]`.
     """
 
     length: Float[Array, ""]
@@ -84,20 +85,20 @@ class EpisodeCosts(NamedTuple):
 def episode_costs(
     env: Environment, config: Constrained, length: Float[Array, ""], trajectory: Transition
 ) -> EpisodeCosts:
-    """Returns what an episode costs; see the top of this file.
+    """Returns the estimated costs of an episode; see the top of this file.
 
     Args:
         env: the environment.
-        config: with the limits.
-        length: of the `EpisodeCosts` of the batch before; 0 at the start.
-        trajectory: `[T, B]`.
+        config: gives the limits.
+        length: `EpisodeCosts.length` of the last update; 0 in the first update.
+        trajectory: the trajectory of this update, `[T, B]`.
     """
     done = trajectory.done & trajectory.whole
     count = jnp.sum(done)
     mean = jnp.sum(jnp.where(done, trajectory.length, 0)) / jnp.maximum(count, 1)
     share = jnp.where(length > 0, SHARE, 1.0)
     length = jnp.where(count > 0, length + share * (mean - length), length)
-    # Before an episode has ended: the time limit, or as long as the longest one has been.
+    # Until an episode has ended: the time limit, or the longest length so far if there is none.
     longest = jnp.max(trajectory.length) if env.time_limit is None else env.time_limit
     steps = jnp.where(length > 0, length, longest)
     costs = jnp.mean(trajectory.costs, axis=(0, 1)) * steps
@@ -105,18 +106,18 @@ def episode_costs(
 
 
 def cost_names(env: Environment, metric: str) -> tuple[str, ...]:
-    """Returns the names of a metric of each cost: its own for one, with the cost's for several."""
+    """Returns the name of a metric for each cost; it ends in the cost if there are several."""
     return cost_metrics(env.costs, metric)
 
 
 class PricedState(NamedTuple):
-    """What a priced step keeps from update to update.
+    """State that a step with multipliers keeps between updates.
 
     Attributes:
         length: see `EpisodeCosts`.
-        multiplier: of each cost, `[K]`.
-        rule: what the rule of the multipliers keeps.
-        step: what the policy's step keeps.
+        multiplier: multiplier of each cost, `[K]`.
+        rule: state of the rule that updates the multipliers.
+        step: state of the policy's step.
     """
 
     length: Float[Array, ""]
@@ -126,7 +127,7 @@ class PricedState(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How multipliers follow the costs.
+    """A rule that updates the multipliers from the excess of the costs.
 
     Attributes:
         init: `multipliers [K], all 0 -> state`.
@@ -140,23 +141,23 @@ class Rule(NamedTuple):
 def make_priced(
     env: Environment, config: Constrained, agent: Agent | None, step_arguments: Any, rule: Rule
 ) -> Algorithm:
-    """Returns the algorithm with the policy's step of a Lagrangian.
+    """Returns an algorithm that subtracts the costs, times multipliers, from the return.
 
-    The step sees (A - sum_k lambda_k A_k) / (1 + sum_k lambda_k) in place of the advantages A of
-    the reward, with A_k those of cost k and lambda_k its multiplier: the gradient of return less
-    lambda . cost. Multipliers are in units of reward, as `scale_rewards` leaves it, for each unit
-    of cost. They follow the costs before the policy's step.
+    The policy's step uses (A - sum_k lambda_k A_k) / (1 + sum_k lambda_k) as advantages. A is the
+    advantage of the reward, A_k is the advantage of cost k, and lambda_k is its multiplier. This
+    gives the gradient of the Lagrangian, return - lambda . cost. The unit of a multiplier is reward
+    (after `scale_rewards`) per cost. Each update changes the multipliers before the policy's step.
 
     Args:
         env: the environment.
         config: the config.
-        agent: what acts and what judges; what the config describes if None.
+        agent: policy, critic and exploration; made from the config if None.
         step_arguments: `(env, config, agent) -> arguments of on_policy.make` of an algorithm
             without limits, such as `trpo.step_arguments`.
-        rule: how multipliers follow the costs.
+        rule: updates the multipliers.
 
     Raises:
-        ConfigurationError: if a field's value cannot work, or the environment has no costs.
+        ConfigurationError: if the value of a field cannot work, or the environment has no costs.
     """
     config, agent = prepare(env, config, agent)
     require_costs(env, config)
@@ -188,12 +189,12 @@ def make_priced(
 
 
 def of_costs(env: Environment, metric: str, values: Sequence[Any] | Array) -> Metrics:
-    """Returns a metric of each cost."""
+    """Returns one metric for each cost."""
     return dict(zip(cost_names(env, metric), values, strict=True))
 
 
 def cost_figures(env: Environment, measured: EpisodeCosts) -> Metrics:
-    """Returns the metrics of the cost of an episode: the estimate, and how far it is above."""
+    """Returns the metrics `cost_estimate`, and `cost_excess` (the estimate minus the limit)."""
     return of_costs(env, "cost_estimate", measured.costs) | of_costs(
         env, "cost_excess", measured.excess
     )

@@ -1,9 +1,10 @@
 """Constrained policy optimisation (Achiam et al. 2017, arXiv:1705.10528), with one limit.
 
-Each step solves a program with a trust region and a half-plane exactly; see `trpo_jax.constraints`.
-Gradients of a cost are noisy, so that a step lowers the cost by less than it predicts, and the cost
-may stay above its limit. A margin that grows meanwhile brings it back (Ray, Achiam and Amodei 2019,
-"Benchmarking safe exploration in deep reinforcement learning", appendix A); the paper has none.
+Each step maximises the surrogate inside the trust region and a half-plane that the limit gives. The
+solution is exact; see `trpo_jax.constraints`. The gradient of a cost is noisy, so a step lowers the
+cost by less than predicted, and the cost may stay above its limit. A margin below the limit, which
+grows as long as the cost is too high, corrects this (Ray, Achiam and Amodei 2019, "Benchmarking
+safe exploration in deep reinforcement learning", appendix A). The paper of CPO has no margin.
 """
 
 from typing import Any, NamedTuple, no_type_check
@@ -43,22 +44,25 @@ from trpo_jax.trust_region import (
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(Constrained, trpo.Config):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Margin below the limit on a cost.
+
+    Real numbers are pytree leaves; integers, names and booleans are static.
+    """
 
     cost_margin_rate: fields.Real = fields.real(
         0.0,
-        "share of the excess of the cost by which each update moves a margin, which is taken off "
-        "the limit and never negative; 0 for no margin",
+        "rate of a margin below the cost limit: each update adds this share of (cost - limit) to "
+        "the margin, which is never negative; 0 means no margin",
         0.0,
     )
 
 
 class LimitState(NamedTuple):
-    """What a limited step keeps from update to update; scalars.
+    """State that a step with a limit keeps between updates; scalars.
 
     Attributes:
         length: see `EpisodeCosts`.
-        margin: what is taken off the limit.
+        margin: number that is subtracted from the limit, at least 0.
     """
 
     length: Float[Array, ""]
@@ -68,30 +72,40 @@ class LimitState(NamedTuple):
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns CPO on an environment with one cost; see `trpo.make`."""
+    """Returns CPO on an environment with one cost; see `trpo.make` for the arguments.
+
+    Examples:
+        >>> env = trpo_jax.make_env("native/TollRoad")
+        >>> config = trpo_jax.cpo.Config(cost_limit=2.0, num_envs=4, num_steps=16)
+        >>> algorithm = trpo_jax.cpo.make(env, config)
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> bool(metrics["cost_estimate"] > 2), bool(metrics["cost_active"])
+        (True, True)
+    """
     solution = lambda gradient, plain, cost, max_kl: constrained_step(gradient, plain, cost, max_kl)
     return make_limited(env, config or Config(), agent, solution)
 
 
 def make_limited(env: Environment, config: Any, agent: Agent | None, solution: Any) -> Algorithm:
-    """Returns the algorithm whose steps are solutions of a program with a half-plane.
+    """Returns an algorithm whose step respects a half-plane that the limit on the cost gives.
 
     Args:
         env: the environment.
-        config: with the fields of `Config`.
-        agent: what acts and what judges; what the config describes if None.
+        config: has the fields of `Config`.
+        agent: policy, critic and exploration; made from the config if None.
         solution: `(gradient, plain step, CostSide, max_kl) -> ConstrainedStep`.
 
     Raises:
-        ConfigurationError: if a field's value cannot work, or the environment has not one cost.
+        ConfigurationError: if the value of a field cannot work, or the environment has no cost or
+            several costs.
     """
     config, agent = prepare(env, config, agent)
     require_costs(env, config, most=1)
     require_solver(env, config, agent)
     if not config.damped_scaling:
         raise ConfigurationError(
-            "damped_scaling = False cannot work with a limit: the half-plane and the region are "
-            "seen in the metric of the solve, which is damped. Leave it away."
+            "damped_scaling = False cannot work with a limit: the step to the half-plane uses the "
+            "damped metric of the solver. Leave damped_scaling out."
         )
     batch_size = config.num_envs * config.num_steps
 
@@ -111,7 +125,7 @@ def make_limited(env: Environment, config: Any, agent: Agent | None, solution: A
             surrogate_gradient(params, distribution_fn, x) for x in (surrogate, of_cost)
         )
         plain = natural_step(gradient, solve, max_kl=max_kl, damping=config.damping)
-        excess = (measured.excess[0] + margin) / measured.steps  # of a step, as surrogates are
+        excess = (measured.excess[0] + margin) / measured.steps  # per step, like the surrogates
         cost = CostSide(cost_gradient, solve(cost_gradient).x, excess)
         found = solution(gradient, plain, cost, max_kl)
         params, info = search_along(

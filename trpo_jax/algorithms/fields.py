@@ -1,7 +1,16 @@
-"""Fields that explain and check themselves, for the algorithms' config dataclasses.
+"""Fields of the algorithms' configs. Each field has a help text and a check of its value.
 
-A config is a frozen `flax.struct.dataclass`. What fixes shapes or control flow (integers, names,
-booleans) is static; every real number is a pytree leaf, so that `jax.vmap` runs over it.
+A config is a frozen `flax.struct.dataclass`. Real numbers are pytree leaves, so `jax.vmap` can run
+over them. Integers, names and booleans are static, because they fix shapes or control flow.
+
+Examples:
+    >>> @struct.dataclass
+    ... class Config:
+    ...     weight: float = real(0.1, "weight of the penalty; 0 means no penalty", 0.0)
+    >>> validate(Config(weight=-1.0))
+    Traceback (most recent call last):
+    trpo_jax.errors.ConfigurationError: weight = -1.0 cannot work: it must be a finite number at
+    least 0 (weight of the penalty; 0 means no penalty; default 0.1).
 """
 
 import dataclasses
@@ -17,8 +26,8 @@ from jaxtyping import Array, Float
 
 from trpo_jax.errors import ConfigurationError
 
-Real = Float[Array, "..."] | float  # of a field: an array where `jax.vmap` runs over configs
-LARGEST_INTEGER = 2**31 - 1  # that 32 bits hold
+Real = Float[Array, "..."] | float  # an array if `jax.vmap` runs over configs
+LARGEST_INTEGER = 2**31 - 1  # of 32 bits
 
 
 def real(
@@ -31,9 +40,16 @@ def real(
     open_high: bool = False,
     several: bool = False,
 ) -> Any:
-    """Returns a real-valued field in [low, high], without the ends that are open; a pytree leaf.
+    """Returns a field for a real number in [low, high]; the field is a pytree leaf.
 
-    It may hold several numbers, a tuple of them, where `several` says so.
+    Args:
+        default: default value.
+        help: text for `--help` and for error messages.
+        low: lower bound.
+        high: upper bound.
+        open_low: whether the lower bound itself is excluded.
+        open_high: whether the upper bound itself is excluded.
+        several: whether the field may also hold a tuple of numbers.
     """
     bounds = {
         "more than" if open_low else "at least": low,
@@ -55,39 +71,40 @@ def real(
 
 
 def integer(default: int, help: str, low: int, high: int = LARGEST_INTEGER) -> Any:
-    """Returns a static integer field in [low, high]."""
+    """Returns a static field for an integer in [low, high]."""
     allowed = f"an integer from {low} to {high:,}"
     return _static(default, help, int, allowed, lambda x: low <= x <= high)
 
 
 def integers(default: tuple[int, ...], help: str, low: int) -> Any:
-    """Returns a static field that holds a sequence of integers of at least `low`."""
+    """Returns a static field for a tuple of integers, each at least `low`."""
     allowed = f"a tuple of integers from {low} to {LARGEST_INTEGER:,}"
     accepts = lambda xs: all(_is_integer(x) and low <= x <= LARGEST_INTEGER for x in xs)
     return _static(default, help, tuple, allowed, accepts)
 
 
 def flag(default: bool, help: str) -> Any:
-    """Returns a static yes-or-no field."""
+    """Returns a static field for true or false."""
     return _static(default, help, bool, "true or false", lambda x: True)
 
 
 def choice(default: str, help: str, options: Sequence[str]) -> Any:
-    """Returns a static field that holds one of a few names."""
+    """Returns a static field for one of the names in `options`."""
     allowed = "one of " + ", ".join(options)
     return _static(default, help, str, allowed, lambda x: x in options, choices=tuple(options))
 
 
 def name(default: str, help: str) -> Any:
-    """Returns a static field that holds a name."""
+    """Returns a static field for any name."""
     return _static(default, help, str, "a name", lambda x: True)
 
 
 def validate(config: Any) -> None:
-    """Checks every field of a config that has a concrete value; traced ones are skipped.
+    """Checks every field of a config that has a concrete value, and skips traced values.
 
     Raises:
-        ConfigurationError: naming the first field that cannot work, its value and what is allowed.
+        ConfigurationError: if a field cannot work. The message names the first such field, its
+            value and the allowed values.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -100,7 +117,9 @@ def validate(config: Any) -> None:
         )
         wrong = [x for x in values if not (_has_kind(x, kind) and accepts(x))]
         if wrong:
-            which = f", by its {wrong[0]!r}" if isinstance(value, tuple | list) and listed else ""
+            which = (
+                f", because of {wrong[0]!r}" if isinstance(value, tuple | list) and listed else ""
+            )
             raise ConfigurationError(
                 f"{field.name} = {value!r} cannot work{which}: it must be "
                 f"{field.metadata['allowed']} ({field.metadata['help']}; default {field.default})."
@@ -111,9 +130,9 @@ def validate(config: Any) -> None:
 
 
 def require_float32(name: str, number: Any) -> None:
-    """Raises a ConfigurationError if a number becomes another kind of number in 32 bits.
+    """Raises a ConfigurationError if rounding to 32 bits turns a number into infinity, 0 or 1.
 
-    That is infinity, 0 (also where it is subnormal, which devices take for 0) or 1.
+    A subnormal number counts as 0, since devices treat it as 0.
     """
     with np.errstate(over="ignore", under="ignore"):
         held = float(np.float32(number))
@@ -121,7 +140,7 @@ def require_float32(name: str, number: Any) -> None:
     if math.isinf(held) or (held in (0, 1) and held != float(number)):
         raise ConfigurationError(
             f"{name} = {number!r} cannot work: numbers have 32 bits, which make {held:g} of it. "
-            "Beside 0 and 1 they hold sizes from 1.2e-38 to 3.4e38, with seven digits."
+            "Choose 0, 1, or a number of a size from 1.2e-38 to 3.4e38. 32 bits hold seven digits."
         )
 
 

@@ -1,7 +1,7 @@
 """Heterogeneous-agent PPO (Kuba et al. 2022, arXiv:2109.11251, algorithm 4).
 
-Each agent of a team takes the epochs of `ppo` in its turn, at the advantages that the steps of the
-agents before it leave; see `trpo_jax.algorithms.team`.
+The agents of a team run the epochs of `ppo` one after another. The steps of the earlier agents
+change the advantages of the later agents; see `trpo_jax.algorithms.team`.
 """
 
 from typing import no_type_check
@@ -19,11 +19,20 @@ from trpo_jax.envs.base import Environment
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(Team, ppo.Proximal, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
 
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns HAPPO on the environment of a team; see `make_team_algorithm`."""
+    """Returns HAPPO on an environment with several agents; see `make_team_algorithm`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("native/ClimbingGame")
+        >>> config = trpo_jax.happo.Config(policy_epochs=2, policy_minibatches=4)
+        >>> algorithm = trpo_jax.happo.make(env, config.replace(num_envs=4, num_steps=16))
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> optax.tree.get(state.step_state, "count")  # steps of Adam of each agent
+        Array([8, 8], dtype=int32)
+    """
     return make_team_algorithm(env, config or Config(), agent, ppo.step_arguments)

@@ -1,8 +1,8 @@
 """Heterogeneous-agent TRPO (Kuba et al. 2022, arXiv:2109.11251, algorithm 3).
 
-Each agent of a team takes the trust-region step of `trpo` in its turn, at the advantages that the
-steps of the agents before it leave; see `trpo_jax.algorithms.team`. A KL divergence is that of the
-whole distribution of an agent, and each agent has a trust region of its own.
+The agents of a team take the trust-region step of `trpo` one after another. The steps of the
+earlier agents change the advantages of the later agents; see `trpo_jax.algorithms.team`. Each agent
+has its own trust region: `max_kl` bounds the KL divergence of this agent's policy.
 """
 
 from typing import no_type_check
@@ -20,17 +20,20 @@ from trpo_jax.envs.base import Environment
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(Team, TrustRegion, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
 
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns HATRPO on the environment of a team; see `make_team_algorithm`.
+    """Returns HATRPO on an environment with several agents; see `make_team_algorithm`.
 
-    Example:
-        >>> env = envs.make("jaxmarl/MPE_simple_spread_v3")
-        >>> algorithm = make(env, Config(max_kl=0.005))
+    Examples:
+        >>> env = trpo_jax.make_env("native/ClimbingGame")
+        >>> config = trpo_jax.hatrpo.Config(max_kl=0.005, num_envs=4, num_steps=16)
+        >>> algorithm = trpo_jax.hatrpo.make(env, config)
         >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> [bool(metrics[f"kl_agent_{index}"] <= 0.005) for index in range(env.num_agents)]
+        [True, True]
     """
     return make_team_algorithm(env, config or Config(), agent, trpo.step_arguments)

@@ -1,4 +1,7 @@
-"""PPO of a team whose agents share one policy, with a critic for all: MAPPO (arXiv:2103.01955)."""
+"""Multi-agent PPO (Yu et al. 2022, arXiv:2103.01955).
+
+All agents of a team share one policy network, and one critic sees the whole team.
+"""
 
 from typing import no_type_check
 
@@ -13,15 +16,24 @@ from trpo_jax.envs.base import Environment
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(happo.Config):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
     share_parameters: bool = fields.flag(
-        True, "let all agents act by one network, which is shown the number of the agent too"
+        True, "let all agents use one policy network, which also sees the number of the agent"
     )
 
 
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns MAPPO (Yu et al. 2022) on the environment of a team; see `make_team_algorithm`."""
+    """Returns MAPPO on an environment with several agents; see `make_team_algorithm`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("native/ClimbingGame")
+        >>> config = trpo_jax.mappo.Config(policy_epochs=2, policy_minibatches=4)
+        >>> algorithm = trpo_jax.mappo.make(env, config.replace(num_envs=4, num_steps=16))
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> optax.tree.get(state.step_state, "count")  # steps of Adam of the shared policy
+        Array(8, dtype=int32)
+    """
     return happo.make(env, config or Config(), agent=agent)

@@ -1,4 +1,4 @@
-"""From the fields of a config to the arguments of the natural-gradient step."""
+"""Turns the fields of a config into the arguments of the natural-gradient step."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms.groups import NaturalGradient, decay
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.envs.base import Environment, num_components, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import num_components, split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import MatrixVectorProduct, fisher_vector_product
 from trpo_jax.kronecker import kronecker_preconditioner, with_layers
@@ -24,22 +25,28 @@ from trpo_jax.trust_region import Solve
 def kl_radius(
     env: Environment, config: NaturalGradient, num_updates: Int[Array, ""], steps_per_update: int
 ) -> Float[Array, ""] | float:
-    """Returns the radius of the trust region after so many updates, in nats.
+    """Returns the radius of the trust region after `num_updates` updates, in nats.
 
-    SB3-contrib and OmniSafe average the KL divergence of a Gaussian policy over the components of
-    the action, where others add them up; `max_kl_per_dimension` gives their regions.
+    Most implementations add the KL divergences of the components of a Gaussian action. SB3-contrib
+    and OmniSafe average them. With `max_kl_per_dimension` the trust region is the same as theirs.
+
+    Examples:
+        >>> env = trpo_jax.make_env("Pendulum-v1")
+        >>> config = trpo_jax.trpo.Config(max_kl=0.02, decay_steps=1_000)
+        >>> print(f"{kl_radius(env, config, jnp.int32(5), steps_per_update=100):.3f}")
+        0.010
     """
     components = num_components(env.action) if config.max_kl_per_dimension else 1
     return config.max_kl * components * decay(config, num_updates, steps_per_update)
 
 
 def length_options(config: NaturalGradient) -> dict[str, Any]:
-    """Returns the arguments of `natural_step` but its radius."""
+    """Returns the keyword arguments of `natural_step`, without the radius."""
     return {"damping": config.damping, "damped_scaling": config.damped_scaling}
 
 
 def line_search_options(config: Any) -> dict[str, Any]:
-    """Returns the arguments of `search_along` but its radius."""
+    """Returns the keyword arguments of `search_along`, without the radius."""
     return {
         "line_search_steps": config.line_search_steps,
         "line_search_shrink": config.line_search_shrink,
@@ -48,28 +55,33 @@ def line_search_options(config: Any) -> dict[str, Any]:
 
 
 def step_options(config: Any) -> dict[str, Any]:
-    """Returns the arguments of `trust_region_step` but its radius."""
+    """Returns the keyword arguments of `trust_region_step`, without the radius."""
     return length_options(config) | line_search_options(config)
 
 
 def fisher_precision(config: NaturalGradient) -> AbstractContextManager[None]:
-    """Returns the context in which Fisher-vector products are to be built."""
+    """Returns the context for building Fisher-vector products, with the precision of a config."""
     if config.fisher_precision == "float32":
         return jax.default_matmul_precision("float32")
     return nullcontext()
 
 
 def thinned(key: PRNGKeyArray, batch: Any, stride: int, axis: int = 0) -> Any:
-    """Returns every `stride`-th time step of a batch `[T, B, ...]`, from a random first one on.
+    """Returns every `stride`-th time step of a batch `[T, B, ...]`, with a random first step.
 
-    The first one changes from update to update: otherwise a task whose states repeat after as many
-    steps would show the metric the same part of them for ever.
+    Each update draws another first step. With a fixed one, a task whose states repeat every
+    `stride` steps would show the Fisher matrix always the same states.
 
     Args:
-        key: decides the first one.
+        key: draws the first step.
         batch: a tree of arrays.
-        stride: keep one of so many.
-        axis: 0 for time steps, 1 for environments, which leaves sequences whole.
+        stride: one of every `stride` steps is kept.
+        axis: 0 keeps every `stride`-th time step; 1 keeps every `stride`-th environment, with its
+            whole sequence.
+
+    Examples:
+        >>> thinned(jax.random.key(0), jnp.zeros((16, 4)), 8).shape
+        (2, 4)
     """
     if stride == 1:
         return batch
@@ -83,15 +95,16 @@ def thinned(key: PRNGKeyArray, batch: Any, stride: int, axis: int = 0) -> Any:
 def make_solve(
     config: NaturalGradient, agent: Agent, key: PRNGKeyArray, params: PyTree[Array], batch: Batch
 ) -> Solve:
-    """Returns `gradient -> x` with (F + damping I) x = gradient, F over a part of a batch `[T, B]`.
+    """Returns `gradient -> x`, which solves (F + damping I) x = gradient.
+
+    F is the Fisher matrix over a part of the batch, which `fisher_subsample` and `key` choose.
 
     Args:
         config: the config.
         agent: the agent.
-        key: decides which part of the batch F is over: time steps, or whole sequences where the
-            policy has a memory.
-        params: of the policy.
-        batch: the batch.
+        key: draws the part of the batch: time steps, or whole sequences if the policy has a memory.
+        params: parameters of the policy.
+        batch: the batch, `[T, B]`.
     """
     part = thinned(key, batch, config.fisher_subsample, axis=int(agent.policy.remembers))
     with fisher_precision(config):
@@ -106,7 +119,15 @@ def solver_of(
     batch: Batch,
     product: MatrixVectorProduct,
 ) -> Solve:
-    """Returns the solver that a config names, for a metric that is near the Fisher matrix."""
+    """Returns the solver that a config names.
+
+    Args:
+        config: the config.
+        agent: the agent.
+        params: parameters of the policy.
+        batch: the batch of the Fisher matrix, from which the preconditioner is made.
+        product: `v -> M v` for a metric M, which is the Fisher matrix or near it.
+    """
     return damped_solver(
         product,
         damping=config.damping,
@@ -124,44 +145,44 @@ def _kronecker(config, agent, params, batch) -> MatrixVectorProduct:
         return kronecker_preconditioner(log_probs, params, config.damping)
 
 
-# What the names of solvers stand for: `(config, agent, params, batch) -> preconditioner`.
+# For each name of a solver: `(config, agent, params, batch) -> preconditioner`.
 PRECONDITIONERS = {"cg": lambda config, agent, params, batch: None, "kronecker": _kronecker}
 
 
 def require_solver(
     env: Environment, config: NaturalGradient, agent: Agent, num_envs: int | None = None
 ) -> None:
-    """Raises a ConfigurationError if the solver of a config cannot serve an agent's policy.
+    """Raises a ConfigurationError if the solver of a config cannot work with an agent's policy.
 
     Args:
         env: the environment.
         config: the config.
         agent: the agent.
-        num_envs: how many environments the step is computed from; all if None.
+        num_envs: number of environments from which the step is computed; all if None.
     """
     num_envs = config.num_envs if num_envs is None else num_envs
     if agent.policy.remembers and config.fisher_subsample > num_envs:
         raise ConfigurationError(
-            f"fisher_subsample = {config.fisher_subsample} keeps every k-th sequence, as the "
-            f"policy has a memory, and a step is computed from only {num_envs} environments "
+            f"fisher_subsample = {config.fisher_subsample} keeps every k-th sequence, because the "
+            f"policy has a memory, but a step is computed from only {num_envs} environments "
             f"(num_envs = {config.num_envs}). Choose at most {num_envs}."
         )
     if not agent.policy.remembers and config.fisher_subsample > config.num_steps:
         raise ConfigurationError(
-            f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step of only "
-            f"num_steps = {config.num_steps}. Choose at most num_steps."
+            f"fisher_subsample = {config.fisher_subsample} keeps every k-th time step, but there "
+            f"are only num_steps = {config.num_steps}. Choose at most num_steps."
         )
     if config.solver != "kronecker":
         return
     if isinstance(config.damping, float | int) and config.damping == 0:
         raise ConfigurationError(
-            "damping = 0 leaves the factors of solver = 'kronecker' without an inverse. "
-            "Set damping above 0, or solver to cg."
+            "damping = 0 cannot work with solver = 'kronecker', whose factors may then have no "
+            "inverse. Set damping above 0, or solver to cg."
         )
     refused = (
-        "solver = 'kronecker' needs a policy of Dense layers of flax linen, each with a bias and "
-        "applied once, whose parameters are those of one module. The policy of this agent is "
-        "another ({}). Choose solver = 'cg', which serves every network."
+        "solver = 'kronecker' needs a policy that is one flax linen module of Dense layers, each "
+        "with a bias and applied once. The policy of this agent does not fit ({}). Choose "
+        "solver = 'cg', which works with every network."
     )
     if agent.policy.remembers:
         raise ConfigurationError(refused.format("it has a memory"))
@@ -176,21 +197,20 @@ def require_solver(
         paths.update(with_layers(call, {})[1])
         return params
 
-    reason = "it has none"
+    reason = "it has no such layer"
     try:
         params = jax.eval_shape(find_layers, jax.random.key(0))
     except ValueError as error:
         paths, reason = set(), str(error)
     flat = flatten_dict(params) if paths and isinstance(params, Mapping) else {}
     if not paths or not all((*x, name) in flat for x in paths for name in ("kernel", "bias")):
-        reason = "a layer without its kernel or bias" if paths else reason
+        reason = "it has a layer without its kernel or bias" if paths else reason
         raise ConfigurationError(refused.format(reason))
 
 
 def require_every_step(config: NaturalGradient, reason: str) -> None:
-    """Raises a ConfigurationError if the metric of a config leaves time steps out."""
+    """Raises a ConfigurationError if the Fisher matrix of a config leaves time steps out."""
     if config.fisher_subsample != 1:
         raise ConfigurationError(
-            f"fisher_subsample = {config.fisher_subsample} cannot work here: {reason}. Leave it "
-            "at 1."
+            f"fisher_subsample = {config.fisher_subsample} cannot work here: {reason}. Set it to 1."
         )

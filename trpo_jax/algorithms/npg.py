@@ -1,8 +1,8 @@
-"""Natural policy gradient (Kakade 2001): TRPO's direction, without its line search.
+"""Natural policy gradient (Kakade 2001): the direction of TRPO, without a line search.
 
-Two lengths: the step normalised to `max_kl` under the quadratic model of the KL divergence
-(Rajeswaran et al. 2017, arXiv:1703.02660, equation 5, whose delta is 2 max_kl), or a fixed multiple
-of F^-1 g, Kakade's own.
+The step has one of two lengths. The normalised step ends where a quadratic model of the KL
+divergence is `max_kl` (Rajeswaran et al. 2017, arXiv:1703.02660, equation 5, where delta is
+2 max_kl). The other step is a fixed multiple of F^-1 g, as in Kakade's paper.
 """
 
 from typing import no_type_check
@@ -38,20 +38,32 @@ from trpo_jax.trust_region import (
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(NaturalGradient, Exploration, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
     normalized_step: bool = fields.flag(
-        True, "end the step at max_kl, as a quadratic model sees it; else take step_size * F^-1 g"
+        True,
+        "let the step end where a quadratic model of the KL divergence is max_kl; otherwise the "
+        "step is step_size * F^-1 g",
     )
     step_size: fields.Real = fields.real(
-        0.1, "length of the step where it is not normalised", 0.0, open_low=True
+        0.1, "multiple of F^-1 g that a step takes without normalized_step", 0.0, open_low=True
     )
 
 
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns natural policy gradient on an environment; see `trpo.make`."""
+    """Returns natural policy gradient on an environment; see `trpo.make` for the arguments.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> config = trpo_jax.npg.Config(step_size=0.05, normalized_step=False)
+        >>> algorithm = trpo_jax.npg.make(env, config.replace(num_envs=4, num_steps=64))
+        >>> state = algorithm.init(jax.random.key(0))
+        >>> state, metrics = jax.jit(algorithm.update)(state)
+        >>> float(metrics["step_fraction"])  # no line search shortens the step
+        1.0
+    """
     config, agent = prepare(env, config or Config(), agent)
     require_solver(env, config, agent)
     batch_size = config.num_envs * config.num_steps

@@ -1,8 +1,8 @@
-"""What all on-policy actor-critic algorithms share: everything but the policy's step.
+"""The parts that all on-policy actor-critic algorithms share. Each adds its own policy step.
 
-One update: collect a trajectory, estimate advantages with the critic as it is, take the policy's
-step, then fit the critic. An algorithm is `make(env, config, agent=..., policy_step=...)` with a
-policy step of its own, so a comparison of two algorithms differs in nothing else.
+One update collects a trajectory, estimates advantages with the current critic, takes the step of
+the policy, and then fits the critic. An algorithm calls `make(env, config, agent=...,
+policy_step=...)` with its own policy step. So two algorithms differ only in this step.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,9 @@ from trpo_jax.critics import (
     with_costs,
 )
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment, split_mask, split_part
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Transition, stagger
+from trpo_jax.envs.specs import split_mask, split_part
 from trpo_jax.normalization import (
     RunningStatistics,
     init_statistics,
@@ -36,17 +37,19 @@ from trpo_jax.normalization import (
 from trpo_jax.observing import Statistics, init_observing, observe, update_observing
 from trpo_jax.rollout import episode_metrics, random_actions, rollout, start_episodes
 
-RANDOM_STEPS = 128  # of each environment, at the most, that the first statistics are of
-LEAST_SCALE = 0.01  # of the largest discounted sum: scaled sums are at most 100
+RANDOM_STEPS = 128  # largest number of random steps for the first statistics
+LEAST_SCALE = 0.01  # share of the largest discounted sum, so that scaled sums are at most 100
 
 
 class RewardRange(NamedTuple):
-    """All that decides whether rewards have said anything yet; scalars, over a run so far.
+    """The smallest and largest reward of a run so far, and whether an episode terminated.
+
+    They show whether the rewards carry a signal. All fields are scalars.
 
     Attributes:
         low: the smallest reward.
-        high: the largest.
-        terminated: whether an episode terminated.
+        high: the largest reward.
+        terminated: whether any episode terminated.
     """
 
     low: Float[Array, ""]
@@ -54,7 +57,7 @@ class RewardRange(NamedTuple):
     terminated: Bool[Array, ""]
 
     def widened(self, trajectory: Transition) -> "RewardRange":
-        """Returns the range that takes in a trajectory."""
+        """Returns the range of the rewards so far and of a trajectory."""
         return RewardRange(
             jnp.minimum(self.low, jnp.min(trajectory.reward)),
             jnp.maximum(self.high, jnp.max(trajectory.reward)),
@@ -63,11 +66,12 @@ class RewardRange(NamedTuple):
 
     @property
     def signal(self) -> Bool[Array, ""]:
-        """Whether one action can have been better than another, as far as rewards say.
+        """Whether the rewards of the run so far can show that one action is better than another.
 
-        Where all rewards are the same, to rounding, all actions are alike, and advantages are the
-        critic's errors. Two things make a difference: a positive reward can be lost, which the
-        first termination shows, and a negative one can be escaped, which is to be looked for.
+        If all rewards are the same (to rounding), all actions look equally good. Advantages are
+        then only errors of the critic. There are two exceptions. A termination loses positive
+        rewards, so it is a signal. A termination also ends negative rewards. The policy must move
+        to find one, so negative rewards are always a signal.
         """
         largest = jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
         differ = self.high - self.low > 10 * jnp.finfo(jnp.float32).eps * largest
@@ -75,18 +79,18 @@ class RewardRange(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything a run is: saving it saves the run.
+    """The whole state of a run. Saving this state saves the run.
 
     Attributes:
-        actor: parameters of the policy, and the statistics it sees observations through.
+        actor: parameters of the policy, and the statistics that standardise observations.
         critic: state of the critic.
         reward_statistics: statistics of the discounted reward sums.
-        reward_range: what rewards have said so far.
-        rollout: what goes on from one rollout to the next.
-        step_state: what the policy's step keeps from update to update: moments of an optimiser, a
-            replay buffer.
+        reward_range: range of the rewards so far.
+        rollout: state that continues from one rollout to the next.
+        step_state: state that the policy's step keeps between updates, such as the moments of an
+            optimiser or a replay buffer.
         key: base key; the keys of update k come from `fold_in(key, k)`.
-        num_updates: updates done so far.
+        num_updates: number of updates done so far.
     """
 
     actor: Actor
@@ -100,18 +104,18 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What an update learns from; leading axes `[T, B]`.
+    """The data of one update; leading axes `[T, B]`.
 
     Attributes:
-        observations: s_t as networks see them.
-        first: whether s_t is the first of an episode.
+        observations: s_t, standardised, as the networks see them.
+        first: whether s_t is the first observation of an episode.
         actions: a_t.
-        carry: the memory of the policy before the first step, `[1, B, ...]`.
-        noise: what the actions depended on besides the observations and the memory.
-        advantages: A_t, not standardised; 0 where rewards have said nothing yet.
-        values: V(s_t) of the critic as it was.
-        targets: what the critic is fitted to: the estimate of A_t, and V(s_t).
-        cost_advantages: A_t of each cost, `[T, B, K]`; `()` where costs are not looked at.
+        carry: memory of the policy before the first step, `[1, B, ...]`.
+        noise: data that the exploration stored with each action, such as its noise; `()` if none.
+        advantages: A_t, not standardised; 0 as long as the rewards carry no signal.
+        values: V(s_t) of the critic before its fit.
+        targets: targets of the critic: the estimate of A_t plus V(s_t).
+        cost_advantages: A_t of each of K costs, `[T, B, K]`; `()` if the algorithm has no limits.
     """
 
     observations: Any
@@ -126,18 +130,18 @@ class Batch(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """What a policy's step may look at.
+    """The input of a policy step.
 
     Attributes:
-        actor: what collected the trajectory.
+        actor: the actor that collected the trajectory.
         critic_params: parameters of the critic that estimated the advantages.
-        step_state: what the step kept from the update before.
-        trajectory: as the environment gave it, `[T, B]`.
-        batch: the same as networks see it, with advantages, `[T, B]`.
-        sequences: what the critic saw of it.
-        reward_scale: what rewards were divided by.
-        signal: whether rewards have said anything yet; see `RewardRange`.
-        num_updates: updates done so far.
+        step_state: state that the step returned in the last update.
+        trajectory: data of the environment in its own units, `[T, B]`.
+        batch: the same data as the networks see it, with advantages, `[T, B]`.
+        sequences: the same data as the critic sees it.
+        reward_scale: number that rewards were divided by.
+        signal: whether the rewards so far carry a signal; see `RewardRange`.
+        num_updates: number of updates done so far.
     """
 
     actor: Actor
@@ -152,7 +156,7 @@ class StepInput(NamedTuple):
 
 
 class FitInput(NamedTuple):
-    """What the critic is fitted to; targets are `[T, B]`, or `WithCosts`."""
+    """The input of a fit of the critic; targets are `[T, B]`, or `WithCosts`."""
 
     key: PRNGKeyArray
     sequences: Sequences
@@ -177,11 +181,25 @@ def make(
     Args:
         env: the environment.
         config: a validated config.
-        agent: what acts and what judges.
+        agent: policy, critic and exploration.
         policy_step: `(key, step_input) -> (policy params, step_state, metrics)`.
         init_step_state: `(key, policy params) -> step_state`, for the first update.
-        extra_steps: environment steps that the policy step takes in each update.
-        constrained: whether the policy step looks at costs; then critics judge them.
+        extra_steps: number of environment steps that the policy step itself takes in each update.
+        constrained: whether the policy step needs advantages of the costs. If it does, each cost
+            has its own critic.
+
+    Examples:
+        >>> from trpo_jax.algorithms.groups import prepare
+        >>> env, config = trpo_jax.make_env("CartPole-v1"), OnPolicy(num_envs=4, num_steps=16)
+        >>> config, agent = prepare(env, config, None)
+        >>> def policy_step(key, step_input):
+        ...     mean = jnp.mean(step_input.batch.advantages)
+        ...     return step_input.actor.policy_params, (), {"advantage_mean": mean}
+        >>> algorithm = make(env, config, agent=agent, policy_step=policy_step)
+        >>> state = algorithm.init(jax.random.key(0))
+        >>> state, metrics = jax.jit(algorithm.update)(state)
+        >>> bool(jnp.isfinite(metrics["advantage_mean"]))
+        True
     """
     if constrained:
         agent = agent._replace(critic=with_costs(agent.critic, len(env.costs)))
@@ -193,11 +211,11 @@ def make(
 
     def improve(state: TrainState, trajectory: Transition):
         keys = update_keys(state)
-        # For the next rollout: old log-probabilities, KL divergences and the Fisher matrix all
-        # assume that the policy saw this batch through the same statistics.
+        # Only the next rollout uses the updated statistics. Old log-probabilities, KL divergences
+        # and the Fisher matrix assume that the policy saw this batch with the frozen statistics.
         frozen = state.actor.observation_statistics
         statistics = update_observing(env.observation, frozen, trajectory.observation)
-        # Adding zero makes what is seen wait for them: the batch would be kept twice otherwise.
+        # Adding zero makes the batch wait for the update; otherwise it is in memory twice.
         frozen = jax.tree.map(lambda old, new: old + 0 * new, frozen, statistics)
         state = state._replace(actor=state.actor._replace(observation_statistics=frozen))
         state, step_input, targets = estimate(env, config, agent, state, trajectory, constrained)
@@ -228,7 +246,7 @@ def make(
         return critic, dict(zip(names, jax.tree.leaves(loss), strict=False))
 
     def policy(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
-        # The part that only the critic sees need not be there.
+        # The part that only the critic sees may be missing from `observations`.
         spec, statistics, shown = (
             split_part(tree, agent.critic_observation)[0]
             for tree in (env.observation, actor.observation_statistics, observations)
@@ -262,7 +280,7 @@ def init_state(
     init_step_state: Callable[[PRNGKeyArray, PyTree[Array]], Any],
     key: PRNGKeyArray,
 ) -> TrainState:
-    """Returns the state that a run starts from; see `make`."""
+    """Returns the state at the start of a run; see `make`."""
     keys = jax.random.split(key, 7)
     policy_params = agent.policy.init(keys[0])
     statistics = init_observing(env.observation)
@@ -289,16 +307,16 @@ def init_state(
 def random_statistics(
     env: Environment, key: PRNGKeyArray, num_envs: int, num_steps: int
 ) -> Statistics:
-    """Returns statistics of the observations that random actions lead to.
+    """Returns statistics of the observations under random actions.
 
-    A policy must see its first batch through the statistics that it acted by, and these must be
-    near the later ones: the policy moves with them.
+    The policy acts and learns with the same statistics in its first update. Statistics that change
+    much afterwards would change the policy, so the first statistics must be near the later ones.
 
     Args:
         env: an environment on the device.
         key: consumed by actions, steps and resets.
-        num_envs: environments side by side.
-        num_steps: steps of each, of which `RANDOM_STEPS` are taken at the most.
+        num_envs: number of environments side by side.
+        num_steps: number of steps of each environment, cut to `RANDOM_STEPS`.
     """
     start_key, run_key = jax.random.split(key)
     act = lambda key, shown: random_actions(key, env.action, num_envs, split_mask(shown)[1])
@@ -317,9 +335,11 @@ def estimate(
     trajectory: Transition,
     constrained: bool = False,
 ) -> tuple[TrainState, StepInput, Any]:
-    """Returns what the policy's step may look at, advantages among it, and targets of the critic.
+    """Estimates the advantages of a trajectory.
 
-    The state comes back with what it keeps of rewards updated, and the critic's memory.
+    Returns:
+        The state with updated reward statistics, reward range and memory of the critic; the input
+        of the policy's step; the targets of the critic, which are `WithCosts` if `constrained`.
     """
     reward_scale = jnp.ones((), jnp.float32)
     if config.scale_rewards:
@@ -330,7 +350,7 @@ def estimate(
             reward_statistics=update_statistics(state.reward_statistics, sums),
             rollout=state.rollout._replace(reward_sums=reward_sums),
         )
-        # Sums that hardly vary, or hardly ever, would make rewards as large as one likes.
+        # Without this floor, sums that hardly vary would scale rewards up without limit.
         least = LEAST_SCALE * jnp.max(jnp.abs(sums))
         reward_scale = jnp.maximum(standard_deviation(state.reward_statistics), least)
     state = state._replace(reward_range=state.reward_range.widened(trajectory))

@@ -1,6 +1,7 @@
 """Projection-based constrained policy optimisation (Yang et al. 2020, arXiv:2010.03152).
 
-TRPO's step first, then back to the nearest point of the half-plane that the limit allows.
+The policy takes TRPO's step. Then it is projected onto the half-plane that the limit allows: it
+moves to the nearest point there.
 """
 
 from typing import no_type_check
@@ -17,11 +18,12 @@ from trpo_jax.envs.base import Environment
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(cpo.Config):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
     projection: str = fields.choice(
         "kl",
-        "metric that says which point is nearest: of the KL divergence, or of the parameters",
+        "distance that decides which allowed step is nearest: kl is the KL divergence, l2 is the "
+        "Euclidean distance of the parameters",
         ("kl", "l2"),
     )
 
@@ -29,7 +31,16 @@ class Config(cpo.Config):
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns PCPO on an environment with one cost; see `trpo.make`."""
+    """Returns PCPO on an environment with one cost; see `trpo.make` for the arguments.
+
+    Examples:
+        >>> env = trpo_jax.make_env("native/TollRoad")
+        >>> config = trpo_jax.pcpo.Config(projection="l2", num_envs=4, num_steps=16)
+        >>> algorithm = trpo_jax.pcpo.make(env, config.replace(cost_limit=2.0))
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> bool(metrics["cost_active"])
+        True
+    """
     config = config or Config()
     by_kl = config.projection == "kl"
     solution = lambda gradient, plain, cost, max_kl: projected_step(gradient, plain, cost, by_kl)

@@ -1,8 +1,9 @@
-"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), and SPO's loss.
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), and the loss of SPO.
 
-Several epochs of minibatch Adam on a surrogate that stops paying for probability ratios far from 1:
-clipped (PPO, equation 7), or with a quadratic penalty whose minimum lies at the same distance (SPO,
-Xie et al. 2025, arXiv:2401.16025), which unlike the clip pulls back a ratio that went too far.
+Each update runs several epochs of minibatch Adam on a surrogate that gains nothing from probability
+ratios far from 1. PPO clips the ratio (equation 7). SPO (Xie et al. 2025, arXiv:2401.16025) uses a
+quadratic penalty instead, and the gain is largest at the same distance from 1. Unlike the clip, the
+penalty pulls back a ratio that went too far.
 """
 
 from typing import Any, no_type_check
@@ -32,7 +33,11 @@ def clipped_gain(
     Args:
         ratios: r = new(a|s) / old(a|s).
         advantages: A.
-        clip: c, the distance from 1 beyond which nothing is gained.
+        clip: c, distance of the ratio from 1 at which the gain stops growing.
+
+    Examples:
+        >>> clipped_gain(jnp.array([1.0, 1.2, 1.5]), jnp.ones(3), 0.25)
+        Array([1.  , 1.2 , 1.25], dtype=float32)
     """
     return jnp.minimum(ratios * advantages, jnp.clip(ratios, 1 - clip, 1 + clip) * advantages)
 
@@ -40,7 +45,12 @@ def clipped_gain(
 def spo_gain(
     ratios: Float[Array, "*B"], advantages: Float[Array, "*B"], clip: Float[Array, ""] | float
 ) -> Float[Array, "*B"]:
-    """Returns SPO's gain of each action, r A - |A| (r - 1)^2 / (2 c); see `clipped_gain`."""
+    """Returns SPO's gain of each action, r A - |A| (r - 1)^2 / (2 c); see `clipped_gain`.
+
+    Examples:
+        >>> spo_gain(jnp.array([1.0, 1.25, 1.5]), jnp.ones(3), 0.25)
+        Array([1.   , 1.125, 1.   ], dtype=float32)
+    """
     return ratios * advantages - jnp.abs(advantages) / (2 * clip) * (ratios - 1) ** 2
 
 
@@ -50,41 +60,64 @@ GAINS = {"clip": clipped_gain, "spo": spo_gain}
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Proximal:
-    """Epochs of minibatch Adam on the surrogate."""
+    """Epochs of minibatch Adam on the policy's loss."""
 
-    loss: str = fields.choice("clip", "what bounds the probability ratio", tuple(GAINS))
-    clip: fields.Real = fields.real(
-        0.2, "distance of the probability ratio from 1 that is paid for", 0.0, open_low=True
+    loss: str = fields.choice(
+        "clip",
+        "loss that keeps the probability ratio near 1: clip is PPO's clipped surrogate, spo is the "
+        "quadratic penalty of SPO",
+        tuple(GAINS),
     )
-    policy_lr: fields.Real = fields.real(3e-4, "initial step size of Adam for the policy", 0.0)
-    policy_epochs: int = fields.integer(10, "passes over the batch by the policy", 1)
+    clip: fields.Real = fields.real(
+        0.2,
+        "distance of the probability ratio from 1 at which the gain stops growing; larger values "
+        "allow larger changes of the policy",
+        0.0,
+        open_low=True,
+    )
+    policy_lr: fields.Real = fields.real(3e-4, "learning rate of Adam for the policy", 0.0)
+    policy_epochs: int = fields.integer(
+        10, "number of passes over the batch in one update of the policy", 1
+    )
     policy_minibatches: int = fields.integer(
-        32, "parts of each pass; must divide num_envs * num_steps", 1
+        32, "number of minibatches in each of these passes; must divide num_envs * num_steps", 1
     )
     max_grad_norm: fields.Real = fields.real(
-        0.5, "norm that the policy's gradient is clipped to", 0.0, open_low=True
+        0.5,
+        "largest norm of the policy's gradient; a longer gradient is scaled down to it",
+        0.0,
+        open_low=True,
     )
 
 
 @no_type_check
 @struct.dataclass
 class Config(Proximal, Exploration, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
 
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns PPO on an environment; see `trpo.make`."""
+    """Returns PPO on an environment; see `trpo.make` for the arguments.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> config = trpo_jax.ppo.Config(policy_epochs=2, policy_minibatches=4)
+        >>> algorithm = trpo_jax.ppo.make(env, config.replace(num_envs=4, num_steps=64))
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> int(optax.tree.get(state.step_state, "count"))  # steps of Adam
+        8
+    """
     config, agent = prepare(env, config or Config(), agent)
     return on_policy.make(env, config, agent=agent, **step_arguments(env, config, agent))
 
 
 def step_arguments(env: Environment, config: Proximal, agent: Agent) -> dict[str, Any]:
-    """Returns the arguments of `on_policy.make` for PPO's step.
+    """Returns the arguments of `on_policy.make` for the step of PPO.
 
     Raises:
-        ConfigurationError: if the minibatches of the config cannot work.
+        ConfigurationError: if the batch cannot be split into so many minibatches.
     """
     batch_size = config.num_envs * config.num_steps
     if batch_size % config.policy_minibatches:
@@ -95,9 +128,9 @@ def step_arguments(env: Environment, config: Proximal, agent: Agent) -> dict[str
         )
     if batch_size == config.policy_minibatches:
         raise ConfigurationError(
-            f"policy_minibatches = {config.policy_minibatches} leaves a single sample in each, "
-            "whose advantage has nothing to be compared with: nothing is learnt. Choose at most "
-            f"half of the batch, {batch_size // 2}."
+            f"policy_minibatches = {config.policy_minibatches} puts a single sample into each "
+            "minibatch, so there is no other advantage to compare with. Choose at most half of the "
+            f"batch, {batch_size // 2}."
         )
     gain = GAINS[config.loss]
     optimizer = optax.chain(

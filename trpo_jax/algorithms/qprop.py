@@ -1,8 +1,9 @@
 """Q-Prop (Gu et al. 2017, arXiv:1611.02247): TRPO, with an off-policy critic as a control variate.
 
-Q(s, a) is fitted to all that is remembered, as in DDPG, and takes out of the sampled gradient what
-it can predict (`trpo_jax.control_variates`). The batch is remembered before Q is fitted, as in the
-paper's algorithm 1, and eta may depend on the action: either is a bias, and either is small.
+Q(s, a) is fitted to a replay buffer, as in DDPG. It predicts a part of the sampled gradient. The
+prediction is subtracted from the samples and its exact mean is added, which lowers the variance
+(`trpo_jax.control_variates`). Two details add a small bias. The batch enters the replay buffer
+before Q is fitted, as in algorithm 1 of the paper. And eta may depend on the action.
 """
 
 from collections.abc import Callable
@@ -45,29 +46,43 @@ from trpo_jax.trust_region import trust_region_step
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(TrustRegion, Exploration, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
     eta: str = fields.choice(
         "conservative",
-        "how far Q is trusted: where its sign is right, with its sign corrected, or everywhere",
+        "where Q is used as a control variate: conservative uses it where its sign agrees with the "
+        "advantage, aggressive also uses it elsewhere with the opposite sign, standard uses it "
+        "everywhere as it is",
         tuple(CONTROL_WEIGHTS),
     )
     common_scale: bool = fields.flag(
-        True, "divide both parts of the gradient alike; else only the sampled one: biased"
+        True,
+        "divide both parts of the gradient by the same standard deviation; otherwise only the "
+        "sampled part is divided, which is biased",
     )
-    replay_size: int = fields.integer(100_000, "environment steps remembered, at least a batch", 1)
-    q_lr: fields.Real = fields.real(1e-3, "step size of Adam for Q", 0.0)
+    replay_size: int = fields.integer(
+        100_000, "number of environment steps in the replay buffer; at least one batch", 1
+    )
+    q_lr: fields.Real = fields.real(1e-3, "learning rate of Adam for Q", 0.0)
     q_tau: fields.Real = fields.real(
-        5e-3, "share of Q that moves into its target at each step", 0.0, 1.0
+        5e-3,
+        "share by which the target network moves towards Q after each step of Adam",
+        0.0,
+        1.0,
     )
-    q_minibatch: int = fields.integer(64, "remembered steps in one step of Adam for Q", 1)
+    q_minibatch: int = fields.integer(
+        64, "number of replayed environment steps in one step of Adam for Q", 1
+    )
     q_updates: int = fields.integer(
-        0, "steps of Adam for Q in one update; 0 for one per environment step", 0
+        0,
+        "number of steps of Adam for Q in one update; 0 means one for each environment step of the "
+        "update",
+        0,
     )
 
 
 class Experience(NamedTuple):
-    """What is remembered of environment steps, as the environment gave it; leading axes `[*B]`."""
+    """Rows of the replay buffer, in the units of the environment; leading axes `[*B]`."""
 
     observation: Any
     action: Float[Array, "*B D"]
@@ -77,7 +92,7 @@ class Experience(NamedTuple):
 
 
 class QState(NamedTuple):
-    """What is kept from update to update: past steps, Q and its optimiser, and Q's target."""
+    """State that the step keeps between updates: the replay buffer, Q and the target of Q."""
 
     replay: Replay
     critic: CriticState
@@ -87,10 +102,10 @@ class QState(NamedTuple):
 def make_q_fit(
     env: Environment, config: Config, agent: Agent, q_network: Network
 ) -> Callable[[PRNGKeyArray, StepInput, QState], tuple[QState, Float[Array, ""]]]:
-    """Returns `(key, step_input, q_state) -> (q_state, loss)`, which fits Q, its target following.
+    """Returns `(key, step_input, q_state) -> (q_state, loss)`, which fits Q and its target network.
 
-    The target of Q(s, a) is r + gamma Q'(s', mu(s')), with Q' the target network and mu the mean of
-    the policy, as in DDPG (Lillicrap et al. 2016); rewards are scaled as those of the critic are.
+    Q(s, a) is fitted to r + gamma Q'(s', mu(s')), where Q' is the target network and mu is the mean
+    of the policy, as in DDPG (Lillicrap et al. 2016). Rewards are scaled as for the critic.
     """
 
     def fit(key, step_input, q_state):
@@ -106,7 +121,7 @@ def make_q_fit(
             )
             actions = agent.step(actor.policy_params, carry, following)[1].mode()
             next_values = q_network.apply(target_params, following, actions)
-            # Truncation does not stop the target: there was a future, only nobody saw it.
+            # Truncation does not stop the target: the episode had a future that nobody saw.
             continuation = jnp.where(rows.terminated, 0.0, next_values)
             targets = rows.reward / step_input.reward_scale + config.gamma * continuation
             return jnp.mean((q_network.apply(params, observations, rows.action) - targets) ** 2)
@@ -129,7 +144,16 @@ def make_q_fit(
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns Q-Prop on an environment with continuous actions; see `trpo.make`."""
+    """Returns Q-Prop on an environment with continuous actions; see `trpo.make`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("Pendulum-v1")
+        >>> config = trpo_jax.qprop.Config(replay_size=128, q_updates=4)
+        >>> algorithm = trpo_jax.qprop.make(env, config.replace(num_envs=4, num_steps=16))
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> bool(metrics["q_loss"] > 0), bool(0 < metrics["eta_mean"] < 1)
+        (True, True)
+    """
     config, agent = prepare(env, config or Config(), agent)
     require_continuous(env, "qprop")
     require_solver(env, config, agent)
@@ -138,7 +162,7 @@ def make(
     if config.replay_size < batch_size:
         raise ConfigurationError(
             f"replay_size = {config.replay_size} does not hold the batch of num_envs * num_steps = "
-            f"{config.num_envs} * {config.num_steps} = {batch_size}. Choose at least that."
+            f"{config.num_envs} * {config.num_steps} = {batch_size}. Choose at least {batch_size}."
         )
     q_network = make_action_critic(
         env.observation, env.action, hidden_sizes=config.hidden_sizes, activation=config.activation
@@ -172,7 +196,7 @@ def make(
             batch.actions,
         )
         eta = control_weights(batch.advantages, control.advantages)
-        eta = jnp.where(step_input.signal, eta, 0.0)  # Q knows nothing either
+        eta = jnp.where(step_input.signal, eta, 0.0)  # without a signal Q is only error
         surrogate = controlled_surrogate(
             batch.actions,
             batch.advantages,

@@ -1,9 +1,9 @@
-"""Hyperparameters that change while a run goes on.
+"""Hyperparameters that change during a run.
 
     algorithm = scheduled(partial(trpo.make, env), trpo.Config(), {"max_kl": lambda steps: ...})
 
-Real numbers of a config are leaves: the algorithm of each update is made anew inside the compiled
-program, with the numbers of that update, so that whatever an algorithm does with a number follows.
+The real numbers of a config are leaves. So the compiled program can make the algorithm again in
+each update, with the numbers of that update. Every use of a number then follows its schedule.
 """
 
 import dataclasses
@@ -21,19 +21,20 @@ from trpo_jax.algorithms.base import Algorithm, RolloutState, State
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 Schedule = Callable[[Float[Array, ""]], Any]  # environment steps of a seed so far -> value
-SHOWN = 1000  # values of a schedule that are checked beforehand, at the most
+SHOWN = 1000  # largest number of values of a schedule that are checked before the run
 FORMS = (
-    "linear:START:END, exponential:START:END or cosine:START:END, each with :STEPS at its end if "
-    "the value is to be reached before the run ends, or piecewise:START:STEPS:VALUE:STEPS:VALUE..."
+    "linear:START:END, exponential:START:END, cosine:START:END (each may be followed by :STEPS, "
+    "the number of steps until END; otherwise END is reached at the end of the run), or "
+    "piecewise:START:STEPS:VALUE:STEPS:VALUE..."
 )
 
 
 class ScheduledActing(NamedTuple):
-    """What acting carries where hyperparameters change.
+    """State that acting carries from step to step if hyperparameters have schedules.
 
     Attributes:
-        num_updates: updates done so far, of each of B environments.
-        acting: what the algorithm itself carries.
+        num_updates: number of updates done so far, the same for each of B environments.
+        acting: state that acting carries in the algorithm without schedules.
     """
 
     num_updates: Int[Array, " B"]
@@ -48,14 +49,27 @@ class ScheduledActing(NamedTuple):
 def scheduled(
     make: Callable[[Any], Algorithm], config: Any, schedules: Mapping[str, Schedule]
 ) -> Algorithm:
-    """Returns an algorithm some of whose hyperparameters are functions of the steps done.
+    """Returns an algorithm that computes some hyperparameters from the steps done so far.
 
-    Their values at each update are in its metrics.
+    The metrics of each update contain the values of these hyperparameters.
 
     Args:
         make: `config -> algorithm`.
-        config: all other hyperparameters.
-        schedules: `environment steps of a seed so far -> value` by name.
+        config: gives all other hyperparameters.
+        schedules: `environment steps of a seed so far -> value` for each name of a hyperparameter.
+
+    Examples:
+        >>> def make(config):
+        ...     return trpo_jax.trpo.make(trpo_jax.make_env("CartPole-v1"), config)
+        >>> config = trpo_jax.trpo.Config(num_envs=4, num_steps=16)
+        >>> schedules = {"max_kl": lambda steps: 0.02 / (1 + steps / 64)}
+        >>> algorithm = scheduled(make, config, schedules)
+        >>> state, update = algorithm.init(jax.random.key(0)), jax.jit(algorithm.update)
+        >>> for _ in range(2):
+        ...     state, metrics = update(state)
+        ...     print(f"{metrics['max_kl']:.3f}")
+        0.020
+        0.010
     """
     first = make(config)
 
@@ -92,7 +106,13 @@ def scheduled(
 
 
 def begun_anew(rollout: RolloutState, num_updates: Int[Array | np.ndarray, ""]) -> RolloutState:
-    """Returns a rollout whose episodes begin anew, after so many updates of the run."""
+    """Returns a rollout with fresh episodes, whose acting state knows the number of updates.
+
+    Args:
+        rollout: rollout state with fresh episodes. It is returned unchanged if the algorithm has
+            no schedules.
+        num_updates: number of updates that the run has done so far.
+    """
     if not isinstance(rollout.acting, ScheduledActing):
         return rollout
     everywhere = np.full(rollout.episodes.length.shape, num_updates, np.int32)
@@ -100,19 +120,25 @@ def begun_anew(rollout: RolloutState, num_updates: Int[Array | np.ndarray, ""]) 
 
 
 def started(config: Any, schedules: Mapping[str, Schedule]) -> Any:
-    """Returns the config that a run with schedules starts with.
+    """Returns the config at the start of a run with schedules.
 
-    A schedule of what sets the length of the policy's step takes the place of `decay_steps`.
+    A schedule of `max_kl`, `policy_lr` or `step_size` replaces `decay_steps`, which becomes 0.
+
+    Examples:
+        >>> config = trpo_jax.trpo.Config(decay_steps=1_000)
+        >>> config = started(config, {"max_kl": optax.linear_schedule(0.02, 0.01, 1_000)})
+        >>> config.max_kl, config.decay_steps
+        (0.02, 0)
     """
     first = {name: np.float32(schedule(jnp.float32(0))) for name, schedule in schedules.items()}
-    values: dict[str, Any] = {name: float(str(x)) for name, x in first.items()}  # 0.02, as meant
+    values: dict[str, Any] = {name: float(str(x)) for name, x in first.items()}  # 0.02, not 0.01999
     if {"max_kl", "policy_lr", "step_size"} & schedules.keys() and hasattr(config, "decay_steps"):
         values["decay_steps"] = 0
     return config.replace(**values)
 
 
 def curve_of(schedule: str | Schedule, total_steps: int) -> tuple[Schedule, str]:
-    """Returns a schedule, and what the description of a run says of it; see `parse_schedule`."""
+    """Returns a schedule, and its text for the description of a run; see `parse_schedule`."""
     if isinstance(schedule, str):
         return parse_schedule(schedule, total_steps)
     values = [f"{float(schedule(jnp.float32(x * total_steps))):g}" for x in (0, 0.5, 1)]
@@ -120,14 +146,20 @@ def curve_of(schedule: str | Schedule, total_steps: int) -> tuple[Schedule, str]
 
 
 def parse_schedule(text: str, total_steps: int) -> tuple[Schedule, str]:
-    """Returns the schedule that a text describes, and the text with its steps in it.
+    """Returns the schedule that a text describes, and the text with its number of steps.
 
     Args:
         text: one of `FORMS`.
-        total_steps: environment steps of a run, over which it lasts if it does not say how many.
+        total_steps: environment steps of the run, the length of a schedule that does not say its
+            own.
 
     Raises:
-        ConfigurationError: if it describes none.
+        ConfigurationError: if the text is no schedule.
+
+    Examples:
+        >>> schedule, text = parse_schedule("linear:0.02:0.01", 1_000)
+        >>> text, round(float(schedule(500)), 3)
+        ('linear:0.02:0.01:1000', 0.015)
     """
     kind, *words = text.split(":")
     try:
@@ -144,13 +176,13 @@ def parse_schedule(text: str, total_steps: int) -> tuple[Schedule, str]:
     except (ValueError, ZeroDivisionError):
         pass
     raise ConfigurationError(
-        f"{text!r} is no schedule. It must be {FORMS}. Steps are of the environment, for each seed."
+        f"{text!r} is no schedule. It must be {FORMS}. Steps are environment steps of each seed."
     )
 
 
 def _exponential(start: float, end: float, steps: float) -> Schedule:
     if start * end <= 0:
-        raise ValueError("of the same sign only")
+        raise ValueError("start and end need the same sign")
     return optax.exponential_decay(start, steps, end / start, end_value=end)
 
 
@@ -164,16 +196,17 @@ CURVES: dict[str, Callable[[float, float, float], Schedule]] = {
 def require_schedules(
     config: Any, schedules: Mapping[str, Schedule], num_updates: int, steps_per_update: int
 ) -> None:
-    """Checks the values of schedules over a run, its first and its last update among them.
+    """Checks the values of schedules at up to `SHOWN` updates, including the first and the last.
 
     Raises:
-        ConfigurationError: naming the first that cannot work.
+        ConfigurationError: if a value cannot work. The message names the schedule, the value and
+            the step at which it occurs.
     """
     updates = np.unique(np.linspace(0, num_updates - 1, min(num_updates, SHOWN)).astype(int))
     steps = jnp.asarray(updates * steps_per_update, jnp.float32)
     for name, schedule in schedules.items():
         values = np.asarray(jax.vmap(lambda x, f=schedule: jnp.float32(f(x)))(steps), np.float64)
-        for index in {int(values.argmin()), int(values.argmax())}:  # NaN is both
+        for index in {int(values.argmin()), int(values.argmax())}:  # either finds a NaN
             try:
                 fields.validate(config.replace(**{name: float(values[index])}))
             except ConfigurationError as error:
@@ -182,13 +215,13 @@ def require_schedules(
 
 
 def require_real(config: Any, name: str) -> None:
-    """Raises a ConfigurationError if no field of that name can have a schedule."""
+    """Raises a ConfigurationError if a config has no field `name` that can have a schedule."""
     found = {field.name: field for field in dataclasses.fields(config)}
     if name not in found:
         raise unknown_name("schedule", name, tuple(found))
     real = [x for x in found if isinstance(found[x].default, float) and x != "log_std_init"]
     if name not in real:
         raise ConfigurationError(
-            f"{name} cannot have a schedule: what fixes shapes, and what a run starts with, stays "
-            f"as it is. A schedule may have {', '.join(real)}."
+            f"{name} cannot have a schedule, because it fixes shapes or choices of the program, or "
+            f"the start of a run. These can have a schedule: {', '.join(real)}."
         )

@@ -1,18 +1,19 @@
-"""From the policy's step of one agent to that of a team (Kuba et al. 2022, arXiv:2109.11251).
+"""Makes the policy step of a team from the step of one agent (Kuba et al. 2022, arXiv:2109.11251).
 
-The advantage of a joint action is a sum over the agents in any order: of what each one's action
-adds to those of the agents before it (lemma 1). So the agents take their steps one after another,
-in an order that is drawn anew for each update, and each sees
+Put the agents in any order. The advantage of a joint action is then a sum with one term for each
+agent: the advantage that the action of this agent adds, given the actions of the agents before it
+(lemma 1). So the agents take their steps one after another. Each update draws a random order. The
+surrogate of agent i is
 
-    E[ratio_i(a_i | o_i) M A],    M = product of ratio_j over the agents j before i,
+    E[ratio_i(a_i | o_i) M A],    M = product of ratio_j over the agents j before i.
 
-with A the advantages of the team, and ratio_j the new probability of j's action over the old one.
-M is 1 for the first agent, and an agent whose step was rejected leaves it alone. The code uses
-M (A - m) + m instead of M A, with m the mean of A. The expectation is the same, and the noise of M
-does not grow with m.
+A is the advantage of the team. ratio_j is the new probability of the action of agent j, divided by
+the old probability. M is 1 for the first agent. A rejected step does not change M. The code uses
+M (A - m) + m instead of M A, where m is the mean of A. The expectation is the same, but the noise
+of M does not grow with m.
 
-Agents that share their parameters have no order: the argument does not hold for them. They take
-one step together, in which each agent counts as an environment of its own.
+Agents that share their parameters cannot take steps one after another. They take one step together,
+in which each agent counts as one more environment.
 """
 
 from collections.abc import Callable
@@ -27,29 +28,30 @@ from trpo_jax.algorithms import on_policy
 from trpo_jax.algorithms.base import Algorithm, Metrics
 from trpo_jax.algorithms.groups import prepare
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.envs.base import Environment, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.teams import BESIDE, folded, keys_of, row_policy, team_policy, team_rows
 
-EACH = ("kl", "step_rejected")  # metrics that are kept of each agent too
-LARGEST = ("kl_max",)  # metrics whose largest counts; of all others the mean
+EACH = ("kl", "step_rejected")  # metrics that are also reported for each agent
+LARGEST = ("kl_max",)  # metrics of a team that are a maximum over the agents, not a mean
 
 
 def make_team_algorithm(
     env: Environment, config: Any, agent: Agent | None, step_arguments: Callable[..., Any]
 ) -> Algorithm:
-    """Returns the algorithm whose agents take the policy's steps of an algorithm for one agent.
+    """Returns an algorithm for a team, in which every agent takes the step of a given algorithm.
 
     Args:
-        env: the environment of a team.
+        env: an environment with several agents.
         config: the config.
-        agent: the policy of one agent, for its rows, and the critic of the team; what the config
-            describes if None.
+        agent: the policy of one team member (it sees the observations of this member), and the
+            critic of the team; made from the config if None.
         step_arguments: `(env, config, agent) -> arguments of on_policy.make` of an algorithm for
             one agent, such as `trpo.step_arguments`.
 
     Raises:
-        ConfigurationError: if a field's value cannot work, or the environment has no team.
+        ConfigurationError: if the value of a field cannot work, or the environment has one agent.
     """
     config, agent = prepare(env, config, agent)
     require_white(agent)
@@ -104,10 +106,10 @@ def make_team_algorithm(
 
 
 def require_white(agent: Agent) -> None:
-    """Raises a ConfigurationError if the noise of an agent's actions goes on over time."""
+    """Raises a ConfigurationError if the noise of an agent's actions is not independent."""
     if jax.tree.leaves(agent.exploration.init(jax.random.key(0), 1)):
         raise ConfigurationError(
-            "The exploration of the agent carries noise from step to step, which a team cannot. "
+            "The exploration of the agent carries noise from step to step, which a team cannot do. "
             "Choose trpo_jax.exploration.white()."
         )
 
@@ -115,22 +117,26 @@ def require_white(agent: Agent) -> None:
 def compound(
     advantages: Float[Array, "T B"], log_ratio: Float[Array, "T B"]
 ) -> Float[Array, "T B"]:
-    """Returns A + (M - 1) (A - mean A), what the steps of the agents before leave of advantages.
+    """Returns A + (M - 1) (A - mean A), the advantages after the steps of the earlier agents.
 
     Args:
         advantages: A.
-        log_ratio: the logarithm of M.
+        log_ratio: logarithm of M.
+
+    Examples:
+        >>> compound(jnp.array([[-1.0, 1.0]]), jnp.log(jnp.array([[1.0, 2.0]])))
+        Array([[-1.,  2.]], dtype=float32)
     """
     return advantages + jnp.expm1(log_ratio) * (advantages - jnp.mean(advantages))
 
 
 def of_agent(tree: Any, index: Any, axis: int = 0) -> Any:
-    """Returns one agent's part of arrays with an axis of agents."""
+    """Returns the part of one agent, from arrays with an axis of agents."""
     return jax.tree.map(lambda x: jnp.take(x, index, axis), tree)
 
 
 def batch_of_agent(batch: Batch, index: Any) -> Batch:
-    """Returns what one agent saw and did in the batch of a team, `[T, B]`."""
+    """Returns the batch `[T, B]` of one agent: its own observations, actions and memory."""
     observations, actions, carry = of_agent(
         (batch.observations, batch.actions, batch.carry), index, 2
     )
@@ -138,7 +144,7 @@ def batch_of_agent(batch: Batch, index: Any) -> Batch:
 
 
 def as_environments(batch: Batch, count: int) -> Batch:
-    """Returns the batch of a team in which each agent counts as an environment, `[T, B N]`."""
+    """Returns the batch `[T, B N]` of a team, in which each of N agents is an environment."""
     of_each = lambda x: jnp.repeat(x, count, axis=1)
     observations, actions, carry = folded((batch.observations, batch.actions, batch.carry))
     return batch._replace(
@@ -160,9 +166,17 @@ def _log_ratio(agent: Agent, old: Any, new: Any, batch: Batch) -> Float[Array, "
 
 
 def team_metrics(metrics: dict[str, Array]) -> Metrics:
-    """Returns means over the agents of metrics `[N]`, the largest of some, and some of each agent.
+    """Returns the metrics of a team from the metrics of its agents.
 
-    Those of each agent are named like `kl_agent_0`.
+    Each metric is the mean over the agents, or the maximum if it is in `LARGEST`. The metrics in
+    `EACH` are also reported for each agent, with names such as `kl_agent_0`.
+
+    Args:
+        metrics: arrays `[N]`, with one number for each agent.
+
+    Examples:
+        >>> {name: float(x) for name, x in team_metrics({"kl": jnp.array([0.25, 0.75])}).items()}
+        {'kl': 0.5, 'kl_agent_0': 0.25, 'kl_agent_1': 0.75}
     """
     found = {name: (jnp.max if name in LARGEST else jnp.mean)(x) for name, x in metrics.items()}
     for name in EACH:

@@ -1,4 +1,8 @@
-"""Trust-region policy optimisation (Schulman et al. 2015, arXiv:1502.05477), single path."""
+"""Trust-region policy optimisation (Schulman et al. 2015, arXiv:1502.05477), single path.
+
+Each update maximises the surrogate under a bound on the mean KL divergence. The step is a natural
+gradient with a line search; see `trpo_jax.trust_region`.
+"""
 
 from typing import Any, no_type_check
 
@@ -22,7 +26,7 @@ from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_ste
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(TrustRegion, Exploration, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
 
 def make(
@@ -30,31 +34,35 @@ def make(
 ) -> Algorithm:
     """Returns TRPO on an environment.
 
-    `make` may be called inside a traced function: `jax.vmap` over configs whose real-valued fields
-    are arrays runs one program for all of them.
+    `make` may be called inside a traced function. So `jax.vmap` over a config whose real numbers
+    are arrays runs one program for all values.
 
     Args:
-        env: the environment, from `trpo_jax.envs.make` or of the caller's own.
+        env: the environment, from `trpo_jax.make_env` or written by the user.
         config: hyperparameters; the defaults if None.
-        agent: what acts and what judges; what the config describes if None.
+        agent: policy, critic and exploration; made from the config if None.
 
     Raises:
-        ConfigurationError: if a field's value cannot work.
+        ConfigurationError: if the value of a field cannot work.
 
-    Example:
-        >>> algorithm = make(envs.make("CartPole-v1"), Config(max_kl=0.02))
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> config = trpo_jax.trpo.Config(max_kl=0.02, num_envs=4, num_steps=64)
+        >>> algorithm = trpo_jax.trpo.make(env, config)
         >>> state = algorithm.init(jax.random.key(0))
         >>> state, metrics = jax.jit(algorithm.update)(state)
+        >>> bool(metrics["kl"] <= 0.02), bool(metrics["surrogate_gain"] > 0)
+        (True, True)
     """
     config, agent = prepare(env, config or Config(), agent)
     return on_policy.make(env, config, agent=agent, **step_arguments(env, config, agent))
 
 
 def step_arguments(env: Environment, config: TrustRegion, agent: Agent) -> dict[str, Any]:
-    """Returns the arguments of `on_policy.make` for TRPO's step.
+    """Returns the arguments of `on_policy.make` for the step of TRPO.
 
     Raises:
-        ConfigurationError: if the solver of the config cannot serve the agent's policy.
+        ConfigurationError: if the solver of the config cannot work with the agent's policy.
     """
     require_solver(env, config, agent)
     batch_size = config.num_envs * config.num_steps

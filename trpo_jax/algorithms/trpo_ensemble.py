@@ -1,8 +1,8 @@
-"""TRPO whose policy changes less where several critics disagree about a state.
+"""TRPO that changes the policy less at states about which several critics disagree.
 
-This is the project's own, not a published algorithm. The members of an ensemble of critics differ
-in their initialisation and in the environments that they are fitted to: each gets a bootstrap
-sample of them. The spread of their values weights the states in the metric of the trust region.
+This is the project's own algorithm, not a published one. The members of an ensemble of critics have
+different initial parameters. Each member is fitted to its own bootstrap sample of the environments.
+The spread of their values weights the states in the metric of the trust region.
 """
 
 from typing import Any, no_type_check
@@ -40,13 +40,13 @@ from trpo_jax.trust_region import (
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(trpo.Config):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
-    num_critics: int = fields.integer(4, "critics in the ensemble", 2)
+    num_critics: int = fields.integer(4, "number of critics in the ensemble", 2)
     uncertainty_exponent: fields.Real = fields.real(
         1.0,
-        "exponent of a state's weight in the metric by the critics' disagreement; 0 weights all "
-        "states alike",
+        "exponent of the critics' disagreement in the weight of a state; larger values change the "
+        "policy less where critics disagree; 0 weights all states alike",
         0.0,
     )
 
@@ -54,13 +54,21 @@ class Config(trpo.Config):
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns TRPO with an ensemble of critics; see `trpo.make`.
+    """Returns TRPO with an ensemble of critics; see `trpo.make` for the arguments.
 
-    Each member is a critic like the agent's.
+    Each member of the ensemble is a copy of the agent's critic, with its own parameters.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> config = trpo_jax.trpo_ensemble.Config(num_critics=3, num_envs=4, num_steps=64)
+        >>> algorithm = trpo_jax.trpo_ensemble.make(env, config)
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> bool(metrics["value_std"] > 0)  # disagreement of the critics
+        True
     """
     config, agent = prepare(env, config or Config(), agent)
     require_solver(env, config, agent)
-    require_every_step(config, "the weights of states are of every step")
+    require_every_step(config, "the metric weights the state of every time step")
     member = agent.critic
     agent = agent._replace(critic=make_ensemble(member, config.num_critics))
     batch_size = config.num_envs * config.num_steps
@@ -99,7 +107,10 @@ def make(
 
 
 def make_ensemble(member: Critic, size: int) -> Critic:
-    """Returns a critic whose values are the mean over `size` members, leading axis `[size]`."""
+    """Returns a critic whose values are the mean of `size` members.
+
+    The parameters of the members have the leading axis `[size]`.
+    """
 
     def init(key):
         return jax.vmap(member.init)(jax.random.split(key, size))
@@ -136,9 +147,9 @@ def make_ensemble(member: Critic, size: int) -> Critic:
 def member_values(
     member: Critic, params: PyTree[Array], sequences: Sequences
 ) -> tuple[Float[Array, "K T B"], Any]:
-    """Returns the values that each of K members gives, and its carries; see `Critic.values`.
+    """Returns the values and the carries of each of K members; see `Critic.values`.
 
-    The members are the second axis of the carry, `[B, K, ...]`.
+    The second axis of `sequences.carry` is the axis of the members, `[B, K, ...]`.
     """
     axes = Sequences(1, None, None)
     return jax.vmap(member.values, in_axes=(0, axes))(params, sequences)
@@ -147,10 +158,19 @@ def member_values(
 def uncertainty_weights(
     spread: Float[Array, "*batch"], exponent: Float[Array, ""] | float
 ) -> Float[Array, "*batch"]:
-    """Returns weights of mean 1 that grow with the critics' disagreement about a state.
+    """Returns weights with mean 1 that grow with the critics' disagreement about a state.
 
-    clip((sigma / median sigma)^exponent, 1/2, 2), divided by its mean. In the metric of a trust
-    region they allow the policy less change where the values are less certain.
+    A weight is clip((sigma / median sigma)^exponent, 1/2, 2), divided by the mean over the states.
+    In the metric of a trust region, these weights allow less change of the policy at states whose
+    values are less certain.
+
+    Args:
+        spread: sigma, standard deviation of the critics' values.
+        exponent: exponent of the relative spread.
+
+    Examples:
+        >>> uncertainty_weights(jnp.array([1.0, 1.0, 2.0]), 1.0)
+        Array([0.75, 0.75, 1.5 ], dtype=float32)
     """
     median = jnp.median(spread)
     relative = jnp.where(median > 0, spread / jnp.where(median > 0, median, 1.0), 1.0)

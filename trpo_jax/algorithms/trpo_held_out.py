@@ -1,7 +1,7 @@
-"""TRPO whose steps are accepted by environments that they were not computed from.
+"""TRPO that tests its step on environments that were not used to compute it.
 
-This is the project's own, not a published algorithm. The step comes from half of the environments.
-The line search accepts the longest candidate whose gain on the other half is positive with
+This is the project's own algorithm, not a published one. One half of the environments gives the
+step. The line search accepts the longest candidate whose gain on the other half is positive with
 confidence 1 - alpha, by Student's t-test over environments.
 """
 
@@ -37,22 +37,37 @@ from trpo_jax.trust_region import (
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(trpo.Config):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
     alpha: fields.Real = fields.real(
-        0.05, "1 - alpha is the level of confidence", 0.0, 1.0, open_low=True, open_high=True
+        0.05,
+        "largest p-value with which the line search accepts a step; smaller values accept fewer "
+        "steps",
+        0.0,
+        1.0,
+        open_low=True,
+        open_high=True,
     )
 
 
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns TRPO with a line search on held-out environments; see `trpo.make`."""
+    """Returns TRPO with a line search on held-out environments; see `trpo.make`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> config = trpo_jax.trpo_held_out.Config(alpha=1e-30, num_envs=4, num_steps=64)
+        >>> algorithm = trpo_jax.trpo_held_out.make(env, config)
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> bool(metrics["step_rejected"])  # no gain is so certain
+        True
+    """
     config, agent = prepare(env, config or Config(), agent)
     if config.num_envs < 4:
         raise ConfigurationError(
-            f"num_envs = {config.num_envs} cannot be halved into environments that compute a step "
-            "and at least 2 that judge it. Choose at least 4."
+            f"num_envs = {config.num_envs} cannot be halved into at least 2 environments that "
+            "compute a step and at least 2 that test it. Choose at least 4."
         )
     num_fitted = config.num_envs - config.num_envs // 2
     require_solver(env, config, agent, num_fitted)

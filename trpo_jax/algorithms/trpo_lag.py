@@ -1,8 +1,8 @@
-"""TRPO on return less price times cost, whose price Adam raises while a limit is exceeded.
+"""TRPO with a Lagrangian: TRPO on the return minus multipliers times costs.
 
-The multiplier is the dual variable of the limit (Ray, Achiam and Amodei 2019, "Benchmarking safe
-exploration in deep reinforcement learning", section 5): it ascends the excess of the cost, and is
-never negative.
+A multiplier is the dual variable of a limit (Ray, Achiam and Amodei 2019, "Benchmarking safe
+exploration in deep reinforcement learning", section 5). Adam raises the multiplier while the cost
+is above its limit, and lowers it while the cost is below. It is never negative.
 """
 
 from typing import no_type_check
@@ -21,19 +21,21 @@ from trpo_jax.envs.base import Environment
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class AdamPrice(Constrained):
-    """The multipliers of a Lagrangian."""
+    """Multipliers of a Lagrangian."""
 
-    multiplier_lr: fields.Real = fields.real(0.035, "step size of Adam for the multipliers", 0.0)
+    multiplier_lr: fields.Real = fields.real(
+        0.035, "learning rate of Adam for the multipliers of the costs", 0.0
+    )
 
 
 @no_type_check
 @struct.dataclass
 class Config(AdamPrice, trpo.Config):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
 
 def adam_rule(config: AdamPrice) -> Rule:
-    """Returns the rule by which multipliers climb the excess of their costs."""
+    """Returns the rule that moves multipliers by Adam along the excess of their costs."""
     adam = optax.scale_by_adam()
 
     def update(state, multiplier, excess):
@@ -46,6 +48,15 @@ def adam_rule(config: AdamPrice) -> Rule:
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns TRPO with a Lagrangian on an environment with costs; see `trpo.make`."""
+    """Returns TRPO with a Lagrangian on an environment with costs; see `trpo.make`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("native/TollRoad")
+        >>> config = trpo_jax.trpo_lag.Config(cost_limit=2.0, num_envs=4, num_steps=16)
+        >>> algorithm = trpo_jax.trpo_lag.make(env, config.replace(multiplier_lr=0.05))
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> print(f"{metrics['cost_multiplier']:.3f}")
+        0.050
+    """
     config = config or Config()
     return make_priced(env, config, agent, trpo.step_arguments, adam_rule(config))

@@ -1,7 +1,8 @@
-"""TRPO on return less price times cost, with a PID controller for the price.
+"""TRPO with a PID controller for the multipliers of the costs.
 
-Proportional and derivative terms damp the swings of a multiplier that only integrates the excess of
-the cost, as a Lagrangian's does (Stooke et al. 2020, arXiv:2007.03964, algorithm 2).
+The multiplier of a plain Lagrangian integrates the excess of the cost over its limit, so it swings.
+The proportional and derivative terms of the controller damp these swings (Stooke et al. 2020,
+arXiv:2007.03964, algorithm 2).
 """
 
 from typing import NamedTuple, no_type_check
@@ -20,27 +21,36 @@ from trpo_jax.envs.base import Environment
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(Constrained, trpo.Config):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
-    pid_p: fields.Real = fields.real(0.1, "gain on the smoothed excess of the cost", 0.0)
+    pid_p: fields.Real = fields.real(
+        0.1, "proportional gain: weight of the smoothed excess of the cost over its limit", 0.0
+    )
     pid_i: fields.Real = fields.real(
-        0.01, "gain on the sum of the excesses, which is never negative", 0.0
+        0.01, "integral gain: weight of the sum of all excesses; the sum is never negative", 0.0
     )
     pid_d: fields.Real = fields.real(
-        0.01, "gain on a rise of the smoothed excess since the last update", 0.0
+        0.01,
+        "derivative gain: weight of the rise of the smoothed excess since the last update; a fall "
+        "counts as 0",
+        0.0,
     )
     pid_smoothing: fields.Real = fields.real(
-        0.9, "weight of the past in the smoothed excess", 0.0, 1.0, open_high=True
+        0.9,
+        "weight of the past in the smoothed excess; 0 means no smoothing",
+        0.0,
+        1.0,
+        open_high=True,
     )
 
 
 class PIDState(NamedTuple):
-    """What the controller keeps; each array is `[K]`.
+    """State of the controller; arrays are `[K]`.
 
     Attributes:
         integral: sum of the excesses so far, never negative.
-        smoothed: exponential mean of the excess.
-        started: whether there was an excess yet, scalar.
+        smoothed: exponential moving average of the excess.
+        started: whether the controller has seen an excess, scalar.
     """
 
     integral: Float[Array, " K"]
@@ -51,7 +61,7 @@ class PIDState(NamedTuple):
 def pid_rule(config: Config) -> Rule:
     """Returns the rule lambda = max(0, K_P e + K_I sum max(0, .) + K_D max(0, rise of e)).
 
-    The first excess starts the smoothed one, e.
+    Here e is the exponential moving average of the excess. It starts at the first excess.
     """
 
     def init(multiplier):
@@ -71,6 +81,15 @@ def pid_rule(config: Config) -> Rule:
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns TRPO with a PID controller of its multipliers; see `trpo.make`."""
+    """Returns TRPO with a PID controller for its multipliers; see `trpo.make`.
+
+    Examples:
+        >>> env = trpo_jax.make_env("native/TollRoad")
+        >>> config = trpo_jax.trpo_pid.Config(cost_limit=2.0, num_envs=4, num_steps=16)
+        >>> algorithm = trpo_jax.trpo_pid.make(env, config.replace(pid_p=0.1, pid_i=0.0))
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> bool(jnp.isclose(metrics["cost_multiplier"], 0.1 * metrics["cost_excess"]))
+        True
+    """
     config = config or Config()
     return make_priced(env, config, agent, trpo.step_arguments, pid_rule(config))

@@ -1,13 +1,13 @@
 """TRPO with the vine scheme (Schulman et al. 2015, arXiv:1502.05477, section 5.2 and figure 1).
 
-One trajectory says of each state what one action led to. The vine restarts the environment from N
-states of it, the rollout set, and runs a short branch from each of K actions: differences between
-the actions of one state are measured, where the single path has to guess them from a critic. The
-branches of a state share the random numbers of environment and policy, so that what differs between
-them is the action.
+A trajectory shows the result of only one action in each state. The vine restarts the environment
+from N states of a trajectory (the trunk) and runs K short branches from each of them. Each branch
+has another first action. This measures the differences between the actions of a state, which the
+single path of `trpo` must estimate with a critic. The branches of a state use the same random
+numbers for environment and policy, so only the first action differs.
 
-The trunk's rewards reach the policy only through the critic, and through it only if branches are
-bootstrapped. All steps of the simulator are counted, also those it runs after a branch has ended.
+The rewards of the trunk train only the critic, which affects the policy if branches are
+bootstrapped. All steps of the simulator count, also the steps after a branch has ended.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,8 @@ from trpo_jax.algorithms.natural_gradient import (
 )
 from trpo_jax.algorithms.on_policy import Batch, StepInput
 from trpo_jax.critics import Sequences
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import observe
 from trpo_jax.trust_region import trust_region_step
@@ -42,30 +43,40 @@ from trpo_jax.vine import branch_return, differences, draw_actions, self_normali
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(TrustRegion, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
-    num_states: int = fields.integer(64, "states of the trajectory that branches start from", 1)
+    num_states: int = fields.integer(
+        64, "number of states of the trajectory from which branches start", 1
+    )
     num_branches: int = fields.integer(
-        4, "actions tried in each of these states, at least 2; no more than there are", 1
+        4,
+        "number of first actions to try from each of these states, at least 2; discrete actions "
+        "are tried at most once each",
+        1,
     )
     branch_steps: int = fields.integer(
-        10, "steps of each branch; 50 to 100 in the paper, which does not bootstrap", 1
+        10,
+        "largest number of steps of a branch; the paper uses 50 to 100, without a bootstrap",
+        1,
     )
     branch_bootstrap: bool = fields.flag(
-        True, "add the critic's value where a branch stops short of termination; not in the paper"
+        True,
+        "add the critic's value of the last state to the return of a branch that does not "
+        "terminate; the paper does not do this",
     )
     fisher_subsample: int = fields.integer(
-        1, "keep every k-th of the num_states states in Fisher-vector products", 1
+        1, "use every k-th of the num_states states for the Fisher matrix; 1 uses all", 1
     )
 
 
 class Branches(NamedTuple):
-    """What the branches of N states with K actions each found.
+    """Branches from N states, with K first actions each.
 
     Attributes:
         batch: the batch at these states, leading axes `[N, 1]`.
-        actions: the first actions, as the policy chooses them.
-        log_probs: their log-probabilities under what they were drawn from.
+        actions: first action of each branch, in the form that the policy gives.
+        log_probs: log-probability of each first action under the distribution that it was drawn
+            from.
         returns: discounted return of each branch, in the environment's units.
     """
 
@@ -78,9 +89,19 @@ class Branches(NamedTuple):
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns TRPO with the vine scheme on an environment; see `trpo.make`.
+    """Returns TRPO with the vine scheme on an environment; see `trpo.make` for the arguments.
 
-    Of an agent's exploration it takes no notice: the trunk's actions are independent draws.
+    The exploration of an agent is not used. The actions of the trunk are independent draws.
+
+    Examples:
+        >>> env = trpo_jax.make_env("Pendulum-v1")
+        >>> config = trpo_jax.trpo_vine.Config(num_states=8, num_branches=2, branch_steps=5)
+        >>> algorithm = trpo_jax.trpo_vine.make(env, config.replace(num_envs=4, num_steps=16))
+        >>> algorithm.steps_per_update  # 4 * 16 of the trunk and 8 * 2 * 5 of the branches
+        144
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> bool(metrics["branch_return_std"] > 0)
+        True
     """
     config, agent = prepare(env, config or Config(), agent)
     require_solver(env, config, agent)
@@ -122,7 +143,7 @@ def make(
 def make_branches(
     env: Environment, config: Config, agent: Agent, num_branches: int
 ) -> Callable[[PRNGKeyArray, StepInput], Branches]:
-    """Returns `(key, step_input) -> branches`, which restarts the environment and runs them."""
+    """Returns `(key, step_input) -> branches`, which restarts the environment and runs branches."""
     num_rows = config.num_envs * config.num_steps
 
     def branch_rollouts(key, step_input):
@@ -152,7 +173,7 @@ def make_branches(
             shown = jax.tree.map(lambda x: x[None], one(observation))
             sequences = Sequences((), shown, jnp.zeros((1, 1), bool))
             values, _ = agent.critic.values(step_input.critic_params, sequences)
-            # Before a reward has said anything, it is noise that would be followed.
+            # Without a signal in the rewards, the critic's value is only error.
             return jnp.where(step_input.signal, step_input.reward_scale * values[0, 0], 0.0)
 
         def branch(key, episode, action):
@@ -160,7 +181,7 @@ def make_branches(
                 env, act, value, key, episode, action, config.branch_steps, config.gamma
             )
 
-        # One key for all branches of a state: common random numbers.
+        # All branches of a state use one key: common random numbers.
         of_one_state = jax.vmap(branch, in_axes=(None, None, 0))
         keys = jax.random.split(branch_key, config.num_states)
         return Branches(batch, actions, log_probs, jax.vmap(of_one_state)(keys, episodes, actions))
@@ -169,7 +190,7 @@ def make_branches(
 
 
 def _recording() -> exploration.Exploration:
-    """Returns independent draws that keep the running episode of each step as their noise."""
+    """Returns independent draws that store the running episode of each step as their noise."""
     white = exploration.white()
 
     def act(key, distribution, noise_state, episodes):
@@ -183,21 +204,23 @@ def _validate_branches(env: Environment, config: Config) -> None:
     num_rows = config.num_envs * config.num_steps
     if not env.restartable:
         raise ConfigurationError(
-            f"trpo_vine restarts the environment from stored states, and {env.name} cannot be "
-            "restarted. Choose an environment that can, or the single path of trpo."
+            f"trpo_vine restarts the environment from stored states, but {env.name} cannot be "
+            "restarted. Choose trpo, or an environment that can be restarted, such as CartPole-v1."
         )
     if config.num_branches < 2:
         raise ConfigurationError(
             f"num_branches = {config.num_branches} compares no actions: the loss of a state is a "
-            "weighted mean over its branches, which for one branch is constant. Choose at least 2."
+            "weighted mean over its branches, and a mean of one branch is constant. Choose at "
+            "least 2."
         )
     if config.num_states > num_rows:
         raise ConfigurationError(
-            f"num_states = {config.num_states} is more than the trajectory holds: num_envs * "
-            f"num_steps = {config.num_envs} * {config.num_steps} = {num_rows}. Choose at most that."
+            f"num_states = {config.num_states} is more than the states of the trajectory, num_envs "
+            f"* num_steps = {config.num_envs} * {config.num_steps} = {num_rows}. Choose at most "
+            f"{num_rows}."
         )
     if config.fisher_subsample > config.num_states:
         raise ConfigurationError(
-            f"fisher_subsample = {config.fisher_subsample} keeps every k-th of only num_states = "
-            f"{config.num_states} states. Choose at most num_states."
+            f"fisher_subsample = {config.fisher_subsample} keeps every k-th state, but there are "
+            f"only num_states = {config.num_states}. Choose at most num_states."
         )

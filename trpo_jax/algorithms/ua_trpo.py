@@ -1,14 +1,16 @@
-"""Uncertainty-aware TRPO: a trust region from a confidence interval of the gradient.
+"""Uncertainty-aware TRPO (Queeney, Paschalidis and Cassandras 2021, arXiv:2012.10791).
 
-With few samples, the surrogate's gradient is only known up to a confidence ellipsoid. Its size R^2
-follows from a normal assumption and its shape is the covariance Sigma of the estimate
-(`trpo_jax.confidence`). Along a step u, the worst gradient in it gains g.u - R sqrt(u^T Sigma u):
-the mean minus so many deviations. Penalising that in the metric, M = F + c R^2 Sigma, shortens
-steps along uncertain directions (Queeney, Paschalidis and Cassandras 2021, arXiv:2012.10791). With
-c = 0 it is TRPO, and it tends to TRPO as the number of environments grows. Their implementation
-projects M onto a random subspace; here its products go straight into conjugate gradient, with no
-more passes through the network than TRPO's own, and d in R^2 is the dimension of the Krylov space.
-That space depends on the gradient, so the level 1 - alpha is nominal.
+With few samples, only a confidence ellipsoid of the surrogate's gradient is known. Its shape is the
+covariance Sigma of the gradient estimate. Its size R^2 assumes a normal distribution
+(`trpo_jax.confidence`). A step u gains g.u - R sqrt(u^T Sigma u) for the worst gradient in the
+ellipsoid: the mean gain minus R standard deviations. The metric M = F + c R^2 Sigma penalises this
+deviation, which shortens steps along uncertain directions. With c = 0 the algorithm is TRPO. It
+also approaches TRPO as the number of environments grows.
+
+The authors project M onto a random subspace. Here, conjugate gradient uses products with M, which
+need no more passes through the network than TRPO. The dimension d in R^2 is the dimension of the
+Krylov space. The Krylov space depends on the gradient, so the confidence level 1 - alpha is only
+nominal.
 """
 
 from typing import no_type_check
@@ -53,29 +55,49 @@ from trpo_jax.trust_region import (
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(trpo.Config):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
-    c: fields.Real = fields.real(1.0, "weight of the gradient's uncertainty in the metric", 0.0)
+    c: fields.Real = fields.real(
+        1.0,
+        "weight of the gradient's uncertainty in the trust region; larger values shorten steps "
+        "along uncertain directions; 0 is TRPO",
+        0.0,
+    )
     alpha: fields.Real = fields.real(
-        0.05, "1 - alpha is the level of confidence", 0.0, 1.0, open_low=True, open_high=True
+        0.05,
+        "1 - alpha is the confidence level of the gradient's ellipsoid; smaller values make the "
+        "ellipsoid larger",
+        0.0,
+        1.0,
+        open_low=True,
+        open_high=True,
     )
 
 
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns uncertainty-aware TRPO on an environment; see `trpo.make`."""
+    """Returns uncertainty-aware TRPO on an environment; see `trpo.make` for the arguments.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> config = trpo_jax.ua_trpo.Config(c=1.0, num_envs=4, num_steps=64)
+        >>> algorithm = trpo_jax.ua_trpo.make(env, config)
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> bool(metrics["effective_radius"] < 0.01)  # KL radius left after the penalty
+        True
+    """
     config, agent = prepare(env, config or Config(), agent)
     require_solver(env, config, agent)
     require_every_step(config, "the covariance of the gradient needs every step")
     if config.num_envs < 2:
         raise ConfigurationError(
-            f"num_envs = {config.num_envs} gives no spread between environments, which ua_trpo "
-            "measures the gradient's uncertainty by. Choose at least 2."
+            f"num_envs = {config.num_envs} gives no spread between environments, but ua_trpo needs "
+            "it to measure the uncertainty of the gradient. Choose at least 2."
         )
     batch_size = config.num_envs * config.num_steps
     krylov = min(config.cg_iters, config.num_envs - 1)
-    # Adding zero is not free of rounding once compiled: left out, the step is TRPO's to the bit.
+    # With c = 0 the term is left out, so the step is TRPO's, bit for bit: adding 0 could round.
     certain = isinstance(config.c, float | int) and config.c == 0
 
     def policy_step(key, step_input):

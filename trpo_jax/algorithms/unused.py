@@ -1,4 +1,4 @@
-"""Hyperparameters without effect: another one, or the environment, leaves them no part."""
+"""Finds hyperparameters without an effect, because of another one or of the environment."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import jax
 
 from trpo_jax.agent import NO_MEMORY
-from trpo_jax.envs.base import Agents, Box, Environment, num_components
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import Agents, Box, num_components
 
-OF_ANOTHER_CHOICE = {  # fields: (the field that decides, its value)
+OF_ANOTHER_CHOICE = {  # fields: (the field that decides, the value with which they have an effect)
     ("ou_rho",): ("exploration", "ou"),
     ("color_beta",): ("exploration", "colored"),
     ("critic_lr", "critic_epochs", "critic_minibatches"): ("gae_critic", "adam"),
@@ -19,11 +20,16 @@ OF_ANOTHER_CHOICE = {  # fields: (the field that decides, its value)
 
 
 def unused_fields(env: Environment, config: Any) -> Iterator[tuple[str, str]]:
-    """Yields the name of each field of a config that has no effect, and why.
+    """Yields the name of each field of a config that has no effect, and the reason.
 
     Args:
         env: the environment.
-        config: of an algorithm; fields that it does not have are of no concern.
+        config: the config of any algorithm. Fields that it does not have may be yielded too.
+
+    Examples:
+        >>> env, config = trpo_jax.make_env("Pendulum-v1"), trpo_jax.trpo.Config(gae_critic="adam")
+        >>> dict(unused_fields(env, config))["critic_max_change"]
+        'gae_critic is adam, not trust_region'
     """
     action = env.action.padded if isinstance(env.action, Agents) else env.action
     if not any(isinstance(part, Box) for part in jax.tree.leaves(action)):

@@ -1,6 +1,7 @@
 """Vanilla policy gradient: REINFORCE (Williams 1992) with a critic and Adam.
 
-One step of Adam for each batch, along the plain gradient that TRPO preconditions.
+Each update takes one step of Adam along the plain policy gradient. TRPO uses the same gradient, but
+preconditions it with the Fisher matrix.
 """
 
 from typing import no_type_check
@@ -24,15 +25,24 @@ from trpo_jax.trust_region import (
 @no_type_check  # `make` checks the values, and leaves may be arrays
 @struct.dataclass
 class Config(Exploration, OnPolicy):
-    """Hyperparameters. Integers, names and booleans are static; every real number is a leaf."""
+    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
 
-    policy_lr: fields.Real = fields.real(1e-2, "step size of Adam for the policy", 0.0)
+    policy_lr: fields.Real = fields.real(1e-2, "learning rate of Adam for the policy", 0.0)
 
 
 def make(
     env: Environment, config: Config | None = None, *, agent: Agent | None = None
 ) -> Algorithm:
-    """Returns the vanilla policy gradient on an environment; see `trpo.make`."""
+    """Returns vanilla policy gradient on an environment; see `trpo.make` for the arguments.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> config = trpo_jax.vpg.Config(policy_lr=0.02, num_envs=4, num_steps=64)
+        >>> algorithm = trpo_jax.vpg.make(env, config)
+        >>> state, metrics = jax.jit(algorithm.update)(algorithm.init(jax.random.key(0)))
+        >>> int(optax.tree.get(state.step_state, "count"))  # steps of Adam
+        1
+    """
     config, agent = prepare(env, config or Config(), agent)
     batch_size = config.num_envs * config.num_steps
     optimizer = optax.adam(config.policy_lr)

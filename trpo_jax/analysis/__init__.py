@@ -1,1 +1,1 @@
-"""Numbers of finished runs: returns, groups of seeds, statistics, comparisons and diagnosis."""
+"""The analysis of stored runs: returns, groups, statistics, comparisons and diagnosis."""

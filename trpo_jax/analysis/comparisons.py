@@ -1,4 +1,4 @@
-"""Labels compared: on each task, and over the tasks that all of them have."""
+"""Comparison of labels, on each task and over all tasks that the labels share."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,20 +15,20 @@ from trpo_jax.analysis.statistics import (
 )
 from trpo_jax.errors import ConfigurationError
 
-LEVELS = 200  # of a performance profile
+LEVELS = 200  # number of scores at which a performance profile is computed
 
 
 class Task(NamedTuple):
-    """A task, and what labels are compared by on it.
+    """A task, and the scores by which the labels are compared.
 
     Attributes:
-        groups: by label.
-        env_steps: environment steps of a seed that every label has; numbers are of these.
-        scores: by label, `[num_seeds]`.
+        groups: the group of runs of each label.
+        env_steps: number of environment steps of a seed that are compared. Every label has as many.
+        scores: the score of each seed by label, `[num_seeds]`.
         low: the score that counts as 0 in aggregates over tasks.
-        high: the score that counts as 1.
-        threshold: the running return to reach.
-        notes: what to know of these numbers.
+        high: the score that counts as 1 in aggregates over tasks.
+        threshold: a running return. The comparison reports when the seeds first reached it.
+        notes: remarks for the reader of the numbers.
     """
 
     groups: dict[str, Group]
@@ -41,15 +41,15 @@ class Task(NamedTuple):
 
 
 class Overall(NamedTuple):
-    """What several tasks say together, each weighing the same.
+    """The comparison of labels over several tasks. Each task has the same weight.
 
     Attributes:
-        tasks: their names.
-        aggregates: of normalised scores, by name of the aggregate, then by label.
+        tasks: names of the tasks.
+        aggregates: aggregates of normalised scores, by name of the aggregate, then by label.
         levels: normalised scores, `[L]`, from below the lowest to above the highest.
         profiles: fraction of seeds above each level, by label, `[L]`.
-        improvements: probability that a seed scores higher than one of the baseline, by label, the
-            baseline not among them.
+        improvements: probability that a seed scores higher than a seed of the baseline, by label.
+            The baseline itself is left out.
     """
 
     tasks: list[str]
@@ -65,10 +65,10 @@ def common_steps(groups: dict[str, Group]) -> int:
 
 
 def training_scores(groups: dict[str, Group], env_steps: int, window: int) -> dict[str, np.ndarray]:
-    """Returns the running return of each seed after some steps, by label, `[num_seeds]`.
+    """Returns the running return of each seed after `env_steps` steps, by label, `[num_seeds]`.
 
     Raises:
-        ConfigurationError: if some seed has not ended `window` episodes by then.
+        ConfigurationError: if a seed has not ended `window` episodes by then.
     """
     scores = {label: returns_at(group, env_steps) for label, group in groups.items()}
     for label, values in scores.items():
@@ -76,7 +76,7 @@ def training_scores(groups: dict[str, Group], env_steps: int, window: int) -> di
             folder = groups[label].runs[0].folder
             raise ConfigurationError(
                 f"Some seeds of {label!r} ({folder}) have not ended {window} episodes after "
-                f"{env_steps:,} environment steps, which is as far as all runs of its task go. "
+                f"{env_steps:,} environment steps, the length of the shortest run of this task. "
                 "Leave the shortest run out, or average over fewer episodes with --smooth."
             )
     return scores
@@ -85,25 +85,31 @@ def training_scores(groups: dict[str, Group], env_steps: int, window: int) -> di
 def return_range(
     groups: dict[str, Group], scores: dict[str, np.ndarray], env_steps: int
 ) -> tuple[float, float]:
-    """Returns the lowest and the highest of all scores, and running returns within some steps."""
+    """Returns the lowest and the highest number among scores and running returns.
+
+    Running returns after more than `env_steps` steps do not count.
+    """
     returns = [group.returns[:, group.env_steps <= env_steps].ravel() for group in groups.values()]
     known = np.concatenate([*returns, *scores.values()])
     return float(np.nanmin(known)), float(np.nanmax(known))
 
 
 def normalized_scores(task: Task) -> dict[str, np.ndarray]:
-    """Returns the scores by label, with 0 for `low` and 1 for `high`; all 0 if those are alike."""
+    """Returns the scores by label, scaled so that `low` becomes 0 and `high` becomes 1.
+
+    If `low` and `high` are equal, the scores are shifted only.
+    """
     width = (task.high - task.low) or 1.0
     return {label: (scores - task.low) / width for label, scores in task.scores.items()}
 
 
 def over_tasks(tasks: dict[str, Task], labels: Sequence[str], baseline: str) -> Overall | None:
-    """Returns what the tasks that all labels have say together, or None if there is none.
+    """Returns the comparison over all tasks that every label has; None if there is no such task.
 
     Args:
-        tasks: by name.
+        tasks: the tasks by name.
         labels: all labels.
-        baseline: the one that the others are compared with.
+        baseline: the label that the other labels are compared with.
     """
     common = [name for name, task in tasks.items() if len(task.groups) == len(labels)]
     if not common:

@@ -1,4 +1,4 @@
-"""What episodes cost, beside their limits."""
+"""Statistics of the costs of episodes, and whether they keep their limits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from trpo_jax.analysis.statistics import summarize
 def describe_costs(
     names: Sequence[str], per_seed: np.ndarray, limits: np.ndarray | None
 ) -> dict[str, dict[str, Any]]:
-    """Returns statistics of each cost, and how it stands to its limit, as JSON holds them.
+    """Returns statistics of each cost and whether it keeps its limit, ready for JSON.
 
     Args:
-        names: of the costs.
-        per_seed: mean cost of an episode, `[num_seeds, K]`, NaN of seeds that have stopped.
-        limits: `[K]`, or None.
+        names: names of the K costs.
+        per_seed: mean cost of an episode, `[num_seeds, K]`; NaN for seeds that have stopped.
+        limits: limit of each cost, `[K]`; None without limits.
     """
     described = {}
     for k, name in enumerate(names):
@@ -36,7 +36,12 @@ def describe_costs(
 
 
 def limit_text(name: str, described: Mapping[str, Any]) -> str:
-    """Returns a sentence on whether a cost keeps its limit, from `describe_costs`."""
+    """Returns a sentence that says whether a cost keeps its limit.
+
+    Args:
+        name: name of the cost.
+        described: the entry of this cost in the result of `describe_costs`.
+    """
     kept = "keep" if described["keeps_limit"] else "exceed"
     seeds = sum(x is not None for x in described["per_seed"])
     above = described["seeds_above_limit"]

@@ -1,8 +1,8 @@
-"""What the numbers of a run say against it: warnings, each with what to do about it.
+"""Warnings about a run, found in its metrics. Each warning says what to do.
 
-A check boils the run down to one number a seed, and knows which numbers are fine. The limits were
-chosen so that healthy runs stay silent: those of every algorithm here on Pendulum, of several on
-CartPole and Acrobot, and of TRPO on MountainCar and Hopper.
+A check computes one number for each seed and compares it with a range of fine numbers. The ranges
+were chosen so that healthy runs get no warning: runs of every algorithm on Pendulum, of several
+algorithms on CartPole and Acrobot, and of TRPO on MountainCar and Hopper.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,32 +14,33 @@ from trpo_jax.analysis import diagnosis_signs as signs
 from trpo_jax.analysis.diagnosis_costs import costs_of, excess_share, out_of_reach
 from trpo_jax.records.runs import StoredRun
 
-MIN_UPDATES = 10  # fewer are a start, and a start looks bad in any run
-REJECTED = (0.0, signs.OFTEN_REJECTED)  # share of the steps
-RESIDUAL = (0.0, 0.5)  # relative; 10 iterations leave 0.4 on Hopper, which is learnt all the same
-KL_SHORT = 0.25  # of the bound, which is half of the length; damping leaves 0.5 in healthy runs
-KL_EXCEEDED = 1.01  # of the bound, with a line search: the 1 % is for rounding
-OVERSHOT = 0.1  # share of updates far beyond the bound: without a line search, a few are normal
-KL_PEAK = 150.0  # maximum over mean; up to 110 in stable runs, 200 to 400 in others
+MIN_UPDATES = 10  # the first updates look bad in any run
+REJECTED = (0.0, signs.OFTEN_REJECTED)  # share of rejected steps
+RESIDUAL = (0.0, 0.5)  # relative; 10 iterations leave 0.4 on Hopper, and training succeeds
+KL_SHORT = 0.25  # share of the bound (half the step length); healthy runs reach 0.5 with damping
+KL_EXCEEDED = 1.01  # share of the bound, with a line search; 1 % is for rounding
+OVERSHOT = 0.1  # share of updates far beyond the bound; a few are normal without a line search
+KL_PEAK = 150.0  # maximum over mean; up to 110 in stable runs, 200 to 400 in unstable runs
 GAIN_RATIO = (0.5, 2.0)  # actual over predicted gain; 0.7 to 1.05 in healthy runs
-ENTROPY_LOST = 0.95  # of that of the start; a Gaussian has a quarter of its deviation left
-ENTROPY_GAINED = 1.0  # of that of the start; a Gaussian has four times its deviation
-CRITIC = (0.1, 1.0)  # explained variance; a critic that works soon has 0.7 and more
-LAST_THIRD = 2 / 3  # the share of a run before it
-EXCESS = 0.1  # of the cost: a cost at its limit is above it by its noise in half of the updates
-LISTED = 8  # seeds of a warning
-PRICES = {"multiplier_lr": "--multiplier-lr", "pid_i": "--pid-i"}  # what makes a cost dearer
+ENTROPY_LOST = 0.95  # share of the first entropy; a Gaussian has 1/4 of its deviation left
+ENTROPY_GAINED = 1.0  # share of the first entropy; a Gaussian has 4 times its deviation
+CRITIC = (0.1, 1.0)  # explained variance; a good critic soon reaches 0.7
+LAST_THIRD = 2 / 3  # the last third begins after this share of a run
+EXCESS = 0.1  # share of the cost; at the limit, noise is above it in half of the updates
+LISTED = 8  # most seeds that a warning lists
+PRICES = {"multiplier_lr": "--multiplier-lr", "pid_i": "--pid-i"}  # flags that raise a price
 
 
 class RunWarning(NamedTuple):
-    """What is wrong with some seeds of a run.
+    """A warning about some seeds of a run.
 
     Attributes:
-        name: in a few words.
-        metric: the column of `metrics.csv` that shows it.
-        seeds: which of them.
-        updates: the first and the last update that it is about.
-        measured: what was found: the number of these seeds, or the lowest and the highest.
+        name: the problem in a few words.
+        metric: the column of `metrics.csv` that shows the problem.
+        seeds: the seeds that have the problem.
+        updates: the first and the last update that were checked.
+        measured: a sentence with the number that was found, or with the lowest and the highest
+            number of these seeds.
         advice: what to do.
     """
 
@@ -52,16 +53,16 @@ class RunWarning(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One thing that can be wrong.
+    """A check for one problem.
 
     Attributes:
-        name: of the warning.
-        metrics: the columns it needs; the first one shows it.
-        since: the share of the run that is left out at the start.
-        measure: gives one number a seed; NaN is fine.
-        fine: the lowest and the highest number that are fine as well.
-        measured: what the number means, with `{}` in its place; `{} %` if it is a share.
-        advice: what to do; the names in braces are those of `remedies`.
+        name: name of the warning.
+        metrics: the columns that the check needs. The first column shows the problem.
+        since: the share of the run that is skipped at the start.
+        measure: computes one number for each seed; NaN is fine.
+        fine: the lowest and the highest number that are fine.
+        measured: a sentence about the number, with `{}` in its place; `{} %` if it is a share.
+        advice: what to do. Names in braces are keys of `remedies`.
     """
 
     name: str
@@ -80,8 +81,8 @@ TOO_SHORT = Check(
     0,
     lambda run, looked_at: run.metrics["update"][:, -1],
     (MIN_UPDATES, np.inf),
-    f"{{}} updates, where {MIN_UPDATES} are the least that says something",
-    "train for longer",
+    f"{{}} updates; a diagnosis needs at least {MIN_UPDATES}",
+    "train longer",
 )
 CHECKS = (
     Check(
@@ -90,9 +91,10 @@ CHECKS = (
         0,
         lambda run, looked_at: run.metrics["reward_signal"][:, -1],
         (1, 1),
-        "all rewards were the same, and no episode terminated that could have brought another",
-        "nothing can be learnt, and the policy stays: look at the rewards of the environment, "
-        "explore more, or train until the first other reward comes",
+        "all rewards were the same and no episode terminated, so the run has no signal to learn "
+        "from",
+        "the policy does not change before a different reward comes: check the rewards of the "
+        "environment, explore more, or train longer",
     ),
     Check(
         "steps always rejected",
@@ -101,7 +103,8 @@ CHECKS = (
         signs.rejected_share,
         (0, signs.ALWAYS_REJECTED),
         "{} % of the steps were rejected",
-        "nothing is learnt: lower --max-kl, raise --damping, and see to a high CG residual first",
+        "the policy hardly changes: lower --max-kl or raise --damping, but fix a high CG residual "
+        "first",
     ),
     Check(
         "steps often rejected",
@@ -110,7 +113,7 @@ CHECKS = (
         signs.often_rejected_share,
         REJECTED,
         "{} % of the steps were rejected",
-        "lower --max-kl, raise --line-search-steps, or learn from larger batches (--num-steps)",
+        "lower --max-kl, raise --line-search-steps, or use larger batches (--num-steps)",
     ),
     Check(
         "steps of one agent often rejected",
@@ -119,17 +122,17 @@ CHECKS = (
         signs.agent_rejected_share,
         REJECTED,
         "{} % of the steps of one agent were rejected (columns step_rejected_agent_...)",
-        "it learns less than the others: lower --max-kl, raise --line-search-steps, or learn from "
+        "this agent learns less than the others: lower --max-kl, raise --line-search-steps, or use "
         "larger batches (--num-steps)",
     ),
     Check(
-        "steps without length",
+        "steps of length 0",
         ("kl",),
         0,
         signs.updates_without_step,
         (0, 0),
-        "the last {} updates left the policy as it was",
-        "raise --decay-steps to the number of steps that are to be learnt from",
+        "the last {} updates did not change the policy, because --decay-steps was over",
+        "raise --decay-steps to the length of the run",
     ),
     Check(
         "CG residual high",
@@ -138,7 +141,7 @@ CHECKS = (
         signs.median_of(lambda run: run.metrics["cg_residual"]),
         RESIDUAL,
         "median relative residual {}",
-        "the direction is hardly the natural gradient: raise --cg-iters or --damping",
+        "the direction is far from the natural gradient: raise --cg-iters or --damping",
     ),
     Check(
         "KL far below its bound",
@@ -147,7 +150,7 @@ CHECKS = (
         signs.median_of(signs.kl_over_bound),
         (KL_SHORT, np.inf),
         "the median step used {} % of the bound",
-        "{longer_steps}, unless it is the line search that shortens the steps",
+        "{longer_steps}, unless the line search shortens the steps",
     ),
     Check(
         "KL above its bound",
@@ -156,7 +159,7 @@ CHECKS = (
         signs.largest_kl_over_bound,
         (0, KL_EXCEEDED),
         "up to {} times the bound",
-        "the line search accepts no such step: look for a mistake in a step of your own",
+        "the line search should reject such a step: look for a mistake in your own algorithm",
     ),
     Check(
         "KL far above its bound",
@@ -165,7 +168,7 @@ CHECKS = (
         signs.overshot_share,
         (0, OVERSHOT),
         f"{{}} % of the updates went beyond {signs.FAR_BEYOND:g} times the bound",
-        "{shorter_steps}, raise --damping, or use trpo, whose line search forbids it",
+        "{shorter_steps}, raise --damping, or use trpo, whose line search rejects such steps",
     ),
     Check(
         "single states moved too far",
@@ -174,7 +177,7 @@ CHECKS = (
         signs.median_of(signs.kl_peak),
         (0, KL_PEAK),
         "the maximum of the KL divergence is {} times its mean",
-        "{lower_peak}, or learn from larger batches (--num-steps)",
+        "{lower_peak}, or use larger batches (--num-steps)",
     ),
     Check(
         "gain not as predicted",
@@ -182,8 +185,8 @@ CHECKS = (
         LAST_THIRD,
         signs.median_of(lambda run: signs.accepted(run, "surrogate_gain_ratio")),
         GAIN_RATIO,
-        "the median step gained {} times what its gradient predicted",
-        "the surrogate is not linear over so long a step: {shorter_steps}",
+        "the median step gained {} times the gain that its gradient predicted",
+        "the surrogate is not linear over such a long step: {shorter_steps}",
     ),
     Check(
         "entropy collapsed",
@@ -191,7 +194,7 @@ CHECKS = (
         LAST_THIRD,
         signs.entropy_lost_for_nothing,
         (-np.inf, ENTROPY_LOST),
-        "{} % of the entropy of the start was lost before any return was gained",
+        "{} % of the first entropy was lost, and the return has not risen",
         "raise --entropy-coef, or {shorter_steps}",
     ),
     Check(
@@ -200,7 +203,7 @@ CHECKS = (
         LAST_THIRD,
         signs.entropy_gained_still,
         (-np.inf, ENTROPY_GAINED),
-        "{} % of the entropy of the start was added to it, and it still grows",
+        "the entropy has grown by {} % of the first entropy, and still grows",
         "{less_entropy}",
     ),
     Check(
@@ -218,8 +221,8 @@ CHECKS = (
         0,
         signs.return_lost,
         (0, 0),
-        "the last tenth of the run is {} below the best one",
-        "{shorter_steps}, or let it fall with --decay-steps",
+        "the return in the last tenth of the run is {} below the best tenth",
+        "{shorter_steps}, or let it fall during the run with --decay-steps",
     ),
     Check(
         "no episode ended",
@@ -227,14 +230,17 @@ CHECKS = (
         0,
         signs.num_episodes,
         (1, np.inf),
-        "{} episodes, so that the return is unknown",
-        "train for longer, or look whether the task can end at all",
+        "{} episodes ended, so the return is unknown",
+        "train longer, or check that an episode of this task can end",
     ),
 )
 
 
 def find_warnings(run: StoredRun) -> list[RunWarning]:
-    """Returns what is wrong with a run; of one with few updates, only that these are few."""
+    """Returns the warnings about a run.
+
+    If the run has too few updates, the only warning says so.
+    """
     short = run.metrics["update"].shape[1] < MIN_UPDATES
     return _found(
         [TOO_SHORT] if short else [*CHECKS, *_reach_checks(run), *_excess_checks(run)], run
@@ -242,7 +248,10 @@ def find_warnings(run: StoredRun) -> list[RunWarning]:
 
 
 def find_limit_warnings(run: StoredRun) -> list[RunWarning]:
-    """Returns which limits on costs no policy of a run kept, if it has enough updates to tell."""
+    """Returns a warning for each limit on a cost that no policy of a run kept.
+
+    A run with too few updates has no such warning.
+    """
     short = run.metrics["update"].shape[1] < MIN_UPDATES
     return [] if short else _found(_reach_checks(run), run)
 
@@ -260,11 +269,10 @@ def _reach_checks(run: StoredRun) -> Iterator[Check]:
             (costs.metric,),
             0,
             lambda run, looked_at, costs=costs: out_of_reach(costs),
-            (np.inf, np.inf),  # what is a number is wrong
-            "the limit is below what any policy reached: the lowest cost is {}, although "
+            (np.inf, np.inf),  # any number is wrong, and NaN is fine
+            "no policy kept the limit: the lowest cost is {}, although "
             + ("late steps only lowered the cost" if costs.multiplier is None else priced),
-            "no policy found so far keeps the limit: raise --cost-limit, or train for longer if "
-            "the cost still falls",
+            "raise --cost-limit, or train longer if the cost still falls",
         )
 
 
@@ -282,7 +290,7 @@ def _excess_checks(run: StoredRun) -> Iterator[Check]:
 
 
 def describe(warning: RunWarning) -> str:
-    """Returns what a warning says besides its name, in one paragraph."""
+    """Returns the text of a warning, without its name, as one paragraph."""
     seeds, (first, last) = warning.seeds, warning.updates
     which = ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds[:LISTED]))
     which += f" and {len(seeds) - LISTED} more" if len(seeds) > LISTED else ""
@@ -290,7 +298,11 @@ def describe(warning: RunWarning) -> str:
 
 
 def remedies(config: dict[str, Any]) -> dict[str, str]:
-    """Returns advice that depends on which flags an algorithm has, by name."""
+    """Returns the advice that depends on the flags of an algorithm, by name.
+
+    Args:
+        config: the fields of the algorithm's config.
+    """
     if not config.get("normalized_step", True):
         shorter = "lower --step-size"
     else:
@@ -304,7 +316,7 @@ def remedies(config: dict[str, Any]) -> dict[str, str]:
         "lower_peak": "bound it with --kl-peak" if "kl_peak" in config else shorter,
         "better_critic": f"raise {fit}{scale}",
         "lower_cost": next((f"raise {y}" for x, y in PRICES.items() if x in config), "train longer")
-        + ", or learn from larger batches (--num-steps)",
+        + ", or use larger batches (--num-steps)",
         "less_entropy": "lower --entropy-coef" if config.get("entropy_coef") else shorter,
     }
 

@@ -1,4 +1,4 @@
-"""Signs of how the costs of a run stand to their limits."""
+"""Signs that a run keeps or exceeds its limits on costs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,21 +8,22 @@ import numpy as np
 from trpo_jax.analysis import diagnosis_signs as signs
 from trpo_jax.records.runs import ONLY_COST, StoredRun, cost_columns
 
-LATE = 2 / 3  # the share of a run before its last third
-NEARLY_ALL = 0.9  # of the late steps
+LATE = 2 / 3  # the late part begins after this share of a run
+NEARLY_ALL = 0.9  # share of the late steps
 
 
 class CostSigns(NamedTuple):
-    """How a cost with a limit went; arrays are `[num_seeds, U]`.
+    """A cost with a limit during a run. All arrays are `[num_seeds, U]`.
 
     Attributes:
-        name: of the cost, with the word before it.
-        metric: the column of `metrics.csv` with its excess.
-        excess: cost of an episode less the limit.
+        name: name of the cost, such as "cost toll".
+        metric: the column of `metrics.csv` that has the excess.
+        excess: cost of an episode minus the limit.
         cost: cost of an episode.
-        multiplier: price of the cost; None of an algorithm without one.
-        recovery: 1 where a step only lowered the cost; None of an algorithm without such steps.
-        active: whether the limit had a part in a step.
+        multiplier: price of the cost; None for an algorithm without prices.
+        recovery: 1 if a step only lowered the cost, else 0; None for an algorithm without such
+            steps.
+        active: whether the limit changed the step.
     """
 
     name: str
@@ -35,7 +36,7 @@ class CostSigns(NamedTuple):
 
 
 def costs_of(run: StoredRun) -> list[CostSigns]:
-    """Returns how each cost with a limit went."""
+    """Returns the signs of each cost that has a limit."""
     found = []
     metrics, order = run.metrics, run.description.get("cost_names", ())
     for name, metric in cost_columns(metrics, "cost_excess", order).items():
@@ -59,10 +60,11 @@ def costs_of(run: StoredRun) -> list[CostSigns]:
 
 
 def out_of_reach(costs: CostSigns) -> np.ndarray:
-    """Returns the lowest cost of each seed whose policies never kept the limit, `[num_seeds]`.
+    """Returns the lowest cost of each seed that tried to keep its limit but never did.
 
-    NaN of the others. That is where the cost was above the limit in all updates, although late in
-    the run the price kept rising, or nearly all steps did nothing but lower the cost.
+    The result is `[num_seeds]`, with NaN for other seeds. A seed counts if its cost was above the
+    limit in all updates, although the price kept rising late in the run, or nearly all late steps
+    only lowered the cost.
     """
     start, end = int(LATE * costs.excess.shape[1]), costs.excess.shape[1]
     tried = np.zeros(len(costs.excess), bool)
@@ -78,7 +80,10 @@ def out_of_reach(costs: CostSigns) -> np.ndarray:
 
 
 def excess_share(costs: CostSigns) -> np.ndarray:
-    """Returns which share of the late cost is above the limit, `[num_seeds]`; NaN out of reach."""
+    """Returns the share of the late cost that is above the limit, `[num_seeds]`.
+
+    The share is NaN for a seed whose limit is out of reach (see `out_of_reach`).
+    """
     late = slice(int(LATE * costs.excess.shape[1]), None)
     cost = signs.mean(costs.cost[:, late])
     share = signs.mean(costs.excess[:, late]) / np.where(cost > 0, cost, np.nan)
@@ -86,23 +91,23 @@ def excess_share(costs: CostSigns) -> np.ndarray:
 
 
 def excess_text(costs: CostSigns) -> str:
-    """Returns in how many updates a cost was above its limit, and by how much, as a sentence."""
+    """Returns a sentence that says how often a cost was above its limit, and by how much."""
     above = costs.excess > 0
     if not above.any():
         return f"The {costs.name} was above its limit in no update."
     known = np.isfinite(costs.excess).sum()
     return (
         f"The {costs.name} was above its limit in {100 * above.sum() / known:.3g} % of the updates "
-        f"of all seeds, by {costs.excess[above].mean():.3g} on average there."
+        f"of all seeds, on average by {costs.excess[above].mean():.3g}."
     )
 
 
 def cost_notes(run: StoredRun) -> Sequence[str]:
-    """Returns what is to be known of the costs of a run, a sentence or two for each."""
+    """Returns a note of one or two sentences about each cost of a run that has a limit."""
     notes = []
     for costs in costs_of(run):
         note = excess_text(costs)
         if not costs.active.any():
-            note += " The limit was never active: without it, the run would have been the same."
+            note += " The limit was never active: the run would have been the same without it."
         notes.append(note)
     return notes

@@ -1,6 +1,7 @@
-"""Signs of how a run went, from its metrics: at each update, or one number a seed.
+"""Signs of the health of a run, computed from its metrics.
 
-All of it is numpy on the host: another run may be under way on the accelerator.
+Some signs have a number for each update, `[num_seeds, U]`, and others one number for each seed. All
+signs use NumPy, because another run may be using the accelerator.
 """
 
 from collections.abc import Callable
@@ -10,27 +11,27 @@ import numpy as np
 
 from trpo_jax.records.runs import StoredRun
 
-OFTEN_REJECTED = 0.2  # share of the steps: beyond, more than one batch in five is wasted
-ALWAYS_REJECTED = 0.9  # share of a run's steps: next to nothing is learnt
-FAR_BEYOND = 2.0  # times the bound on the KL divergence: its quadratic model sees less than half
-SETTLED = 0.05  # of what a return has gained: one that moves by less has arrived
-TREND = 3.0  # typical changes of a return from one update to the next: less is noise
-RETURN_LOST = 0.3  # of what a return had gained: less may be the luck of its best tenth
+OFTEN_REJECTED = 0.2  # share of the steps; more wastes over one batch in five
+ALWAYS_REJECTED = 0.9  # share of all steps; with more, the policy hardly learns
+FAR_BEYOND = 2.0  # times the KL bound; the quadratic model then predicts less than half of the KL
+SETTLED = 0.05  # share of the gained return; a return that moves by less has converged
+TREND = 3.0  # times the median change of the return between updates; less is noise
+RETURN_LOST = 0.3  # share of the gained return; losing less may be noise in the best tenth
 TENTHS = 10
 
-Measure = Callable[[StoredRun, slice], np.ndarray]  # (run, updates looked at) -> [num_seeds]
+Measure = Callable[[StoredRun, slice], np.ndarray]  # (run, updates to look at) -> [num_seeds]
 
 
 class Progress(NamedTuple):
-    """How the return of each seed went, in means over tenths of the run; all `[num_seeds]`.
+    """The course of the return of each seed, from its means over tenths of the run.
 
-    NaN where too few episodes ended to say.
+    All arrays are `[num_seeds]`. A number is NaN if too few episodes ended.
 
     Attributes:
-        gained: the largest rise from an earlier tenth to a later one.
-        lost: from the best tenth to the last.
-        moves: between the lowest and the highest of the last three tenths.
-        noise: what is no trend, from the median change between two updates.
+        gained: largest rise from one tenth to a later tenth.
+        lost: fall from the best tenth to the last tenth.
+        moves: difference between the lowest and the highest of the last three tenths.
+        noise: largest change that counts as noise, from the median change between two updates.
     """
 
     gained: np.ndarray
@@ -40,19 +41,19 @@ class Progress(NamedTuple):
 
 
 def median(values: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Returns the median of the known values along an axis, NaN where there is none."""
+    """Returns the median of the finite values along an axis, NaN without finite values."""
     return np.ma.filled(np.ma.median(np.ma.masked_invalid(values), axis=axis), np.nan)
 
 
 def mean(values: np.ndarray, axis: int = 1) -> np.ndarray:
-    """Returns the mean of the known values along an axis, NaN where there is none."""
+    """Returns the mean of the finite values along an axis, NaN without finite values."""
     return np.ma.filled(np.ma.mean(np.ma.masked_invalid(values), axis=axis), np.nan)
 
 
 def step_share(run: StoredRun) -> np.ndarray:
-    """Returns the share of the policy's step that `decay_steps` left at each update, `[U]`.
+    """Returns the share of the full step size that `decay_steps` leaves at each update, `[U]`.
 
-    The same as `settings.decay` gives after each number of updates.
+    These are the numbers that `groups.decay` returned during the run.
     """
     update, env_steps = run.metrics["update"][0], run.metrics["env_steps"][0]
     decay_steps = run.description["config"].get("decay_steps")
@@ -62,15 +63,15 @@ def step_share(run: StoredRun) -> np.ndarray:
 
 
 def has_line_search(run: StoredRun) -> bool:
-    """Says whether steps were shortened and rejected by a line search."""
+    """Returns whether the algorithm has a line search."""
     return "line_search_steps" in run.description["config"]
 
 
 def kl_bound(run: StoredRun) -> np.ndarray | None:
-    """Returns the radius of the trust region at each update, in nats, `[U]`.
+    """Returns the bound on the mean KL divergence at each update, in nats, `[U]`.
 
-    None where there is none, or where it also depends on how many components an action has
-    (`max_kl_per_dimension`), which the description of a run does not say.
+    It is None if the algorithm has no bound. It is also None with `max_kl_per_dimension`: that
+    bound depends on the number of components of an action, which `config.json` does not have.
     """
     config = run.description["config"]
     unbounded = "max_kl" not in config or not config.get("normalized_step", True)
@@ -81,32 +82,36 @@ def kl_bound(run: StoredRun) -> np.ndarray | None:
 
 
 def informed(run: StoredRun) -> np.ndarray:
-    """Says at which updates rewards had said anything, `[num_seeds, U]`; True if nothing tells."""
+    """Returns whether the rewards had carried a signal by each update, `[num_seeds, U]`.
+
+    It is True if the run did not record this.
+    """
     return run.metrics.get("reward_signal", np.ones_like(run.metrics["update"])) > 0
 
 
 def accepted(run: StoredRun, name: str) -> np.ndarray:
-    """Returns a metric at the steps that were accepted, `[num_seeds, U]`, NaN at the others.
+    """Returns a metric at the accepted steps, `[num_seeds, U]`; NaN at other updates.
 
-    A step that there was no reason for is none.
+    A step before the rewards carried a signal does not count.
     """
     left_out = (run.metrics.get("step_rejected", 0.0) > 0) | ~informed(run)
     return np.where(left_out, np.nan, run.metrics[name])
 
 
 def rejected(run: StoredRun) -> np.ndarray:
-    """Returns 1 for each rejected step, `[num_seeds, U]`, NaN where none was to be taken.
+    """Returns 1 for a rejected step, 0 for an accepted step, `[num_seeds, U]`.
 
-    That is where a step had no length left, and where no reward had said anything yet.
+    It is NaN at updates that should not step: `decay_steps` was over, or the rewards had carried no
+    signal yet.
     """
     wanted = (step_share(run) > 0) & informed(run)
     return np.where(wanted, run.metrics["step_rejected"], np.nan)
 
 
 def kl_over_bound(run: StoredRun) -> np.ndarray:
-    """Returns the mean KL divergence of accepted steps over its bound, `[num_seeds, U]`.
+    """Returns the mean KL divergence of accepted steps divided by its bound, `[num_seeds, U]`.
 
-    NaN where no bound is known, and where it is 0.
+    It is NaN if the bound is unknown or 0.
     """
     bound = kl_bound(run)
     bound = np.nan if bound is None else np.where(bound > 0, bound, np.nan)
@@ -114,13 +119,13 @@ def kl_over_bound(run: StoredRun) -> np.ndarray:
 
 
 def kl_peak(run: StoredRun) -> np.ndarray:
-    """Returns the maximum of KL(old || new) over its mean, both over states, `[num_seeds, U]`."""
+    """Returns the maximum over states of KL(old || new) divided by its mean, `[num_seeds, U]`."""
     over_states = run.metrics["kl"]
     return run.metrics["kl_max"] / np.where(over_states > 0, over_states, np.nan)
 
 
 def progress(run: StoredRun) -> Progress:
-    """Returns how the return of each seed went, in a run of ten updates or more."""
+    """Returns the course of the return of each seed. The run needs at least ten updates."""
     returns, counts = run.metrics["episodic_return"], run.metrics["num_episodes"]
     starts = np.linspace(0, returns.shape[1], TENTHS + 1).astype(int)[:-1]
     totals = np.add.reduceat(np.where(counts > 0, returns, 0.0) * counts, starts, axis=1)
@@ -136,23 +141,23 @@ def progress(run: StoredRun) -> Progress:
 
 
 def median_of(sign: Callable[[StoredRun], np.ndarray]) -> Measure:
-    """Returns the measure that is the median over updates of a sign `[num_seeds, U]`."""
+    """Returns the measure that takes the median over updates of a sign `[num_seeds, U]`."""
     return lambda run, looked_at: median(sign(run)[:, looked_at])
 
 
 def rejected_share(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the share of rejected steps."""
+    """Returns the share of rejected steps of each seed."""
     return mean(rejected(run)[:, looked_at])
 
 
 def often_rejected_share(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the share of rejected steps of the seeds that did not reject nearly all."""
+    """Returns the share of rejected steps; NaN for a seed that rejected nearly all its steps."""
     always = rejected_share(run, slice(None)) > ALWAYS_REJECTED
     return np.where(always, np.nan, rejected_share(run, looked_at))
 
 
 def of_agents(run: StoredRun, name: str) -> np.ndarray:
-    """Returns a metric of each agent of a team, `[N, num_seeds, U]`; N is 0 without a team."""
+    """Returns a metric of each of N agents, `[N, num_seeds, U]`; N is 0 without a team."""
     columns: list[np.ndarray] = []
     while (column := f"{name}_agent_{len(columns)}") in run.metrics:
         columns.append(run.metrics[column])
@@ -160,7 +165,10 @@ def of_agents(run: StoredRun, name: str) -> np.ndarray:
 
 
 def agent_rejected_share(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the largest share of rejected steps of one agent, where that of all is fine."""
+    """Returns the share of rejected steps of the agent that has most of them.
+
+    It is NaN for a seed whose share over all agents is too high. Another check warns of this.
+    """
     wanted = (step_share(run) > 0) & informed(run)
     each = np.where(wanted, of_agents(run, "step_rejected"), np.nan)[..., looked_at]
     of_all = rejected_share(run, looked_at)
@@ -168,34 +176,34 @@ def agent_rejected_share(run: StoredRun, looked_at: slice) -> np.ndarray:
 
 
 def updates_without_step(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the number of updates whose step had no length left."""
+    """Returns the number of updates whose step had length 0, because `decay_steps` was over."""
     stopped = np.sum(step_share(run)[looked_at] == 0)
     return np.full(len(run.metrics["seed"]), float(stopped))
 
 
 def largest_kl_over_bound(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the largest KL divergence over its bound, where a line search sees to it."""
+    """Returns the largest KL divergence divided by its bound; NaN without a line search."""
     largest = np.fmax.reduce(kl_over_bound(run)[:, looked_at], axis=1)
     return np.where(_bound_is_kept(run), largest, np.nan)
 
 
 def overshot_share(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the share of updates far beyond the bound, where no line search sees to it."""
+    """Returns the share of updates far beyond the KL bound; NaN with a line search."""
     share = np.mean(kl_over_bound(run)[:, looked_at] > FAR_BEYOND, axis=1)
     return np.where(_bound_is_kept(run), np.nan, share)
 
 
 def _bound_is_kept(run: StoredRun) -> bool:
-    # Weights of states (ua_trpo) bound another mean than that of the metrics.
+    # With weights of states (ua_trpo), the bound is on a weighted mean. The metric has no weights.
     weighted = run.description["config"].get("uncertainty_exponent", 0.0) != 0
     return has_line_search(run) and not weighted
 
 
 def entropy_change(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the entropy less that of the start, as a share of that of the start.
+    """Returns the change of the entropy since the first update, as a share of the first entropy.
 
-    The entropy of discrete actions is positive. That of continuous ones is about the same for each
-    of their components at the start, so that a share means the same for any number of them.
+    The entropy of discrete actions is positive. The first entropy of continuous actions is about
+    the same for each component, so a share means the same for any number of components.
     """
     entropy = run.metrics["entropy"]
     start = entropy[:, 0]
@@ -204,22 +212,22 @@ def entropy_change(run: StoredRun, looked_at: slice) -> np.ndarray:
 
 
 def entropy_lost_for_nothing(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the share of the entropy that was lost, where the return has not risen."""
+    """Returns the share of the entropy that was lost; NaN for a seed whose return has risen."""
     returns = progress(run)
     return np.where(returns.gained > returns.noise, np.nan, -entropy_change(run, looked_at))
 
 
 def entropy_gained_still(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the share of the entropy that was gained, where it still rises."""
+    """Returns the share of the entropy that was gained; NaN if the entropy stopped rising."""
     change = entropy_change(run, looked_at)
     before = entropy_change(run, slice(looked_at.start // 2, looked_at.start))
     return np.where(change > before, change, np.nan)
 
 
 def explained_variance(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the median explained variance, where there is variance to explain.
+    """Returns the median explained variance; NaN for a seed without variance to explain.
 
-    Where a task is solved all episodes may have the same return, as the 500 of CartPole.
+    In a solved task, all episodes may have the same return, such as 500 in CartPole.
     """
     returns = progress(run)
     solved = (returns.gained > returns.noise) & (returns.moves < SETTLED * returns.gained)
@@ -228,12 +236,12 @@ def explained_variance(run: StoredRun, looked_at: slice) -> np.ndarray:
 
 
 def return_lost(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns by how much the return fell, where that is much of what it had gained."""
+    """Returns the fall of the return since its best tenth; NaN if the fall is small or noise."""
     returns = progress(run)
     much = np.maximum(RETURN_LOST * returns.gained, returns.noise)
     return np.where(returns.lost > much, returns.lost, np.nan)
 
 
 def num_episodes(run: StoredRun, looked_at: slice) -> np.ndarray:
-    """Returns the number of episodes that ended."""
+    """Returns the number of episodes that ended in each seed."""
     return run.metrics["num_episodes"][:, looked_at].sum(axis=1)

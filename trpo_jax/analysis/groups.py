@@ -1,4 +1,4 @@
-"""Runs joined to groups: all seeds of one label on one task."""
+"""Groups of runs: all seeds of one label on one task."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -12,19 +12,21 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.limits import cost_limits
 from trpo_jax.records.runs import StoredRun, cost_columns, read_summary
 
-LISTED = 5  # settings in a message
+LISTED = 5  # most settings that a message lists
 
 
 class Group(NamedTuple):
     """All seeds of one label on one task.
 
     Attributes:
-        runs: where they are from.
-        seeds: `[num_seeds]`.
-        env_steps: environment steps of a seed, `[U]`, as far as the shortest run goes.
-        returns: running return of training episodes, `[num_seeds, U]`, NaN until there is one.
-        costs: likewise of each cost, by its name.
-        limits: of each cost, `[K, U]`; None without limits.
+        runs: the runs that were joined.
+        seeds: numbers of the seeds, `[num_seeds]`.
+        env_steps: environment steps of a seed at each update, `[U]`, up to the end of the shortest
+            run.
+        returns: running return of training episodes, `[num_seeds, U]`; NaN until enough episodes
+            have ended.
+        costs: running cost of training episodes by the name of the cost, `[num_seeds, U]` each.
+        limits: limit of each cost, `[K, U]`; None without limits.
     """
 
     runs: tuple[StoredRun, ...]
@@ -38,14 +40,14 @@ class Group(NamedTuple):
 def join_runs(
     labelled: Sequence[tuple[str, StoredRun]], window: int
 ) -> dict[str, dict[str, Group]]:
-    """Returns the groups of runs by task, then by label, both in the order given.
+    """Returns the groups of runs by task, then by label. Both keep the order of the runs.
 
     Args:
-        labelled: label and run of each.
-        window: episodes in a running return, at the least.
+        labelled: pairs of a label and a run.
+        window: least number of episodes in a running return.
 
     Raises:
-        ConfigurationError: if runs of one label and task differ in their settings, or share a seed.
+        ConfigurationError: if runs of one label and task differ in their settings or share a seed.
     """
     gathered: dict[str, dict[str, list[StoredRun]]] = {}
     for label, run in labelled:
@@ -60,7 +62,7 @@ def join_runs(
 
 
 def join(runs: Sequence[StoredRun], window: int) -> Group:
-    """Returns the group of some runs of one label on one task; see `join_runs`."""
+    """Returns the group of the runs of one label on one task; see `join_runs`."""
     shortest = min(run.metrics["env_steps"].shape[1] for run in runs)
     seeds, env_steps, returns, num_episodes = (
         np.concatenate([run.metrics[name][:, :shortest] for run in runs])
@@ -92,12 +94,12 @@ def _refuse_other_settings(name: str, runs: Sequence[StoredRun]) -> None:
             more = f" and {len(differing) - LISTED} more" if len(differing) > LISTED else ""
             raise ConfigurationError(
                 f"{first.folder} and {run.folder} are both {name}, and differ in "
-                f"{', '.join(listed)}{more}. Give each a label of its own, as LABEL=FOLDER."
+                f"{', '.join(listed)}{more}. Give each its own label, as LABEL=FOLDER."
             )
 
 
 def _settings(description: dict[str, Any]) -> dict[str, Any]:
-    """Returns what decides how a seed trains, from the description of a run."""
+    """Returns the settings that decide how a seed trains, from the description of a run."""
     chosen = {name: description[name] for name in ("algorithm", "total_steps")}
     return chosen | description["config"]
 
@@ -110,19 +112,27 @@ def _refuse_repeated_seeds(name: str, runs: Sequence[StoredRun]) -> None:
             if other is not run:
                 raise ConfigurationError(
                     f"{other.folder} and {run.folder} are both {name}, and both have seed {seed}. "
-                    "Move one of them away, name the folders of the others only, or give each a "
-                    "label of its own, as LABEL=FOLDER."
+                    "Give only one of them to this command, or give each its own label, as "
+                    "LABEL=FOLDER."
                 )
 
 
 def returns_at(group: Group, env_steps: int | float) -> np.ndarray:
-    """Returns the running returns at the last update up to some step, `[num_seeds]`, or NaN."""
+    """Returns the running return of each seed at the last update within `env_steps` steps.
+
+    Returns:
+        `[num_seeds]`; NaN without such an update or without enough episodes.
+    """
     passed = np.searchsorted(group.env_steps, env_steps, side="right")
     return group.returns[:, passed - 1] if passed else np.full(len(group.seeds), np.nan)
 
 
 def costs_at(group: Group, env_steps: int | float) -> dict[str, dict[str, Any]]:
-    """Returns statistics of the running costs at the last update up to some step, by their name."""
+    """Returns statistics of the running costs at the last update within `env_steps` steps.
+
+    They are by the name of the cost, as from `describe_costs`. There are none without costs or
+    without such an update.
+    """
     passed = np.searchsorted(group.env_steps, env_steps, side="right")
     if not (group.costs and passed):
         return {}
@@ -132,42 +142,42 @@ def costs_at(group: Group, env_steps: int | float) -> dict[str, dict[str, Any]]:
 
 
 def steps_to(group: Group, threshold: float, env_steps: int) -> np.ndarray:
-    """Returns the steps after which each seed first reached a running return, `[num_seeds]`.
+    """Returns the environment steps until each seed first reached a running return, `[num_seeds]`.
 
-    It is NaN for a seed that did not within `env_steps` steps.
+    It is NaN for a seed that did not reach it within `env_steps` steps.
     """
     within = np.where(group.env_steps <= env_steps, group.returns, np.nan)
     return first_reached(within, threshold, np.broadcast_to(group.env_steps, within.shape))
 
 
 def median_steps(reached: np.ndarray) -> float | None:
-    """Returns the median of `steps_to` over seeds, in which those that never did come last.
+    """Returns the median of `steps_to` over seeds.
 
-    It is None where that leaves no number: where half of the seeds or more never did.
+    A seed that never reached the return counts as infinitely many steps. The median is None if
+    half of the seeds or more never reached it.
     """
     median = np.median(np.where(np.isnan(reached), np.inf, reached))
     return float(median) if np.isfinite(median) else None
 
 
 def read_evaluations(group: Group) -> np.ndarray:
-    """Returns the mean return of each seed's final policy over fresh episodes, `[num_seeds]`.
+    """Returns the mean return of the final policy of each seed in fresh episodes, `[num_seeds]`.
 
     Raises:
-        ConfigurationError: if a run or one of its seeds has not been evaluated, since it has not
-            come to its end.
+        ConfigurationError: if a run is unfinished, or if one of its seeds stopped early.
     """
     scores = []
     for run in group.runs:
         of_run = read_summary(run.folder)["evaluation"]["per_seed"]
         if len(of_run) != len(run.metrics["seed"]):
             raise ConfigurationError(
-                f"The run in {run.folder} has {len(run.metrics['seed'])} seeds, and its summary "
-                f"scores of {len(of_run)}. Leave that run out."
+                f"The run in {run.folder} has {len(run.metrics['seed'])} seeds, but its "
+                f"summary has {len(of_run)} scores. Leave this run out."
             )
         if None in of_run:
             raise ConfigurationError(
-                f"A seed of the run in {run.folder} has no score: it stopped, since its numbers "
-                "were not finite. Leave that run out."
+                f"A seed of the run in {run.folder} has no score: it stopped because its numbers "
+                "were not finite. Leave this run out."
             )
         scores += of_run
     return np.array(scores, float)

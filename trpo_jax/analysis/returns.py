@@ -1,14 +1,14 @@
-"""Returns of runs: as text, as running means, and when they passed a mark."""
+"""Returns of runs: as text, as running means, and when they reached a threshold."""
 
 import numpy as np
 
-WINDOW = 20  # episodes in a running return
+WINDOW = 20  # least number of episodes in a running return
 
 
 def return_text(value: float | np.floating | None) -> str:
-    """Returns a return as text with three significant digits or more, and a dash for none.
+    """Returns a return as text with at least three significant digits; a dash for None and NaN.
 
-    Example:
+    Examples:
         >>> [return_text(x) for x in (12345.6, 500.0, -16.24, 0.01234, 0.0, None)]
         ['12,346', '500.0', '-16.2', '0.0123', '0.0', '-']
     """
@@ -27,13 +27,14 @@ def running_return(
 ) -> np.ndarray:
     """Returns the mean return of the latest episodes at each update.
 
-    A window of episodes, not of updates, means the same to algorithms whose batches differ in size.
-    It reaches back whole updates, to the latest one that leaves at least `window` episodes in it.
+    The window counts episodes, not updates, so it means the same for algorithms whose batches
+    differ in size. The mean is over whole updates: the fewest latest updates in which at least
+    `window` episodes ended.
 
     Args:
         returns: mean return of the episodes that ended in each update, `[num_seeds, U]`.
-        num_episodes: how many ended, `[num_seeds, U]`.
-        window: episodes to average over, at the least.
+        num_episodes: number of episodes that ended in each update, `[num_seeds, U]`.
+        window: least number of episodes to average over.
 
     Returns:
         `[num_seeds, U]`, NaN until `window` episodes have ended.
@@ -49,15 +50,15 @@ def running_return(
 
 
 def first_reached(values: np.ndarray, threshold: float, at: np.ndarray) -> np.ndarray:
-    """Returns where each seed's values first were at least the threshold, NaN if never.
+    """Returns the place where the values of each seed first reach a threshold; NaN if never.
 
     Args:
-        values: `[num_seeds, U]`; NaN reaches nothing.
-        threshold: the mark.
-        at: what to report, such as the environment steps, `[num_seeds, U]`.
+        values: values of each seed, `[num_seeds, U]`; NaN is below any threshold.
+        threshold: the least value that counts.
+        at: the place of each value, such as the environment steps, `[num_seeds, U]`.
 
     Returns:
-        `[num_seeds]`.
+        The place of each seed, `[num_seeds]`.
     """
     reached = values >= threshold
     first = np.take_along_axis(at, reached.argmax(axis=1)[:, None], axis=1)[:, 0]

@@ -1,1 +1,1 @@
-"""The command line: flags, progress and the commands."""
+"""The command line: the commands, their flags and what they print."""

@@ -1,4 +1,4 @@
-"""Flags, defaults and error exits shared by the scripts."""
+"""The flags, the defaults and the error exits that all commands share."""
 
 import argparse
 import dataclasses
@@ -27,30 +27,31 @@ from trpo_jax.running.plan import (
     require_at_most,
 )
 
-MAX_STEPS = 10**15  # whole numbers that a float holds exactly, and some centuries of stepping
+MAX_STEPS = 10**15  # a float holds every whole number up to here exactly
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one paragraph, and that takes -1e-05 as a number."""
+    """An argument parser that prints errors as one paragraph and reads -1e-05 as a number."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf$", re.I)
 
     def error(self, message: str) -> NoReturn:
-        """Prints what was wrong and where to look, and exits with 2."""
+        """Prints the error and a hint to `--help`, and exits with code 2."""
         print(f"error: {message} (--help explains every flag)", file=sys.stderr)
         raise SystemExit(2)
 
 
 def command_name(name: str) -> str:
-    """Returns how a command is called by a user who started this process as the user did.
+    """Returns the name of a command, in the form that the user of this process calls it by.
 
     Args:
-        name: of the command, such as "train".
+        name: the short name of the command, such as "train".
 
     Returns:
-        "experiments/train.py" if a script of that folder was started, or else "trpo-jax train".
+        "experiments/train.py" if the user started a script of that folder, otherwise
+        "trpo-jax train".
     """
     if Path(sys.argv[0]).absolute().parent.name == "experiments":
         return f"experiments/{name}.py"
@@ -58,13 +59,13 @@ def command_name(name: str) -> str:
 
 
 def call_of(name: str, words: Sequence[str]) -> str:
-    """Returns the text by which this user calls a command in this terminal.
+    """Returns a command line that the user can paste into the terminal.
 
-    It begins as the call of this process began: with uv, with Python or with neither.
+    It begins like the command line of this process: with uv, with Python, or with neither.
 
     Args:
-        name: of the command, such as "train".
-        words: its arguments.
+        name: the short name of the command, such as "train".
+        words: the arguments of the command.
     """
     launcher, script = [], Path(sys.argv[0])
     if "UV_RUN_RECURSION_DEPTH" in os.environ:  # `uv run` sets both variables
@@ -80,16 +81,16 @@ def call_of(name: str, words: Sequence[str]) -> str:
 
 
 def flags_in(command: Sequence[str]) -> list[str]:
-    """Returns the flags of a stored command, which begins with the command's name."""
+    """Returns the flags of a stored command, without the name of the command before them."""
     return list(dropwhile(lambda word: not word.startswith("-"), command))
 
 
 class ListEnvironments(argparse.Action):
-    """The flag that prints the names of all environments, one a line, and exits."""
+    """The flag that prints the names of all environments, one per line, and exits."""
 
     def __call__(self, *args: Any) -> NoReturn:
-        """Prints the names; suites that are not installed are named on the error output."""
-        with redirect_stdout(sys.stderr):  # where suites say which of their parts are missing
+        """Prints the names on stdout, and the suites that are not installed on stderr."""
+        with redirect_stdout(sys.stderr):  # some suites print which of their parts are missing
             found = envs.names()
         for names in found.values():
             print(*names or (), sep="\n", end="\n" if names else "")
@@ -100,16 +101,16 @@ class ListEnvironments(argparse.Action):
 
 
 class Follows(NamedTuple):
-    """A default that is the value of another flag."""
+    """A default value that is taken from another flag."""
 
     flag: str
 
 
 @contextmanager
 def user_errors(*failures: type[Exception]) -> Iterator[None]:
-    """Turns errors into their message, without a stack trace.
+    """Prints an error as a message without a stack trace, and exits.
 
-    The exit code is 2 for a `ConfigurationError`, and 1 for the failures.
+    The exit code is 2 for a `ConfigurationError`, and 1 for the given failures.
     """
     try:
         yield
@@ -125,48 +126,48 @@ def user_errors(*failures: type[Exception]) -> Iterator[None]:
 
 
 def missing_platform() -> str | None:
-    """Returns what is wrong if JAX finds no device at all, or else None."""
+    """Returns an error message if JAX finds no device at all, otherwise None."""
     try:
         jax.devices()
         return None
     except (RuntimeError, AssertionError) as error:
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         return (
-            f"JAX finds no device: JAX_PLATFORMS = {jax.config.jax_platforms} allows platforms "
-            f"that are not here{reason}. Unset that variable to take what is here, or install JAX "
-            "for the platform, such as the extra cuda13 for a GPU."
+            f"JAX finds no device: JAX_PLATFORMS = {jax.config.jax_platforms} allows only "
+            f"platforms that are missing here{reason}. Unset that variable to use the devices of "
+            "this machine, or install JAX for the platform (for a GPU: the extra cuda13)."
         )
 
 
 def add_name_flags(parser: argparse._ActionsContainer) -> None:
     """Adds the flags that name an environment and an algorithm."""
     help_text = (
-        "the name of an environment, or my_module:make_env for a function of your own that returns "
-        "one (default: CartPole-v1)"
+        "name of an environment, or my_module:make_env for a function of yours that returns an "
+        "environment (default: CartPole-v1)"
     )
     parser.add_argument("--env", default="CartPole-v1", metavar="NAME", help=help_text)
-    help_text = "print the names of all environments, one a line, and exit"
+    help_text = "print the names of all environments, one per line, and exit"
     parser.add_argument("--list-envs", action=ListEnvironments, nargs=0, help=help_text)
     known = ", ".join(algorithms.ALGORITHMS)
-    help_text = f"one of {known}, or a module of your own (default: trpo)"
+    help_text = f"one of {known}, or the name of a Python module of yours (default: trpo)"
     parser.add_argument("--algorithm", default="trpo", metavar="NAME", help=help_text)
 
 
 def add_config_flags(
     parser: argparse.ArgumentParser, module: ModuleType, defaults: dict[str, Any]
 ) -> None:
-    """Adds one flag for each field of an algorithm's config, with its help and its default.
+    """Adds one flag for each field of an algorithm's config, with its help text and its default.
 
-    Flags stand in groups: a class that the config inherits from is one, and its docstring says what
-    the group is. The default of a number may be the name of another flag, whose value is then
-    taken.
+    Each class that the config inherits from becomes a group of flags. Its docstring is the title of
+    the group. The default of a number may be the name of another flag. The number then has the
+    value of that flag.
     """
     groups = {}
     for owner in reversed(module.Config.__mro__):
         if dataclasses.is_dataclass(owner):
             about = re.split(r"[.;]", owner.__doc__ or "")[0]
             title = f"hyperparameters: {about[:1].lower()}{about[1:]}"
-            own = f"hyperparameters of {algorithms.name_of(module)} alone"
+            own = f"hyperparameters that only {algorithms.name_of(module)} has"
             group = parser.add_argument_group(own if owner is module.Config else title)
             groups |= {name: group for name in owner.__annotations__ if name not in groups}
     for field in dataclasses.fields(module.Config):
@@ -191,13 +192,13 @@ def add_config_flags(
 
 
 def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
-    """Returns the algorithm's config from parsed flags."""
+    """Returns the config of an algorithm with the values of the parsed flags."""
     values = {}
     for field in dataclasses.fields(module.Config):
         value = getattr(args, field.name)
         if isinstance(value, Follows):
             value = getattr(args, value.flag)
-        if isinstance(value, list):  # of numbers, where a field holds several, or of tuples
+        if isinstance(value, list):  # several numbers, or one tuple for each word
             several = field.metadata.get("several", False)
             value = tuple(value) if several else sum(value, ())
             value = value[0] if several and len(value) == 1 else value
@@ -206,10 +207,10 @@ def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
 
 
 def seed_range(first: int, count: int) -> tuple[int, ...]:
-    """Returns consecutive seeds.
+    """Returns `count` consecutive seeds, of which `first` is the first.
 
     Raises:
-        ConfigurationError: if one of them is no seed.
+        ConfigurationError: if the count or a seed is out of range.
     """
     require_at_least(num_seeds=(count, 1))
     require_at_most(num_seeds=(count, MOST_RUNS))
@@ -217,9 +218,9 @@ def seed_range(first: int, count: int) -> tuple[int, ...]:
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs for later processes, in the user's own cache folder.
+    """Lets JAX store compiled programs in the cache folder of the user, for later processes.
 
-    A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) is used instead.
+    If `JAX_COMPILATION_CACHE_DIR` names a folder, JAX uses that folder instead.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", user_cache_dir("trpo_jax"))
@@ -233,37 +234,37 @@ def sizes(text: str) -> tuple[int, ...]:
         return tuple(map(int, text.split("x")))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of integers, such as 64 32 or 64x32"
+            f"{text!r} is not a list of integers such as 64 32 or 64x32"
         ) from None
 
 
 def step_count(text: str) -> int:
-    """Returns a number of steps written as 100000, 100_000 or 1e5."""
+    """Returns the number of steps in a text such as 100000, 100_000 or 1e5."""
     try:
         number = float(text)
     except ValueError:
         number = float("nan")
     if not (number.is_integer() and number <= MAX_STEPS):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no whole number of steps up to {MAX_STEPS:,}"
+            f"{text!r} is not a whole number of steps up to {MAX_STEPS:,}"
         )
     return int(number)
 
 
 def time_name() -> str:
-    """Returns the name of an output folder for which the user has none.
+    """Returns the current time as the default name of an output folder.
 
-    It is precise enough for jobs that start at the same moment to differ.
+    It includes microseconds, so that jobs that start at the same moment get different folders.
     """
     return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
 
 def first_pass(argv: Sequence[str] | None, **flags: str | None) -> argparse.Namespace:
-    """Returns the flags that decide what the other flags and their defaults are.
+    """Returns the values of the flags that decide which other flags and defaults there are.
 
     Args:
         argv: the command line.
-        **flags: name and default of each.
+        **flags: the name and the default of each of these flags.
     """
     parser = Parser(add_help=False, allow_abbrev=False)
     for name, default in flags.items():

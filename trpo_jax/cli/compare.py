@@ -1,7 +1,8 @@
-"""Compares algorithms on environments: one run for each pair, one table, one figure.
+"""Trains several algorithms on several environments, and writes one table and one figure.
 
-An algorithm is a name, or LABEL=NAME with flags of train.py: `"spo=ppo --loss spo"`. The same
-command with the same --out goes on where an interrupted comparison stopped.
+An algorithm is given by its name, or as LABEL=NAME with flags of train.py, all of it in quotes:
+"spo=ppo --loss spo". If a comparison was interrupted, the same command with the same --out
+continues it.
 """
 
 import argparse
@@ -53,7 +54,7 @@ from trpo_jax.running.train import FAILURES, train
 
 THRESHOLDS_FILE = Path(analysis.__file__).with_name("thresholds.toml")
 OWN_FLAGS = {"--algorithm", "--env", "--num-seeds", "--out", "--quiet", "--seed"}
-# What may not differ from a finished run in the folder; versions may.
+# These settings must be the same as those of a finished run in the folder. Versions may differ.
 COMPARED = (
     "env",
     "algorithm",
@@ -71,7 +72,7 @@ OVERLAPS = "≈"
 
 
 class Variant(NamedTuple):
-    """An algorithm as it is compared: with a label, and flags of its own."""
+    """An algorithm in the comparison, with its label and its own flags."""
 
     label: str
     algorithm: str
@@ -79,7 +80,10 @@ class Variant(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A variant on an environment: the command line of its run, or the reason why there is none."""
+    """A variant on an environment, with the command line of its run.
+
+    If the variant cannot run on the environment, `unsuitable` is the reason. Otherwise it is None.
+    """
 
     label: str
     env: str
@@ -88,7 +92,7 @@ class Pair(NamedTuple):
     unsuitable: str | None
 
     def is_finished(self) -> bool:
-        """Says whether its run came to its end."""
+        """Returns whether the run has finished."""
         return (self.folder / SUMMARY).is_file()
 
 
@@ -109,8 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report = compare(pairs, call_of("compare", words))
                 write_files(report, pairs, folder)
     except KeyboardInterrupt:
-        goes_on = f"--out {folder} goes on from there." if folder else "Nothing was written."
-        print(f"Interrupted. {goes_on}", file=sys.stderr)
+        advice = "Nothing was written."
+        if folder:
+            advice = f"The same command with --out {folder} continues the comparison."
+        print(f"Interrupted. {advice}", file=sys.stderr)
         return 130
     console.print(f"Table and figure: {folder / 'comparison.md'}, {folder / 'comparison.png'}")
     return 1 if failed else 0
@@ -118,22 +124,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    description = __doc__.split("\n\n")[0]
-    parser = Parser(prog=command_name("compare"), description=description, allow_abbrev=False)
+    parser = Parser(prog=command_name("compare"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    help_text = "names, or LABEL=NAME FLAGS in quotes (default: all)"
+    help_text = 'algorithms to compare, each NAME or "LABEL=NAME FLAGS" (default: all)'
     known = list(algorithms.ALGORITHMS)
     add("--algorithms", nargs="+", default=known, metavar="ALGORITHM", help=help_text)
-    help_text = "environments (default: CartPole-v1)"
+    help_text = "environments to train on (default: CartPole-v1)"
     add("--envs", nargs="+", default=["CartPole-v1"], metavar="NAME", help=help_text)
-    help_text = "seeds of each pair, trained side by side (default: 10)"
+    help_text = (
+        "number of seeds for each algorithm on each environment, trained in parallel (default: 10)"
+    )
     add("--num-seeds", type=int, default=10, metavar="N", help=help_text)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
-    help_text = "environment steps of each seed (default: those of train.py for the environment)"
+    help_text = "environment steps of each seed (default: as in train.py)"
     add("--total-steps", type=step_count, metavar="N", help=help_text)
-    help_text = "output folder; runs in it are kept and go on (default: runs/comparison/<time>)"
-    add("--out", type=Path, default=Path("runs/comparison", time_name()), help=help_text)
-    help_text = "a hyperparameter of the labels that match, such as ppo.loss=spo or '*.gamma=0.9'"
+    help_text = (
+        "output folder; runs that it holds are kept or continued (default: runs/comparison/<time>)"
+    )
+    folder = Path("runs/comparison", time_name())
+    add("--out", type=Path, default=folder, metavar="FOLDER", help=help_text)
+    help_text = "a hyperparameter for all labels that match, such as ppo.loss=spo or '*.gamma=0.9'"
     options = {"nargs": "+", "action": "extend", "default": [], "metavar": "LABEL.FIELD=VALUE"}
     add("--set", **options, dest="settings", help=help_text)
     add_environment_flags(parser)
@@ -141,10 +151,10 @@ def build_parser() -> Parser:
 
 
 def plan(args: argparse.Namespace) -> list[Pair]:
-    """Returns every pair of the comparison, its settings checked; writes nothing.
+    """Checks the settings of every pair of the comparison, and returns the pairs; writes nothing.
 
     Raises:
-        ConfigurationError: if a name is unknown, or a variant can run on none of the environments.
+        ConfigurationError: if a name is unknown, or a variant cannot run on any environment.
     """
     variants = [parse_variant(text) for text in args.algorithms]
     labels = [variant.label for variant in variants]
@@ -162,14 +172,14 @@ def plan(args: argparse.Namespace) -> list[Pair]:
     for label in labels:
         reasons = [pair.unsuitable for pair in pairs if pair.label == label]
         if all(reasons):
-            raise ConfigurationError(f"{label} can run on none of the environments. {reasons[0]}")
+            raise ConfigurationError(f"{label} cannot run on any of the environments. {reasons[0]}")
     return pairs
 
 
 def plan_pair(
     args: argparse.Namespace, variant: Variant, env: str, extra: Sequence[tuple[str, list[str]]]
 ) -> Pair:
-    """Returns a variant on an environment, checked as a run of train.py is."""
+    """Returns the pair of a variant and an environment, with settings checked as in train.py."""
     folder = args.out / envs.folder_of(env) / variant.label
     argv = ["--algorithm", variant.algorithm, "--env", env, "--seed", str(args.seed)]
     argv += ["--num-seeds", str(args.num_seeds)]
@@ -187,10 +197,10 @@ def plan_pair(
 
 
 def parse_variant(text: str) -> Variant:
-    """Returns the variant written as NAME FLAGS or LABEL=NAME FLAGS.
+    """Returns the variant that is written as NAME FLAGS or LABEL=NAME FLAGS.
 
     Raises:
-        ConfigurationError: if it cannot be read, or sets what the comparison sets.
+        ConfigurationError: if the text cannot be read, or has a flag that the comparison sets.
     """
     label, rest = re.fullmatch(r"(?:([\w+-][\w.+-]*)=)?(.*)", text, re.DOTALL).groups()
     try:
@@ -200,15 +210,17 @@ def parse_variant(text: str) -> Variant:
     algorithms.get(algorithm)
     for flag in flags:
         if flag.split("=")[0] in OWN_FLAGS:
-            raise ConfigurationError(f"{flag} in {text!r} would differ from the comparison's own.")
+            raise ConfigurationError(
+                f"{flag} in {text!r} is not allowed: the comparison sets it for all runs."
+            )
     return Variant(label or algorithm, algorithm, tuple(flags))
 
 
 def parse_setting(text: str, labels: Sequence[str]) -> tuple[str, list[str]]:
-    """Returns the pattern of labels and the flags of train.py in LABEL.FIELD=VALUE.
+    """Returns the pattern of labels and the flags of train.py for a text LABEL.FIELD=VALUE.
 
     Raises:
-        ConfigurationError: if it is not of that form, or matches no label.
+        ConfigurationError: if the text is not of that form, or its pattern matches no label.
     """
     target, _, value = text.partition("=")
     pattern, _, field = target.rpartition(".")
@@ -223,16 +235,17 @@ def parse_setting(text: str, labels: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def refuse_repeats(kind: str, names: Sequence[str]) -> None:
-    """Raises a ConfigurationError if a name is there twice."""
+    """Raises a ConfigurationError if a name is given twice."""
     for name in names:
         if names.count(name) > 1:
             raise ConfigurationError(
-                f"The {kind} {name!r} is there twice. Leave one out, or call it LABEL=..."
+                f"The {kind} {name!r} is given twice. Remove one. The same algorithm may be given "
+                "again under another label, as LABEL=NAME."
             )
 
 
 def refuse_other_settings(pairs: Sequence[Pair]) -> None:
-    """Raises a ConfigurationError if a run in the folder was made with other settings."""
+    """Raises a ConfigurationError if the folder holds a run with other settings."""
     for pair in pairs:
         if pair.unsuitable or not (pair.folder / DESCRIPTION).is_file():
             continue
@@ -243,12 +256,12 @@ def refuse_other_settings(pairs: Sequence[Pair]) -> None:
         if different:
             raise ConfigurationError(
                 f"The run in {pair.folder} has {different}. "
-                "Choose another folder with --out, another label, or move that run away."
+                "Choose another folder with --out or another label, or move that run away."
             )
 
 
 def execute(pairs: Sequence[Pair], console: Console) -> bool:
-    """Trains every pair that is not finished; returns whether any broke down."""
+    """Trains every pair that is not finished, and returns whether a run failed."""
     failed = False
     for number, pair in enumerate(pairs, start=1):
         name = f"{pair.env:<24} {pair.label:<12}"
@@ -262,7 +275,7 @@ def execute(pairs: Sequence[Pair], console: Console) -> bool:
                     run = train(**parse_run(pair.argv)[1] | {"resume": True}, progress=False)
             except FAILURES as error:
                 print(f"error: {error}", file=sys.stderr)
-                console.print(f"{name} stopped before its end")
+                console.print(f"{name} did not finish")
                 failed = True
                 continue
             jax.clear_caches()  # compiled programs of finished runs would fill the memory
@@ -280,7 +293,7 @@ def execute(pairs: Sequence[Pair], console: Console) -> bool:
 
 
 def compare(pairs: Sequence[Pair], command: str) -> dict[str, Any]:
-    """Returns everything in the table, as JSON can hold it."""
+    """Returns the contents of the table as data for JSON."""
     known = tomllib.loads(THRESHOLDS_FILE.read_text())
     thresholds = {env: float(threshold) for env, threshold in known.items()}
     configs = [
@@ -307,11 +320,11 @@ def compare(pairs: Sequence[Pair], command: str) -> dict[str, Any]:
 
 
 def measure(pair: Pair, threshold: float | None) -> dict[str, Any]:
-    """Returns a row of the table: the numbers of a finished run, or why there are none."""
+    """Returns a row of the table: the numbers of a finished run, or the reason for no numbers."""
     if pair.unsuitable:
         return {"missing": pair.unsuitable}
     if not pair.is_finished():
-        return {"missing": f"The run stopped before its end; see {pair.folder}."}
+        return {"missing": f"The run did not finish. See {pair.folder}."}
     summary, metrics = read_summary(pair.folder), read_run(pair.folder, (), MEASURED).metrics
     scores = finished_scores(summary)
     row = {
@@ -333,12 +346,12 @@ def measure(pair: Pair, threshold: float | None) -> dict[str, Any]:
 
 
 def smooth(metrics: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the running return that figure and thresholds go by."""
+    """Returns the running return, which the figure shows and thresholds are compared with."""
     return running_return(metrics["episodic_return"], metrics["num_episodes"])
 
 
 def write_files(report: dict[str, Any], pairs: Sequence[Pair], folder: Path) -> None:
-    """Writes the comparison into its folder, over that of an earlier call."""
+    """Writes the comparison into its folder, and replaces the files of an earlier call."""
     write_json(folder / "comparison.json", report)
     write_whole(folder / "comparison.md", "\n".join(table_lines(report)) + "\n")
     curves: dict[str, dict[str, Curve]] = {}
@@ -362,13 +375,14 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"Device: {device['platform']}, {device['kind']}"
     yield ""
     yield (
-        "IQM is the interquartile mean over seeds of the final return of the deterministic policy, "
-        f"with its 95 % interval; the best one is bold, and {OVERLAPS} marks those whose interval "
-        "overlaps that of the best. A row with a cost above its limit is the best only if all rows "
-        f"are, and has no mark. {INTERVALS} *To a threshold* is the median over seeds until the "
-        f"mean return of the last {WINDOW} training episodes (in whole updates) first reached it; "
-        "a dash says that not all seeds did, and how many. Seconds are training time, compilation "
-        "excluded, of all seeds together: they train side by side."
+        "IQM is the interquartile mean over seeds of the final return of the deterministic policy. "
+        f"The best IQM is bold. {OVERLAPS} marks an IQM whose interval overlaps the interval of "
+        "the best. A row with a cost above its limit has no mark. It is the best only if all rows "
+        f"have such a cost. {INTERVALS} *Steps to* and *seconds to* a threshold are counted until "
+        f"the mean return of the last {WINDOW} training episodes (in whole updates) first reaches "
+        "it. They are medians over seeds. If some seeds did not reach the threshold, there is a "
+        "dash, and the number of seeds that did. Seconds are the training time of all seeds "
+        "together, since they train in parallel, without compilation."
     )
     for env, section in report["environments"].items():
         yield ""
@@ -378,8 +392,8 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yields the table of one environment, and below it why rows are missing."""
-    columns = ["algorithm", "steps a seed", "seeds", "IQM", INTERVAL, "seconds"]
+    """Yields the table of one environment, then the reason for each missing row."""
+    columns = ["algorithm", "steps per seed", "seeds", "IQM", INTERVAL, "seconds"]
     columns += [] if threshold is None else [f"steps to {threshold:g}", f"seconds to {threshold:g}"]
     costs = dict.fromkeys(name for row in rows.values() for name in row.get("costs", ()))
     columns += [f"cost {name}" for name in costs]
@@ -407,14 +421,17 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
 
 
 def preferred(row: dict[str, Any]) -> tuple[float, float]:
-    """Returns the `preference` for a row, by its interquartile mean and its mean costs."""
+    """Returns the `preference` for a row, from its interquartile mean and its mean costs."""
     limited = [x for x in row.get("costs", {}).values() if "limit" in x]
     costs, limits = (np.array([x[name] for x in limited]) for name in ("mean", "limit"))
     return preference(row["iqm"], float(cost_excess(costs, limits)))
 
 
 def score_cell(row: dict[str, Any], best: dict[str, Any]) -> str:
-    """Returns the interquartile mean of a row, marked if none is better or if that is not clear."""
+    """Returns the interquartile mean of a row as text, bold or with a mark.
+
+    It is bold if no row is better. It has a mark if its interval overlaps the interval of the best.
+    """
     text = return_text(row["iqm"])
     if preferred(row) == preferred(best):
         return f"**{text}**"
@@ -426,7 +443,7 @@ def score_cell(row: dict[str, Any], best: dict[str, Any]) -> str:
 
 
 def threshold_cell(reached: Sequence[float | None], style: str) -> str:
-    """Returns the median over seeds, or how many of them reached the threshold if not all did."""
+    """Returns the median over seeds; if some did not reach the threshold, how many did."""
     known = [value for value in reached if value is not None]
     if len(known) < len(reached):
         return f"- ({len(known)}/{len(reached)})"
@@ -434,7 +451,7 @@ def threshold_cell(reached: Sequence[float | None], style: str) -> str:
 
 
 def distinct(values: Iterator[Any]) -> list[Any]:
-    """Returns the values, each once."""
+    """Returns the values without repetitions."""
     unique: list[Any] = []
     for value in values:
         if value not in unique:

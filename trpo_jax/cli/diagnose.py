@@ -1,7 +1,7 @@
-"""Shows on one page what the steps of a run did, how to read it, and what is wrong with the run.
+"""Draws one page about the policy steps of a run, and prints warnings if something is wrong.
 
-The page is `diagnosis.pdf` and `diagnosis.png`, in the folder of the run or wherever --out says;
-those of an earlier call are replaced.
+The page explains each of its panels. It is written as diagnosis.pdf and diagnosis.png, and replaces
+those of an earlier call.
 """
 
 from collections.abc import Sequence
@@ -37,12 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser(
-        prog=command_name("diagnose"), description=__doc__.split("\n\n")[0], allow_abbrev=False
-    )
+    parser = Parser(prog=command_name("diagnose"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="of a run, finished or not")
-    help_text = "where the pages go (default: the folder of the run)"
+    add("folder", type=Path, help="folder of a run, finished or not")
+    help_text = "folder for the page (default: the folder of the run)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     return parser
 
@@ -51,25 +49,25 @@ def the_run_in(folder: Path) -> Path:
     """Returns the folder of the one run in a folder.
 
     Raises:
-        ConfigurationError: if there is none, or there are several.
+        ConfigurationError: if there is no run, or more than one.
     """
     found = find_runs([folder])
     if folder in found:
         return folder
     if len(found) > 1:
         raise ConfigurationError(
-            f"{folder} holds {len(found)} runs, and a page is about one. Name one of them: "
+            f"{folder} holds {len(found)} runs, and a page shows one. Name one of them: "
             f"{', '.join(map(str, found))}."
         )
     return found[0]
 
 
 def write_pages(page: Figure, folder: Path) -> list[Path]:
-    """Writes a page as PDF and as PNG, and returns the files.
+    """Writes a page as PDF and as PNG, and returns the paths of both files.
 
     Raises:
         ConfigurationError: if the folder cannot be made.
-        StorageFailure: if they cannot be written.
+        StorageFailure: if a file cannot be written.
     """
     paths = [folder / "diagnosis.pdf", folder / "diagnosis.png"]
     make_parents(paths[0])
@@ -79,7 +77,7 @@ def write_pages(page: Figure, folder: Path) -> list[Path]:
 
 
 def print_warnings(console: Console, run: StoredRun, found: Sequence[RunWarning]) -> None:
-    """Prints what is wrong with a run, and how its costs stand to their limits."""
+    """Prints the warnings about a run, and how its costs compare with their limits."""
     console.print(", ".join(headline(run)))
     if not found:
         console.print("No warnings.")

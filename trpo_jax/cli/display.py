@@ -1,4 +1,4 @@
-"""What is printed of a run that has ended."""
+"""The tables and notes that are printed at the end of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from trpo_jax.analysis.costs import limit_text
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import INTERVAL, RANGE, ScoreSummary
 
-TABLE_ROWS = 16  # seeds listed one by one at the most
+TABLE_ROWS = 16  # at most so many seeds have a row of their own
 
 
 def print_evaluation(
@@ -23,20 +23,21 @@ def print_evaluation(
     episodes: int,
     costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Prints the evaluation of each seed and of all together.
+    """Prints the evaluation of each seed, and statistics over all seeds.
 
     Args:
-        console: where to.
+        console: where the text goes.
         seeds: the seeds.
-        scores: mean return of each.
-        summary: of the scores.
-        episodes: that each score is the mean of.
-        costs: from `trpo_jax.analysis.costs.describe_costs`; a column for each, and a line on its
-            limit.
+        scores: the mean return of each seed.
+        summary: the statistics of the scores.
+        episodes: the number of episodes that each score is the mean of.
+        costs: from `trpo_jax.analysis.costs.describe_costs`. Each cost adds a column. If it has a
+            limit, it also adds a line below the table.
     """
     costs = costs or {}
     what = "Return and costs" if costs else "Return"
-    table = Table(title=f"{what} of the deterministic policy over {episodes} fresh episodes a seed")
+    played = f"{episodes} fresh episodes per seed"
+    table = Table(title=f"{what} of the deterministic policy over {played}")
     table.add_column("seed")
     for name in ("return", *(f"cost {name}" for name in costs)):
         table.add_column(f"mean {name}", justify="right")
@@ -71,7 +72,7 @@ def print_evaluation(
 
 
 def print_missing_episodes(console: Console, metrics: Mapping[str, np.ndarray]) -> None:
-    """Prints which seeds trained without seeing an episode end, if there are any."""
+    """Prints the seeds whose training saw no episode end, if there are any."""
     if "num_episodes" not in metrics:
         return
     without = np.nansum(metrics["num_episodes"], axis=1) == 0
@@ -80,8 +81,8 @@ def print_missing_episodes(console: Console, metrics: Mapping[str, np.ndarray]) 
         which = "No training episode" if without.all() else f"No training episode of seed {names}"
         steps = int(metrics["env_steps"][0, -1])
         console.print(
-            f"{which} ended within {steps:,} environment steps, so there is no return of training. "
-            "Raise --total-steps to see one.",
+            f"{which} ended within {steps:,} environment steps, so there is no training return. "
+            "Raise --total-steps to get one.",
             soft_wrap=True,
         )
 
@@ -99,16 +100,19 @@ def print_broken_episodes(console: Console, metrics: Mapping[str, np.ndarray]) -
         ]
         console.print(
             f"{counts.sum():,} training episodes ended with numbers that are not finite, or "
-            f"absurdly large, and were left out: {', '.join(of)}. The column broken_episodes of "
-            "metrics.csv says when.",
+            f"absurdly large. They were left out: {', '.join(of)}. The column broken_episodes of "
+            "metrics.csv shows when.",
             soft_wrap=True,
         )
 
 
 def cost_cell(described: Mapping[str, Any] | None) -> str:
-    """Returns a mean cost and its limit as a cell, from `describe_costs`; a dash for none.
+    """Returns a mean cost and its limit as the text of a cell, or a dash if there is no cost.
 
-    Example:
+    Args:
+        described: one cost from `trpo_jax.analysis.costs.describe_costs`.
+
+    Examples:
         >>> cost_cell({"mean": 4.5, "limit": 5.0, "keeps_limit": True})
         '4.50 (limit 5)'
         >>> cost_cell({"mean": 5.5, "limit": 5.0, "keeps_limit": False})
@@ -128,13 +132,13 @@ def spread_text(
     style: Callable[[float], str],
     between: str = " to ",
 ) -> str:
-    """Returns an interval over seeds as text, or the range of too few seeds to have one.
+    """Returns an interval over seeds as text. For too few seeds, returns their range.
 
     Args:
-        ends: of the interval, or None.
-        scores: one a seed.
-        style: how a score is written.
-        between: what is written between the two ends.
+        ends: both ends of the interval, or None for too few seeds.
+        scores: one score for each seed.
+        style: turns a score into text.
+        between: the text between the two ends.
     """
     if len(scores) == 1:
         return "one seed"
@@ -143,7 +147,7 @@ def spread_text(
 
 
 def print_files(console: Console, folder: Path) -> None:
-    """Prints where the files of a run are."""
+    """Prints the folder of a run and the names of its files."""
     console.print(f"Files in {folder}:", highlight=False, soft_wrap=True)
     for path in sorted(folder.iterdir()):
         console.print(f"  {path.name}", highlight=False)

@@ -1,4 +1,4 @@
-"""The flags that say how an environment is made, and the environments that they ask for."""
+"""The flags that say how an environment is made, and the environments made from them."""
 
 import argparse
 from collections.abc import Mapping
@@ -13,40 +13,39 @@ CAPITALS = {word.lower(): word for word in ("True", "False", "None")}
 
 
 def add_processes_flag(parser: argparse._ActionsContainer, default: bool) -> None:
-    """Adds the flag for copies of an environment in processes of their own."""
+    """Adds the flag that runs each copy of an environment in its own process."""
     help_text = (
-        "run each environment of gym/, driving/ or pettingzoo/ in a process of its own: faster "
-        f"where a step takes a millisecond or more (default: {default})"
+        "run each copy of a gym/, driving/ or pettingzoo/ environment in its own process, which is "
+        f"faster if a step takes a millisecond or more (default: {default})"
     )
     action = argparse.BooleanOptionalAction
     parser.add_argument("--env-processes", default=default, action=action, help=help_text)
 
 
 def add_environment_flags(parser: argparse._ActionsContainer) -> None:
-    """Adds the flags for arguments, wrappers and the timeout of an environment."""
+    """Adds the flags for the arguments, wrappers, costs and timeout of an environment."""
     add = parser.add_argument
     repeated = {"action": "append", "default": []}
     help_text = (
-        "an argument of the environment's own, such as is_slippery=False; the flag may be given "
-        "several times"
+        "an argument for the environment, such as is_slippery=False; may be given several times"
     )
     add("--env-arg", type=argument, **repeated, metavar="NAME=VALUE", help=help_text)
     help_text = (
-        "put the environment into a wrapper, such as gymnasium.wrappers:FlattenObservation or "
-        "my_module:my_function; several are applied in order"
+        "wrap the environment, for example in gymnasium.wrappers:FlattenObservation or in "
+        "my_module:my_function; may be given several times, the first is applied first"
     )
     add("--wrapper", **repeated, metavar="MODULE:NAME", help=help_text)
     help_text = (
-        "a cost of a step beside its reward: an entry of info, such as info:cost, in gym/ and "
-        "envpool/, or a function of an observation and an action, such as my_module:my_cost; the "
-        "flag may be given several times"
+        "record a cost of each step in addition to its reward: info:cost for an entry of info (in "
+        "gym/ and envpool/), or my_module:my_cost for a function of observation and action; may be "
+        "given several times"
     )
     add("--cost", **repeated, metavar="info:NAME|MODULE:NAME", help=help_text)
-    help_text = "show the previous action and reward beside the observation"
+    help_text = "add the previous action and the previous reward to the observation"
     add("--observe-previous", action="store_true", help=help_text)
     help_text = (
-        "give up when a reset or a step of the copies of an environment of gym/ or envpool/ takes "
-        "longer than this many seconds (default: never)"
+        "stop with an error if a reset or a step of a gym/ or envpool/ environment takes more "
+        "seconds than this (default: no limit)"
     )
     add("--env-timeout", type=float, metavar="SECONDS", help=help_text)
 
@@ -58,14 +57,14 @@ def argument(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
     if value in CAPITALS:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: Python writes {name}={CAPITALS[value]}. If the word itself is meant, write "
-            f"\"{name}='{value}'\""
+            f"{text!r}: write {name}={CAPITALS[value]}, as in Python. If you mean the text "
+            f"{value!r}, write \"{name}='{value}'\""
         )
     return name, parse_value(value)
 
 
 def options_from(args: argparse.Namespace) -> envs.Options:
-    """Returns the options of the environment that flags ask for."""
+    """Returns the options of the environment that the flags ask for."""
     processes = getattr(args, "env_processes", None)
     wrappers = (*args.wrapper, *([OBSERVE_PREVIOUS] if args.observe_previous else []))
     costs = tuple(args.cost)
@@ -75,18 +74,18 @@ def options_from(args: argparse.Namespace) -> envs.Options:
 def make_stored(
     description: Mapping[str, Any], args: argparse.Namespace, processes: bool | None = None
 ) -> Environment:
-    """Returns the environment of a stored run, or the one that flags name in its place.
+    """Returns the environment of a stored run, or another environment if the flags name one.
 
-    Without `--env` it is made as it was for the run; `--env-arg` changes some of its arguments, and
-    `--wrapper` and `--cost` take the place of its wrappers and costs.
+    Without `--env`, the environment is made as it was for the run. Then `--env-arg` changes single
+    arguments. `--wrapper` and `--cost` replace the wrappers and the costs of the run.
 
     Args:
-        description: what `config.json` says.
-        args: the flags.
-        processes: whether copies run in processes; as for the run if None.
+        description: the contents of `config.json`.
+        args: the parsed flags.
+        processes: whether each copy runs in its own process; None means as in the run.
 
     Raises:
-        ConfigurationError: if it cannot be made.
+        ConfigurationError: if the environment cannot be made.
     """
     given = options_from(args)
     if args.env is not None:

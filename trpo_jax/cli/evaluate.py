@@ -1,7 +1,7 @@
-"""Plays many fresh episodes with the policies of a run, and prints and writes what they return.
+"""Plays fresh episodes with the policies of a run, prints mean returns and writes all returns.
 
-Each seed's policy plays once with its mode (deterministic) and once with actions drawn from it
-(stochastic).
+The policy of each seed plays twice: first with its most probable actions (deterministic), then with
+sampled actions (stochastic).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,8 @@ from trpo_jax.errors import (
 )
 from trpo_jax.records.files import make_parents, write_json
 from trpo_jax.records.limits import cost_limits
-from trpo_jax.records.policies import read_policies, with_origin
+from trpo_jax.records.policies import read_policies
+from trpo_jax.records.policy_files import with_origin
 from trpo_jax.records.runs import read_description, read_run
 from trpo_jax.running.estimate import require_evaluation_memory
 from trpo_jax.running.evaluation import (
@@ -44,7 +45,7 @@ from trpo_jax.running.plan import MOST, require_at_least, require_at_most
 from trpo_jax.running.progress import evaluation_progress
 
 MODES = ("deterministic", "stochastic")
-OWN_EPISODES = 2**30  # numbers of evaluations during training are below
+OWN_EPISODES = 2**30  # evaluations during training have smaller numbers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,11 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         of_checkpoint = f"-{args.checkpoint}" if args.checkpoint else ""
         out = args.out or args.folder / f"evaluation{of_checkpoint}.json"
         if out.exists():
-            raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
+            raise ConfigurationError(
+                f"{out} exists, and will not be overwritten. Choose another file with --out."
+            )
         if args.episodes < LEAST_SEEDS or args.number < 1:
             raise ConfigurationError(
-                f"--episodes {args.episodes} must be at least {LEAST_SEEDS}, as many as an "
-                f"interval needs, and --number {args.number} at least 1."
+                f"--episodes {args.episodes} must be at least {LEAST_SEEDS}, since an interval "
+                f"needs as many. --number {args.number} must be at least 1."
             )
         require_at_least(evaluation_steps=(args.evaluation_steps, 1))
         require_at_most(episodes=(args.episodes, MOST))
@@ -82,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 num_envs=description.get("config", {}).get("num_envs"),
                 carry=stored.carry,
             )
-            title = f"{mode.capitalize()} policy, {args.episodes} episodes a seed"
+            title = f"{mode.capitalize()} policy, {args.episodes} episodes per seed"
             number = args.number + OWN_EPISODES
             with evaluation_progress(console, title) as tell:
                 played[mode] = evaluation(stored.actor, stored.seeds, number, tell)
             require_finite_returns(env, stored.seeds, played[mode].returns, played[mode].costs)
         limits = None
-        if env.costs:  # which a schedule may have changed: the last one counts
+        if env.costs:  # a schedule may have changed the limits, so the last ones count
             metrics = read_run(args.folder).metrics
             limits = cost_limits(description["config"], metrics, len(env.costs))
         bound = evaluation_bound(env, args.evaluation_steps)
@@ -108,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if note:
             console.print(note)
         write_json(out, report)
-    console.print(f"Every return is in {out}")
+    console.print(f"All returns are in {out}")
     return 0
 
 
@@ -118,38 +121,40 @@ def build_parser() -> Parser:
         prog=command_name("evaluate"), description=__doc__.replace("\n", " "), allow_abbrev=False
     )
     add = parser.add_argument
-    add("folder", type=Path, help="of a run")
-    help_text = "episodes of each seed and mode (default: 128)"
+    add("folder", type=Path, help="folder of a run")
+    help_text = "episodes for each seed and mode (default: 128)"
     add("--episodes", type=int, default=128, metavar="N", help=help_text)
     help_text = (
-        "judge the policies of a checkpoint in place of the final ones: best (by the evaluations "
-        "during training and limits on costs), latest, or the number of its update"
+        "use the policies of a checkpoint instead of the final ones: best (highest return in the "
+        "evaluations during training, within limits on costs), latest, or the number of an update"
     )
     add("--checkpoint", metavar="WHICH", help=help_text)
     help_text = (
-        "steps of an episode at the most (default: the time limit of the environment, or without "
-        "one 100,000 on the device and 1,000 on the host)"
+        "maximum number of steps of an episode (default: the time limit of the environment; "
+        "without one, 100,000 on the device and 1,000 on the host)"
     )
     add("--evaluation-steps", type=int, metavar="N", help=help_text)
-    help_text = "another environment with the same observations and actions"
+    help_text = "play in another environment, which has the same observations and actions"
     add("--env", metavar="NAME", help=help_text)
     add_environment_flags(parser)
-    help_text = "decides the episodes, which are none of those during training (default: 1)"
+    help_text = (
+        "another number gives other episodes; no number gives those of training (default: 1)"
+    )
     add("--number", type=int, default=1, metavar="N", help=help_text)
     help_text = (
-        "the file of all returns, a new one (default: evaluation.json in the folder, or "
-        "evaluation-WHICH.json of a checkpoint)"
+        "file for all returns, which must not exist (default: evaluation.json in the folder of "
+        "the run, or evaluation-WHICH.json for a checkpoint)"
     )
     add("--out", type=Path, metavar="FILE", help=help_text)
     return parser
 
 
 def describe(env: Environment, limits: np.ndarray | None, played: Played) -> dict[str, Any]:
-    """Returns statistics of the returns and costs of episodes, as JSON holds them.
+    """Returns statistics of the returns and costs of episodes as data for JSON.
 
     Args:
         env: the environment.
-        limits: of each cost at each update of the run, `[K, U]`; None without limits.
+        limits: the limit of each cost at each update of the run, `[K, U]`; None without limits.
         played: the episodes, `[num_seeds, E]`.
     """
     described = {
@@ -166,7 +171,7 @@ def describe(env: Environment, limits: np.ndarray | None, played: Played) -> dic
 
 
 def describe_seeds(values: np.ndarray, name: str) -> dict[str, Any]:
-    """Returns the values `[num_seeds, E]` of episodes, by a name, and statistics of each seed."""
+    """Returns the values `[num_seeds, E]` of episodes under a name, and statistics per seed."""
     low, high = mean_interval(values.T)
     return {
         "per_seed": values.mean(axis=1).tolist(),
@@ -176,9 +181,11 @@ def describe_seeds(values: np.ndarray, name: str) -> dict[str, Any]:
 
 
 def print_report(console: Console, report: dict[str, Any], title: str) -> None:
-    """Prints a table of each seed and all together, and one for each cost."""
+    """Prints a table of returns and a table of each cost."""
     print_table(console, report, [report[mode] for mode in MODES], title, "returns", min)
-    console.print(f"Mean returns. {INTERVALS} That of a seed is over its episodes.")
+    console.print(
+        f"The numbers are mean returns. {INTERVALS} The interval of a seed is over its episodes."
+    )
     for cost in report[MODES[0]].get("costs", ()):
         of_modes = [report[mode]["costs"][cost] for mode in MODES]
         print_table(console, report, of_modes, f"{title}, cost {cost}", "costs", max)
@@ -195,17 +202,18 @@ def print_table(
     values: str,
     worst: Callable[[Sequence[float]], float],
 ) -> None:
-    """Prints a table of each seed and all together.
+    """Prints a table with a row for each seed, and statistics over all seeds.
 
     Args:
-        console: where to.
-        report: of all modes.
-        of_modes: statistics of what is shown, of each mode.
-        title: shown above.
-        values: the name of the values of each episode.
-        worst: picks the worst of some.
+        console: where the table goes.
+        report: the whole report.
+        of_modes: for each mode, the statistics of the returns or of one cost.
+        title: the title of the table.
+        values: the name of the values of single episodes in the statistics.
+        worst: returns the worst of several values.
     """
-    table = Table(title=f"{title}\n{report['episodes_per_seed']} fresh episodes a seed and mode")
+    played = f"{report['episodes_per_seed']} fresh episodes per seed and mode"
+    table = Table(title=f"{title}\n{played}")
     table.add_column("seed")
     for mode in MODES:
         table.add_column(f"{mode}\nmean (95 % interval)", justify="right")
@@ -226,10 +234,10 @@ def print_table(
 
 
 def with_spread(value: float, ends: Sequence[float] | None, scores: Sequence[float]) -> str:
-    """Returns a number with its interval, or with the range of too few scores, as a cell."""
+    """Returns a number with its interval as a cell. Too few scores have a range instead."""
     return f"{number(value)} ({spread_text(ends, scores, number, ', ')})"
 
 
 def number(value: float) -> str:
-    """Returns a return as it is read, short enough for four columns of them."""
+    """Returns a return as text, short enough for a table with four columns of returns."""
     return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""The command `trpo-jax`: hands its arguments on to one of the commands of this folder."""
+"""The command `trpo-jax`. It passes its arguments to one of the commands in this folder."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ import trpo_jax
 from trpo_jax.cli.streams import outlive_readers
 from trpo_jax.errors import unknown_name
 
-AGAIN_AFTER = 0.05  # seconds
+AGAIN_AFTER = 0.05  # seconds until a signal that Python has ignored is sent again
 COMMANDS = {
-    "train": "train an algorithm on an environment, several seeds in one program",
-    "sweep": "try many values of hyperparameters, as few compiled programs as can be",
+    "train": "train an algorithm on an environment, with several seeds in one program",
+    "sweep": "try many values of hyperparameters, in as few compiled programs as possible",
     "evaluate": "play fresh episodes with the policies of a run, and print their returns",
-    "plot": "draw the learning curves of many runs, and test which of them are better",
-    "diagnose": "show what the steps of a run did, and what is wrong with the run",
-    "compare": "train several algorithms on several environments, and make one table of them",
-    "render": "play an episode with the policy of a run, and write it as a GIF",
+    "plot": "draw the learning curves of many runs, and compare their scores",
+    "diagnose": "draw a page about the policy steps of a run, and print warnings",
+    "compare": "train several algorithms on several environments, and write one table",
+    "render": "play an episode with the policy of a run, and write it as a GIF or an MP4",
 }
 HELP = f"""usage: trpo-jax COMMAND ...
 
@@ -57,24 +57,28 @@ def run(command: str, words: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits with its exit code.
 
     Args:
-        command: of `COMMANDS`.
-        words: its arguments; those of this process if None.
+        command: a name in `COMMANDS`.
+        words: the arguments of the command; None for the arguments of this process.
     """
     end_in_order(lambda: partial(import_module(f"trpo_jax.cli.{command}").main, words))
 
 
 def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
-    """Runs a script and exits; a signal that ends a process is Ctrl-C to it, and its exit code.
+    """Runs a script and exits with its exit code.
+
+    SIGTERM and SIGHUP stop the script in the same way as Ctrl-C. The exit code then names the
+    signal.
 
     Args:
-        load: imports the script, and returns the function that runs it and returns its exit code.
+        load: imports the script. It returns the function that runs the script and returns its exit
+            code.
     """
     outlive_readers()
     received: list[int] = []
     loading = True
 
     def interrupt(number, frame):
-        if loading:  # libraries make another error of Ctrl-C, or none; and nothing is lost yet
+        if loading:  # imports may hide Ctrl-C, and there is no work yet that could be lost
             print("Interrupted.", file=sys.stderr, flush=True)
             os._exit(128 + number)
         if number == signal.SIGINT:
@@ -84,7 +88,7 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
             raise KeyboardInterrupt
 
     def ignored(unraisable):
-        """Sends a signal again that came while garbage was collected, where Python ignores it."""
+        """Sends a signal again that Python ignored because it came during garbage collection."""
         if unraisable.exc_type is KeyboardInterrupt:
             number = received.pop() if received else signal.SIGINT
             threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), number)).start()
@@ -92,7 +96,7 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
             hook(unraisable)
 
     hook, sys.unraisablehook = sys.unraisablehook, ignored
-    usual = (signal.SIG_DFL, signal.default_int_handler)  # but nohup and & let them be ignored
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # nohup and & ignore signals: keep that
     numbers = [getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
     before = {number: signal.getsignal(number) for number in numbers}
     before = {number: handler for number, handler in before.items() if handler in usual}

@@ -1,4 +1,4 @@
-"""Flags that say where a script runs: on how many devices, and in how many processes."""
+"""The flags that say where a script runs: on how many devices, and in how many processes."""
 
 import argparse
 import os
@@ -37,41 +37,48 @@ FIRST_LEAVES_AFTER = 2.0  # seconds
 def add_process_flags(
     parser: argparse.ArgumentParser, devices: str = ALL
 ) -> argparse._ArgumentGroup:
-    """Returns a group of new flags: where a script runs, with a default number of devices."""
+    """Adds the flags that say where a script runs, and returns their group.
+
+    Args:
+        parser: the parser that gets the flags.
+        devices: the default of `--devices`.
+    """
     group = parser.add_argument_group("where it runs")
-    help_text = f"devices that it is split over, or all of them (default: {devices})"
+    help_text = f"number of devices to split the work over, or all (default: {devices})"
     group.add_argument("--devices", default=devices, type=device_count, metavar="N", help=help_text)
     help_text = (
-        "this is one of several processes, each with devices of its own; Slurm, Open MPI and Cloud "
-        "TPU tell it the rest"
+        "run as one of several processes, each with its own devices; Slurm, Open MPI and Cloud TPU "
+        "need no further flag"
     )
     group.add_argument("--distributed", action="store_true", help=help_text)
-    help_text = "elsewhere: where the first process listens"
+    help_text = "without Slurm, Open MPI or Cloud TPU: address at which process 0 listens"
     group.add_argument("--coordinator", metavar="HOST:PORT", help=help_text)
-    help_text = "elsewhere: number of this process, from 0"
+    help_text = "with --coordinator: number of this process, from 0"
     group.add_argument("--process-id", type=int, metavar="K", help=help_text)
-    help_text = "elsewhere: how many processes there are"
+    help_text = "with --coordinator: number of processes"
     group.add_argument("--num-processes", type=int, metavar="N", help=help_text)
     return group
 
 
 def device_count(text: str) -> int | None:
-    """Returns a number of devices, or None for all of them."""
+    """Returns a number of devices, or None for all devices."""
     try:
         return None if text == ALL else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of devices, nor all") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of devices, and not the word all"
+        ) from None
 
 
 def without_process_flags(words: Sequence[str]) -> list[str]:
-    """Returns a command line without what says where it runs."""
+    """Returns a command line without the flags that say where it runs."""
     parser = Parser(add_help=False, allow_abbrev=False)
     add_process_flags(parser)
     return parser.parse_known_args(words)[1]
 
 
 def placement_words(args: argparse.Namespace) -> list[str]:
-    """Returns the flags that say where a script runs as these do, in every process."""
+    """Returns the words of a command line that place a script as the parsed flags do."""
     words = ["--shard", args.shard] if args.shard != SEEDS else []
     if not args.distributed:
         count = ALL if args.devices is None else str(args.devices)
@@ -84,10 +91,10 @@ def placement_words(args: argparse.Namespace) -> list[str]:
 
 
 def join_processes(words: Sequence[str]) -> None:
-    """Makes this process one of several, if its command line says so.
+    """Joins the other processes of the run, if the command line has `--distributed`.
 
     Raises:
-        ConfigurationError: if the flags do not fit together, or the others cannot be found.
+        ConfigurationError: if flags contradict each other, or the other processes are not found.
     """
     parser = Parser(add_help=False, allow_abbrev=False)
     add_process_flags(parser)
@@ -100,9 +107,13 @@ def join_processes(words: Sequence[str]) -> None:
     given = [flag for flag, value in places.items() if value is not None]
     missing = ", ".join(flag for flag in places if flag not in given)
     if given and not args.distributed:
-        raise ConfigurationError(f"{given[0]} says nothing without --distributed.")
+        raise ConfigurationError(
+            f"{given[0]} has no effect without --distributed. Add --distributed, or remove it."
+        )
     if given and missing:
-        raise ConfigurationError(f"{', '.join(given)} without {missing}: give all three, or none.")
+        raise ConfigurationError(
+            f"{', '.join(given)} without {missing}: give all three flags, or none of them."
+        )
     if given and not re.fullmatch(r".+:\d+", args.coordinator):
         raise ConfigurationError(
             f"coordinator = {args.coordinator} must be a host and a port, such as localhost:7654."
@@ -114,8 +125,9 @@ def join_processes(words: Sequence[str]) -> None:
         )
     if args.distributed and any(word.split("=")[0] == "--devices" for word in words):
         raise ConfigurationError(
-            "--devices and --distributed: the processes take all of their devices. Leave --devices "
-            "away, and hide devices from a process by CUDA_VISIBLE_DEVICES for instance."
+            "--devices and --distributed exclude each other: each process takes all of its "
+            "devices. Remove --devices. To hide devices from a process, set CUDA_VISIBLE_DEVICES "
+            "for instance."
         )
     if not args.distributed or {"-h", "--help"} & set(words):
         return
@@ -125,19 +137,20 @@ def join_processes(words: Sequence[str]) -> None:
         raise ConfigurationError(
             f"The processes of this run cannot find each other ({error}). Start it under Slurm, "
             "Open MPI or on Cloud TPU, or give --coordinator HOST:PORT --num-processes N "
-            "--process-id K, with every K from 0 to N - 1 once."
+            "--process-id K, with each K from 0 to N - 1 exactly once."
         ) from error
 
 
 def exit_with(main: Callable[[], int], received: Sequence[int] = ()) -> NoReturn:
-    """Runs a script and exits; it does all its work also where nobody reads what it prints.
+    """Runs a script and exits with its exit code.
 
-    One of several processes that fails does not wait for the others, which JAX would do. The first,
-    whose end is that of all others, leaves time for what they have to say.
+    The script does all its work even if nobody reads its output. A process that fails does not wait
+    for the other processes of the run, as JAX would. The end of the first process ends all others,
+    so the first process leaves them some time to print their messages.
 
     Args:
-        main: the script; returns its exit code.
-        received: the signals that Ctrl-C stood for, while it ran.
+        main: the script, which returns its exit code.
+        received: the signals that stopped the script as Ctrl-C.
     """
     outlive_readers()
     try:
@@ -155,7 +168,7 @@ def exit_with(main: Callable[[], int], received: Sequence[int] = ()) -> NoReturn
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
-        with suppress(RuntimeError):  # of a first process that is gone
+        with suppress(RuntimeError):  # the first process may be gone
             leave(code if isinstance(code, int) else 1)
         if is_first():
             time.sleep(FIRST_LEAVES_AFTER)
@@ -167,11 +180,12 @@ def devices_of(args: argparse.Namespace) -> list[jax.Device]:
     """Returns the devices that the flags ask for.
 
     Raises:
-        ConfigurationError: if there are none such, or several and the environment is on the host.
+        ConfigurationError: if there are not so many devices, or there is more than one and the
+            environment runs on the host.
     """
     devices = choose_devices(None if args.distributed else args.devices)
     if len(devices) > 1 or args.distributed:
-        require_on_device(make_env(args), "Several devices run")
+        require_on_device(make_env(args), "Several devices share")
     return devices
 
 
@@ -181,9 +195,9 @@ def make_env(args: argparse.Namespace) -> Environment:
 
 
 def place_runs(args: argparse.Namespace) -> Placement | None:
-    """Returns the placement of whole runs that the flags ask for, None for one device.
+    """Returns the placement that splits whole runs over devices, or None for one device.
 
-    Without a number of devices, it is all of them, or one where the environment is on the host.
+    If the flags ask for all devices, an environment on the host still takes one device.
     """
     any_number = args.devices is None and not args.distributed
     if any_number and len(choose_devices(None)) > 1 and make_env(args).open is not None:
@@ -193,10 +207,10 @@ def place_runs(args: argparse.Namespace) -> Placement | None:
 
 
 def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placement | None:
-    """Returns the placement of seeds or of their environments, None for one device.
+    """Returns the placement that splits seeds or their environments, or None for one device.
 
     Raises:
-        ConfigurationError: if the devices are not there, or cannot share evenly.
+        ConfigurationError: if there are not so many devices, or their shares would differ.
     """
     devices = devices_of(args)
     if len(devices) == 1:
@@ -209,7 +223,7 @@ def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placemen
 
 
 def require_even_shares(name: str, number: int, num_devices: int) -> None:
-    """Raises a ConfigurationError if the devices cannot take the same share of a number."""
+    """Raises a ConfigurationError if a number cannot be split evenly over the devices."""
     if number % num_devices:
         below = number // num_devices * num_devices
         fitting = " or ".join(str(n) for n in (below, below + num_devices) if n)

@@ -1,7 +1,8 @@
-"""Draws and tabulates the runs in some folders: what their seeds say, and how surely.
+"""Draws learning curves of all runs in some folders, and writes their scores with intervals.
 
-Runs of one task and label are joined; a run's label is its algorithm, or LABEL where its folder is
-given as LABEL=FOLDER (several folders may have one). Runs may be unfinished, or differ in length.
+Runs with the same environment and label are joined. The label of a run is its algorithm, or LABEL
+if its folder is given as LABEL=FOLDER. Several folders may have the same label. Runs may be
+unfinished, and may differ in length.
 """
 
 import re
@@ -47,7 +48,7 @@ THRESHOLDS_FILE = Path(analysis.__file__).with_name("thresholds.toml")
 NORMALIZATION_FILE = Path(analysis.__file__).with_name("normalization.toml")
 DESCRIBED = ("env", "algorithm", "total_steps", "config")  # in config.json
 MEASURED = ("seed", "env_steps", "episodic_return", "num_episodes")  # in metrics.csv
-NEAR = 0.9  # of the way from low to high: the return to reach where no file says one
+NEAR = 0.9  # normalised score of the return to reach, if thresholds.toml has no return
 DPI = 200
 
 
@@ -86,20 +87,21 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(prog=command_name("plot"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("folders", nargs="+", metavar="[LABEL=]FOLDER", help="with runs in it, at any depth")
-    help_text = "what the others are compared with (default: the first label)"
+    help_text = "folder that holds runs, at any depth"
+    add("folders", nargs="+", metavar="[LABEL=]FOLDER", help=help_text)
+    help_text = "label that the other labels are compared with (default: the first one)"
     add("--baseline", metavar="LABEL", help=help_text)
     help_text = (
-        "the score of a seed: the return of its last training episodes, or of its final policy, "
-        "which only finished runs have (default: training)"
+        "score of a seed: the return of its last training episodes, or the evaluation of its final "
+        "policy, which only finished runs have (default: training)"
     )
     add("--score", choices=("training", "evaluation"), default="training", help=help_text)
-    help_text = f"last training episodes to average over, at the least (default: {WINDOW})"
+    help_text = f"average over at least the last N training episodes (default: {WINDOW})"
     add("--smooth", type=int, default=WINDOW, metavar="N", help=help_text)
     options = {"nargs": "+", "choices": ("pdf", "svg", "png"), "default": ["pdf", "png"]}
     help_text = "formats of the figures: pdf, svg, png (default: pdf png)"
     add("--format", **options, dest="formats", metavar="NAME", help=help_text)
-    help_text = "output folder, new or empty (default: runs/plots/<time>)"
+    help_text = "output folder, which must be new or empty (default: runs/plots/<time>)"
     add(
         "--out",
         type=Path,
@@ -116,7 +118,7 @@ def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:
     Runs without an update are left out, with a warning.
 
     Raises:
-        ConfigurationError: if there is none, one cannot be read, or one was given two labels.
+        ConfigurationError: if there is no run, a run cannot be read, or a run has two labels.
     """
     chosen: dict[Path, str] = {}
     found: dict[Path, Path] = {}
@@ -143,10 +145,10 @@ def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:
 
 
 def split_label(word: str) -> tuple[str, str]:
-    """Returns label and folder in LABEL=FOLDER; the label is empty where there is only a folder.
+    """Returns the label and the folder in LABEL=FOLDER, or an empty label and the folder.
 
     Raises:
-        ConfigurationError: if one of the two is missing, or could not be shown.
+        ConfigurationError: if one of the two is missing, or the label cannot be drawn.
     """
     if "=" not in word or Path(word).is_dir():
         return "", word
@@ -160,10 +162,10 @@ def split_label(word: str) -> tuple[str, str]:
 
 
 def compare_on(name: str, groups: dict[str, Group], score: str, window: int) -> Task:
-    """Returns a task with the scores of its groups, and what they go by.
+    """Returns a task, which has the scores of all groups on one environment, and notes on them.
 
     Raises:
-        ConfigurationError: if some seed has no score.
+        ConfigurationError: if a seed has no score.
     """
     env_steps = common_steps(groups)
     if score == "evaluation":
@@ -175,8 +177,9 @@ def compare_on(name: str, groups: dict[str, Group], score: str, window: int) -> 
     if reference is None:
         low, high = return_range(groups, scores, env_steps)
         said.append(
-            f"{name}, not in {NORMALIZATION_FILE.name}: scores of 0 and 1 are the lowest and the "
-            f"highest return in these runs, {return_text(low)} and {return_text(high)}."
+            f"{name} is not in {NORMALIZATION_FILE.name}. So normalised scores of 0 and 1 are the "
+            f"lowest and the highest return in these runs, {return_text(low)} and "
+            f"{return_text(high)}."
         )
     else:
         low, high = float(reference["low"]), float(reference["high"])
@@ -184,36 +187,37 @@ def compare_on(name: str, groups: dict[str, Group], score: str, window: int) -> 
     if threshold is None:
         threshold = low + NEAR * (high - low)
         said.append(
-            f"{name}, not in {THRESHOLDS_FILE.name}: the return to reach is "
+            f"{name} is not in {THRESHOLDS_FILE.name}. So the return to reach is "
             f"{return_text(threshold)}, a normalised score of {NEAR:g}."
         )
     return Task(groups, env_steps, scores, low, high, float(threshold), tuple(said))
 
 
 def cuts(name: str, groups: dict[str, Group], score: str) -> Iterator[str]:
-    """Yields where runs of a task differ in length, and what that does."""
+    """Yields notes on runs of a task that differ in length, and on the effect."""
     for label, group in groups.items():
         steps = [int(run.metrics["env_steps"][0, -1]) for run in group.runs]
         if max(steps) > min(steps):
             shortest = group.runs[steps.index(min(steps))].folder
             yield (
-                f"{name}: {label} is cut to the {min(steps):,} steps of its shortest run, "
-                f"{shortest}; its longest has {max(steps):,}."
+                f"{name}: runs of {label} are cut to the {min(steps):,} steps of the shortest, "
+                f"{shortest}. The longest has {max(steps):,} steps."
             )
     ends = {label: int(group.env_steps[-1]) for label, group in groups.items()}
     shortest = min(ends, key=ends.get)
     if max(ends.values()) > ends[shortest]:
-        scores = ", but scores of the end of each run" if score == "evaluation" else ""
+        scores = ", except scores, which are from the end of each run"
+        scores = scores if score == "evaluation" else ""
         yield (
-            f"{name}: numbers are of the first {ends[shortest]:,} steps, as far as {shortest} "
-            f"goes{scores}; the longest curve has {max(ends.values()):,}."
+            f"{name}: numbers are from the first {ends[shortest]:,} steps, the length of "
+            f"{shortest}{scores}. The longest curve has {max(ends.values()):,} steps."
         )
 
 
 def draw(
     tasks: dict[str, Task], overall: Overall | None, labels: Sequence[str], baseline: str
 ) -> dict[str, Figure]:
-    """Returns the figures by the name of their file."""
+    """Returns the figures, by the names of their files without suffix."""
     curves = {
         name: {label: curve_of(group) for label, group in task.groups.items()}
         for name, task in tasks.items()
@@ -229,7 +233,7 @@ def draw(
 
 
 def print_results(console: Console, report: dict[str, Any], folder: Path) -> None:
-    """Prints the scores, what to know of them, and what was written."""
+    """Prints the scores, the notes on them, and the names of the files."""
     table = Table()
     for column in ("task", "label"):
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""What `plot.py` found, as JSON, and as tables in Markdown."""
+"""The results of `plot.py` as data for JSON and as tables in Markdown."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,19 +20,19 @@ from trpo_jax.analysis.statistics import (
 from trpo_jax.cli.display import cost_cell, spread_text
 from trpo_jax.records.runs import ONLY_COST, StoredRun
 
-PERCENTS = (25, 50, 100)  # of the steps, after which the running return is told
+PERCENTS = (25, 50, 100)  # percentages of the steps at which the running return is reported
 
 
 def notes(
     tasks: dict[str, Task], overall: Overall | None, score: str, window: int
 ) -> Iterator[str]:
-    """Yields what to know of the numbers."""
+    """Yields the notes that explain the numbers."""
     score_of_a_seed = "its running return"
     if score == "evaluation":
         score_of_a_seed = "the mean return of its final policy over fresh episodes"
     yield (
-        f"The score of a seed is {score_of_a_seed}. The running return is the mean of its last "
-        f"{window} training episodes or more, in whole updates."
+        f"The score of a seed is {score_of_a_seed}. The running return is the mean of at least the "
+        f"last {window} training episodes of the seed, in whole updates."
     )
     for task in tasks.values():
         yield from task.notes
@@ -44,24 +44,24 @@ def notes(
     ]
     if few:
         yield (
-            f"Fewer than {LEAST_SEEDS} seeds have a {RANGE} and no interval, and what is said over "
-            f"tasks with them has neither: {', '.join(few)}."
+            f"Fewer than {LEAST_SEEDS} seeds have a {RANGE} instead of an interval: "
+            f"{', '.join(few)}. Results over all tasks that include them have neither."
         )
     ends = [
         f"{x} {return_text(task.low)} and {return_text(task.high)}" for x, task in tasks.items()
     ]
-    yield f"Normalised scores of 0 and 1 are, on {', on '.join(ends)}."
+    yield f"The returns with normalised scores of 0 and 1 are: {'; '.join(ends)}."
     if overall is None:
-        yield "No task has runs of all labels, so nothing is said over all tasks."
+        yield "No task has runs of all labels, so there are no results over all tasks."
     elif len(overall.tasks) < len(tasks):
         left_out = ", ".join(name for name in tasks if name not in overall.tasks)
-        yield f"Not every label has runs on {left_out}, which all tasks together leave out."
+        yield f"Results over all tasks leave out {left_out}: not every label has runs there."
 
 
 def describe(
     tasks: dict[str, Task], overall: Overall | None, baseline: str, remarks: Iterator[str]
 ) -> dict[str, Any]:
-    """Returns all numbers, as JSON can hold them."""
+    """Returns all numbers as data for JSON."""
     return {
         "notes": list(remarks),
         "tasks": {name: describe_task(task) for name, task in tasks.items()},
@@ -71,7 +71,7 @@ def describe(
 
 
 def describe_overall(overall: Overall) -> dict[str, Any]:
-    """Returns the numbers of all tasks together."""
+    """Returns the results over all tasks."""
     return {
         "tasks": overall.tasks,
         "aggregates": {
@@ -108,7 +108,7 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 
 def describe_run(run: StoredRun) -> dict[str, Any]:
-    """Returns where a run is, and how far it came."""
+    """Returns the folder of a run, its seeds, and how many steps it has done."""
     return {
         "folder": str(run.folder),
         "seeds": run.metrics["seed"][:, 0].astype(int).tolist(),
@@ -119,7 +119,7 @@ def describe_run(run: StoredRun) -> dict[str, Any]:
 
 
 def describe_efficiency(group: Group, task: Task) -> dict[str, Any]:
-    """Returns how soon a group learnt; None for what it did not reach, or is not known."""
+    """Returns how fast a group learnt. A number is None if it is unknown or was not reached."""
     reached = steps_to(group, task.threshold, task.env_steps)
     at = {f"{x} %": returns_at(group, task.env_steps * x / 100) for x in PERCENTS}
     return {
@@ -133,7 +133,7 @@ def describe_efficiency(group: Group, task: Task) -> dict[str, Any]:
 
 
 def describe_estimate(estimate: Estimate) -> dict[str, Any]:
-    """Returns a single estimate."""
+    """Returns an estimate and its interval as data for JSON."""
     interval = estimate.ci95 and [float(bound) for bound in estimate.ci95]
     return {"value": float(estimate.value), "ci95": interval}
 
@@ -144,17 +144,17 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from (f"- {note}" for note in report["notes"])
     yield ""
     yield (
-        f"IQM is the interquartile mean over seeds. {INTERVALS} They say what other seeds might "
-        "give, not what other tasks would. *IQM at* a part of the steps is of the running return. "
-        "*Steps to* a running return are the median over seeds, in which those that never reached "
-        "it come last; a dash says that half or more did not."
+        f"IQM is the interquartile mean over seeds. {INTERVALS} They show how results vary over "
+        "seeds, not over tasks. *IQM at* a percentage of the steps is the IQM of the running "
+        "return. *Steps to* a running return is the median over seeds. Seeds that never reached it "
+        "count as the slowest. A dash means that half of the seeds or more did not reach it."
     )
     if report["overall"]:
         yield from overall_lines(report["overall"], report["baseline"])
     for name, task in report["tasks"].items():
         yield from task_lines(name, task)
     yield from ("", "## Runs", "")
-    yield from table_head(["task", "label", "seeds", "steps a seed", "folder"])
+    yield from table_head(["task", "label", "seeds", "steps per seed", "folder"])
     for name, task in report["tasks"].items():
         for label, row in task["labels"].items():
             for run in row["runs"]:
@@ -165,12 +165,12 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def overall_lines(overall: dict[str, Any], baseline: str) -> Iterator[str]:
-    """Yields the tables over all tasks."""
+    """Yields the tables of the results over all tasks."""
     yield from ("", "## All tasks together", "")
     yield (
-        f"Normalised scores on {', '.join(overall['tasks'])}. The IQM is over the seeds of all "
-        "tasks, mean and median are over tasks of the mean over seeds, and the optimality gap is "
-        "how far scores are short of 1 on average, so that less is better."
+        f"All scores are normalised. The tasks are {', '.join(overall['tasks'])}. The IQM is over "
+        "the seeds of all tasks. Mean and median are over tasks, of the mean over seeds. The "
+        "optimality gap is how far scores are below 1 on average, so a smaller gap is better."
     )
     yield ""
     aggregates = overall["aggregates"]
@@ -181,8 +181,8 @@ def overall_lines(overall: dict[str, Any], baseline: str) -> Iterator[str]:
     if overall["probability_of_improvement"]:
         yield ""
         yield (
-            f"How probable it is that a seed scores higher than one of {baseline}, on average over "
-            "tasks; a tie counts half."
+            f"The probability that a seed scores higher than a seed of {baseline}, averaged over "
+            "tasks. A tie counts as one half."
         )
         yield ""
         yield from table_head(["label", f"higher than {baseline}"])
@@ -195,13 +195,14 @@ def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
     threshold = return_text(task["threshold"])
     yield from ("", f"## {name}", "")
     yield (
-        f"Running returns are within the first {task['env_steps']:,} environment steps of a seed."
+        f"Running returns are from the first {task['env_steps']:,} environment steps of each seed."
     )
     yield ""
     columns = ["label", "seeds", "IQM of the score", INTERVAL, "mean", "std"]
     columns += [f"IQM at {percent} %" for percent in PERCENTS]
     costs = cost_names(task)
-    columns += [f"steps to {threshold}", "seeds that did", *map(cost_title, costs)]
+    columns += [f"steps to {threshold}", f"seeds that reached {threshold}"]
+    columns += map(cost_title, costs)
     yield from table_head(columns)
     for label, row in task["labels"].items():
         cells = [label, str(len(row["seeds"])), return_text(row["iqm"])]
@@ -216,7 +217,7 @@ def task_lines(name: str, task: dict[str, Any]) -> Iterator[str]:
 
 
 def cost_names(task: dict[str, Any]) -> list[str]:
-    """Returns the names of the costs of a task, that any of its labels has."""
+    """Returns the names of all costs that any label of a task has."""
     return list(dict.fromkeys(x for row in task["labels"].values() for x in row.get("costs", ())))
 
 
@@ -226,7 +227,7 @@ def cost_title(name: str) -> str:
 
 
 def table_head(columns: Sequence[str]) -> Iterator[str]:
-    """Yields the head of a table whose columns but the first are numbers."""
+    """Yields the head of a table. Its first column is text, the others are numbers."""
     yield table_row(columns)
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
 
@@ -242,18 +243,18 @@ def fraction(value: float) -> str:
 
 
 def fractions(ends: Sequence[float] | None) -> str:
-    """Returns the interval of an estimate over tasks as text, a dash for none."""
+    """Returns the interval of an estimate over tasks as text, or a dash if there is none."""
     return "-" if ends is None else " to ".join(map(fraction, ends))
 
 
 def estimate_cell(estimate: dict[str, Any]) -> str:
-    """Returns an estimate over tasks, and its interval if it has one, as text."""
+    """Returns an estimate over tasks as text, with its interval if it has one."""
     value, ends = fraction(estimate["value"]), estimate["ci95"]
     return value if ends is None else f"{value} ({fractions(ends)})"
 
 
 def seed_list(seeds: Sequence[int]) -> str:
-    """Returns seeds as text, those in a row as a range."""
+    """Returns seeds as text. More than two consecutive seeds become a range."""
     if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]} to {seeds[-1]}"
     return ", ".join(map(str, seeds))

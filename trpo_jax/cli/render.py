@@ -1,6 +1,6 @@
 """Plays one episode with a policy of a run, and writes it as a GIF or an MP4.
 
-It prints the return of the episode, and its costs beside their limits.
+The return of the episode is printed, and its costs with their limits.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
-# No screen or loudspeaker is needed; a user's own settings come first.
+# Rendering needs no screen and no loudspeaker. Settings of the user take precedence.
 HEADLESS = {"SDL_VIDEODRIVER": "offscreen", "SDL_AUDIODRIVER": "dummy"}
 if sys.platform == "linux":
     HEADLESS["MUJOCO_GL"] = "egl"
@@ -26,7 +26,8 @@ from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents
 from trpo_jax.records.limits import stored_limits
-from trpo_jax.records.policies import load_policy, with_origin
+from trpo_jax.records.policies import load_policy
+from trpo_jax.records.policy_files import with_origin
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.animation import MAX_FPS, MAX_SIDE, play, require_video, write_animation
 
@@ -52,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{out.suffix} can hold."
             )
         if out.exists():
-            raise ConfigurationError(f"{out} exists, and will not be overwritten. Choose --out.")
+            raise ConfigurationError(
+                f"{out} exists, and will not be overwritten. Choose another file with --out."
+            )
         if out.suffix == ".mp4":
             require_video()
         with libraries_quiet():
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f", cost {name} {cost:.1f}" + ("" if limits is None else f" (limit {limits[k]:g})")
         for k, (name, cost) in enumerate(zip(env.costs, film.total_costs, strict=True))
     )
-    cut = ", cut there (--steps)" if film.cut else ""
+    cut = ", cut by --steps" if film.cut else ""
     console.print(
         f"Return {film.total_reward:.1f}{costs} in {film.num_steps:,} steps{cut}: "
         f"{out} ({len(film.images):,} frames, {size:,.0f} kB)"
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def libraries_quiet() -> Iterator[None]:
-    """Keeps to itself what libraries of sound and graphics say, unless something fails."""
+    """Hides the messages of sound and graphics libraries, unless something fails."""
     sys.stderr.flush()
     shown = os.dup(2)
     with TemporaryFile() as said, warnings.catch_warnings():
@@ -103,27 +106,32 @@ def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = Parser(prog=command_name("render"), description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("folder", type=Path, help="of a run")
-    help_text = "whose policy (default: that with the best evaluation within limits on costs)"
+    add("folder", type=Path, help="folder of a run")
+    help_text = (
+        "seed whose policy plays (default: the seed with the best evaluation within limits on "
+        "costs)"
+    )
     add("--seed", type=int, metavar="N", help=help_text)
     help_text = (
-        "play a policy of a checkpoint in place of the final one: best (by the evaluations during "
-        "training and limits on costs), latest, or the number of its update"
+        "use a policy of a checkpoint instead of the final one: best (highest return in the "
+        "evaluations during training, within limits on costs), latest, or the number of an update"
     )
     add("--checkpoint", metavar="WHICH", help=help_text)
-    help_text = "another environment with the same observations and actions"
+    help_text = "play in another environment, which has the same observations and actions"
     add("--env", metavar="NAME", help=help_text)
     add_environment_flags(parser)
-    add("--episode", type=int, default=0, metavar="N", help="decides the episode (default: 0)")
-    help_text = "steps at the most (default: 1000)"
+    help_text = "another number gives another episode (default: 0)"
+    add("--episode", type=int, default=0, metavar="N", help=help_text)
+    help_text = "maximum number of steps (default: 1000)"
     add("--steps", type=int, default=1000, metavar="N", help=help_text)
-    help_text = "steps from one frame to the next (default: 1)"
+    help_text = "number of steps from one frame to the next (default: 1)"
     add("--every", type=int, default=1, metavar="N", help=help_text)
-    add("--fps", type=float, default=30, metavar="X", help="frames a second (default: 30)")
-    add("--width", type=int, default=320, metavar="N", help="in pixels (default: 320)")
+    add("--fps", type=float, default=30, metavar="X", help="frames per second (default: 30)")
+    help_text = "width of the picture in pixels (default: 320)"
+    add("--width", type=int, default=320, metavar="N", help=help_text)
     help_text = (
-        "the file, a new one, .gif or .mp4 (default: episode.gif in the folder, or "
-        "episode-WHICH.gif of a checkpoint)"
+        "file that ends in .gif or .mp4 and must not exist (default: episode.gif in the folder of "
+        "the run, or episode-WHICH.gif for a checkpoint)"
     )
     add("--out", type=Path, metavar="FILE", help=help_text)
     return parser

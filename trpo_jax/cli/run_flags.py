@@ -1,4 +1,4 @@
-"""The flags of train.py, and the run that they ask for."""
+"""The flags of train.py, and the arguments of `trpo_jax.train` that they stand for."""
 
 import argparse
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ RUN_FLAGS += ("stop_at_return",)
 
 
 def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Returns the flags of a command line, and what they ask `trpo_jax.train` for.
+    """Returns the parsed flags of a command line, and the arguments of `trpo_jax.train` for them.
 
     Raises:
         ConfigurationError: if a flag cannot work.
@@ -58,10 +58,10 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     args = build_parser(module, first).parse_args(words)
     if args.resume is not None and args.out is not None:
         raise ConfigurationError(
-            f"--out {args.out} and --resume {args.resume} name two folders. A resumed run goes on "
-            "in its own: leave --out away."
+            f"--out {args.out} and --resume {args.resume} name two folders. A resumed run keeps "
+            "its own folder. Remove --out."
         )
-    if resumed is not None:  # a run that goes on for longer keeps its schedules
+    if resumed is not None:  # a run that is made longer keeps its schedules
         begun = read_description(Path(resumed), "config")["config"]
         followed = [name for name, x in vars(args).items() if isinstance(x, Follows)]
         vars(args).update({name: begun[name] for name in followed if name in begun})
@@ -78,7 +78,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         "algorithm": args.algorithm,
         "config": config,
         "seeds": seed_range(args.seed, args.num_seeds),
-        "out": Path(decided_by_first(lambda: str(folder))),  # the processes have several clocks
+        "out": Path(decided_by_first(lambda: str(folder))),  # the clocks of processes differ
         "resume": args.resume is not None,
         "placement": place(args, module, config),
     }
@@ -86,7 +86,7 @@ def parse_run(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
 
 
 def plan_of(words: Sequence[str]) -> RunPlan:
-    """Returns the plan of the run that a command line of train.py asks for; writes nothing.
+    """Returns the plan of the run that a command line of train.py describes; writes nothing.
 
     Raises:
         ConfigurationError: if a setting cannot work.
@@ -95,16 +95,16 @@ def plan_of(words: Sequence[str]) -> RunPlan:
 
 
 def stored_flags(folder: Path) -> list[str]:
-    """Returns the flags that start the run in a folder again, without its folder and devices.
+    """Returns the flags that the run in a folder was started with, without folder and devices.
 
     Raises:
-        ConfigurationError: if there is no such run, or no flags can start it.
+        ConfigurationError: if there is no run, or no flags can start it.
     """
     command = read_description(folder, "command")["command"]
     if command is None:
         raise ConfigurationError(
-            f"The run in {folder} was started from Python, with something of its own that no flag "
-            "names. It goes on from there: the same call of trpo_jax.train, with resume=True."
+            f"The run in {folder} was started from Python, with objects that no flag can name. To "
+            "continue it, call trpo_jax.train with the same arguments and resume=True."
         )
     parser = Parser(add_help=False, allow_abbrev=False)
     for flag in ("--out", "--shard"):
@@ -113,21 +113,21 @@ def stored_flags(folder: Path) -> list[str]:
 
 
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
-    """Returns the parser whose defaults are those of the chosen algorithm and environment."""
+    """Returns the parser, with the defaults for the chosen algorithm and environment."""
     defaults = defaults_for(first.algorithm, first.env)
     parser = Parser(
         prog=command_name("train"),
         usage="%(prog)s [FLAG ...]",
-        description="Trains an algorithm on an environment, several seeds in one program, and "
-        "writes what happened. Without a flag: TRPO on CartPole-v1.",
+        description="Trains an algorithm on an environment, with several seeds in one program, and "
+        "writes the results into a folder. Without any flag, it trains TRPO on CartPole-v1.",
         allow_abbrev=False,
     )
-    group = parser.add_argument_group("what is trained")
+    group = parser.add_argument_group("environment, algorithm, seeds and length")
     add_name_flags(group)
     add = group.add_argument
     add("--seed", default=0, type=int, metavar="N", help="the first seed (default: 0)")
     total_steps, num_seeds = defaults["total_steps"], defaults["num_seeds"]
-    help_text = f"number of seeds, trained side by side (default: {num_seeds})"
+    help_text = f"number of seeds, which are trained in parallel (default: {num_seeds})"
     add("--num-seeds", default=num_seeds, type=int, metavar="N", help=help_text)
     help_text = (
         f"environment steps of each seed, rounded down to whole updates (default: {total_steps:,})"
@@ -136,60 +136,63 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add_processes_flag(group, defaults["env_processes"])
     add_environment_flags(group)
     help_text = (
-        "start every seed from what the best seed of the finished run in FOLDER has learnt: its "
-        "policy, its critic and its statistics; a seed that keeps its limits on costs comes first"
+        "start every seed with the policy, the critic and the statistics of the best seed of the "
+        "finished run in FOLDER; seeds within their limits on costs come before other seeds"
     )
     add("--init-from", type=Path, metavar="FOLDER", help=help_text)
     help_text = (
-        "end the run once the mean return of the latest 20 training episodes, or a few more, is at "
-        f"least X for each seed; looked at after every {STOP_EVERY}th update"
+        "stop the run once every seed has a mean return of at least X over its last 20 training "
+        f"episodes, or a few more; checked after every {STOP_EVERY}th update"
     )
     add("--stop-at-return", type=float, metavar="X", help=help_text)
     add = parser.add_argument_group("evaluation").add_argument
     episodes = defaults["evaluation_episodes"]
-    help_text = f"episodes of each seed that its final policy is judged by (default: {episodes})"
+    help_text = f"number of episodes for evaluating the policy of a seed (default: {episodes})"
     add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
     help_text = (
-        "judge the policies by as many episodes during training too, before the first and after "
-        "every N-th update; the best ones within limits on costs are kept as a checkpoint "
-        "(default: 0, only in the end)"
+        "also evaluate the policies during training: before the first update and after every N-th "
+        "update; the best policies within limits on costs are kept as a checkpoint (default: 0, "
+        "which evaluates only at the end)"
     )
     add("--eval-every", default=0, type=int, metavar="N", help=help_text)
     help_text = (
-        "steps of an evaluation episode at the most (default: the time limit of the environment, "
-        "or without one 100,000 on the device and 1,000 on the host)"
+        "maximum number of steps of an evaluation episode (default: the time limit of the "
+        "environment; without one, 100,000 on the device and 1,000 on the host)"
     )
     add("--evaluation-steps", type=int, metavar="N", help=help_text)
     add = parser.add_argument_group("checkpoints and files").add_argument
     help_text = (
-        "save the whole state after every N-th update; 0 never (default: as often as costs no "
-        "more than 3 %% of the time)"
+        "save the whole state after every N-th update, or never if N is 0 (default: as often as "
+        "takes at most 3 %% of the time)"
     )
     add("--checkpoint-every", type=int, metavar="N", help=help_text)
-    help_text = "checkpoints kept beside the best, the latest ones (default: 3)"
+    help_text = "number of latest checkpoints to keep in addition to the best one (default: 3)"
     add("--keep-checkpoints", default=3, type=int, metavar="N", help=help_text)
     help_text = (
-        "go on with the run in FOLDER after its latest checkpoint, with its own settings, as if "
-        "it had never stopped; a larger --total-steps makes it longer, also if it is finished"
+        "continue the run in FOLDER from its latest checkpoint with its own settings, as if it had "
+        "never stopped; a larger --total-steps makes the run longer, even if it is finished"
     )
     add("--resume", type=Path, metavar="FOLDER", help=help_text)
-    help_text = f"write to more than metrics.csv: {', '.join(SERVICES)}, with commas between"
+    help_text = (
+        f"write the metrics also to {' or '.join(SERVICES)}; separate several names by commas"
+    )
     add("--log", type=services, default=(), metavar="NAMES", help=help_text)
-    help_text = "output folder, new or empty (default: runs/<env>/<algorithm>/<time>)"
+    help_text = "output folder, which must be new or empty (default: runs/<env>/<algorithm>/<time>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     add("--quiet", action="store_true", help="print errors only")
     where = add_process_flags(parser, devices="1")
     help_text = (
-        "what is split over several devices: seeds, each of which is whole on its device, or the "
-        "environments of every seed, for runs that one device is too small for (default: seeds)"
+        "what several devices share: the seeds, each of which stays on one device, or the "
+        "environments of every seed, for runs that are too large for one device (default: seeds)"
     )
     where.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
     add_config_flags(parser, module, defaults)
     group = parser.add_argument_group("schedules of hyperparameters")
     help_text = (
-        "let a real-valued hyperparameter change: max_kl=linear:0.02:0.005, also exponential, "
-        "cosine, and piecewise:0.02:50000:0.01; over the whole run, or over the steps of each seed "
-        "that a third number says; the flag may be given several times"
+        "let a real-valued hyperparameter change during the run; KIND is linear, exponential or "
+        "cosine, such as max_kl=linear:0.02:0.005, and a third number is the length in steps of "
+        "each seed (default: the whole run); max_kl=piecewise:0.02:50000:0.01 changes the value "
+        "after 50,000 steps; may be given several times"
     )
     kind = {"action": "append", "default": [], "type": schedule}
     group.add_argument("--schedule", **kind, metavar="NAME=KIND:START:END", help=help_text)
@@ -197,7 +200,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
 
 
 def schedule(text: str) -> tuple[str, str]:
-    """Returns the name of a hyperparameter and its schedule in NAME=SCHEDULE."""
+    """Returns the name of a hyperparameter and its schedule from a text NAME=SCHEDULE."""
     name, equals, described = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=SCHEDULE")
@@ -205,7 +208,7 @@ def schedule(text: str) -> tuple[str, str]:
 
 
 def services(text: str) -> tuple[str, ...]:
-    """Returns the names in a list with commas between, each of which has to be known."""
+    """Returns the names of logging services in a text with commas between them."""
     names = tuple(text.split(","))
     for name in names:
         if name not in SERVICES:

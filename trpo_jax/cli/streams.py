@@ -1,4 +1,4 @@
-"""What becomes of printed text that nobody reads any more."""
+"""Output streams that do not fail when nobody reads them."""
 
 import os
 import sys
@@ -8,13 +8,13 @@ from typing import Any
 
 
 class Lasting:
-    """A stream that drops its text once it cannot be written, and goes on as if it were read.
+    """A stream that drops its text after a write has failed, instead of raising an error.
 
-    The reader is gone (`| head -1`, a closed terminal), or the disk of its file is full.
+    A write fails if the reader is gone (`| head -1`, a closed terminal) or if the disk is full.
     """
 
     def __init__(self, stream: TextIOBase):
-        """Takes the place of a stream."""
+        """Wraps a stream."""
         self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
@@ -26,7 +26,7 @@ class Lasting:
         return len(text)
 
     def flush(self) -> None:
-        """Hands on what was written."""
+        """Flushes the stream, or drops its text."""
         self._try(self._stream.flush)
 
     def _try(self, function: Callable[..., Any], *arguments: str) -> None:
@@ -34,12 +34,12 @@ class Lasting:
             function(*arguments)
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # what is buffered goes there too
+            os.dup2(nowhere, self._stream.fileno())  # also drops the text in the buffer
             os.close(nowhere)
 
 
 def outlive_readers() -> None:
-    """Lets this process do all its work, and write its files, also where nobody reads its text."""
+    """Lets this process finish its work and write its files, even if nobody reads its output."""
     sys.stdout, sys.stderr = (
         stream if stream is None or isinstance(stream, Lasting) else Lasting(stream)
         for stream in (sys.stdout, sys.stderr)

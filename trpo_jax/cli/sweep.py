@@ -1,7 +1,8 @@
-"""Runs many settings and seeds of an algorithm, as few compiled programs as can be.
+"""Trains an algorithm with many settings of its hyperparameters, and ranks the settings.
 
-Real-valued hyperparameters differ inside one program; each value of another kind is compiled for
-itself. The same command with the same --out goes on where an interrupted sweep stopped.
+Settings that differ only in real-valued hyperparameters share one compiled program. Each value of
+another hyperparameter needs a program of its own. If a sweep was interrupted, the same command with
+the same --out continues it.
 """
 
 import argparse
@@ -76,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def kept_of(folder: Path | None) -> str:
-    """Returns what is left of a sweep that stops."""
+    """Returns a sentence that says how a sweep that stops can be continued."""
     if folder is None:
         return "Nothing was written."
-    return f"The same command with --out {folder} goes on from there."
+    return f"The same command with --out {folder} continues the sweep."
 
 
 def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Returns the flags of a command line, and what they ask `trpo_jax.sweep` for.
+    """Returns the parsed flags of a command line, and the arguments of `trpo_jax.sweep` for them.
 
     Raises:
         ConfigurationError: if a flag cannot work.
@@ -105,14 +106,14 @@ def parse_sweep(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any
         "grid": dict(parse_grid(module, text) for text in args.grid),
         "ranges": dict(map(parse_range, args.range)),
         "seeds": seed_range(args.seed, args.num_seeds),
-        "out": Path(decided_by_first(lambda: str(args.out))),  # the processes have several clocks
+        "out": Path(decided_by_first(lambda: str(args.out))),  # the clocks of processes differ
         "placement": place_runs(args),
     }
     return args, settings
 
 
 def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
-    """Returns the parser whose defaults are those of the chosen algorithm and environment."""
+    """Returns the parser, with the defaults for the chosen algorithm and environment."""
     defaults = defaults_for(first.algorithm, first.env)
     parser = Parser(
         prog=command_name("sweep"),
@@ -120,50 +121,51 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
         description=__doc__,
         allow_abbrev=False,
     )
-    group = parser.add_argument_group("what is trained")
+    group = parser.add_argument_group("environment, algorithm and seeds")
     add_name_flags(group)
     add = group.add_argument
-    help_text = "seeds of each setting (default: 4)"
+    help_text = "number of seeds for each setting (default: 4)"
     add("--num-seeds", type=int, default=4, metavar="N", help=help_text)
     add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     add_processes_flag(group, defaults["env_processes"])
     add_environment_flags(group)
-    add = parser.add_argument_group("what is swept").add_argument
+    add = parser.add_argument_group("hyperparameters to sweep").add_argument
     repeated = {"action": "append", "default": []}
     help_text = (
         "values of a hyperparameter, such as max_kl=0.003,0.01 or 'hidden_sizes=64 64,256 256'; "
-        "several --grid give every combination"
+        "may be given several times, then the sweep tries every combination"
     )
     add("--grid", **repeated, metavar="NAME=VALUES", help=help_text)
     help_text = (
-        "draw N settings at random from every --range, the settings without a sweep being the "
-        "first; without --range from search_spaces.toml"
+        "draw N settings at random from all ranges; the first setting has the values of a run "
+        "without a sweep; without --range, the ranges are those of search_spaces.toml"
     )
     add("--random", type=int, metavar="N", help=help_text)
     help_text = (
-        "a real-valued hyperparameter, such as max_kl=1e-3:1e-1:log; the scale is linear, log, or "
-        "log1m (of 1 - value, for discounts)"
+        "range of a real-valued hyperparameter, such as max_kl=1e-3:1e-1:log; the scale is linear, "
+        "log, or log1m (logarithmic in 1 - value, for discounts) (default: linear)"
     )
     add("--range", **repeated, metavar="NAME=LOW:HIGH[:SCALE]", help=help_text)
     add = parser.add_argument_group("each run, and its score").add_argument
     total_steps = defaults["total_steps"]
     help_text = f"environment steps of each run (default: {total_steps:,})"
     add("--total-steps", default=total_steps, type=step_count, metavar="N", help=help_text)
-    help_text = "episodes that the final policy of each run is judged by (default: 16)"
+    help_text = "number of episodes for evaluating the final policy of each run (default: 16)"
     add("--evaluation-episodes", default=16, type=int, metavar="N", help=help_text)
     help_text = (
-        "what settings are ranked by: the return of the final deterministic policy, or that of "
-        "training episodes in the second half (default: evaluation); settings whose mean costs "
-        "keep their limits come first"
+        "score that ranks the settings: evaluation is the return of the final deterministic "
+        "policy, training is the return of the training episodes in the second half of a run; "
+        "settings whose mean costs keep their limits come first (default: evaluation)"
     )
     add("--score", choices=SCORES, default="evaluation", help=help_text)
     add = parser.add_argument_group("the sweep and its files").add_argument
     help_text = (
-        "runs side by side at the most (default: the seeds of one setting where the environment "
-        "runs on the host; else 16 on a CPU, else as many as half of the free memory holds)"
+        "maximum number of runs in parallel (default: the seeds of one setting if the environment "
+        "runs on the host; otherwise 16 on a CPU, and as many as fit into half of the free memory "
+        "on an accelerator)"
     )
     add("--batch", type=int, metavar="N", help=help_text)
-    help_text = "output folder; a sweep in it goes on (default: runs/sweeps/<time>)"
+    help_text = "output folder; a sweep that it holds is continued (default: runs/sweeps/<time>)"
     add(
         "--out",
         type=Path,
@@ -178,13 +180,13 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
 
 
 def report(found: Sweep, console: Console) -> None:
-    """Prints the ranking of a sweep, how its best setting is checked, and its files."""
+    """Prints the ranking of a sweep, a command that checks its best setting, and its files."""
     within = "" if found.ranking[0].limits is None else " within limits"
     print_ranking(console, found.ranking, f"{found.title}, by {found.score} return{within}")
     if found.ranking[0].summary is not None and found.check is not None:
         console.print(
-            f"The best of {len(found.ranking)} settings looks better than it is. Train it with "
-            f"fresh seeds to judge it:\n  {call_of('train', flags_in(found.check))}"
+            f"The best of {len(found.ranking)} settings looks better than it is. To judge it, "
+            f"train it with fresh seeds:\n  {call_of('train', flags_in(found.check))}"
         )
     names = ", ".join(sorted(x.name for x in found.folder.iterdir()))
     console.print(f"Files in {found.folder}: {names}")

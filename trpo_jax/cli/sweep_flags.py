@@ -1,4 +1,4 @@
-"""The flags that say what is swept."""
+"""The flags that say which hyperparameters are swept."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -11,10 +11,10 @@ BOOLEANS = {"true": True, "false": False}
 
 
 def parse_grid(module: ModuleType, text: str) -> tuple[str, list[Any]]:
-    """Returns the name and the values in NAME=VALUE,VALUE.
+    """Returns the name and the values from a text NAME=VALUE,VALUE.
 
     Raises:
-        ConfigurationError: if it is not of that form, or a value is none of the field's.
+        ConfigurationError: if the text is not of that form, or a value is of the wrong kind.
     """
     name, _, values = text.partition("=")
     if not values:
@@ -24,10 +24,10 @@ def parse_grid(module: ModuleType, text: str) -> tuple[str, list[Any]]:
 
 
 def parse_value(name: str, kind: type, text: str) -> Any:
-    """Returns a value of a field; the parts of a tuple have a space or an x between them.
+    """Returns the value of a field from text. A space or an x separates the parts of a tuple.
 
     Raises:
-        ConfigurationError: if it is none.
+        ConfigurationError: if the text is not a value of that kind.
     """
     try:
         if kind is bool:
@@ -40,10 +40,10 @@ def parse_value(name: str, kind: type, text: str) -> Any:
 
 
 def parse_range(text: str) -> tuple[str, Range]:
-    """Returns the name and the range in NAME=LOW:HIGH or NAME=LOW:HIGH:SCALE.
+    """Returns the name and the range from a text NAME=LOW:HIGH or NAME=LOW:HIGH:SCALE.
 
     Raises:
-        ConfigurationError: if it is not of that form.
+        ConfigurationError: if the text is not of that form.
     """
     name, _, bounds = text.partition("=")
     try:
@@ -56,7 +56,7 @@ def parse_range(text: str) -> tuple[str, Range]:
 
 
 def refuse_repeats(texts: Sequence[str]) -> None:
-    """Raises a ConfigurationError if a field is named in two of NAME=... texts."""
+    """Raises a ConfigurationError if two texts NAME=... name the same field."""
     names = [text.partition("=")[0] for text in texts]
     for name in names:
         if names.count(name) > 1:

@@ -1,4 +1,4 @@
-"""The ranking of a sweep's settings, as a table in the terminal."""
+"""The ranking of the settings of a sweep, as a table in the terminal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from trpo_jax.records.files import cell
 from trpo_jax.records.runs import ONLY_COST
 from trpo_jax.running.sweep_ranking import Ranked
 
-SHOWN = 16  # settings in the terminal at the most
+SHOWN = 16  # at most so many settings are printed
 ABOVE = "*"  # marks a cost above its limit
-MOST_COLUMNS = 2  # fields that have columns of their own in 80 characters
+MOST_COLUMNS = 2  # 80 characters have room for so many fields with their own columns
 
 
 def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> None:
-    """Prints the best settings, and how many are left out, in as many columns as a terminal has."""
+    """Prints a table of the best settings, and notes on the others."""
     fields = list(ranking[0].setting)
     table = Table(title=title)
     for name in fields if len(fields) <= MOST_COLUMNS else ["setting"]:
@@ -35,7 +35,7 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
             values = [", ".join(f"{x} {value}" for x, value in zip(fields, values, strict=True))]
         if summary is None:
             missing = int(np.isnan(scores).sum())
-            table.add_row(*values, "-", f"{missing} of {len(scores)} without", "-", "-")
+            table.add_row(*values, "-", f"{missing} of {len(scores)} missing", "-", "-")
             continue
         spread = spread_text(summary.iqm_ci95, scores, return_text)
         iqm, *others = map(return_text, (summary.iqm, summary.mean, scores.min()))
@@ -48,15 +48,15 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
     unscored = sum(x.summary is None for x in ranking)
     if unscored:
         console.print(
-            f"{unscored} of {len(ranking)} settings have seeds without a score: their numbers were "
-            "not finite, or no episode ended. results.csv says which."
+            f"{unscored} of {len(ranking)} settings have seeds without a score. Their numbers were "
+            "not finite, or no episode ended. results.csv shows these seeds."
         )
     elif len({(x.excess, x.summary.iqm) for x in ranking}) == 1 < len(ranking):
-        console.print("All settings have the same score, so the order says nothing.")
+        console.print("All settings have the same score, so their order means nothing.")
 
 
 def cost_texts(ranked: Ranked) -> list[str]:
-    """Returns the mean costs of a setting, with a mark at those above their limits."""
+    """Returns the mean costs of a setting as text, with a mark if a cost is above its limit."""
     above = [False] * len(ranked.costs)
     if ranked.limits is not None:
         above = ranked.mean_costs > ranked.limits
@@ -65,15 +65,16 @@ def cost_texts(ranked: Ranked) -> list[str]:
 
 
 def limits_note(ranking: Sequence[Ranked]) -> str:
-    """Returns how settings with limits on costs are ranked, and whether any keeps its limits."""
+    """Returns a note on how settings are ranked that have limits on costs."""
     parts = [
-        "Settings whose mean costs keep their limits come first, by return. The others follow by "
-        f"how far they are above; {ABOVE} marks a cost above its limit."
+        "Settings whose mean costs keep their limits come first, ordered by return. The others "
+        "follow, ordered by how far their costs are above the limits. "
+        f"{ABOVE} marks a cost above its limit."
     ]
     if "cost_limit" in ranking[0].setting:
         parts.append(
-            "Each setting is judged by its own cost_limit, so that one with a loose limit may come "
-            "first at a high cost."
+            "Each setting is judged by its own cost_limit. So a setting with a loose limit may "
+            "come first although its cost is high."
         )
     if all(x.excess > 0 for x in ranking if x.summary is not None):
         parts.append("No setting keeps its limits.")
@@ -81,5 +82,5 @@ def limits_note(ranking: Sequence[Ranked]) -> str:
 
 
 def readable(value: Any) -> str:
-    """Returns a value as a reader wants it."""
+    """Returns a value as short text."""
     return f"{value:.4g}" if isinstance(value, float) else cell(value)

@@ -1,7 +1,7 @@
-"""Trains an algorithm on an environment, several seeds in one program, and writes what happened.
+"""Trains an algorithm on an environment, with several seeds in one program.
 
-Without a flag: TRPO on CartPole-v1. `--help` explains every flag; defaults for each environment are
-in `trpo_jax/running/defaults.toml`.
+Without any flag, it trains TRPO on CartPole-v1. `--help` explains every flag. The defaults of each
+environment are in `trpo_jax/running/defaults.toml`.
 """
 
 import argparse
@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_failure(error, folder, args)
     except KeyboardInterrupt:  # before the first update
         written = folder is not None and (folder / DESCRIPTION).is_file()
-        kept = f"{folder} keeps what was written." if written else "Nothing was written."
+        kept = f"The files in {folder} are kept." if written else "Nothing was written."
         print(f"Interrupted. {kept}", file=sys.stderr)
         return 130
     console = Console(quiet=args.quiet or not is_first(), highlight=False)
     if run.evaluation is None:
-        print(f"Interrupted. {kept_of(run, args, 'the policies of then')}", file=sys.stderr)
+        print(f"Interrupted. {kept_of(run, args, 'the policies at that point')}", file=sys.stderr)
         print(resumption(folder, args), file=sys.stderr)
         print_files(console, folder)
         return 130
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         per_update = run.algorithm.steps_per_update
         console.print(
             f"Stopped after update {run.num_updates:,}, {run.num_updates * per_update:,} steps: "
-            f"each seed has reached a return of {args.stop_at_return:g}",
+            f"every seed has reached a return of {args.stop_at_return:g}",
             soft_wrap=True,
         )
     print_broken_episodes(console, run.metrics)
@@ -81,46 +81,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report_failure(error: Exception, folder: Path | None, args: argparse.Namespace | None) -> int:
-    """Says why a run failed and what is left of it; returns the exit code."""
+    """Prints why a run failed and what its folder holds, and returns the exit code."""
     run = getattr(error, "run", None)
-    moved = isinstance(error.__cause__, FileGone)  # and another run may have taken its place
+    moved = isinstance(error.__cause__, FileGone)  # the folder may hold another run by then
     there = folder is not None and (folder / DESCRIPTION).is_file() and not moved
-    kept = f"{folder} keeps what was written." if there else f"{folder} holds nothing of this run."
-    if run is not None and there:
+    kept = f"The files in {folder} are kept."
+    if not there:
+        kept = f"{folder} holds nothing of this run."
+    elif run is not None:
         no_policies = isinstance(error, PolicyFailure)
-        kept = kept_of(run, args, None if no_policies else "each seed's last good policy")
+        kept = kept_of(run, args, None if no_policies else "the last good policy of each seed")
     print(f"error: {str(error).rstrip('.')}. {kept}", file=sys.stderr)
     if there:
-        if not isinstance(error, NonFiniteError):  # which would come again
+        if not isinstance(error, NonFiniteError):  # a resumed run would fail in the same way
             print(resumption(folder, args), file=sys.stderr)
         print_files(Console(quiet=args.quiet or not is_first(), highlight=False), folder)
     return 1
 
 
 def kept_of(run: Run, args: argparse.Namespace, policies: str | None) -> str:
-    """Returns what the files of a run hold that ended early."""
+    """Returns a sentence on the files of a run that ended early."""
     num_updates = args.total_steps // run.algorithm.steps_per_update
     kept = f"metrics.csv holds the run up to update {run.num_updates} of {num_updates}"
-    return f"{kept}, policy.msgpack {policies}." if policies else f"{kept}."
+    return f"{kept}, and policy.msgpack holds {policies}." if policies else f"{kept}."
 
 
 def resumption(folder: Path, args: argparse.Namespace, after: str | None = None) -> str:
-    """Returns how a run goes on, and after what: its newest checkpoint, if nothing is said."""
+    """Returns a line with the command that continues a run.
+
+    Args:
+        folder: the folder of the run.
+        args: the parsed flags.
+        after: words for the point from which it continues; None for the newest checkpoint.
+    """
     if after is None:
         names = [path.name for path in (folder / CHECKPOINTS).glob("*")]
         numbers = [int(name) for name in names if name.isdigit()]
         after = f"after update {max(numbers)}" if numbers else "from its start"
     words = ["--resume", str(folder), *placement_words(args)]
-    return f"{call_of('train', words)} goes on {after}."
+    return f"To continue it {after}: {call_of('train', words)}"
 
 
 def print_costs(console: Console, run: Run) -> None:
-    """Prints what evaluations during training and checkpoints took."""
+    """Prints the time that evaluations during training and checkpoints took."""
     costs = [
         f"{name.replace('_', ' ')} {seconds:.1f} s"
         for name, seconds in run.costs.items()
         if seconds
     ]
     if costs:
-        beside = f"Beside {run.seconds:.1f} s of training: {', '.join(costs)}"
-        console.print(beside, soft_wrap=True)
+        times = f"In addition to {run.seconds:.1f} s of training: {', '.join(costs)}"
+        console.print(times, soft_wrap=True)

@@ -20,13 +20,13 @@ from trpo_jax.envs.options import (
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.installing import how_to_install
 
-if TYPE_CHECKING:  # imports jax, which names do not need
+if TYPE_CHECKING:  # this module imports jax, and listing names must not need jax
     from trpo_jax.envs.base import Environment
 else:
-    Environment = Any  # what annotations say is looked up when a test calls a function
+    Environment = Any  # the tests check types at run time, and look up the annotation
 
-# The packages of each suite, by the prefix of its environments' names. That is also the name of the
-# extra of this package that installs them.
+# The packages of each suite, by the prefix of the names of its environments. The prefix is also the
+# name of the extra of this package that installs them.
 SUITES: dict[str, tuple[str, ...]] = {
     "gymnax": ("gymnax",),
     "gym": ("gymnasium", "mujoco", "box2d", "ale-py", "highway-env", "minigrid"),
@@ -43,17 +43,17 @@ SUITES: dict[str, tuple[str, ...]] = {
     "pettingzoo": ("pettingzoo", "mpe2"),
     "native": (),
 }
-PARTIAL = ("gymnax", "gym")  # suites whose tasks can be had without velocities
-WITH_INFO = ("gym", "envpool")  # suites whose steps come with an info
-IN_PROCESSES = ("driving", "pettingzoo")  # suites whose copies can have processes, beside gym
+PARTIAL = ("gymnax", "gym")  # suites with the tasks -NoVel, which hide velocities
+WITH_INFO = ("gym", "envpool")  # suites whose steps return an info
+IN_PROCESSES = ("driving", "pettingzoo")  # suites besides gym whose copies can run in processes
 _MODULES = {"gym": "gymnasium"}
 _NEEDS = {"navix": " (it needs Python 3.12)"}
 
 
 def suite_of(name: str) -> tuple[str, str]:
-    """Returns the suite of an environment, and the suite's own name for it.
+    """Returns the suite of an environment, and the name of the environment in the suite.
 
-    The suite is "" where the user's own function makes the environment.
+    The suite is "" if a function of the user makes the environment.
 
     Raises:
         ConfigurationError: if there is no such suite.
@@ -67,18 +67,18 @@ def suite_of(name: str) -> tuple[str, str]:
 
 
 def folder_of(name: str) -> str:
-    """Returns the name of an environment as a path, which has no colon in it."""
+    """Returns the name of an environment as a path. A path must not contain a colon."""
     return name.replace(":", "-")
 
 
 def names() -> dict[str, list[str] | None]:
-    """Returns the full names of all environments, by suite; None for one that is not installed."""
+    """Returns the full names of all environments, by suite. None if a suite is not installed."""
     found: dict[str, list[str] | None] = {}
     for suite in SUITES:
         prefix = "" if suite == "gymnax" else f"{suite}/"
         try:
             own_names = import_module(f"trpo_jax.envs.{_MODULES.get(suite, suite)}").names()
-        except (ImportError, AttributeError):  # or in a version that lacks what the adapter needs
+        except (ImportError, AttributeError):  # not installed, or a version that does not fit
             found[suite] = None
         else:
             own_names = {*own_names, *_without_velocities(suite, own_names)}
@@ -96,39 +96,44 @@ def _without_velocities(suite: str, names: Iterable[str]) -> list[str]:
 def make(
     name: str,
     args: Mapping[str, Any] | None = None,
-    wrappers: Sequence[Any] = (),  # of `Wrapper` and of `Cost`, which are checked below
+    wrappers: Sequence[Any] = (),  # of `Wrapper`; the elements are checked below
     processes: bool | None = False,
     timeout: float | None = None,
     costs: Sequence[Any] = (),
 ) -> Environment:
-    """Returns the environment of that name.
-
-        make("gym/FrozenLake-v1", {"is_slippery": False})
-        make("CartPole-v1", {"gravity": 20.0}, wrappers=[my_wrapper])
-        make("gym/CarRacing-v3", wrappers=["gymnasium.wrappers:GrayscaleObservation"])
-        make("Pendulum-v1", costs=[lambda observation, action: abs(action[0]) > 1.5])
+    """Returns the environment with this name.
 
     Args:
-        name: the suite and the suite's own name, such as "gym/Hopper-v5"; without a suite one of
-            gymnax, such as "CartPole-v1"; or a module and a function of it that returns an
-            `Environment`, such as "my_module:make_env" for a function in `my_module.py` in the
-            current folder.
-        args: keyword arguments of the environment's own, by name.
-        wrappers: functions, or their names as "module:name", applied in order. Each makes an
-            `Environment` of an `Environment`; in gym/, an environment of Gymnasium of one of
-            Gymnasium, unless its argument is annotated as an `Environment`.
-        processes: whether each copy runs in a process of its own, in gym/, driving/ and pettingzoo/
-            only.
-        timeout: seconds that a reset or a step of all copies on the host may take, None for any.
-        costs: costs of a step beside its reward, in addition to the environment's own: entries of
-            `info`, such as "info:cost", in gym/ and envpool/, or functions, or their names as
-            "module:name"; see `trpo_jax.envs.costs.with_costs`. They see what is inside of the
-            wrappers.
+        name: one of three kinds of names. A suite and a name of that suite, such as
+            "gym/Hopper-v5". A name of gymnax without a suite, such as "CartPole-v1". Or a module
+            and a function that returns an `Environment`, such as "my_module:make_env" for a
+            function in `my_module.py` in the current folder.
+        args: keyword arguments for the environment, by name.
+        wrappers: functions, or their names as "module:name", applied in this order. Each takes an
+            `Environment` and returns one. In gym/, each takes an environment of Gymnasium and
+            returns one, unless its argument is annotated as an `Environment`.
+        processes: whether each copy runs in its own process. Only in gym/, driving/ and
+            pettingzoo/.
+        timeout: seconds that a reset or a step of all copies on the host may take. None means no
+            limit.
+        costs: costs of a step to add to those of the environment. Each is a function, its name as
+            "module:name", or, in gym/ and envpool/, an entry of `info`, such as "info:cost". See
+            `trpo_jax.envs.costs.with_costs`. The functions get the observations before wrappers of
+            an `Environment` change them.
 
     Raises:
-        ConfigurationError: if there is none of that name, it has no such arguments, its suite is
-            not installed or too old, its spaces are not supported, or the user's own function or
-            wrapper fails.
+        ConfigurationError: if there is no such environment, if it does not have these arguments, if
+            its suite is not installed or too old, if its spaces are not supported, or if a function
+            or a wrapper of the user fails.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1", {"gravity": 20.0})
+        >>> env.action.num_actions, env.time_limit
+        (2, 500)
+        >>> far = lambda observation, action: abs(observation[0]) > 1.0
+        >>> env = trpo_jax.make_env("CartPole-v1", costs=[far])
+        >>> len(env.costs)
+        1
     """
     from trpo_jax.envs.threads import with_timeout
 
@@ -157,8 +162,8 @@ def _make(
     of_info, functions = info_costs(costs), [x for x in costs if not is_info_cost(x)]
     if of_info and suite not in WITH_INFO:
         raise ConfigurationError(
-            f"The cost info:{next(iter(of_info))} cannot be had of {name!r}: only gym/ and envpool/"
-            " give an info with each step. Name a function of the observation and the action "
+            f"The cost info:{next(iter(of_info))} does not work with {name!r}. Only steps of gym/ "
+            "and envpool/ return an info. Name a function of the observation and the action "
             "instead, such as my_module:my_cost."
         )
     if suite == "gym":
@@ -169,8 +174,8 @@ def _make(
         return wrap(name, with_costs(env, functions), outside, Environment)
     if processes and suite not in IN_PROCESSES:
         raise ConfigurationError(
-            "Only environments of gym/, driving/ and pettingzoo/ can run in processes of their "
-            f"own, not {name!r}. Leave --env-processes out."
+            "Only environments of gym/, driving/ and pettingzoo/ can run in their own processes, "
+            f"not {name!r}. Leave --env-processes out."
         )
     if suite:
         module = _import_suite(suite, name)
@@ -194,8 +199,8 @@ def _import_suite(suite: str, name: str) -> ModuleType:
         ) from error
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(
-            f"Environment {name!r} needs another version of its suite than the one installed "
-            f"({error}). Install that with: {how_to_install(suite)}"
+            f"Environment {name!r} does not work with the installed version of its suite "
+            f"({error}). Install another version with: {how_to_install(suite)}"
         ) from error
 
 

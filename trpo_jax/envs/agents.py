@@ -1,15 +1,15 @@
-"""What adapters of several agents share: rows of one form, and one reward for the team."""
+"""The parts that the adapters for teams share: rows of one shape, and one reward for the team."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from trpo_jax.envs.base import Agents, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import Agents, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 
 STATE = "state"  # part of an observation that only the critic sees
-# Tasks of MPE, which several suites have.
+# Tasks of MPE. Several suites have them.
 MPE_COOPERATIVE = ("simple_v3", "simple_spread_v3", "simple_reference_v3")
 MPE_COOPERATIVE += ("simple_speaker_listener_v4",)
 MPE_COMPETING = {
@@ -30,12 +30,12 @@ def row_shape(name: str, what: str, shapes: Sequence[tuple[int, ...]]) -> tuple[
     """Returns the shape of a row that holds the array of each agent.
 
     Args:
-        name: of the environment, for messages.
-        what: the arrays are, likewise.
-        shapes: of the array of each agent.
+        name: the name of the environment, for messages.
+        what: what the arrays are, for messages.
+        shapes: the shape of the array of each agent.
 
     Raises:
-        ConfigurationError: if arrays of several axes differ in shape.
+        ConfigurationError: if the shapes differ, and an array has several axes.
     """
     distinct = sorted(set(map(tuple, shapes)))
     if len(distinct) == 1:
@@ -44,13 +44,13 @@ def row_shape(name: str, what: str, shapes: Sequence[tuple[int, ...]]) -> tuple[
         raise ConfigurationError(
             f"Environment {name!r} shows its agents {what} of the shapes "
             f"{', '.join(map(str, distinct))}. Only arrays of one axis can be padded to one shape. "
-            "Flatten them, or make them of one shape, in a wrapper."
+            "Flatten them, or give them one shape, in a wrapper."
         )
     return (max(shape[0] if shape else 1 for shape in distinct),)
 
 
 def stacked(shape: tuple[int, ...], arrays: Sequence[Any], numpy: Any = jnp) -> Any:
-    """Returns the rows `[N, *shape]` of arrays, padded with zeros where one is shorter."""
+    """Returns arrays as rows `[N, *shape]`. Shorter arrays are padded with zeros."""
 
     def row(x):
         x = numpy.asarray(x)
@@ -63,8 +63,8 @@ def own_actions(action: Agents, rows: Any) -> list[Any]:
     """Returns the action of each agent, in the shape of its own space.
 
     Args:
-        action: the actions of the team.
-        rows: what `to_environment_action` gives, `[N]` or `[N, D]`.
+        action: the spec of the actions of the team.
+        rows: the result of `to_environment_action`, `[N]` or `[N, D]`.
     """
 
     def own(spec: Discrete | MultiDiscrete | Box, row: Any) -> Any:
@@ -79,33 +79,35 @@ def own_actions(action: Agents, rows: Any) -> list[Any]:
 def team_reward(
     name: str, rewards: str | None, cooperative: Mapping[str, str], competing: Mapping[str, str]
 ) -> str:
-    """Returns how the rewards of the agents make the reward of the team, a key of `REWARDS`.
+    """Returns how to compute the reward of the team from the rewards of the agents.
+
+    The result is a key of `REWARDS`.
 
     Args:
-        name: the environment's own name.
-        rewards: what the user says; None for nothing.
-        cooperative: how, by the names of the environments in which agents work together.
-        competing: why they do not, by the names of the others.
+        name: the name of the environment in its suite.
+        rewards: the choice of the user. None if the user made no choice.
+        cooperative: the key for each environment whose agents work together.
+        competing: for each environment whose agents compete, how they compete.
 
     Raises:
-        ConfigurationError: if the agents compete, or nothing is known of them.
+        ConfigurationError: if the user made no choice, and the agents compete or are not known.
     """
     allowed = f"rewards = {' or '.join(REWARDS)} (--env-arg rewards=sum)"
     if rewards is not None:
         if rewards not in REWARDS:
             raise ConfigurationError(
-                f"rewards = {rewards!r} cannot work with {name}. Choose {allowed}."
+                f"rewards = {rewards!r} is not allowed for {name}. Choose {allowed}."
             )
         return rewards
     if name in cooperative:
         return cooperative[name]
     if name in competing:
         raise ConfigurationError(
-            f"The agents of {name} compete: {competing[name]}. Algorithms here learn for one team "
-            f"with one reward. Supported as it is: {', '.join(sorted(cooperative))}."
+            f"The agents of {name} compete: {competing[name]}. The algorithms here train one team "
+            f"with one reward. These environments work: {', '.join(sorted(cooperative))}."
         )
     raise ConfigurationError(
-        f"Nothing is known of how the rewards of the agents in {name} belong together. If they "
-        f"work for one team, say how its reward comes of theirs: {allowed}; same takes the reward "
-        "of the first agent. Agents that compete are not supported."
+        f"The library does not know {name}, and whether its agents work together. If they are one "
+        f"team, say how to compute its reward from the rewards of the agents: {allowed}. same "
+        "takes the reward of the first agent. Agents that compete are not supported."
     )

@@ -6,17 +6,18 @@ import numpy as np
 from brax import envs
 from brax.io import image
 
-from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
+from trpo_jax.envs.specs import Box
 from trpo_jax.errors import require_known_environment, unknown_name
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
-EPISODE_LENGTH = 1000  # of Brax's own training
+EPISODE_LENGTH = 1000  # the same as in Brax's own training
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(envs._envs)
 
 
@@ -24,10 +25,10 @@ def make(name: str, episode_length: int = EPISODE_LENGTH, **args: Any) -> Enviro
     """Returns an environment of Brax.
 
     Args:
-        name: a registered name, such as "ant"; with the physics after a slash if not the `spring`
-            one, such as "ant/generalized".
-        episode_length: steps after which an episode is truncated, as many as in Brax's training.
-        **args: arguments of its class.
+        name: a registered name, such as "ant". The physics is `spring`. A name after a slash
+            chooses another physics, such as "ant/generalized".
+        episode_length: number of steps after which an episode is truncated.
+        **args: arguments of the class of the environment.
 
     Raises:
         ConfigurationError: if there is no such environment or physics.
@@ -51,7 +52,7 @@ def make(name: str, episode_length: int = EPISODE_LENGTH, **args: Any) -> Enviro
     def render(states):
         states = [state.pipeline_state for state in states]
         model = env.sys.mj_model
-        camera = model.camera(0).name if model.ncam else None  # the first one follows the robot
+        camera = model.camera(0).name if model.ncam else None  # the first camera follows the robot
         return image.render_array(env.sys, states, height=240, width=320, camera=camera)
 
     ones = np.ones(env.action_size, np.float32)

@@ -1,4 +1,4 @@
-"""Costs for environments: numbers in `info`, and functions of what an environment shows."""
+"""Costs for environments: numbers in `info`, and functions of an observation and an action."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,36 +13,36 @@ from trpo_jax import user_modules
 from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.errors import ConfigurationError
 
-InfoCosts = Mapping[str, Callable[[Mapping[str, Any]], Any]]  # of an info, by name of the cost
+InfoCosts = Mapping[str, Callable[[Mapping[str, Any]], Any]]  # functions of `info`, by cost
 NONE: InfoCosts = MappingProxyType({})
-INFO = "info:"  # how the name of a cost in `info` begins
+INFO = "info:"  # prefix of the name of a cost that is an entry of `info`
 
 
 def info_costs(costs: Sequence[Any]) -> InfoCosts:
-    """Returns the costs that come with `info`, by name, of all that are named."""
+    """Returns the costs in a list that are entries of `info`, by name."""
     keys = [cost.removeprefix(INFO) for cost in costs if is_info_cost(cost)]
     return {key: partial(entry, key) for key in keys}
 
 
 def is_info_cost(cost: Any) -> bool:
-    """Returns whether a cost comes with `info`."""
+    """Returns whether a cost is an entry of `info`."""
     return isinstance(cost, str) and cost.startswith(INFO)
 
 
 def entry(key: str, info: Mapping[str, Any]) -> Any:
-    """Returns an entry of an info."""
+    """Returns an entry of `info`."""
     return info[key]
 
 
 def with_costs(env: Environment, costs: Sequence[Any]) -> Environment:
-    """Returns an environment with more costs, each a function or its name, as "module:name".
+    """Returns an environment with more costs. Each is a function, or its name as "module:name".
 
-    A function is `(observation, action) -> cost`: it is given the observation that followed the
-    action, and the action as the environment takes it. On the device it is traced by JAX; on the
-    host it is called for each copy of the environment, with arrays of NumPy.
+    A function is `(observation, action) -> cost`. It gets the observation after the action, and the
+    action that the environment takes. On the device, JAX traces the function. On the host, it is
+    called for each copy of the environment, with NumPy arrays.
 
     Raises:
-        ConfigurationError: if a cost is no function, or there are two of one name.
+        ConfigurationError: if a cost is not a function, or if two costs have the same name.
     """
     for cost in costs:
         function = user_modules.find("cost", cost)[0] if isinstance(cost, str) else cost
@@ -56,19 +56,28 @@ def with_costs(env: Environment, costs: Sequence[Any]) -> Environment:
 
 
 def with_cost(env: Environment, name: str, cost: Callable[[Any, Any], Any]) -> Environment:
-    """Returns an environment with one more cost; see `with_costs`.
+    """Returns an environment with one more cost. See `with_costs`.
 
     Args:
         env: the environment.
-        name: of the cost.
-        cost: `(observation that followed, action) -> cost`, of one copy.
+        name: the name of the cost.
+        cost: `(observation after the action, action) -> cost`, for one copy.
 
     Raises:
-        ConfigurationError: if there is a cost of that name.
+        ConfigurationError: if the environment has a cost with this name.
+
+    Examples:
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> env = trpo_jax.with_cost(env, "right", lambda observation, action: action == 1)
+        >>> state, observation = env.reset(jax.random.key(0))
+        >>> state, result = env.step(jax.random.key(1), state, jnp.array(1))
+        >>> env.costs, result.costs
+        (('right',), Array([1.], dtype=float32))
     """
     if name in env.costs:
         raise ConfigurationError(
-            f"{env.name} has a cost that is named {name} already, among {', '.join(env.costs)}."
+            f"{env.name} already has a cost with the name {name}. Its costs: "
+            f"{', '.join(env.costs)}. Choose another name."
         )
 
     def step(key, state, action):
@@ -93,23 +102,23 @@ def with_cost(env: Environment, name: str, cost: Callable[[Any, Any], Any]) -> E
 
 
 def _listed(costs: Any) -> list[Any]:
-    """Returns the costs that a step has so far as a list of arrays."""
+    """Returns the costs that a step already has as a list of arrays."""
     return [] if isinstance(costs, tuple) else [costs]
 
 
 def require_entries(name: str, costs: InfoCosts, info: Mapping[str, Any]) -> None:
-    """Raises a ConfigurationError if costs need an entry that an info does not have.
+    """Raises a ConfigurationError if a cost needs an entry that `info` does not have.
 
     Args:
-        name: of the environment.
-        costs: functions of an info.
-        info: of a step.
+        name: the name of the environment.
+        costs: functions of `info`.
+        info: the `info` of a step.
     """
     for cost in costs.values():
         try:
             cost(info)
         except KeyError as error:
             raise ConfigurationError(
-                f"Environment {name!r} has no info[{error}] in its steps, which is to be a cost. "
-                f"Its info has {', '.join(map(repr, info)) or 'no entries'}."
+                f"A cost needs info[{error}], but the steps of environment {name!r} have no such "
+                f"entry. Their info has {', '.join(map(repr, info)) or 'no entries'}."
             ) from error

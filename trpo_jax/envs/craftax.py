@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from craftax.craftax_env import make_craftax_env_from_name
 
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import replace_fields, require_known_args
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import require_known_environment
 
 GAMES, VIEWS = ("Craftax", "Craftax-Classic"), ("Symbolic", "Pixels")
@@ -17,20 +18,22 @@ NEVER = np.iinfo(np.int32).max
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(NAMES)
 
 
 def make(name: str, **args: Any) -> Environment:
     """Returns a game of Craftax, such as "Craftax-Classic-Symbolic-v1".
 
-    The arguments are fields of its parameters.
+    Craftax terminates an episode at its time limit, as after a death. So this adapter switches that
+    limit off, and gives the same limit to the environment, which truncates the episode.
 
-    Craftax marks its time limit like a death; here its own never comes, and an episode is truncated
-    after as many steps.
+    Args:
+        name: a name of Craftax.
+        **args: fields of the parameters of the game.
 
     Raises:
-        ConfigurationError: if the name is unknown.
+        ConfigurationError: if the name or an argument is unknown.
     """
     full_name = require_known_environment("craftax", name, names())
     env = make_craftax_env_from_name(name, auto_reset=False)

@@ -1,4 +1,7 @@
-"""Modules that a suite imports for drawing only, and that most of its import's time goes into."""
+"""Imports that wait until a module is used.
+
+Some suites import modules only to draw. Most of the time to import the suite goes into them.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -9,19 +12,20 @@ from typing import Any
 
 
 class _Deferred(ModuleType):
-    """Stands in for a module, and imports it when something of it is used."""
+    """A placeholder for a module. It imports the module at the first use of an attribute."""
 
     def __getattr__(self, name: str) -> Any:
-        if sys.modules.get(self.__name__) is self:  # used while it still stands in
+        if sys.modules.get(self.__name__) is self:  # used inside of `deferred`
             del sys.modules[self.__name__]
         return getattr(import_module(self.__name__), name)
 
 
 @contextmanager
 def deferred(*names: str) -> Iterator[None]:
-    """Lets what is imported inside get these modules only when it uses something of them.
+    """Gives placeholders of these modules to all code that is imported inside the `with` block.
 
-    Whoever imports them afterwards gets the modules themselves.
+    A placeholder imports its module when it is used. Imports after the block get the modules
+    themselves.
     """
     absent = [name for name in names if name not in sys.modules]
     sys.modules.update((name, _Deferred(name)) for name in absent)

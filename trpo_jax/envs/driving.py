@@ -1,7 +1,7 @@
-"""Driving with a cost: tasks of highway-env whose rewards say nothing of damage.
+"""Driving with a cost: tasks of highway-env with a cost for damage.
 
-The cost of a step is 1 where the car has crashed or is off the road. The suite's own rewards punish
-a crash and are 0 off the road; here both are left out of them.
+The cost of a step is 1 if the car has crashed or is off the road. The rewards of highway-env punish
+a crash and are 0 off the road. This adapter removes both from the rewards.
 """
 
 from functools import partial
@@ -13,16 +13,16 @@ from trpo_jax.envs.costs import entry
 from trpo_jax.errors import require_known_environment
 
 COST = "damage"
-HARMLESS = {"collision_reward": 0.0, "on_road_reward": 1.0}  # parts of a reward without damage
+HARMLESS = {"collision_reward": 0.0, "on_road_reward": 1.0}  # parts of the reward without damage
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return ["highway-v0", "highway-fast-v0", "roundabout-v0", "racetrack-v0"]
 
 
 def make(name: str, *, processes: bool = False, **args: Any) -> Environment:
-    """Returns a task, such as "highway-fast-v0"; see `trpo_jax.envs.gymnasium.make`.
+    """Returns a task, such as "highway-fast-v0". See `trpo_jax.envs.gymnasium.make`.
 
     Raises:
         ConfigurationError: if the name or an argument is unknown, or highway-env is not installed.
@@ -34,7 +34,7 @@ def make(name: str, *, processes: bool = False, **args: Any) -> Environment:
 
 
 def damage_as_cost(env: Any) -> Any:
-    """Returns a task of highway-env with damage in its info, and none in its rewards."""
+    """Returns a task of highway-env that shows damage in its info, not in its rewards."""
     task = env.unwrapped
     task.config["collision_reward"] = 0.0
     rewards, info = task._rewards, task._info

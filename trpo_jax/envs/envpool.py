@@ -7,41 +7,36 @@ import envpool
 import numpy as np
 from envpool.registration import registry
 
-from trpo_jax.envs.base import (
-    Environment,
-    Pool,
-    StepResult,
-    host_environment,
-    to_space_action,
-)
+from trpo_jax.envs.base import Environment, Pool, StepResult, host_environment
 from trpo_jax.envs.costs import INFO, NONE, InfoCosts, require_entries
 from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec
 from trpo_jax.envs.observations import to_arrays
 from trpo_jax.envs.options import require_known_args
+from trpo_jax.envs.specs import to_space_action
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
-OWN = {"num_envs", "seed"}  # entries of its config that are chosen here
-NEVER = np.iinfo(np.int32).max  # EnvPool's time limit of an environment that has none
+OWN = {"num_envs", "seed"}  # entries of the config that the library sets
+NEVER = np.iinfo(np.int32).max  # the time limit in EnvPool of an environment without a time limit
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(envpool.list_all_envs())
 
 
 def make(name: str, *, info_costs: InfoCosts = NONE, **args: Any) -> Environment:
     """Returns an environment of EnvPool, such as "HalfCheetah-v4" or "Breakout-v5" (Atari).
 
-    Images are shown with their channels last.
+    The channels of images come last.
 
     Args:
-        name: as EnvPool knows it.
-        info_costs: functions of `info`, whose entries have the leading axis `[B]`.
-        args: entries of its config, such as `frame_skip`.
+        name: a name of EnvPool.
+        info_costs: functions of `info`. The entries of `info` have the leading axis `[B]`.
+        **args: entries of the config of the environment, such as `frame_skip`.
 
     Raises:
-        ConfigurationError: if the name is unknown, it needs what this machine lacks or more than
-            one player, or its spaces are not supported.
+        ConfigurationError: if the name is unknown, if the environment cannot run on this machine,
+            if it needs several players, or if its spaces are not supported.
     """
     full_name = require_known_environment("envpool", name, names())
     try:
@@ -54,8 +49,8 @@ def make(name: str, *, info_costs: InfoCosts = NONE, **args: Any) -> Environment
         ) from error
     if spec.config.max_num_players > 1:
         raise ConfigurationError(
-            f"Environment {full_name!r} is played by {spec.config.max_num_players}, and algorithms "
-            "here play alone. Choose a task with one player."
+            f"Environment {full_name!r} needs {spec.config.max_num_players} players. Choose a task "
+            "with one player."
         )
     entries = [key.removeprefix(INFO) for key in spec.state_array_spec if key.startswith(INFO)]
     require_entries(full_name, info_costs, {key: np.zeros(1) for key in entries})
@@ -69,8 +64,8 @@ def make(name: str, *, info_costs: InfoCosts = NONE, **args: Any) -> Environment
         env_seeds = environment_seeds(seeds, num_envs)
         if render and registry.specs[name][0].startswith("envpool.mujoco"):
             raise ConfigurationError(
-                f"Environment {full_name!r} needs a screen to draw itself, and aborts the process "
-                "where there is none. Gymnasium draws its own tasks: --env gym/Hopper-v4"
+                f"Environment {full_name!r} needs a screen to draw itself. Without a screen, it "
+                "aborts the process. Gymnasium can draw the same tasks: --env gym/Hopper-v4"
             )
         options = {"render_mode": "rgb_array"} if render else {}
         envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **args, **options)

@@ -1,4 +1,4 @@
-"""Auto-reset, time limits and episode statistics, for any environment of the protocol."""
+"""Automatic resets, time limits and episode statistics, for every environment."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from trpo_jax.envs.base import Environment, StepResult, sound, to_environment_action
+from trpo_jax.envs.base import Environment, StepResult, sound
+from trpo_jax.envs.specs import to_environment_action
 
 
 class Episode(NamedTuple):
-    """A running episode; batches have leading axes. Observations and actions are trees of arrays.
+    """A running episode. A batch of episodes has leading axes.
 
     Attributes:
-        state: the environment's own state.
-        observation: the observation the next action is for.
-        first: whether that observation is the first of the episode.
-        length: steps counted so far; `stagger` lets a first episode begin with some.
-        total_reward: rewards received so far, undiscounted.
-        whole: whether every step counted in `length` was taken.
-        total_costs: costs so far, `[*B, K]`; `()` in an environment without costs.
+        state: the state of the environment.
+        observation: the observation before the next action, a tree of arrays.
+        first: whether that observation is the first observation of the episode.
+        length: the number of steps so far. `stagger` starts some episodes with a larger number.
+        total_reward: the sum of the rewards so far, undiscounted.
+        whole: whether `length` counts only steps that were taken.
+        total_costs: the sums of the costs so far, `[*B, K]`. `()` if the environment has no costs.
     """
 
     state: Any
@@ -34,27 +35,28 @@ class Episode(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """One step of one episode; a trajectory is a Transition with leading axes `[T, B]`.
+    """One step of one episode. A trajectory is a `Transition` with leading axes `[T, B]`.
 
-    Its arrays are NumPy's where they come from the host.
+    Transitions from the host have NumPy arrays.
 
     Attributes:
-        observation: s_t.
-        action: a_t, as the policy chose it.
+        observation: s_t, a tree of arrays.
+        action: a_t, as the policy chose it, a tree of arrays.
         reward: r_t.
-        terminated: whether the episode ended by the task's own rules.
-        truncated: whether it was cut short.
-        next_observation: s'_t, what followed the action before any reset.
+        terminated: whether the episode ended by the rules of the task.
+        truncated: whether the episode was cut short.
+        next_observation: s'_t, the observation after the action, before any reset.
         first: whether s_t is the first observation of the episode.
-        length: steps of the episode up to and with this one.
-        total_reward: its rewards up to and with this one; the episode's return where it ended.
-        whole: whether the episode was seen from its start to a sound end; without it, length and
-            return say nothing about the task.
-        broken: whether the episode ended with numbers that are not finite, or absurdly large.
-            They are left out: the reward is 0, s'_t is s_t, and the step counts as cut short.
-        noise: what the action depended on besides the observation and the memory, or `()`.
-        costs: of the step, `[*B, K]`; `()` in an environment without costs.
-        total_costs: of the episode up to and with this step, `[*B, K]`, or `()`.
+        length: the number of steps of the episode, including this step.
+        total_reward: the sum of the rewards of the episode, including this step. If the episode
+            ended, this is its return.
+        whole: whether the episode was seen from its start, and is not broken. If not, its length
+            and its return say nothing about the task.
+        broken: whether the episode ended with numbers that are not finite, or absurdly large. Such
+            numbers are left out: the reward is 0, s'_t is s_t, and the step counts as truncated.
+        noise: the noise of the exploration that the action depended on, or `()`.
+        costs: the costs of the step, `[*B, K]`. `()` if the environment has no costs.
+        total_costs: the sums of the costs of the episode, including this step, `[*B, K]`, or `()`.
     """
 
     observation: Any
@@ -74,12 +76,12 @@ class Transition(NamedTuple):
 
     @property
     def done(self) -> Bool[Array | np.ndarray, "*B"]:
-        """Whether the episode ended, either way."""
+        """Whether the episode ended: terminated or truncated."""
         return self.terminated | self.truncated
 
 
 def start_episode(env: Environment, key: PRNGKeyArray) -> Episode:
-    """Returns a fresh episode of one environment."""
+    """Returns a new episode of one environment."""
     state, observation = env.reset(key)
     return Episode(
         state=state,
@@ -93,11 +95,11 @@ def start_episode(env: Environment, key: PRNGKeyArray) -> Episode:
 
 
 def stagger(env: Environment, episodes: Episode) -> Episode:
-    """Returns fresh episodes `[B]` as if they had been running for some time, each for another.
+    """Returns new episodes `[B]` whose lengths are spread evenly over the time limit.
 
-    The time is spread evenly over the time limit, if there is one. Otherwise episodes that last
-    until then would begin and end together in all environments, and a batch would show one part of
-    them only (Bharthulwar et al. 2025, arXiv:2511.21011).
+    If all episodes started with length 0, those that last until the time limit would all start and
+    end at the same time. A batch would then show only one part of the episodes (Bharthulwar et al.
+    2025, arXiv:2511.21011). Without a time limit, the episodes stay as they are.
     """
     if env.time_limit is None:
         return episodes
@@ -113,17 +115,18 @@ def advance_episode(
     action: Any,
     start: Callable[[PRNGKeyArray], Episode] | None = None,
 ) -> tuple[Episode, Transition]:
-    """Steps one environment and starts a new episode where the old one ended.
+    """Steps one environment, and starts a new episode if the old one ended.
 
     Args:
         env: the environment.
-        keys: consumed by the step and the start.
+        keys: consumed by the step and by the new episode.
         episode: the running episode.
-        action: as the policy chose it, one action.
-        start: `key -> fresh episode`; a reset of the environment if None.
+        action: one action, as the policy chose it.
+        start: `key -> new episode`. If None, a reset of the environment starts the episode.
 
     Returns:
-        The episode to go on with, and the transition, with the observation before the reset.
+        The episode after the step, and the transition. The transition has the observation before
+        the reset.
     """
     step_key, reset_key = keys
     stepped, transition = step_episode(env, step_key, episode, action)
@@ -134,7 +137,7 @@ def advance_episode(
 def step_episode(
     env: Environment, key: PRNGKeyArray, episode: Episode, action: Any
 ) -> tuple[Episode, Transition]:
-    """Steps one environment, also over the end of its episode; see `advance_episode`."""
+    """Steps one environment, and never starts a new episode. See `advance_episode`."""
     state, result = env.step(key, episode.state, to_environment_action(env.action, action))
     transition = judge(env, episode, action, result)
     return Episode(
@@ -155,18 +158,18 @@ def judge(
     result: StepResult,
     numpy: Any = jnp,
 ) -> Transition:
-    """Returns the transition that a step was, with the end of a broken episode left out.
+    """Returns the transition of a step. If the step broke its episode, bad numbers are left out.
 
     Args:
         env: the environment.
-        episode: before the step; on the host all of a pool, leading axis `[B]`.
-        action: as the policy chose it.
-        result: of the step.
-        numpy: `numpy` on the host.
+        episode: the episode before the step. On the host, all B episodes of a pool.
+        action: the action, as the policy chose it.
+        result: the result of the step.
+        numpy: `numpy` for arrays on the host, `jax.numpy` for arrays on the device.
     """
     length = episode.length + 1
     truncated = result.truncated
-    if env.time_limit is not None:  # a pool's own counts from its resets
+    if env.time_limit is not None:  # a pool counts from its resets, without the stagger
         truncated = truncated | (length >= env.time_limit)
     batch_axes = numpy.ndim(length)
     axes = lambda x: tuple(range(batch_axes, x.ndim))

@@ -1,4 +1,4 @@
-"""From a suite's own functions to the protocol: what every adapter would otherwise do again."""
+"""Makes an `Environment` from the functions of a suite that runs in JAX."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from trpo_jax.envs.base import (
-    ActionSpec,
-    ArraySpec,
-    Box,
-    Environment,
-    StepResult,
-)
+from trpo_jax.envs.base import Environment, StepResult
+from trpo_jax.envs.specs import ActionSpec, ArraySpec, Box
 from trpo_jax.errors import ConfigurationError
 
 
@@ -31,26 +26,27 @@ def make_environment(
     critic_observation: str | None = None,
     costs: tuple[str, ...] = (),
 ) -> Environment:
-    """Returns an environment of two functions that keep to the protocol only roughly.
+    """Returns an `Environment` from two functions that almost follow the protocol.
 
-    In many suites a state or an observation has other dtypes or weak types after a reset than after
-    a step, and would compile every program twice: both are cast to the dtypes of a step. Rewards
-    become float32 scalars and the flags booleans. Observations become dictionaries, tuples and
-    arrays.
+    In many suites, the dtypes and weak types of a state or an observation differ between a reset
+    and a step, so JAX would compile every program twice. This function casts both to the dtypes of
+    a step. Rewards become float32 scalars, and flags become booleans. Observations become trees of
+    dictionaries, tuples and arrays.
 
     Args:
-        name: the environment's name.
+        name: the name of the environment.
         reset: `key -> (state, observation)`.
         step: `(key, state, action) -> (state, observation, reward, terminated, truncated)`.
-        action: what it accepts.
+        action: the spec of the actions.
         time_limit: number of steps after which an episode is truncated, or None.
         expensive_reset: whether a reset costs much more than a step.
-        render: `[state, ...] -> [frame, ...]`, if it can be drawn.
-        critic_observation: name of the part of an observation that only the critic sees.
-        costs: names of costs; `step` then returns them, `[K]`, after the flags.
+        render: `[state, ...] -> [frame, ...]`. None if the environment cannot be drawn.
+        critic_observation: name of the part of an observation that only the critic sees, or None.
+        costs: the names of the costs. If there are any, `step` also returns the costs `[K]`, after
+            the flags.
 
     Raises:
-        ConfigurationError: if it gives several rewards at a time.
+        ConfigurationError: if a step returns several rewards.
     """
 
     def first_step(key):
@@ -61,8 +57,8 @@ def make_environment(
     state_spec, observation_spec, reward_spec = jax.eval_shape(first_step, jax.random.key(0))
     if reward_spec.size != 1:
         raise ConfigurationError(
-            f"Environment {name!r} gives {reward_spec.size} rewards at a time, one to each of its "
-            "agents; algorithms here learn from one."
+            f"Environment {name!r} returns {reward_spec.size} rewards in each step, probably one "
+            "for each agent. It must return one reward. Combine them, in a wrapper of its suite."
         )
 
     def cast(state, observation):
@@ -95,7 +91,10 @@ def make_environment(
 
 
 def as_tree(observation: Any) -> Any:
-    """Returns an observation as a tree of dictionaries and tuples, by names where it has them."""
+    """Returns an observation as a tree of dictionaries and tuples.
+
+    Named tuples and dataclasses become dictionaries.
+    """
     if isinstance(observation, Mapping):
         return {str(name): as_tree(x) for name, x in observation.items()}
     if hasattr(observation, "_asdict"):

@@ -1,4 +1,4 @@
-"""Adapter for Gymnasium 1.x (https://gymnasium.farama.org) and all that is registered with it."""
+"""Adapter for Gymnasium 1.x (https://gymnasium.farama.org) and its registered environments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,47 +17,44 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from trpo_jax import user_modules
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import MAX_LIMIT, Environment, Pool, host_environment
+from trpo_jax.envs.costs import NONE, InfoCosts, require_entries
+from trpo_jax.envs.observations import array_spec, integer_spec, num_numbers, to_arrays
+from trpo_jax.envs.options import parameters_of, require_known_args, wrap
+from trpo_jax.envs.pools import Shows, open_pool
+from trpo_jax.envs.specs import (
     MASK,
-    MAX_LIMIT,
     MOST_VALUES,
     ActionSpec,
     ArraySpec,
     Box,
     Discrete,
-    Environment,
     MultiDiscrete,
     ObservationSpec,
-    Pool,
     choices_of,
-    host_environment,
     path_name,
     split_mask,
     with_parts,
 )
-from trpo_jax.envs.costs import NONE, InfoCosts, require_entries
-from trpo_jax.envs.observations import array_spec, integer_spec, num_numbers, to_arrays
-from trpo_jax.envs.options import parameters_of, require_known_args, wrap
-from trpo_jax.envs.pools import Shows, open_pool
 from trpo_jax.errors import RAISED, ConfigurationError, unknown_name
 from trpo_jax.installing import how_to_install
 
 OF_EVERY = {"max_episode_steps", "disable_env_checker"}  # arguments of `gymnasium.make` itself
-# Modules that register environments once they are imported: how names of these begin, and the extra
-# that installs the module.
+# Modules that register environments when they are imported. For each module: the prefixes of the
+# names of its environments, and the extra that installs the module.
 PLUGINS = {
     "ale_py": (("ALE/",), "atari"),
     "highway_env": (("highway", "parking", "merge", "roundabout", "intersection"), "driving"),
     "minigrid": (("MiniGrid-", "BabyAI-"), "minigrid"),
 }
 INT8 = np.dtype(np.int8)
-MOST_CHOICES = 1_024  # of a component in a Box of integer actions
-CHANNELS = (1, 3, 4)  # of images that have them first
-LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63  # what is larger stands for something else
+MOST_CHOICES = 1_024  # most values of a component in a Box of integer actions
+CHANNELS = (1, 3, 4)  # numbers of channels that images with their channels first can have
+LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63  # a larger number is probably a placeholder
 
 
 def names() -> list[str]:
-    """Returns the names that Gymnasium knows, those of its plugins that are installed included."""
+    """Returns the names that Gymnasium knows, with the names of the installed plugins."""
     for module in PLUGINS:
         with suppress(ImportError):
             import_module(module)
@@ -74,32 +71,32 @@ def make(
     """Returns a registered environment, such as "Hopper-v5" or "my_package:MyEnv-v0".
 
     Args:
-        name: as `gymnasium.make` knows it.
+        name: a name for `gymnasium.make`.
         args: keyword arguments of `gymnasium.make`.
-        wrappers: functions of one copy, applied in order.
-        processes: whether to step each copy in a process of its own, which pays where a step takes
-            a millisecond or more; otherwise one after another.
-        info_costs: functions of the `info` of a step, by the names of the costs that they give.
+        wrappers: functions of one copy, applied in this order.
+        processes: whether each copy runs in its own process. This is faster if a step takes a
+            millisecond or more. If False, the copies are stepped one after the other.
+        info_costs: functions of the `info` of a step, by the names of their costs.
 
     Raises:
-        ConfigurationError: if there is none of that name, its spaces are not supported, or its
-            `info` lacks what a cost needs.
+        ConfigurationError: if there is no such environment, if its spaces are not supported, or if
+            its `info` does not have an entry that a cost needs.
     """
     full_name = f"gym/{name}"
     _check_registered(name)
     if "render_mode" in args:
         raise ConfigurationError(
-            f"render_mode is no argument of {full_name} here: training draws nothing, and "
-            "render.py chooses the mode. Leave it away."
+            f"render_mode is not allowed as an argument of {full_name}. Training draws nothing, "
+            "and render.py chooses the mode. Leave it out."
         )
     registered = gymnasium.registry.get(name.rpartition(":")[2])
-    if registered and isinstance(registered.max_episode_steps, np.integer):  # Gymnasium refuses it
+    if registered and isinstance(registered.max_episode_steps, np.integer):  # Gymnasium needs int
         registered.max_episode_steps = int(registered.max_episode_steps)
     try:
         _hush(name)
-        # What an environment returns is checked by its pool, in every step.
+        # The pool checks the values that an environment returns, in every step.
         env = gymnasium.make(name, **{"disable_env_checker": True, **args})
-    except RAISED as error:  # by its constructor
+    except RAISED as error:  # the constructor can raise any error
         if isinstance(error, TypeError):
             _check_args(full_name, name, args)
         reason = f"{type(error).__name__}: {error}"
@@ -120,7 +117,7 @@ def make(
     if info_costs:
         _require_costs(full_name, env, info_costs)
         shows = shows._replace(costs=tuple(info_costs.items()))
-    with suppress(*RAISED):  # of which a pool says more
+    with suppress(*RAISED):  # a pool reports such an error
         env.close()
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
@@ -134,7 +131,7 @@ def make(
             processes,
         )
 
-    # A limit beyond 32 bits never comes.
+    # No episode reaches a limit beyond 32 bits.
     time_limit = None if time_limit is None or time_limit > MAX_LIMIT else int(time_limit)
     costs = tuple(info_costs)
     return host_environment(full_name, shows.observation, action, time_limit, open, costs)
@@ -147,7 +144,7 @@ def _make_copy(spec: EnvSpec, wrappers: Sequence[Callable[..., Any]], **options)
 
 
 def _hush(name: str) -> None:
-    if "ALE/" in name:  # which greets with each copy
+    if "ALE/" in name:  # ALE prints a greeting for each copy
         ale = import_module("ale_py")
         ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
 
@@ -155,11 +152,11 @@ def _hush(name: str) -> None:
 def _after_reset(
     name: str, env: gymnasium.Env, observation: ObservationSpec, choices: tuple[int, ...]
 ) -> Shows:
-    """Returns what an environment shows, with what a first reset tells: origins, and a mask."""
+    """Returns what an environment shows. The first reset shows its origins and its mask, if any."""
     try:
         shown, info = env.reset(seed=0)
         arrays = to_arrays(observation, shown)
-    except RAISED:  # which the first reset of the run reports
+    except RAISED:  # the first reset of the run reports the error
         return Shows(observation)
     observation = jax.tree.map(_with_origin, observation, arrays)
     mask = info.get(MASK) if isinstance(info, Mapping) else None
@@ -170,23 +167,23 @@ def _after_reset(
     if num_numbers(spec) != sum(choices):
         raise ConfigurationError(
             f"Environment {name!r} has an info[{MASK!r}] of {num_numbers(spec)} numbers, and "
-            f"actions with choices among {' + '.join(map(str, choices))}: a mask has one number "
-            "for each value of each choice. Leave it out, in a wrapper."
+            f"actions with choices among {' + '.join(map(str, choices))}. A mask must have one "
+            "number for each value of each choice. Remove the mask in a wrapper."
         )
     return Shows(with_parts(observation, **{MASK: spec}), mask_in_info=True)
 
 
 def _require_costs(name: str, env: gymnasium.Env, costs: InfoCosts) -> None:
-    """Raises a ConfigurationError if the info of a first step lacks what costs need."""
+    """Raises a ConfigurationError if the `info` of a first step lacks an entry for a cost."""
     try:
         info = env.step(env.action_space.sample())[-1]
-    except RAISED:  # which the first step of the run reports
+    except RAISED:  # the first step of the run reports the error
         return
     require_entries(name, costs, info if isinstance(info, Mapping) else {})
 
 
 def _mask_spec(mask: Any) -> ObservationSpec:
-    """Returns the spec of a mask, which has several parts for an action of several parts."""
+    """Returns the spec of a mask. It has several parts if the action has several parts."""
     if isinstance(mask, Mapping):
         return {name: _mask_spec(x) for name, x in mask.items()}
     if isinstance(mask, tuple | list) and not all(map(np.isscalar, mask)):
@@ -197,9 +194,9 @@ def _mask_spec(mask: Any) -> ObservationSpec:
 
 
 def _with_origin(spec: ArraySpec, first: np.ndarray) -> ArraySpec:
-    """Returns a spec whose origin are the large numbers that come first, 0 in place of others.
+    """Returns a spec whose origin is the first observation where it is large, and 0 elsewhere.
 
-    A large offset would hide a signal on top of it as soon as it is cast to 32 bits.
+    If a small signal is added to a large number, a cast to 32 bits would lose the signal.
     """
     if spec.dtype != np.float32 or first.dtype.itemsize < 8:
         return spec
@@ -209,7 +206,7 @@ def _with_origin(spec: ArraySpec, first: np.ndarray) -> ArraySpec:
 
 
 def _check_registered(name: str) -> None:
-    if ":" in name:  # Gymnasium imports the module before the colon, and says if there is none
+    if ":" in name:  # Gymnasium imports this module later, and reports if there is no such module
         user_modules.load(name.partition(":")[0])
         return
     if name in gymnasium.registry or name in (known := names()):
@@ -231,7 +228,7 @@ def _check_args(full_name: str, name: str, args: Mapping[str, Any]) -> None:
 
 
 def environment_seeds(seeds: int | tuple[int, ...], num_envs: int) -> list[int]:
-    """Returns a seed for each environment of a pool, below 2^31."""
+    """Returns a seed below 2^31 for each environment of a pool."""
     return (np.random.SeedSequence(seeds).generate_state(num_envs) >> 1).tolist()
 
 
@@ -239,32 +236,32 @@ def observation_spec(name: str, space: gymnasium.Space) -> ObservationSpec:
     """Returns the spec of a space of observations.
 
     Args:
-        name: of the environment, for messages.
+        name: the name of the environment, for messages.
         space: the space.
 
     Raises:
-        ConfigurationError: if it cannot be shown to a network.
+        ConfigurationError: if networks cannot see such observations.
     """
     refusal = (
-        f"Environment {name!r} has observations of type {{}}, which cannot be shown to a network "
-        "here. Supported: Box of real numbers, Discrete, MultiDiscrete, MultiBinary, and a Dict or "
-        "Tuple of these. A wrapper of Gymnasium, such as FilterObservation or "
-        "TransformObservation, leaves that part out or turns it into numbers."
+        f"Environment {name!r} has observations of type {{}}, which are not supported. Supported: "
+        "Box of real numbers, Discrete, MultiDiscrete, MultiBinary, and a Dict or Tuple of these. "
+        "Use a wrapper of Gymnasium, such as FilterObservation or TransformObservation, to leave "
+        "that part out or to turn it into numbers."
     )
     return _tree_of(space, _array_of, "observation", refusal)
 
 
 def action_spec(name: str, space: gymnasium.Space) -> ActionSpec:
-    """Returns the spec of a space of actions; see `observation_spec`.
+    """Returns the spec of a space of actions. See `observation_spec`.
 
     Raises:
-        ConfigurationError: if no policy here can produce such actions.
+        ConfigurationError: if policies cannot choose such actions.
     """
     refusal = (
-        f"Environment {name!r} has actions of type {{}}, which no policy here can produce. "
-        "Supported: Discrete, MultiDiscrete, MultiBinary, Box of floating-point numbers, Box of "
-        f"integers with at most {MOST_CHOICES:,} values in each component, and a Dict or Tuple of "
-        "these."
+        f"Environment {name!r} has actions of type {{}}, which no policy can choose. Supported: "
+        "Discrete, MultiDiscrete, MultiBinary, Box of floating-point numbers, Box of integers with "
+        f"at most {MOST_CHOICES:,} values in each component, and a Dict or Tuple of these. Use a "
+        "wrapper of Gymnasium, such as TransformAction, to change the actions."
     )
     return _tree_of(space, _action_of, "action", refusal)
 
@@ -276,14 +273,14 @@ def _tree_of(
     refusal: str,
     path: tuple[Any, ...] = (),
 ) -> Any:
-    """Returns the tree of the specs of all spaces inside of a Dict or a Tuple.
+    """Returns the spec of a space. For a Dict or a Tuple, this is a tree of specs.
 
     Args:
         space: the space.
-        spec_of: `space -> spec`, or None of one that is not supported.
-        what: the tree is of, in the name of a part.
-        refusal: message for a space that is not supported, with {} for its type.
-        path: which part of the tree the space is.
+        spec_of: `space -> spec`. Returns None if the space is not supported.
+        what: "observation" or "action", for the name of a part in messages.
+        refusal: the message for a space that is not supported, with {} for its type.
+        path: the path of the space in the tree.
     """
     inside = lambda key, x: _tree_of(x, spec_of, what, refusal, (*path, key))
     match space:
@@ -318,7 +315,7 @@ def _array_of(space: gymnasium.Space) -> ArraySpec | None:
 
 
 def _known_range(space: spaces.Box) -> int | None:
-    """Returns how many values the integers of a Box have, where they are few; bytes are many."""
+    """Returns how many values the integers of a Box have. None if they have many, as bytes do."""
     if space.dtype.kind not in "iu":
         return None
     low, high = int(space.low.min()), int(space.high.max())

@@ -6,37 +6,39 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import Box, Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.deferred import deferred
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import parameters_of, replace_fields, require_known_args
+from trpo_jax.envs.specs import Box, Discrete
 from trpo_jax.errors import ConfigurationError, unknown_name
 
-with deferred("seaborn", "matplotlib.pyplot"):  # most of gymnax's import, and only for drawing
+with deferred("seaborn", "matplotlib.pyplot"):  # slow to import, and only for drawing
     import gymnax
     from gymnax.environments import spaces
     from gymnax.visualize import Visualizer
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(gymnax.registered_envs)
 
 
 def make(name: str, **args: Any) -> Environment:
     """Returns a gymnax environment.
 
-    gymnax's `step` resets by itself and cannot be told not to, so its parts `step_env` and
-    `is_truncated` are called instead (the one `step` that gymnax overrides, DeepSea's, differs in
-    counters that neither observation nor reward depends on). Observations keep their dtype.
+    The function `step` of gymnax always resets an environment whose episode ended. So this adapter
+    calls its parts `step_env` and `is_truncated` instead. In gymnax, only DeepSea has its own
+    `step`. It keeps some counters after a reset, but observations and rewards do not depend on
+    them. Observations keep their dtype.
 
     Args:
-        name: a registered name, such as "CartPole-v1"; `gymnax.register` adds to them.
-        **args: fields of its parameters, and arguments of its class.
+        name: a registered name, such as "CartPole-v1". `gymnax.register` adds names.
+        **args: fields of the parameters of the environment, and arguments of its class.
 
     Raises:
-        ConfigurationError: if the name is unknown, the environment needs a download, or its spaces
-            are not supported.
+        ConfigurationError: if the name or an argument is unknown, if a download failed, or if the
+            spaces of the environment are not supported.
     """
     if name not in names():
         raise unknown_name("environment", name, names())
@@ -50,7 +52,7 @@ def make(name: str, **args: Any) -> Environment:
             params = replace_fields(name, params, {x: args[x] for x in args.keys() & fields})
     except OSError as error:
         raise ConfigurationError(
-            f"Environment {name!r} downloads data when it is made, and that failed: {error}."
+            f"Environment {name!r} must download data, but the download failed: {error}."
         ) from error
 
     action = _action_spec(name, env.action_space(params))
@@ -63,7 +65,7 @@ def make(name: str, **args: Any) -> Environment:
 
     def step(key, state, action):
         observation, state, reward, terminated, _ = env.step_env(key, state, action, params)
-        # The time limit, unless the environment has another rule.
+        # In most environments, this is the time limit.
         truncated = env.is_truncated(state, params)
         return state, observation, reward, terminated, truncated
 
@@ -71,7 +73,7 @@ def make(name: str, **args: Any) -> Environment:
         visualizer = Visualizer(env, params, states)
         visualizer.init()
         if not hasattr(visualizer, "im"):
-            raise ConfigurationError(f"gymnax has nothing to draw environment {name!r} with.")
+            raise ConfigurationError(f"gymnax cannot draw environment {name!r}.")
         canvas = visualizer.fig.canvas
         frames = []
         for index in range(len(states)):
@@ -98,7 +100,7 @@ def _action_spec(name: str, space: Any) -> Discrete | Box:
         )
         return Box(low, high)
     raise ConfigurationError(
-        f"Environment {name!r} has actions of type {type(space).__name__}, which no policy here "
-        "can produce. Supported: Discrete, and Box of floating-point numbers. Wrap it so that it "
-        "takes one of these, and register the wrapped environment with gymnax."
+        f"Environment {name!r} has actions of type {type(space).__name__}, which no policy can "
+        "choose. Supported: Discrete, and Box of floating-point numbers. Wrap it so that it takes "
+        "one of these, and register the wrapped environment with gymnax."
     )

@@ -21,14 +21,15 @@ from trpo_jax.envs.agents import (
     stacked,
     team_reward,
 )
-from trpo_jax.envs.base import MASK, SHOWN, Agents, Box, Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.deferred import deferred
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import require_known_args
+from trpo_jax.envs.specs import MASK, SHOWN, Agents, Box, Discrete
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
-MABRAX = "jaxmarl.environments.mabrax"  # takes seconds to import, and undoes `redirect_stdout`
-sys.modules.setdefault(MABRAX, None)  # which JaxMARL takes for one that is not installed
+MABRAX = "jaxmarl.environments.mabrax"  # its import takes seconds, and undoes `redirect_stdout`
+sys.modules.setdefault(MABRAX, None)  # so JaxMARL thinks that it is not installed
 with deferred("matplotlib.pyplot", "matplotlib.animation"), redirect_stdout(StringIO()):
     import jaxmarl
     from jaxmarl.environments import spaces
@@ -41,7 +42,7 @@ with deferred("matplotlib.pyplot", "matplotlib.animation"), redirect_stdout(Stri
 if sys.modules[MABRAX] is None:
     del sys.modules[MABRAX]
 
-HIDDEN = {"self", "args", "kwargs", "env_kwargs"}  # parameters that a user cannot name
+HIDDEN = {"self", "args", "kwargs", "env_kwargs"}  # parameters that are no arguments for a user
 SMAX = ("SMAX", "HeuristicEnemySMAX")
 COOPERATIVE = {
     **{f"MPE_{task}": "sum" for task in MPE_COOPERATIVE},
@@ -60,28 +61,29 @@ COMPETING = {
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return [*COOPERATIVE, *COMPETING]
 
 
 def make(name: str, rewards: str | None = None, **args: Any) -> Environment:
     """Returns an environment of JaxMARL, such as "MPE_simple_spread_v3" or "SMAX".
 
-    SMAX is JaxMARL's HeuristicEnemySMAX, a team against an enemy that follows rules; its argument
-    `scenario` is the name of a map, such as "3s5z". Its class takes all other arguments.
+    "SMAX" stands for HeuristicEnemySMAX of JaxMARL: a team against an enemy that follows rules. The
+    argument `scenario` is the name of a map, such as "3s5z".
 
-    JaxMARL ends an episode at `max_steps` as if the task had; here it is truncated after as many
-    steps. Where an environment shows a state of the whole team, only the critic sees it.
+    JaxMARL terminates an episode after `max_steps` steps. This adapter truncates the episode
+    instead. If an environment shows the state of the whole team, only the critic sees it.
 
     Args:
         name: a name of JaxMARL.
-        rewards: how the reward of the team comes of those of the agents: their "sum", their "mean",
-            or the first of them where all are the "same"; None for what suits the environment.
-        **args: arguments of its class.
+        rewards: how to compute the reward of the team from the rewards of the agents: their "sum",
+            their "mean", or "same", the reward of the first agent, if all agents get the same
+            reward. None means the choice that fits the environment.
+        **args: arguments of the class of the environment.
 
     Raises:
-        ConfigurationError: if the name or an argument is unknown, the agents compete, or their
-            spaces cannot be padded to one.
+        ConfigurationError: if the name or an argument is unknown, if the agents compete, or if
+            their spaces cannot be padded to one space.
     """
     full_name = require_known_environment("jaxmarl", name, names())
     of_team = REWARDS[team_reward(name, rewards, COOPERATIVE, COMPETING)]
@@ -139,7 +141,7 @@ def _make(full_name: str, own_name: str, args: dict[str, Any]) -> MultiAgentEnv:
     with redirect_stdout(StringIO()):
         env = jaxmarl.make(own_name)
         if args:
-            # A class passes on what it does not know, and the last one drops it.
+            # Each class passes unknown arguments to its base class. The last one ignores them.
             kinds = [*type(env).__mro__, *type(getattr(env, "_env", env)).__mro__]
             named = (signature(kind.__init__).parameters for kind in kinds if kind is not object)
             require_known_args(full_name, args, {name for one in named for name in one} - HIDDEN)
@@ -148,12 +150,12 @@ def _make(full_name: str, own_name: str, args: dict[str, Any]) -> MultiAgentEnv:
 
 
 def _steps(state: Any) -> Any:
-    """Returns how many steps an episode has had."""
+    """Returns the number of steps of the episode so far."""
     return state.step if hasattr(state, "step") else _steps(state.state)
 
 
 def _legal_of(env: MultiAgentEnv) -> Callable[[Any], dict[str, Any]] | None:
-    """Returns `state -> which actions of each agent are legal`; None where all always are."""
+    """Returns `state -> legal actions of each agent`. None if all actions are always legal."""
     if hasattr(env, "get_legal_moves"):
         return env.get_legal_moves
     own = type(env).get_avail_actions is not MultiAgentEnv.get_avail_actions
@@ -171,15 +173,15 @@ def _action_spec(name: str, space: Any) -> Discrete | Box:
             )
             return Box(low, high)
     raise ConfigurationError(
-        f"Environment {name!r} has actions of type {type(space).__name__}, which no policy here "
-        "can produce. Supported: Discrete and Box."
+        f"Environment {name!r} has actions of type {type(space).__name__}, which no policy can "
+        "choose. Supported: Discrete and Box. Choose another environment."
     )
 
 
 def _renderer(
     name: str, env: MultiAgentEnv
 ) -> Callable[[Sequence[Any]], Sequence[np.ndarray]] | None:
-    """Returns what draws states; None where JaxMARL has nothing that draws them one by one."""
+    """Returns the function that draws states. None if JaxMARL cannot draw single states."""
     if "/MPE_" in name:
 
         def render(states):

@@ -10,39 +10,44 @@ import jumanji
 import numpy as np
 from jumanji import specs
 
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.functional import as_tree, make_environment
+from trpo_jax.envs.options import parameters_of, require_known_args
+from trpo_jax.envs.specs import (
     MASK,
     MOST_VALUES,
     ArraySpec,
     Box,
     Discrete,
-    Environment,
     MultiDiscrete,
     split_mask,
 )
-from trpo_jax.envs.functional import as_tree, make_environment
-from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 NEVER = np.iinfo(np.int32).max
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(jumanji.registered_environments())
 
 
 def make(name: str, **args: Any) -> Environment:
-    """Returns an environment of Jumanji, such as "Snake-v1", whose class takes the arguments.
+    """Returns an environment of Jumanji, such as "Snake-v1".
 
-    Integers of a known range are counted from their smallest value. A mask for all choices of an
-    action together makes these one choice. Where a choice has no legal value, all are. Jumanji ends
-    an episode at the time limit as if the task had; here its own limit never comes, and an episode
-    is truncated after as many steps.
+    Jumanji terminates an episode at its time limit. So this adapter switches that limit off, and
+    gives the same limit to the environment, which truncates the episode. Integers of a known range
+    start at 0, not at their smallest value. If a mask has a number for each combination of several
+    choices, the action becomes one choice. If a choice has no legal value, the mask shows all of
+    its values as legal.
+
+    Args:
+        name: a name of Jumanji.
+        **args: arguments of the class of the environment.
 
     Raises:
-        ConfigurationError: if the name is unknown, it needs a download, or its spaces are not
-            supported.
+        ConfigurationError: if the name or an argument is unknown, if a download failed, or if the
+            spaces of the environment are not supported.
     """
     full_name = require_known_environment("jumanji", name, names())
     try:
@@ -52,17 +57,17 @@ def make(name: str, **args: Any) -> Environment:
         env = jumanji.make(name, **args)
     except OSError as error:
         raise ConfigurationError(
-            f"Environment {full_name!r} downloads data when it is made, and that failed: {error}."
+            f"Environment {full_name!r} must download data, but the download failed: {error}."
         ) from error
     time_limit = None
     if known is not None and "time_limit" in known:
         time_limit = int(env.time_limit)
-        # MMST has an array with a place for every step.
+        # MMST has an array with an element for every step, so its limit cannot be large.
         never = time_limit + 1 if name.startswith("MMST") else NEVER
         env = jumanji.make(name, **args | {"time_limit": never})
 
     promised = _promised(env.observation_spec)
-    if name.startswith("TSP"):  # whose promise leaves out -1, the position before the first city
+    if name.startswith("TSP"):  # its spec lacks -1, the position before the first city
         promised["position"] = promised["trajectory"].replace(shape=())
     mask = split_mask(promised)[1]
     action = _action_spec(full_name, env.action_spec, mask)
@@ -74,7 +79,7 @@ def make(name: str, **args: Any) -> Environment:
         shown = jax.tree.map(_from_zero, promised, as_tree(timestep.observation))
         if mask is None:
             return shown
-        # A choice without a legal value changes nothing: of an agent that is done, for instance.
+        # A choice without a legal value has no effect. An agent that is done has such a choice.
         none = ~jnp.any(shown[MASK], axis=None if joint else -1, keepdims=True)
         return shown | {MASK: shown[MASK] | none}
 
@@ -95,13 +100,16 @@ def make(name: str, **args: Any) -> Environment:
 
 
 def _promised(spec: specs.Spec) -> Any:
-    """Returns the specs of the arrays in an observation, as a tree."""
+    """Returns the specs of the arrays in an observation, as a tree of Jumanji's specs."""
     inner = getattr(spec, "_specs", None)
     return {name: _promised(x) for name, x in inner.items()} if inner else spec
 
 
 def _range(spec: specs.Spec) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the smallest integers of an array and how many there are, where they are few."""
+    """Returns the smallest value and the number of values of each integer. None if they are many.
+
+    The result is also None if the array does not hold integers of a known range.
+    """
     if not isinstance(spec, specs.BoundedArray) or not np.issubdtype(spec.dtype, np.integer):
         return None
     low, high = np.asarray(spec.minimum), np.asarray(spec.maximum)
@@ -141,10 +149,10 @@ def _action_spec(
             low, high = (np.broadcast_to(x, spec.shape) for x in (spec.minimum, spec.maximum))
             return Box(low.astype(np.float32), high.astype(np.float32))
         case specs.BoundedArray(shape=(size,)) if mask and mask.shape[:-1] == (size,):
-            # The mask knows how many values each choice has; MultiCVRP promises one too many.
+            # The mask has the right number of values. The bounds of MultiCVRP allow one too many.
             return MultiDiscrete(mask.shape[-1:] * size, dtype=np.dtype(spec.dtype))
     raise ConfigurationError(
         f"Environment {name!r} has actions of type {type(spec).__name__} and shape {spec.shape}, "
-        "which no policy here can produce. Supported: DiscreteArray, MultiDiscreteArray of one "
-        "axis, and BoundedArray of floating-point numbers."
+        "which no policy can choose. Supported: DiscreteArray, MultiDiscreteArray of one axis, and "
+        "BoundedArray of floating-point numbers. Choose another environment."
     )

@@ -5,22 +5,27 @@ from typing import Any
 
 import navix
 
-from trpo_jax.envs.base import Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import require_known_args
+from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import require_known_environment
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(navix.registry())
 
 
 def make(name: str, **args: Any) -> Environment:
-    """Returns an environment of Navix, such as "Navix-Empty-5x5-v0"; arguments are its fields.
+    """Returns an environment of Navix, such as "Navix-Empty-5x5-v0".
+
+    Args:
+        name: a name of Navix.
+        **args: fields of the environment.
 
     Raises:
-        ConfigurationError: if the name is unknown.
+        ConfigurationError: if the name or an argument is unknown.
     """
     full_name = require_known_environment("navix", name, names())
     env = navix.make(name, disable_autoreset=True)

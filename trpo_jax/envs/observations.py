@@ -1,4 +1,4 @@
-"""From what an environment on the host shows to the arrays that its spec promises; NumPy alone."""
+"""Turns the observations of an environment on the host into the arrays of its spec. NumPy only."""
 
 import math
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo_jax.envs.base import ArraySpec, ObservationSpec, path_name
+from trpo_jax.envs.specs import ArraySpec, ObservationSpec, path_name
 from trpo_jax.errors import Unpromised
 
-BIG = (np.dtype(np.uint32), np.dtype(np.int32))  # integers that a float32 stands for
+BIG = (np.dtype(np.uint32), np.dtype(np.int32))  # dtypes of integers that become float32
 
 
 def array_spec(shape: tuple[int, ...], dtype: Any, **fields: Any) -> ArraySpec:
-    """Returns the spec of an environment's own array: networks see 32 bits at the most."""
+    """Returns the spec of an array of an environment. Its dtype has at most 32 bits."""
     own = np.dtype(dtype)
     wide = own.itemsize == 8 or own in BIG
     shown = np.dtype(np.float32) if wide else own
@@ -24,7 +24,7 @@ def array_spec(shape: tuple[int, ...], dtype: Any, **fields: Any) -> ArraySpec:
 
 
 def integer_spec(shape: tuple[int, ...], dtype: Any, num_values: Any, start: Any) -> ArraySpec:
-    """Returns the spec of integers from a known range, whose first number is `start`."""
+    """Returns the spec of integers of a known range that starts at `start`."""
     origin = np.broadcast_to(np.asarray(start, np.int64), shape).copy() if np.any(start) else None
     own = np.dtype(dtype)
     return ArraySpec(
@@ -37,14 +37,14 @@ def integer_spec(shape: tuple[int, ...], dtype: Any, num_values: Any, start: Any
 
 
 def to_arrays(observation: ObservationSpec, shown: Any) -> Any:
-    """Returns what an environment shows as the arrays of its spec, in its own precision.
+    """Returns an observation as the arrays of its spec, in the precision of the environment.
 
     Args:
         observation: the spec.
-        shown: one observation, or several: each array in it then has the same axes before its own.
+        shown: the observation. It can be a batch. All of its arrays then have the same batch axes.
 
     Raises:
-        Unpromised: if it is not what the spec says.
+        Unpromised: if the observation does not match the spec.
     """
     return _checked(observation, shown, ())
 
@@ -88,9 +88,10 @@ def _array(spec: ArraySpec, shown: Any, path: tuple[Any, ...]) -> np.ndarray:
 
 
 def centre(observation: ObservationSpec, arrays: Any) -> Any:
-    """Returns arrays from `to_arrays` as the spec says: without their origin, and cast.
+    """Subtracts the origin of the spec from arrays of `to_arrays`, and casts to its dtypes.
 
-    A signal on top of a large number, such as a time or a price, would be lost in 32 bits.
+    If a small signal is added to a large number, such as a time or a price, a cast to 32 bits alone
+    would lose the signal.
     """
     return jax.tree.map(_centred, observation, arrays)
 
@@ -99,7 +100,7 @@ def _centred(spec: ArraySpec, x: np.ndarray) -> np.ndarray:
     if spec.origin is None:
         return np.asarray(x, spec.dtype)
     distance = np.asarray(x, np.float64) - np.asarray(spec.origin, np.float64)
-    if np.issubdtype(x.dtype, np.integer):  # which 64 bits subtract exactly, if they do not wrap
+    if np.issubdtype(x.dtype, np.integer):  # 64-bit integers subtract exactly if they do not wrap
         wide = np.uint64 if x.dtype == np.uint64 else np.int64
         exact = (x.astype(wide) - spec.origin.astype(wide)).view(np.int64)
         distance = np.where(np.abs(distance) < 2.0**62, exact, distance)
@@ -107,25 +108,25 @@ def _centred(spec: ArraySpec, x: np.ndarray) -> np.ndarray:
 
 
 def batch_shape(observation: ObservationSpec, arrays: Any) -> tuple[int, ...]:
-    """Returns the axes that arrays of an observation have before those of the spec."""
+    """Returns the sizes of the batch axes of the arrays of an observation."""
     spec, x = jax.tree.leaves(observation)[0], jax.tree.leaves(arrays)[0]
     return tuple(x.shape[: x.ndim - len(spec.shape)])
 
 
 def num_numbers(observation: ObservationSpec) -> int:
-    """Returns how many numbers an observation has."""
+    """Returns how many numbers an observation holds."""
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(observation))
 
 
 def _wrong(path: tuple[Any, ...], found: Any, promised: str) -> Unpromised:
     part = f", in its part {path_name('observation', path)}" if path else ""
     return Unpromised(
-        f"an observation of {in_words(found)}{part}, where its space promises {promised}"
+        f"an observation of {in_words(found)}{part}, but its space promises {promised}"
     )
 
 
 def in_words(value: Any) -> str:
-    """Returns what a value is: dtype, shape and extent of an array, or its class and parts."""
+    """Describes a value: the dtype, shape and range of an array, or the class and the parts."""
     if value is None or isinstance(value, bool | int | float | str):
         return f"{value!r:.80}"
     if isinstance(value, Mapping):

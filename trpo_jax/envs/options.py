@@ -1,7 +1,7 @@
-"""Options that environments are made with: keyword arguments, wrappers, and where copies run.
+"""The options of `make`: keyword arguments, wrappers, costs, processes and a timeout.
 
-A command line and `config.json` hold them as text: a value is a Python literal or else a string,
-and a wrapper is `module:name`.
+A command line and `config.json` hold them as text. The text of a value is a Python literal, or else
+the value is the text itself. A wrapper or a cost is `module:name`.
 """
 
 import ast
@@ -20,13 +20,15 @@ Cost = str | Callable[[Any, Any], Any]
 
 
 class Options(NamedTuple):
-    """Keyword arguments of `trpo_jax.envs.make`, which are one thing wherever they are passed on.
+    """The keyword arguments of `trpo_jax.envs.make`.
 
     Attributes:
-        args: keyword arguments of the environment's own.
-        wrappers: functions of an environment, or their names as `module:name`, applied in order.
-        processes: whether each copy runs in a process of its own; None where defaults decide.
-        timeout: seconds that a reset or a step of all copies on the host may take; None for any.
+        args: keyword arguments for the environment.
+        wrappers: functions of an environment, or their names as `module:name`, applied in this
+            order.
+        processes: whether each copy runs in its own process. None means the default.
+        timeout: seconds that a reset or a step of all copies on the host may take. None means no
+            limit.
         costs: entries of `info`, or functions of an observation and an action, or their names.
     """
 
@@ -38,14 +40,15 @@ class Options(NamedTuple):
 
     @property
     def named(self) -> bool:
-        """Whether a command line can say all of them."""
+        """Whether a command line can express all options."""
         texts = (*map(text_of, self.args.values()), *map(name_of, (*self.wrappers, *self.costs)))
         return all(text is not None for text in texts)
 
     def described(self) -> dict[str, Any]:
-        """Returns what `config.json` says of arguments, wrappers, costs and timeout, if any.
+        """Returns the arguments, the wrappers, the costs and the timeout for `config.json`.
 
-        A None stands for what has no name.
+        It has no entry for an option that is not used. If a value, a wrapper or a cost has no name,
+        None takes its place.
         """
         found: dict[str, Any] = {}
         if self.args:
@@ -59,7 +62,7 @@ class Options(NamedTuple):
         return found
 
     def flags(self) -> list[str]:
-        """Returns the flags that say the arguments, the wrappers, the costs and the timeout."""
+        """Returns the flags for the arguments, the wrappers, the costs and the timeout."""
         found = [f"--env-arg={name}={text_of(value)}" for name, value in self.args.items()]
         found += [] if self.timeout is None else [f"--env-timeout={self.timeout:g}"]
         found += [f"--wrapper={name_of(wrapper)}" for wrapper in self.wrappers]
@@ -67,26 +70,27 @@ class Options(NamedTuple):
 
 
 def stored_options(description: Mapping[str, Any]) -> Options:
-    """Returns the options that a `config.json` names.
+    """Returns the options in a `config.json`.
 
     Raises:
-        ConfigurationError: if it came from Python, with a value or a wrapper that has no name.
+        ConfigurationError: if the file is damaged, or if a value, a wrapper or a cost has no name
+            because the run was started from Python.
     """
     texts, lists = description.get("env_args", {}), {}
     for name in ("wrappers", "costs"):
         lists[name] = description.get(name, [])
     if not isinstance(texts, dict) or not all(isinstance(x, list) for x in lists.values()):
         raise ConfigurationError(
-            f"config.json is damaged: its env_args, {texts!r}, must be a dictionary, and its "
-            f"wrappers, {lists['wrappers']!r}, and its costs, {lists['costs']!r}, lists."
+            f"config.json is damaged: its env_args, {texts!r}, must be a dictionary. Its wrappers, "
+            f"{lists['wrappers']!r}, and its costs, {lists['costs']!r}, must be lists."
         )
     unnamed = [name for name, text in texts.items() if text is None]
     unnamed += [name for name, found in lists.items() if None in found]
     if unnamed:
         raise ConfigurationError(
-            f"The environment {description['env']!r} of this run was made in Python, with "
-            f"something in {', '.join(unnamed)} that no file can name. Name another environment, "
-            "or go on in Python."
+            f"The environment {description['env']!r} of this run was made in Python, with objects "
+            f"that config.json cannot store: {', '.join(unnamed)}. Name another environment, or go "
+            "on in Python."
         )
     args = {name: parse_value(text) for name, text in texts.items()}
     processes, timeout = description.get("env_processes", False), description.get("env_timeout")
@@ -95,7 +99,7 @@ def stored_options(description: Mapping[str, Any]) -> Options:
 
 
 def parse_value(text: str) -> Any:
-    """Returns the value of a Python literal, and any other text as it is."""
+    """Returns the value of a text if it is a Python literal, and else the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -103,7 +107,7 @@ def parse_value(text: str) -> Any:
 
 
 def text_of(value: Any) -> str | None:
-    """Returns the text that `parse_value` reads as a value; None if there is none."""
+    """Returns the text that `parse_value` turns into this value. None if there is no such text."""
     plain = isinstance(value, str) and parse_value(value) is value
     text = value if plain else repr(value)
     found = parse_value(text)
@@ -111,7 +115,7 @@ def text_of(value: Any) -> str | None:
 
 
 def name_of(wrapper: Wrapper) -> str | None:
-    """Returns the `module:name` of a wrapper or a cost; None if it has none."""
+    """Returns the `module:name` of a wrapper or a cost. None if it has no such name."""
     if isinstance(wrapper, str):
         return wrapper
     module, name = getattr(wrapper, "__module__", None), getattr(wrapper, "__qualname__", "")
@@ -123,7 +127,7 @@ def load_wrappers(wrappers: Any) -> list[Callable[[Any], Any]]:
     """Returns wrappers as functions.
 
     Raises:
-        ConfigurationError: if one is neither a function nor the name of one.
+        ConfigurationError: if a wrapper is neither a function nor the name of a function.
     """
     if isinstance(wrappers, str) or not isinstance(wrappers, Iterable):
         raise ConfigurationError(
@@ -141,38 +145,38 @@ def load_wrappers(wrappers: Any) -> list[Callable[[Any], Any]]:
 
 
 def wrap(name: str, env: Any, wrappers: Iterable[Callable[[Any], Any]], kind: type) -> Any:
-    """Returns an environment in its wrappers, the last one outside.
+    """Applies wrappers to an environment, in order, and returns the result.
 
     Args:
-        name: of the environment, for messages.
+        name: the name of the environment, for messages.
         env: the environment.
-        wrappers: functions of it, from `load_wrappers`.
-        kind: class of the environment, which each wrapper has to return.
+        wrappers: functions from `load_wrappers`.
+        kind: the class that each wrapper must return.
 
     Raises:
-        ConfigurationError: if a wrapper fails or returns something else.
+        ConfigurationError: if a wrapper fails, or returns an object of another class.
     """
     for wrapper in wrappers:
         called = name_of(wrapper) or repr(wrapper)
         what = (
-            f"The wrapper {called} cannot be put around {name!r}. It is given the environment and "
-            "nothing else; where it needs more, write a function that gives it"
+            f"The wrapper {called} failed for {name!r}. A wrapper gets only the environment. If it "
+            "needs more arguments, write a function that passes them"
         )
         with user_modules.errors_located(what, called):
             env = wrapper(env)
         if not isinstance(env, kind):
             raise ConfigurationError(
-                f"The wrapper {called} must return the environment that it makes of {name!r}, a "
-                f"{kind.__module__}.{kind.__name__}. It returned {type(env).__name__}."
+                f"The wrapper {called} of {name!r} must return a {kind.__module__}.{kind.__name__}."
+                f" It returned {type(env).__name__}."
             )
     return env
 
 
 def takes(wrapper: Callable[[Any], Any], kind: type) -> bool:
-    """Returns whether the first argument of a wrapper is annotated as of that class."""
+    """Returns whether the first argument of a wrapper is annotated with this class."""
     try:
         parameters = inspect.signature(wrapper, eval_str=True).parameters.values()
-    except (ValueError, NameError):  # written in C, or annotated with what is not there
+    except (ValueError, NameError):  # a function in C, or an annotation with an unknown name
         return False
     return any(parameter.annotation is kind for parameter in list(parameters)[:1])
 
@@ -181,9 +185,9 @@ def require_known_args(name: str, args: Iterable[str], known: Iterable[str] | No
     """Raises a ConfigurationError for the first argument that an environment does not have.
 
     Args:
-        name: of the environment.
-        args: names of arguments.
-        known: those that it has; None if it takes any.
+        name: the name of the environment.
+        args: the names of the given arguments.
+        known: the names of the arguments that the environment has. None means that it takes any.
     """
     for arg in args:
         if known is not None and arg not in set(known):
@@ -191,9 +195,9 @@ def require_known_args(name: str, args: Iterable[str], known: Iterable[str] | No
 
 
 def parameters_of(maker: Callable[..., Any]) -> set[str] | None:
-    """Returns names of the keyword arguments of a function or a class; None if it takes any.
+    """Returns the names of the keyword arguments of a function or a class. None if it takes any.
 
-    Where a class passes others on, those of its base classes are among them.
+    If a class passes other arguments to its base classes, their arguments are included.
     """
     is_class = isinstance(maker, type)
     makers = [x.__init__ for x in maker.__mro__ if "__init__" in vars(x)] if is_class else [maker]
@@ -201,7 +205,7 @@ def parameters_of(maker: Callable[..., Any]) -> set[str] | None:
     for function in makers:
         try:
             parameters = inspect.signature(function).parameters.values()
-        except ValueError:  # of one that is written in C
+        except ValueError:  # a function in C
             return None
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         names |= {x.name for x in parameters if x.kind in by_name}
@@ -211,10 +215,10 @@ def parameters_of(maker: Callable[..., Any]) -> set[str] | None:
 
 
 def replace_fields(name: str, params: Any, values: Mapping[str, Any]) -> Any:
-    """Returns a dataclass of numbers with other values in some of its fields.
+    """Returns a dataclass of numbers with new values in some of its fields.
 
     Raises:
-        ConfigurationError: if a value is of another kind than the field's own.
+        ConfigurationError: if the type of a value is not the type of the field.
     """
     changed = {}
     for field, value in values.items():
@@ -223,8 +227,8 @@ def replace_fields(name: str, params: Any, values: Mapping[str, Any]) -> Any:
         whole = kind is float and type(value) is int
         if not (whole or type(value) is kind):
             raise ConfigurationError(
-                f"{field} = {value!r} of {name} must be of the kind {kind.__name__}, as {usual!r} "
-                "is, its usual value."
+                f"{field} = {value!r} of {name} must be of type {kind.__name__}, such as its "
+                f"default {usual!r}."
             )
         changed[field] = kind(value)
     return dataclasses.replace(params, **changed)

@@ -1,4 +1,4 @@
-"""Adapter for PettingZoo's parallel API (https://pettingzoo.farama.org): agents on the host."""
+"""Adapter for the parallel API of PettingZoo (https://pettingzoo.farama.org): teams on the host."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
-import mpe2  # noqa: F401  the suite needs both packages
+import mpe2  # noqa: F401  the suite needs this package too
 import numpy as np
 from pettingzoo import ParallelEnv
 
@@ -23,23 +23,7 @@ from trpo_jax.envs.agents import (
     stacked,
     team_reward,
 )
-from trpo_jax.envs.base import (
-    MASK,
-    MAX_LIMIT,
-    Agents,
-    ArraySpec,
-    Box,
-    Discrete,
-    Environment,
-    MultiDiscrete,
-    ObservationSpec,
-    Pool,
-    host_environment,
-    path_name,
-    split_mask,
-    to_space_action,
-    with_parts,
-)
+from trpo_jax.envs.base import MAX_LIMIT, Environment, Pool, host_environment
 from trpo_jax.envs.gymnasium import (
     CloudpickleWrapper,
     action_spec,
@@ -49,21 +33,34 @@ from trpo_jax.envs.gymnasium import (
 from trpo_jax.envs.observations import array_spec, centre, in_words, num_numbers, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.envs.pools import Shows, open_pool
+from trpo_jax.envs.specs import (
+    MASK,
+    Agents,
+    ArraySpec,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    ObservationSpec,
+    path_name,
+    split_mask,
+    to_space_action,
+    with_parts,
+)
 from trpo_jax.errors import RAISED, ConfigurationError, Unpromised, unknown_name
 
-DRAWS = "render_mode"  # argument that says how an environment is drawn
+DRAWS = "render_mode"  # the argument of PettingZoo for the mode of drawing
 COOPERATIVE = {
     **{f"mpe2.{task}": "sum" for task in MPE_COOPERATIVE},
     "mpe2.simple_formation_v1": "same",
     "mpe2.simple_line_v1": "same",
     "mpe2.collect_treasure_v1": "sum",
-    "sisl.multiwalker_v9": "mean",  # which each has unless shared_reward is False
+    "sisl.multiwalker_v9": "mean",  # each agent has this mean unless shared_reward is False
     "sisl.pursuit_v5": "mean",
     "butterfly.cooperative_pong_v6": "same",
     "butterfly.knights_archers_zombies_v11": "sum",
     "butterfly.pistonball_v6": "same",
 }
-STATELESS = ("sisl.multiwalker_v9",)  # whose state raises an error once a walker has fallen
+STATELESS = ("sisl.multiwalker_v9",)  # its state raises an error after a walker has fallen
 COMPETING = {
     **{f"mpe2.{task}": why for task, why in MPE_COMPETING.items()},
     "classic.rps_v2": "each wins what the other loses",
@@ -71,17 +68,17 @@ COMPETING = {
 
 
 class Team(NamedTuple):
-    """What the agents of an environment have in common.
+    """The facts about the agents of an environment.
 
     Attributes:
-        agents: their names.
-        own: what each of them shows, without its mask.
-        rows: the same of all of them, with an axis of agents.
-        action: what they do.
-        rewards: how their rewards make the reward of the team, a key of `REWARDS`.
-        limit: number of steps after which the environment ends an episode; None if unknown.
-        masked: whether a mask of legal actions is shown.
-        has_state: whether the state of the whole team is shown.
+        agents: the names of the agents.
+        own: the spec of the observation of each agent, without its mask.
+        rows: the spec of the observations of all agents, with an axis of agents.
+        action: the spec of the actions of the team.
+        rewards: how to compute the reward of the team, a key of `REWARDS`.
+        limit: number of steps after which the environment ends an episode. None if unknown.
+        masked: whether the team shows a mask of legal actions.
+        has_state: whether the team shows the state of the whole team.
     """
 
     agents: tuple[Any, ...]
@@ -95,14 +92,14 @@ class Team(NamedTuple):
 
 
 class TeamEnv:
-    """An environment of PettingZoo with the interface of Gymnasium, its agents as one."""
+    """An environment of PettingZoo with the interface of Gymnasium. The whole team is one agent."""
 
     def __init__(self, make: Callable[[], ParallelEnv], team: Team):
         """Makes the environment."""
         self.env, self.team = make(), team
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns the first observation of an episode, and an empty info."""
+        """Starts an episode. Returns its first observation, and an empty info."""
         returned = self.env.reset(**options)
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise Unpromised(f"{in_words(returned)} from reset, not (observations, infos)")
@@ -110,11 +107,11 @@ class TeamEnv:
         return self._shown(*returned, self.env.agents), {}
 
     def step(self, rows: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Returns observation, reward, whether the episode terminated or truncated, and an info.
+        """Takes a step. Returns observation, reward, terminated, truncated and an empty info.
 
-        An episode ends with the step after which no agent acts any more. It is truncated if one of
-        the agents that acted last was, or if the step is that of the time limit: some environments
-        say at their limit that all agents terminated.
+        The episode ends with the step after which no agent acts. It is truncated if an agent that
+        acted in this step was truncated, or if this step reaches the time limit. At their time
+        limit, some environments say that all agents terminated.
         """
         agents, each = self.team.agents, self.team.action.each
         acting = list(self.env.agents)
@@ -137,20 +134,20 @@ class TeamEnv:
         cut = any(map(truncations.get, acting)) or self.num_steps == self.team.limit
         found = [rewards[agent] for agent in agents if agent in rewards]
         reward = REWARDS[self.team.rewards](found + [0.0] * (len(agents) - len(found)))
-        # The last observations tell what a truncated episode would still have been worth.
+        # The critic needs the last observations to estimate the value of a truncated episode.
         shown = self._shown(observations, infos, observations if over else going_on)
         return shown, reward, over and not cut, over and cut, {}
 
     def render(self) -> Any:
-        """Returns an image of it."""
+        """Returns an image of the environment."""
         return self.env.render()
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the environment."""
         self.env.close()
 
     def _shown(self, observations: Any, infos: Any, seen: Any) -> Any:
-        """Returns what the team shows: of agents that are not among the `seen` ones, zeros."""
+        """Returns the observation of the team. Agents that are not in `seen` show zeros."""
         team = self.team
         found = [
             observations[agent] if agent in seen and agent in observations else None
@@ -172,7 +169,10 @@ class TeamEnv:
 
 
 def names() -> list[str]:
-    """Returns the names that are known to cooperate or to compete, of the installed versions."""
+    """Returns the names of the environments in this suite, in the installed versions.
+
+    These are the environments whose agents are known to work together, or to compete.
+    """
     return [name for name in (*COOPERATIVE, *COMPETING) if find_spec(_path(name))]
 
 
@@ -181,29 +181,31 @@ def make(
 ) -> Environment:
     """Returns an environment of PettingZoo, such as "mpe2.simple_spread_v3" or "my_module:make".
 
-    Agents that have left an episode show zeros, are given no action, and have no reward. Where an
-    environment has a state of the whole team that says more than all agents see, only the critic
-    sees it.
+    Agents that have left an episode show zeros, get no action, and have no reward. If the
+    environment has a state of the whole team that is more than all observations together, only the
+    critic sees it.
 
     Args:
-        name: a module of the package mpe2, such as "mpe2.simple_spread_v3"; one of pettingzoo, such
-            as "sisl.multiwalker_v9"; or a module and a function of it that returns a `ParallelEnv`.
-        rewards: how the reward of the team comes of those of the agents: their "sum", their "mean",
-            or the first of them where all are the "same"; None for what suits the environment.
-        processes: whether to step each copy in a process of its own.
-        **args: arguments of its class or its function.
+        name: a module of the package mpe2, such as "mpe2.simple_spread_v3", a module of pettingzoo,
+            such as "sisl.multiwalker_v9", or a module and a function that returns a `ParallelEnv`,
+            such as "my_module:make".
+        rewards: how to compute the reward of the team from the rewards of the agents: their "sum",
+            their "mean", or "same", the reward of the first agent, if all agents get the same
+            reward. None means the choice that fits the environment.
+        processes: whether each copy runs in its own process.
+        **args: arguments of the class or the function of the environment.
 
     Raises:
-        ConfigurationError: if the name or an argument is unknown, the agents compete, or their
-            spaces cannot be padded to one.
+        ConfigurationError: if the name or an argument is unknown, if the agents compete, or if
+            their spaces cannot be padded to one space.
     """
     full_name = f"pettingzoo/{name}"
     maker, known, file = _find(full_name, name)
     of_team = team_reward(name, rewards, COOPERATIVE, COMPETING)
     if DRAWS in args:
         raise ConfigurationError(
-            f"{DRAWS} is no argument of {full_name} here: training draws nothing, and render.py "
-            "chooses the mode. Leave it away."
+            f"{DRAWS} is not allowed as an argument of {full_name}. Training draws nothing, and "
+            "render.py chooses the mode. Leave it out."
         )
     require_known_args(full_name, args, known and known - {DRAWS})
     with user_modules.errors_located(f"Environment {full_name!r} cannot be made", file):
@@ -212,11 +214,11 @@ def make(
             raise ConfigurationError(
                 f"Environment {full_name!r} cannot be made: its function in {file} returned "
                 f"{type(env).__name__}, not pettingzoo.ParallelEnv. "
-                "pettingzoo.utils.aec_to_parallel makes one of an AECEnv."
+                "pettingzoo.utils.aec_to_parallel turns an AECEnv into a ParallelEnv."
             )
         team = _team(full_name, env, of_team, _limit(env, args))
     team, observation = _after_reset(env, team, name not in STATELESS)
-    with suppress(*RAISED):  # of which a pool says more
+    with suppress(*RAISED):  # a pool reports such an error
         env.close()
 
     def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
@@ -235,12 +237,12 @@ def make(
 
 
 def _path(name: str) -> str:
-    """Returns the module of an environment, by the adapter's name for it."""
+    """Returns the name of the module of an environment."""
     return name if name.startswith("mpe2.") else f"pettingzoo.{name}"
 
 
 def _find(full_name: str, name: str) -> tuple[Callable[..., Any], set[str] | None, str]:
-    """Returns the function that makes an environment, its arguments if known, and its file."""
+    """Returns the function that makes an environment, its arguments if known, and the file."""
     if ":" in name:
         maker, file = user_modules.find("environment", name)
         return maker, parameters_of(maker), file
@@ -261,14 +263,14 @@ def _find(full_name: str, name: str) -> tuple[Callable[..., Any], set[str] | Non
     if "parallel_env" not in found:
         raise ConfigurationError(
             f"Environment {full_name!r} has no parallel_env in {module.__file__}. Only "
-            "environments whose agents act side by side are supported."
+            "environments whose agents act at the same time are supported."
         )
-    maker = found["parallel_env"]  # which passes its arguments on
+    maker = found["parallel_env"]  # passes its arguments to raw_env
     return maker, parameters_of(found["raw_env"].__init__), str(module.__file__)
 
 
 def _limit(env: ParallelEnv, args: Mapping[str, Any]) -> int | None:
-    """Returns the number of steps after which an environment ends an episode; None if unknown."""
+    """Returns the number of steps after which an environment ends an episode. None if unknown."""
     base = env.unwrapped
     held = [getattr(x, "max_cycles", None) for x in (base, getattr(base, "env", None))]
     found = [x for x in (*held, args.get("max_cycles")) if isinstance(x, int | np.integer)]
@@ -276,20 +278,20 @@ def _limit(env: ParallelEnv, args: Mapping[str, Any]) -> int | None:
 
 
 def _team(name: str, env: ParallelEnv, rewards: str, limit: int | None) -> Team:
-    """Returns what agents have in common by their spaces."""
+    """Returns the facts about the agents of an environment that its spaces show."""
     agents = tuple(getattr(env, "possible_agents", ()))
     if not agents:
         raise ConfigurationError(
-            f"Environment {name!r} has no possible_agents. It must name all agents that can ever "
-            "act in it."
+            f"Environment {name!r} has no possible_agents. It must list all agents that can act in "
+            "the environment."
         )
     own = tuple(
         split_mask(observation_spec(name, env.observation_space(agent)))[0] for agent in agents
     )
     if len(set(map(jax.tree.structure, own))) > 1:
         raise ConfigurationError(
-            f"Environment {name!r} shows its agents observations with different parts. Supported: "
-            "arrays for all agents, or dictionaries or tuples with the same parts for all."
+            f"The agents of environment {name!r} see observations with different parts. Supported: "
+            "arrays for all agents, or dictionaries or tuples with the same parts for all agents."
         )
     each = tuple(action_spec(name, env.action_space(agent)) for agent in agents)
     kinds = ((Discrete, MultiDiscrete), Box)
@@ -304,30 +306,33 @@ def _team(name: str, env: ParallelEnv, rewards: str, limit: int | None) -> Team:
 
 
 def _row_spec(name: str, path: tuple[Any, ...], *specs: ArraySpec) -> ArraySpec:
-    """Returns the spec of rows that hold the array of each agent."""
+    """Returns the spec of rows that hold the array of each agent, `[N, ...]`."""
     shape = row_shape(name, path_name("observations", path), [spec.shape for spec in specs])
     dtype = np.result_type(*(spec.dtype for spec in specs))
     dtype = np.dtype(np.float32) if dtype.itemsize == 8 else dtype
     counts = [spec.num_values for spec in specs]
-    counted = None not in counts and len(shape) <= 1  # one-hot rows have one axis at the most
+    counted = None not in counts and len(shape) <= 1  # one-hot rows have at most one axis
     return ArraySpec((len(specs), *shape), dtype, (max(map(max, counts)),) if counted else None)
 
 
 def _after_reset(env: ParallelEnv, team: Team, stateful: bool) -> tuple[Team, ObservationSpec]:
-    """Returns a team and what it shows, with what a first reset tells: a mask, and a state."""
+    """Returns a team and the spec of its observations, after a first reset.
+
+    The reset shows whether the team has a mask and a state.
+    """
     try:
         observations, infos = env.reset(seed=0)
         choices = bool(team.action.each[0].choices)
         shown = [(observations[agent], infos.get(agent)) for agent in env.agents]
         masked = choices and any(_mask(*pair) is not None for pair in shown)
-    except RAISED:  # which the first reset of the run reports
+    except RAISED:  # the first reset of the run reports the error
         return team, team.rows
     parts = {}
     if masked:
         parts[MASK] = ArraySpec(team.action.used.shape, np.dtype(bool))
-    with suppress(*RAISED):  # of environments that have no state
+    with suppress(*RAISED):  # some environments have no state
         state = np.asarray(env.state())
-        # The state of mpe2 is all observations, one after another.
+        # The state in mpe2 is the concatenation of all observations.
         joined = state.size == sum(map(num_numbers, team.own))
         named = isinstance(team.rows, Mapping) and STATE in team.rows
         number = state.dtype.kind in "biuf" and state.size
@@ -342,7 +347,7 @@ def _zeros(own: ObservationSpec) -> Any:
 
 
 def _mask(observation: Any, info: Any) -> Any:
-    """Returns which actions of an agent are legal, by what it sees or its info; None for all."""
+    """Returns the mask of an agent from its observation or its info. None if it has no mask."""
     for found in (observation, info):
         if isinstance(found, Mapping) and MASK in found:
             return found[MASK]
@@ -350,7 +355,10 @@ def _mask(observation: Any, info: Any) -> Any:
 
 
 def _legal(team: Team, masks: Sequence[Any]) -> np.ndarray:
-    """Returns the rows `[N, A]` of legal actions: of an agent without a mask, all of its own."""
+    """Returns the legal actions as rows `[N, A]`.
+
+    If an agent has no mask, all of its own actions are legal.
+    """
     rows = team.action.used.copy()
     for agent, own, row, mask in zip(team.agents, team.action.each, rows, masks, strict=True):
         if mask is None:
@@ -361,5 +369,5 @@ def _legal(team: Team, masks: Sequence[Any]) -> np.ndarray:
                 f"an {MASK} of {legal.size} numbers for the agent {agent!r}, whose actions have "
                 f"{sum(own.choices)} values"
             )
-        row[np.flatnonzero(row)[: legal.size]] = legal  # what follows is padding
+        row[np.flatnonzero(row)[: legal.size]] = legal  # the end of the row is padding
     return rows

@@ -4,26 +4,31 @@ from typing import Any
 
 import pgx
 
-from trpo_jax.envs.base import MASK, SHOWN, Discrete, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import parameters_of, require_known_args
+from trpo_jax.envs.specs import MASK, SHOWN, Discrete
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 
 def names() -> list[str]:
-    """Returns the names of games for one player, those that `make` knows."""
+    """Returns the names of the environments in this suite: the games with one player."""
     return [name for name in pgx.available_envs() if name == "2048" or "minatar" in name]
 
 
 def make(name: str, **args: Any) -> Environment:
-    """Returns a game of pgx, such as "2048" or "minatar-breakout"; they have no time limit.
+    """Returns a game of pgx, such as "2048" or "minatar-breakout".
 
-    Its class takes the arguments, such as `sticky_action_prob` of the games of MinAtar.
-    An illegal move loses the game; which are legal is shown beside the board, as `action_mask`, in
-    the games that have illegal ones.
+    The games have no time limit. An illegal move loses the game. If a game has illegal moves, the
+    part `action_mask` of the observation shows the legal moves.
+
+    Args:
+        name: a name of pgx.
+        **args: arguments of the class of the game, such as `sticky_action_prob` in MinAtar.
 
     Raises:
-        ConfigurationError: if the name is unknown, or the game takes several players.
+        ConfigurationError: if the name or an argument is unknown, or the game needs several
+            players.
     """
     full_name = require_known_environment("pgx", name, pgx.available_envs())
     env = pgx.make(name)
@@ -32,8 +37,8 @@ def make(name: str, **args: Any) -> Environment:
         env = type(env)(**args)
     if env.num_players > 1:
         raise ConfigurationError(
-            f"Environment {full_name!r} is played by {env.num_players}, and algorithms here play "
-            "alone. Single-player games of pgx: 2048 and minatar-*."
+            f"Environment {full_name!r} needs {env.num_players} players. Choose a game of pgx with "
+            "one player: 2048 or minatar-*."
         )
 
     def show(state):

@@ -8,29 +8,34 @@ import jax
 import numpy as np
 from mujoco_playground import registry
 
-from trpo_jax.envs.base import Box, Environment
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.functional import make_environment
 from trpo_jax.envs.options import require_known_args
+from trpo_jax.envs.specs import Box
 from trpo_jax.errors import ConfigurationError, require_known_environment
 
 PRIVILEGED = "privileged_state"
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(registry.ALL_ENVS)
 
 
 def make(name: str, **args: Any) -> Environment:
     """Returns an environment of MuJoCo Playground, such as "CheetahRun".
 
-    The arguments are entries of its config, with dots in the names of inner ones.
+    The physics is MJX. Without a GPU, it is the implementation of MJX in JAX. With a GPU, it is the
+    default of Playground. If the observation has a part `privileged_state`, only the critic sees
+    this part.
 
-    Its physics is MJX, in JAX where there is no GPU, else Playground's default. Of an environment
-    with observations for actor and critic apart, `privileged_state` is the critic's alone.
+    Args:
+        name: a name of MuJoCo Playground.
+        **args: entries of the config of the environment. A name with dots stands for an inner
+            entry.
 
     Raises:
-        ConfigurationError: if the name is unknown, or its robot must be downloaded and cannot be.
+        ConfigurationError: if the name or an argument is unknown, or if a download failed.
     """
     full_name = require_known_environment("playground", name, names())
     require_known_args(full_name, args, list(_entries(registry.get_default_config(name))))
@@ -39,8 +44,8 @@ def make(name: str, **args: Any) -> Environment:
         env = registry.load(name, config_overrides=overrides)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigurationError(
-            f"Environment {full_name!r} downloads its robot when it is made, and that failed: "
-            f"{error}. The tasks of dm_control, such as playground/CheetahRun, need no download."
+            f"Environment {full_name!r} must download its robot, but the download failed: {error}. "
+            "The tasks of dm_control, such as playground/CheetahRun, need no download."
         ) from error
 
     def reset(key):

@@ -1,6 +1,7 @@
-"""Copies of one environment on the host, stepped one by one or each in a process of its own.
+"""Pools: copies of one environment on the host.
 
-Both ways ask the same `Copy`, which checks whatever an environment returns against its space.
+The copies run one after the other, or each in its own process. Both ways use the same `Copy`. It
+checks that the values that an environment returns match its space.
 """
 
 import multiprocessing
@@ -17,31 +18,30 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Pool, StepResult
+from trpo_jax.envs.observations import in_words, to_arrays
+from trpo_jax.envs.specs import (
     MASK,
     ActionSpec,
     Discrete,
     ObservationSpec,
-    Pool,
-    StepResult,
     to_space_action,
     with_parts,
 )
-from trpo_jax.envs.observations import in_words, to_arrays
 from trpo_jax.errors import RAISED, Unpromised, environment_failure
 
-# Each worker imports the main script, which imports these: once for all.
+# Each process imports the main script, which imports these modules. They are imported once for all.
 PRELOADED = ["flax.linen", "optax", "gymnasium", "trpo_jax.envs.pools"]
-GOODBYE = 2.0  # seconds that processes have for closing their environments
+GOODBYE = 2.0  # seconds in which processes must close their environments
 
 
 class Shows(NamedTuple):
-    """What an environment shows.
+    """The data that an environment shows.
 
     Attributes:
-        observation: its spec.
-        mask_in_info: whether the mask of legal actions comes with `info`.
-        costs: names of costs, each with its function of the `info` of a step.
+        observation: the spec of its observations.
+        mask_in_info: whether the mask of legal actions is in `info`.
+        costs: the name of each cost, and its function of the `info` of a step.
     """
 
     observation: ObservationSpec
@@ -57,23 +57,23 @@ class Copy:
         self.env, self.shows = make(), shows
 
     def ask(self, command: str, *args: Any) -> None:
-        """Says which method is to be called next, and with what."""
+        """Stores the method to call next, and its arguments."""
         self.asked = command, args
 
     def answer(self) -> Any:
-        """Returns what that method returned."""
+        """Calls the stored method, and returns its result."""
         command, args = self.asked
         return getattr(self, command)(*args)
 
     def reset(self, seed: int | None) -> Any:
-        """Returns the first observation of an episode."""
+        """Starts an episode, and returns its first observation."""
         returned = self.env.reset() if seed is None else self.env.reset(seed=seed)
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise Unpromised(f"{in_words(returned)} from reset, not (observation, info)")
         return self.arrays(*returned)
 
     def arrays(self, observation: Any, info: Any) -> Any:
-        """Returns what it shows as the arrays of its spec."""
+        """Returns an observation as the arrays of its spec."""
         if self.shows.mask_in_info:
             if not isinstance(info, Mapping) or MASK not in info:
                 raise Unpromised(f"an info without {MASK!r}, which it had after its first reset")
@@ -81,7 +81,7 @@ class Copy:
         return to_arrays(self.shows.observation, observation)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, list[float]]:
-        """Returns observation, reward, whether the episode terminated or truncated, and costs."""
+        """Takes a step. Returns observation, reward, terminated, truncated and costs."""
         returned = self.env.step(action)
         if not isinstance(returned, tuple) or len(returned) != 5:
             raise Unpromised(
@@ -98,7 +98,7 @@ class Copy:
         )
 
     def costs(self, info: Any) -> list[float]:
-        """Returns the costs that come with an info."""
+        """Returns the costs of a step from its info."""
         found = []
         for name, cost in self.shows.costs:
             try:
@@ -108,7 +108,7 @@ class Copy:
         return found
 
     def render(self) -> np.ndarray:
-        """Returns an image of it, `[H, W, 3]` bytes."""
+        """Returns an image of the environment, `[H, W, 3]` bytes."""
         frame = self.env.render()
         image = np.asarray(frame)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -116,15 +116,15 @@ class Copy:
         return image
 
     def end(self, deadline: float) -> None:
-        """Closes it."""
+        """Closes the environment."""
         self.env.close()
 
 
 class Process:
-    """A `Copy` in a process of its own."""
+    """A `Copy` in its own process."""
 
     def __init__(self, make: Callable[[], Any], shows: Shows):
-        """Starts the process, whose first answer says that it is ready."""
+        """Starts the process. Its first answer means that it is ready."""
         # A fork of this process could inherit a lock that XLA's threads hold.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
@@ -134,12 +134,12 @@ class Process:
         other.close()
 
     def ask(self, command: str, *args: Any) -> None:
-        """Says which method is to be called next, and with what."""
-        with suppress(ConnectionError):  # of a process that died, which its answer says
+        """Tells the process which method to call next, and with which arguments."""
+        with suppress(ConnectionError):  # if the process died, `answer` reports it
             self.pipe.send((command, args))
 
     def answer(self) -> Any:
-        """Returns what that method returned."""
+        """Waits for the result of that method, and returns it."""
         try:
             good, value = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
@@ -150,13 +150,13 @@ class Process:
         raise pickle.loads(value)
 
     def end(self, deadline: float) -> None:
-        """Waits until the process, which was asked to close, has done so, and ends it."""
+        """Waits for the process to close its environment, until the deadline. Then ends it."""
         good, value = True, None
         with suppress(EOFError, ConnectionError):
             while self.pipe.poll(max(0, deadline - time.monotonic())):
                 good, value = self.pipe.recv()
         self.process.join(max(0, deadline - time.monotonic()))
-        self.process.kill()  # in case that it is stopped, or its environment hangs
+        self.process.kill()  # needed if the process is stopped, or if its environment hangs
         self.process.join()
         self.pipe.close()
         if not good:
@@ -164,8 +164,8 @@ class Process:
 
 
 def work(pipe: Any, make: Callable[[], Any], shows: Shows) -> None:
-    """Answers what a `Process` asks, until that closes the copy or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers in order
+    """Answers the commands of a `Process`, until a command ends the copy or the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C, the parent ends the processes
     copy, command = None, "make"
     with suppress(EOFError, ConnectionError):
         while command != "end":
@@ -199,18 +199,18 @@ def open_pool(
     """Returns a pool of copies of an environment with the interface of Gymnasium.
 
     Args:
-        name: of the environment, for messages.
-        make: makes one copy; for processes it can be pickled.
-        shows: what it shows.
-        action: its actions.
-        seeds: of each copy, which decide all of its episodes.
-        processes: whether each copy runs in a process of its own.
+        name: the name of the environment, for messages.
+        make: makes one copy. If the copies run in processes, it must be possible to pickle `make`.
+        shows: the data that the environment shows.
+        action: the spec of its actions.
+        seeds: the seed of each copy. It decides all episodes of the copy.
+        processes: whether each copy runs in its own process.
 
     Raises:
-        EnvironmentFailure: if a copy cannot be made. The pool's functions raise it too.
+        EnvironmentFailure: if a copy cannot be made. The functions of the pool can raise it too.
     """
     copies: list[Copy | Process] = []
-    first_seeds = dict(enumerate(seeds))  # of those that were never reset
+    first_seeds = dict(enumerate(seeds))  # the seeds of the copies before their first reset
     broken = False
 
     def named(error: BaseException, index: int) -> Exception:
@@ -264,8 +264,8 @@ def open_pool(
             except RAISED as error:
                 errors.append(named(error, index))
         copies.clear()
-        if errors and not broken:  # or its failure has been reported
-            print(f"warning: While it was closed: {errors[0]}", file=sys.stderr)
+        if errors and not broken:  # if the pool is broken, its failure was reported before
+            print(f"warning: An error while closing: {errors[0]}", file=sys.stderr)
 
     def kill() -> None:
         for copy in copies if processes else ():
@@ -277,7 +277,7 @@ def open_pool(
                 copies.append((Process if processes else Copy)(make, shows))
             except RAISED as error:
                 raise named(error, index) from error
-        if processes:  # which start side by side
+        if processes:  # all processes start at the same time
             answers(range(len(seeds)))
     except BaseException:
         broken = True
@@ -287,7 +287,7 @@ def open_pool(
 
 
 def _action_of(index: int, spec: Any, actions: np.ndarray) -> Any:
-    """Returns the action of one copy: a number of a `Discrete`, an array of the others."""
+    """Returns the action of one copy: a number for a `Discrete`, and else an array."""
     return actions[index] if isinstance(spec, Discrete) else actions[index, ...]
 
 
@@ -311,7 +311,7 @@ def _pickled(error: BaseException) -> bytes:
         error.add_note(lines)
         data = pickle.dumps(error)
         pickle.loads(data)
-    except Exception:  # an error whose class is made in another way than from its arguments
+    except Exception:  # pickle cannot make an error of this class from its arguments
         error = RuntimeError(f"{type(error).__name__}: {error}")
         error.add_note(lines)
         data = pickle.dumps(error)

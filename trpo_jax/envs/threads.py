@@ -1,4 +1,4 @@
-"""Threads that own what lives in them, and that no exit of the process waits for."""
+"""Threads for pools of environments. The process can exit while such a thread still runs."""
 
 import queue
 import sys
@@ -12,17 +12,18 @@ import numpy as np
 from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 
-GOODBYE = 5.0  # seconds that pools have for closing
+GOODBYE = 5.0  # seconds in which a pool must close
 
 
 class OwnThread:
-    """A thread that calls functions one after another.
+    """A thread that calls functions one after the other.
 
-    Unlike those of an executor, it ends with the process even where a function never returns.
+    The threads of an executor keep the process alive until their functions return. This thread ends
+    with the process, even if a function never returns.
     """
 
     def __init__(self):
-        """Starts it."""
+        """Starts the thread."""
         self._tasks: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -33,44 +34,51 @@ class OwnThread:
                 future.set_result(function(*args))
             except BaseException as error:
                 future.set_exception(error)
-            del task, future, function, args  # or they would live until the next one
+            del task, future, function, args  # else they would stay in memory until the next task
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
-        """Returns the future of a call."""
+        """Adds a call to the queue, and returns its future."""
         future: Future = Future()
         self._tasks.put((future, function, args))
         return future
 
     def end(self) -> None:
-        """Lets it end after what it was given."""
+        """Ends the thread after the calls in its queue."""
         self._tasks.put(None)
 
 
 def close_in(thread: OwnThread, pool: Pool, name: str) -> None:
-    """Closes a pool in the thread that it lives in, or gives it up, and says so."""
+    """Closes a pool in its thread. If this takes too long, kills the pool and prints a warning."""
     closing = thread.submit(pool.close)
     try:
         closing.result(GOODBYE)
     except TimeoutError:
         pool.kill()
-        print(f"warning: Environment {name} does not close, and was given up.", file=sys.stderr)
+        print(
+            f"warning: Environment {name} did not close in {GOODBYE:g} s, and was killed.",
+            file=sys.stderr,
+        )
 
 
 def with_timeout(env: Environment, seconds: float | int) -> Environment:
-    """Returns an environment on the host that fails where a step of its copies takes too long.
+    """Returns an environment that fails if a reset or a step of its copies takes too long.
 
     Args:
-        env: the environment.
-        seconds: that a reset or a step of all copies may take.
+        env: an environment on the host.
+        seconds: the time that a reset or a step of all copies may take.
 
     Raises:
-        ConfigurationError: if the environment does not run on the host.
+        ConfigurationError: if the environment does not run on the host, or if the time is not
+            positive.
     """
-    if env.open is None or not seconds > 0:
+    if env.open is None:
         raise ConfigurationError(
-            f"env_timeout = {seconds:g} must be a number of seconds more than 0, for an "
-            f"environment on the host, which {env.name} "
-            f"{'is not' if env.open is None else 'is'}. Only that can hang; leave it away else."
+            f"env_timeout = {seconds:g} does not work with {env.name}, because it does not run on "
+            "the host. Only environments on the host can hang. Leave it out."
+        )
+    if not seconds > 0:
+        raise ConfigurationError(
+            f"env_timeout = {seconds:g} must be a number of seconds greater than 0."
         )
 
     def open(*args: Any, **options: Any) -> Pool:
@@ -83,12 +91,12 @@ def with_timeout(env: Environment, seconds: float | int) -> Environment:
                 try:
                     return future.result(seconds)
                 except TimeoutError as error:
-                    if future.done():  # an error of the environment's own
+                    if future.done():  # the environment itself raised a TimeoutError
                         raise
                     pool.kill()
                     raise EnvironmentFailure(
-                        f"Environment {env.name} hangs: a {what} took more than {seconds:g} s, "
-                        "which is its timeout. A larger one waits longer."
+                        f"Environment {env.name} hangs: a {what} took more than {seconds:g} s, its "
+                        "timeout. If it needs more time, set a larger timeout."
                     ) from error
 
             return call

@@ -1,11 +1,11 @@
-"""Robots with a speed limit: MuJoCo's -v4 tasks with the costs of Safety-Gymnasium.
+"""Robots with a speed limit: the -v4 tasks of MuJoCo with the costs of Safety-Gymnasium.
 
-The cost of a step is 1 where the robot is faster than a published threshold, and the reward is that
-of the task (Ji et al. 2023, arXiv:2310.12567, the tasks Safety...Velocity-v1). An episode has 1,000
-steps, and the usual limit is 25.
+The cost of a step is 1 if the robot is faster than a published threshold, and else 0. The reward is
+the reward of the -v4 task (Ji et al. 2023, arXiv:2310.12567, the tasks Safety...Velocity-v1). An
+episode has at most 1,000 steps. The usual limit of the cost of an episode is 25.
 
-The tasks are EnvPool's, which are fast, or Gymnasium's where EnvPool is not installed, and for
-pictures.
+The tasks come from EnvPool, because it is fast. If EnvPool is not installed, they come from
+Gymnasium. Gymnasium also draws the tasks.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ from trpo_jax.envs import gymnasium
 from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.errors import require_known_environment
 
-# Metres a second, by task, and whether the speed is that in the plane, not only forwards.
+# The threshold of each task, in metres per second, and whether the speed is measured in the plane.
+# If not, it is measured only forwards.
 THRESHOLDS = {
     "Ant": (2.6222, True),
     "HalfCheetah": (3.2096, False),
@@ -32,14 +33,16 @@ COST = "velocity"
 
 
 def names() -> list[str]:
-    """Returns the names that `make` knows."""
+    """Returns the names of the environments in this suite."""
     return list(THRESHOLDS)
 
 
 def make(name: str, **args: Any) -> Environment:
     """Returns a task, such as "HalfCheetah".
 
-    The arguments are those of the -v4 task in EnvPool, or else in Gymnasium.
+    Args:
+        name: a name of this suite.
+        **args: arguments of the -v4 task in EnvPool, or in Gymnasium if EnvPool is not installed.
 
     Raises:
         ConfigurationError: if the name or an argument is unknown, or MuJoCo is not installed.
@@ -61,7 +64,7 @@ def make(name: str, **args: Any) -> Environment:
 
 
 def speeding(threshold: float, in_plane: bool, info: Mapping[str, Any]) -> Any:
-    """Returns 1 where the speed in an info is above a threshold, and 0 elsewhere."""
+    """Returns 1 if the speed in an info is above a threshold, and else 0."""
     speed = info["x_velocity"]
     if in_plane:
         speed = np.hypot(speed, info["y_velocity"])

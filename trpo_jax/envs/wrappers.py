@@ -1,4 +1,4 @@
-"""Wrappers of environments, on the device and on the host alike."""
+"""Wrappers of environments. They work on the device and on the host."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.envs.base import (
+from trpo_jax.envs.base import Environment, Pool, StepResult
+from trpo_jax.envs.specs import (
     MASK,
     SHOWN,
     Agents,
     ArraySpec,
     Box,
-    Environment,
     ObservationSpec,
-    Pool,
-    StepResult,
     split_mask,
     with_parts,
 )
@@ -30,12 +28,12 @@ def shown_otherwise(
     start: Callable[[Any, Any, tuple[int, ...]], Any],
     follow: Callable[[StepResult, Any, Any], Any],
 ) -> Environment:
-    """Returns an environment that shows something else, on the device or on the host.
+    """Returns an environment with other observations, on the device or on the host.
 
     Args:
         env: the environment.
-        observation: spec of what it is to show.
-        start: `(what a reset shows, numpy or jax.numpy, axes before its own) -> observation`.
+        observation: the spec of the observations to show.
+        start: `(first observation, numpy or jax.numpy, sizes of its batch axes) -> observation`.
         follow: `(result of a step, the action, numpy or jax.numpy) -> observation`.
     """
 
@@ -63,7 +61,7 @@ def shown_otherwise(
 def map_observations(
     env: Environment, observation: ObservationSpec, show: Callable[[Any], Any]
 ) -> Environment:
-    """Returns an environment that shows a function of its observation; see `shown_otherwise`."""
+    """Returns an environment that shows a function of its observation. See `shown_otherwise`."""
     return shown_otherwise(
         env,
         observation,
@@ -73,33 +71,39 @@ def map_observations(
 
 
 def hide(env: Environment, components: Sequence[int]) -> Environment:
-    """Returns an environment that does not show some components of its observation.
+    """Returns an environment that hides some components of its observation.
 
-    A wrapper for `--wrapper` is a function of the environment alone. Its annotation lets it serve
-    in gym/ too, where other wrappers are given an environment of Gymnasium:
+    The function of a `--wrapper` takes only the environment. In gym/, a wrapper gets an environment
+    of Gymnasium, unless its argument is annotated as an `Environment`. So this wrapper works in all
+    suites:
 
         def without_velocities(env: Environment) -> Environment:
             return hide(env, [1, 3])
 
     Args:
         env: an environment that shows a vector.
-        components: indices of what it hides.
+        components: the indices of the components to hide.
 
     Raises:
-        ConfigurationError: if the observation is no vector, or has no such components.
+        ConfigurationError: if the observation is not a vector, or has no such components.
+
+    Examples:
+        >>> env = hide(trpo_jax.make_env("CartPole-v1"), [1, 3])
+        >>> env.observation.shape
+        (2,)
     """
     spec = env.observation
     if not isinstance(spec, ArraySpec) or len(spec.shape) != 1 or spec.num_values is not None:
         raise ConfigurationError(
-            f"Components of {env.name} cannot be hidden: its observation, {spec}, is no vector of "
-            "numbers."
+            f"Components of {env.name} cannot be hidden, because its observation is not a vector "
+            f"of numbers: {spec}. Use an environment that shows a vector."
         )
     size = spec.shape[0]
     wrong = [index for index in components if not 0 <= index < size]
     if wrong or len(set(components)) >= size:
         raise ConfigurationError(
-            f"Components {list(components)} of {env.name} cannot be hidden: its observation has "
-            f"{size}, of which at least one is to be shown."
+            f"Components {list(components)} of {env.name} cannot be hidden. Its observation has "
+            f"the components 0 to {size - 1}, and at least one of them must be shown."
         )
     kept = np.setdiff1d(np.arange(size), components)
     origin = None if spec.origin is None else spec.origin[kept]
@@ -109,21 +113,25 @@ def hide(env: Environment, components: Sequence[int]) -> Environment:
 
 
 def without_mask(env: Environment) -> Environment:
-    """Returns an environment that does not say which actions are legal."""
+    """Returns an environment that does not show the mask of legal actions.
+
+    Raises:
+        ConfigurationError: if the environment has no mask.
+    """
     others, mask = split_mask(env.observation)
     if mask is None:
-        raise ConfigurationError(f"Environment {env.name} has no {MASK} that could be left out.")
+        raise ConfigurationError(f"Environment {env.name} has no {MASK} to leave out.")
     alone = len(others) == 1 and SHOWN in others
     show = lambda x: x[SHOWN] if alone else {name: x[name] for name in others}
     return map_observations(env, show(others), show)
 
 
 def observe_previous(env: Environment) -> Environment:
-    """Returns an environment that shows its previous action and reward too.
+    """Returns an environment that also shows its previous action and reward.
 
-    They are the parts `previous_action` and `previous_reward` of the observation. Continuous
-    actions are shown as the environment takes them, discrete ones are counted from 1. Before a
-    first step, all of them are 0.
+    They are the parts `previous_action` and `previous_reward` of the observation. A continuous
+    action is shown as the environment takes it. A discrete action is counted from 1. Before the
+    first step of an episode, both parts are 0.
     """
     team = () if env.num_agents is None else (env.num_agents,)
     parts = {
@@ -146,14 +154,14 @@ def observe_previous(env: Environment) -> Environment:
 
 
 def _of_each(reward: Any, team: tuple[int, ...], numpy: Any) -> Any:
-    """Returns the reward of a team for each of its agents."""
+    """Returns the reward of a team, repeated for each of its agents."""
     return numpy.broadcast_to(reward[..., None], (*reward.shape, *team)) if team else reward
 
 
 def _previous_spec(action: Any) -> ArraySpec:
-    """Returns the spec of an action in an observation; value 0 of a choice stands for none."""
+    """Returns the spec of an action in an observation. The value 0 of a choice means no action."""
     if isinstance(action, Agents):
-        own = _previous_spec(action.joint)  # all agents are shown as many values
+        own = _previous_spec(action.joint)  # all agents must have the same number of values
         return own if own.num_values is None else replace(own, num_values=(max(own.num_values),))
     if isinstance(action, Box):
         return ArraySpec(action.low.shape, np.dtype(np.float32))
@@ -162,7 +170,7 @@ def _previous_spec(action: Any) -> ArraySpec:
 
 
 def _from_first(spec: Any, action: Any) -> Any:
-    """Returns actions as the environment takes them as an observation shows them."""
+    """Returns the actions of the environment in the form in which an observation shows them."""
     spec = spec.joint if isinstance(spec, Agents) else spec
     if isinstance(spec, Box):
         return action
@@ -170,7 +178,7 @@ def _from_first(spec: Any, action: Any) -> Any:
     return (action - start + 1).astype(np.int32)
 
 
-NO_VELOCITY = {  # components that are velocities, by the suite's own names
+NO_VELOCITY = {  # the components that are velocities, by the names of the tasks
     "CartPole-v1": (1, 3),
     "MountainCar-v0": (1,),
     "MountainCarContinuous-v0": (1,),

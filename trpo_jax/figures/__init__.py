@@ -1,1 +1,1 @@
-"""Pictures of runs, by matplotlib."""
+"""Pictures of runs, drawn with matplotlib."""

@@ -1,4 +1,4 @@
-"""Figures of one run and of several."""
+"""Learning curves of one run, and of several runs in comparison."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ from trpo_jax.analysis.groups import Group
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 from trpo_jax.records.runs import ONLY_COST
 
-# Okabe and Ito's colours, told apart with any kind of colour vision. Every second line is dashed,
-# so that a line below another one shows; seven colours and two styles repeat after fourteen. An
-# algorithm has the same look in every figure: that of its place here. Other labels follow.
+# The colours are Okabe and Ito's. People with any kind of colour vision can tell them apart. Every
+# second line is dashed, so that a line under another line shows. An algorithm has the same look in
+# every figure: its place in this tuple decides it. Other labels come after the algorithms.
 ALGORITHMS = ("trpo", "npg", "vpg", "ppo", "ua_trpo", "qprop", "trpo_vine")
 ALGORITHMS += ("trpo_held_out", "trpo_ensemble")
-# Those with limits and those of teams have styles of their own, so that they leave the looks of
-# other labels alone. The first colour is that of trpo, which those with limits are often beside.
+# Algorithms with limits and algorithms for teams have their own line styles, so they take no look
+# from other labels. Algorithms with limits skip the first colour, because trpo has it.
 WITH_LIMITS = ("cpo", "pcpo", "trpo_lag", "trpo_pid", "ppo_lag")
 OF_TEAMS = ("hatrpo", "happo", "mappo")
 OWN_STYLES = ((("", *WITH_LIMITS), (0, (5, 1))), (OF_TEAMS, (0, (4, 1, 1, 1))))
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", (0, (3, 1.5)))
-COMPARISON_POINTS = 200  # of each line, as many as a panel can show
-LONGEST_STAND = 0.02  # share of a run that the return of an episode stands for, if none follows
+COMPARISON_POINTS = 200  # most points of a line; a panel cannot show more
+LONGEST_STAND = 0.02  # share of a run for which a return is repeated if no episode ends
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure that notebooks show as it is, without `%matplotlib inline`."""
+    """A figure that notebooks show without `%matplotlib inline`."""
 
     def _repr_png_(self) -> bytes:
         return file_of(self, "png", dpi=100)
@@ -45,11 +45,11 @@ LIMIT = {"color": "black", "linestyle": (0, (6, 2)), "linewidth": 1.2, "label": 
 
 
 class Costs(NamedTuple):
-    """A cost of one algorithm on one environment.
+    """The curve of a cost of one algorithm on one environment.
 
     Attributes:
-        values: cost of an episode, `[num_seeds, U]`, NaN where there is none.
-        limit: what it is to stay below, `[U]`; None without a limit.
+        values: cost of an episode, `[num_seeds, U]`; NaN without an episode.
+        limit: limit of the cost, `[U]`; None without a limit.
     """
 
     values: np.ndarray
@@ -57,12 +57,12 @@ class Costs(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Returns of one algorithm on one environment.
+    """The learning curve of one algorithm on one environment.
 
     Attributes:
-        env_steps: `[U]`.
-        returns: `[num_seeds, U]`, NaN where there is none.
-        costs: by the name of the cost.
+        env_steps: environment steps at each update, `[U]`.
+        returns: return of each seed, `[num_seeds, U]`; NaN without an episode.
+        costs: curves of the costs, by the name of the cost.
     """
 
     env_steps: np.ndarray
@@ -77,27 +77,28 @@ def learning_curve(
     algorithm: str = "",
     costs: Mapping[str, Costs] = MappingProxyType({}),
 ) -> Figure:
-    """Returns a figure of training return against environment steps.
+    """Returns a figure of the return during training against environment steps.
 
-    Every seed is a thin line. The interquartile mean over seeds is bold, with its 95 % interval, or
-    the range of fewer than 3 seeds; it is drawn where every seed has a return. A return stands for
-    a fiftieth of the run at the most. Where no episode ended for longer, the line has a gap. Each
-    cost has a panel below, which shows the same of it, and its limit.
+    Each seed is a thin line. The interquartile mean over seeds is a bold line, drawn where every
+    seed has a return. The band around it is its 95 % interval, or the range of fewer than 3 seeds.
+    If no episode ends in an update, the last return is repeated for up to 2 % of the run. After
+    that, the line has a gap. Each cost has its own panel below, with its limit.
 
     Args:
-        env_steps: `[U]`.
-        returns: `[num_seeds, U]`, NaN where no episode ended.
-        title: shown above.
-        algorithm: its name, which decides the colour.
-        costs: by the name of the cost.
+        env_steps: environment steps at each update, `[U]`.
+        returns: return of each seed, `[num_seeds, U]`; NaN if no episode ended.
+        title: the algorithm and the environment, for the title of the figure.
+        algorithm: name of the algorithm, which decides the colour.
+        costs: curves of the costs, by the name of the cost.
     """
     rows = 1 + len(costs)
-    # No pyplot: no window, no backend.
+    # Figures are made without pyplot, so no window and no backend is opened.
     figure = Figure(figsize=(7, 4.2 + 2.4 * len(costs)), layout="constrained")
     heights = {"height_ratios": [3, *[2] * len(costs)]}
     panels = figure.subplots(rows, squeeze=False, sharex=True, gridspec_kw=heights)[:, 0]
     _draw_seeds(panels[0], env_steps, returns, algorithm)
-    panels[0].set_title(title)
+    what = "return and costs" if costs else "return"
+    panels[0].set_title(f"{title}: {what} during training")
     panels[0].set_ylabel("return of training episodes")
     for axes, (name, cost) in zip(panels[1:], costs.items(), strict=True):
         _draw_seeds(axes, env_steps, cost.values, algorithm)
@@ -113,12 +114,12 @@ def learning_curve(
 
 
 def cost_label(name: str) -> str:
-    """Returns what an axis of a cost says."""
+    """Returns the label of the axis of a cost."""
     return "cost of training episodes" if name == ONLY_COST else f"cost {name}"
 
 
 def _draw_seeds(axes: Axes, env_steps: np.ndarray, returns: np.ndarray, algorithm: str) -> None:
-    """Draws the returns or costs of each seed `[num_seeds, U]`, and what they say together."""
+    """Draws the returns or costs of each seed `[num_seeds, U]`, and their interquartile mean."""
     num_seeds = len(returns)
     none_ended = np.isnan(returns).all()
     returns = _fill_forward(returns, most=max(1, int(LONGEST_STAND * returns.shape[1])))
@@ -138,25 +139,26 @@ def _draw_seeds(axes: Axes, env_steps: np.ndarray, returns: np.ndarray, algorith
 
 
 def _draw_limit(axes: Axes, env_steps: np.ndarray, limit: np.ndarray, **look: Any) -> None:
-    """Draws the limit `[U]` of a cost, from the left end of the panel on."""
+    """Draws the limit `[U]` of a cost, beginning at step 0."""
     axes.plot([0, *env_steps], [limit[0], *limit], **LIMIT | look)
 
 
 def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Figure:
-    """Returns a figure of several algorithms: one panel an environment, one legend for all.
+    """Returns a figure that compares several labels: one panel for each environment.
 
-    Each line is the interquartile mean over seeds, with its 95 % interval, or the range of fewer
-    than 3 seeds; it starts where every seed has a value. Below the panels stands which of the two
-    the bands are. Where there are costs, each has a panel below that of its environment.
+    Each line is the interquartile mean over seeds, drawn where every seed has a value. The band
+    around it is its 95 % interval, or the range of fewer than 3 seeds. The text below the panels
+    says which of the two the bands are. Each cost has its own panel below the panel of its
+    environment.
 
     Args:
-        curves: by environment, then by label.
+        curves: learning curves by environment, then by label.
         labels: all labels, in the order of the legend.
     """
     columns = 2 if len(curves) in (2, 4) else min(3, len(curves))
     costs = [list(dict.fromkeys(x for y in z.values() for x in y.costs)) for z in curves.values()]
     below = [max(map(len, costs[x : x + columns])) for x in range(0, len(curves), columns)]
-    starts = np.cumsum([0, *(1 + x for x in below)])  # of rows of environments
+    starts = np.cumsum([0, *(1 + x for x in below)])  # first row of panels of each environment row
     width = max(4.8, 3.6 * columns)
     figure = Figure(figsize=(width, 2.7 * starts[-1] + 0.7), layout="constrained")
     all_axes = figure.subplots(starts[-1], columns, squeeze=False)
@@ -186,7 +188,8 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
     figure.supxlabel(f"environment steps{bands_are}", fontsize="medium")
     of = "return and costs" if any(costs) else "return"
     figure.supylabel(f"{of} of training episodes", fontsize="medium")
-    legend_above(figure, [lines[x] for x in (*labels, LIMIT["label"]) if x in lines])
+    title = f"{of.capitalize()} during training"
+    legend_above(figure, [lines[x] for x in (*labels, LIMIT["label"]) if x in lines], title)
     return figure
 
 
@@ -196,7 +199,7 @@ def _draw_labels(
     values: Mapping[str, np.ndarray],
     labels: Sequence[str],
 ) -> set[str]:
-    """Draws the values `[num_seeds, U]` of each label in a panel; returns what the bands are."""
+    """Draws the values `[num_seeds, U]` of each label in a panel, and returns the bands' names."""
     bands: set[str] = set()
     for label, curve in panel.items():
         points = _spread(len(curve.env_steps), COMPARISON_POINTS)
@@ -212,7 +215,7 @@ def _draw_labels(
 
 
 def _draw_limits(axes: Axes, panel: Mapping[str, Curve], name: str, labels: Sequence[str]) -> None:
-    """Draws the limits of a cost: one line if all labels have the same, else in their colours."""
+    """Draws the limits of a cost: one line if all are equal, else one in each label's colour."""
     found = {x: y for x, y in panel.items() if y.costs[name].limit is not None}
     alike = len({tuple(np.unique(curve.costs[name].limit)) for curve in found.values()}) == 1
     longest = sorted(found.items(), key=lambda x: x[1].env_steps[-1])
@@ -222,7 +225,7 @@ def _draw_limits(axes: Axes, panel: Mapping[str, Curve], name: str, labels: Sequ
 
 
 def curve_of(group: Group) -> Curve:
-    """Returns the curves of a group of runs."""
+    """Returns the learning curve of a group of runs."""
     limits = group.limits if group.limits is not None else [None] * len(group.costs)
     pairs = zip(group.costs.items(), limits, strict=True)
     costs = {name: Costs(values, limit) for (name, values), limit in pairs}
@@ -230,10 +233,10 @@ def curve_of(group: Group) -> Curve:
 
 
 def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
-    """Returns how the line of a label looks.
+    """Returns the look of the line of a label, as arguments of `Axes.plot`.
 
-    An algorithm looks the same in every figure. The looks of other labels are left over by the
-    algorithms; the place of a label among all other labels decides which one it has.
+    An algorithm has the same look in every figure. The other labels take the next looks, in their
+    order.
     """
     others = [name for name in labels if name not in (*ALGORITHMS, *WITH_LIMITS, *OF_TEAMS)]
     place = [*ALGORITHMS, *others, label].index(label)
@@ -245,28 +248,29 @@ def line_look(labels: Sequence[str], label: str) -> dict[str, Any]:
 
 
 def band_look(color: str) -> dict[str, Any]:
-    """Returns how the interval around a line looks: many overlap, so it is pale, with an edge."""
+    """Returns the look of a band around a line. It is pale with an edge, because bands overlap."""
     edge = {"edgecolor": (color, 0.4), "linewidth": 0.6}
     return {"alpha": None, "facecolor": (color, 0.1)} | edge
 
 
 def style(axes: Axes, grid: str = "y") -> None:
-    """Gives a panel the look of all: no frame above and at the right, and a pale grid behind."""
+    """Styles a panel: no frame at the top and the right, and a pale grid behind the lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="0.9")
     axes.set_axisbelow(True)
 
 
 def file_of(figure: Figure, kind: str, dpi: int) -> bytes:
-    """Returns a figure as the content of a file, small enough to be sent around.
+    """Returns a figure as the content of a small file.
 
     Args:
         figure: the figure.
-        kind: pdf, with fonts that can be edited and journals take, svg, or png, of 256 colours.
-        dpi: dots per inch, of a png.
+        kind: "pdf", "svg" or "png". A pdf has TrueType fonts, as journals ask for. A png has 256
+            colours.
+        dpi: dots per inch of a png.
     """
     content = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # 42 is TrueType
         figure.savefig(content, format=kind, dpi=dpi)
     if kind == "png":
         image = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
@@ -275,18 +279,19 @@ def file_of(figure: Figure, kind: str, dpi: int) -> bytes:
     return content.getvalue()
 
 
-def legend_above(figure: Figure, lines: Sequence[Line2D]) -> None:
-    """Adds a legend above the panels of a figure, in as many columns as fit."""
+def legend_above(figure: Figure, lines: Sequence[Line2D], title: str) -> None:
+    """Adds a title and a legend above the panels of a figure, in as many columns as fit."""
     longest = max((len(line.get_label()) for line in lines), default=1)
     fitting = max(1, int(figure.get_figwidth() / (0.6 + 0.09 * longest)))  # inches
     columns = max(1, min(fitting, len(lines)))
-    figure.legend(handles=lines, loc="outside upper center", ncols=columns, frameon=False)
+    look = {"loc": "outside upper center", "frameon": False, "title_fontsize": "large"}
+    figure.legend(handles=lines, ncols=columns, title=title, **look)
 
 
 def _plot_iqm(
     axes: Axes, env_steps: np.ndarray, returns: np.ndarray, **look: Any
 ) -> PolyCollection | None:
-    """Draws the interquartile mean over seeds where all are known, and returns its band if any."""
+    """Draws the interquartile mean over seeds where no seed is NaN. Returns its band, or None."""
     known = ~np.isnan(returns).any(axis=0)
     line = np.full(len(env_steps), np.nan)
     line[known] = interquartile_mean(returns[:, known])
@@ -300,12 +305,12 @@ def _plot_iqm(
 
 
 def _spread(length: int, most: int) -> np.ndarray:
-    """Returns at most `most` indices below `length`, evenly spread, the last among them."""
+    """Returns at most `most` evenly spread indices below `length`, including the last index."""
     return np.unique(np.linspace(length - 1, 0, min(length, most)).round().astype(int))
 
 
 def _fill_forward(returns: np.ndarray, most: int) -> np.ndarray:
-    """Returns the returns with each one repeated over at most so many NaN that follow it."""
+    """Returns the returns with a NaN replaced by the last return, for at most `most` places."""
     places = np.arange(returns.shape[1])
     last = np.maximum.accumulate(np.where(np.isnan(returns), 0, places), axis=1)
     return np.where(places - last <= most, np.take_along_axis(returns, last, axis=1), np.nan)

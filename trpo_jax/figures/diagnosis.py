@@ -1,4 +1,4 @@
-"""One page about a run: what its steps did, how to read it, and what is wrong."""
+"""The diagnosis of a run on one page: panels with the signs of its steps, and its warnings."""
 
 import textwrap
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from trpo_jax.figures.curves import COLORS, Figure, style
 from trpo_jax.figures.diagnosis_panels import Panel, panels
 from trpo_jax.records.runs import StoredRun
 
-POINTS = 100  # of each line, as many as a panel can show
-SMALL, TITLE = 7, 8.5  # points
-# Inches: the page as wide as A4, and nothing on it that has to be laid out.
+POINTS = 100  # most points of a line; a panel cannot show more
+SMALL, TITLE = 7, 8.5  # font sizes in points
+# Sizes in inches. The page is as wide as A4. All places are fixed, so no layout engine is needed.
 WIDTH, LEFT, GAP, RIGHT = 8.27, 0.6, 0.6, 0.25
 HEADER, PANEL, BELOW, LINE, FOOTER = 0.95, 1.35, 1.1, 0.14, 0.25
 PANEL_WIDTH = (WIDTH - LEFT - GAP - RIGHT) / 2
@@ -27,7 +27,7 @@ FINE = COLORS[2]
 
 
 def headline(run: StoredRun) -> tuple[str, str]:
-    """Returns what run it is, in a title and in a line below it."""
+    """Returns the title of a run (algorithm and environment), and a line about its length."""
     seeds = run.metrics["seed"][:, 0].astype(int)
     updates, steps = (int(run.metrics[name][0, -1]) for name in ("update", "env_steps"))
     which, each = f"seed {seeds[0]}", ""
@@ -42,16 +42,16 @@ def headline(run: StoredRun) -> tuple[str, str]:
 
 
 def diagnosis(run: StoredRun, found: Sequence[RunWarning]) -> Figure:
-    """Returns the page about a run: its panels, and its warnings below them.
+    """Returns the page about a run: its panels, with its warnings below.
 
     Args:
         run: the run.
-        found: its warnings, from `find_warnings`.
+        found: the warnings about the run, from `find_warnings`.
     """
     drawn, lines = panels(run), _footer(run, found)
     rows = -(-len(drawn) // 2)
     height = HEADER + rows * (PANEL + BELOW) + LINE * len(lines) + FOOTER
-    figure = Figure(figsize=(WIDTH, height))  # no pyplot: no window, no backend
+    figure = Figure(figsize=(WIDTH, height))  # without pyplot, no window and no backend is opened
     _head(figure, run, height)
     warned = {warning.metric for warning in found}
     for place, panel in enumerate(drawn):
@@ -69,7 +69,7 @@ def diagnosis(run: StoredRun, found: Sequence[RunWarning]) -> Figure:
 
 
 def _draw(axes: Axes, env_steps: np.ndarray, panel: Panel) -> None:
-    """Draws the lines of a panel, their bands, and where they should be."""
+    """Draws the lines of a panel, their bands, and the area where they should be."""
     spans = np.unique(np.linspace(0, len(env_steps), POINTS + 1).astype(int))
     steps = env_steps[spans[1:] - 1]
 
@@ -86,7 +86,7 @@ def _draw(axes: Axes, env_steps: np.ndarray, panel: Panel) -> None:
     if panel.fine:
         ends = thinned(np.stack(np.broadcast_arrays(*panel.fine, env_steps)[:2]))
         axes.plot(steps, ends.T, color=FINE, lw=0.6, zorder=1)
-    axes.set_ylim(panel.limits)  # None keeps them
+    axes.set_ylim(panel.limits)  # None keeps the limits
     if panel.fine:
         low, high = np.clip(ends, *axes.get_ylim())
         axes.fill_between(steps, low, high, color=FINE, alpha=0.13, linewidth=0, zorder=0)
@@ -98,7 +98,7 @@ def _draw(axes: Axes, env_steps: np.ndarray, panel: Panel) -> None:
 
 
 def _label(axes: Axes, panel: Panel, warned: bool) -> None:
-    """Writes what a panel shows, and below it how to read it."""
+    """Writes the title of a panel, and the text on how to read it."""
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(which="both", labelsize=SMALL)
     axes.set_xlabel("environment steps", fontsize=SMALL, labelpad=1)
@@ -123,9 +123,10 @@ def _label(axes: Axes, panel: Panel, warned: bool) -> None:
 
 
 def _head(figure: Figure, run: StoredRun, height: float) -> None:
-    """Writes what run it is, and what lines and areas are."""
+    """Writes the title of the page and the legend of lines and areas."""
     title, below = headline(run)
-    figure.text(LEFT / WIDTH, 1 - 0.3 / height, title, fontsize=13, fontweight="bold", va="center")
+    look = {"fontsize": 13, "fontweight": "bold", "va": "center"}
+    figure.text(LEFT / WIDTH, 1 - 0.3 / height, f"Diagnosis of {title}", **look)
     figure.text(LEFT / WIDTH, 1 - 0.53 / height, below, fontsize=8, color="0.25", va="center")
     one = len(run.metrics["seed"]) == 1
     handles = [Line2D([], [], color=COLORS[0], label="the seed" if one else "median over seeds")]
@@ -138,7 +139,10 @@ def _head(figure: Figure, run: StoredRun, height: float) -> None:
 
 
 def _footer(run: StoredRun, found: Sequence[RunWarning]) -> list[tuple[str, dict[str, str]]]:
-    """Returns the lines below the panels, each with its look: warnings, notes, panels left out."""
+    """Returns the lines of text below the panels, each with its look.
+
+    They are the warnings, the notes on costs, and the panels that the algorithm has no metrics for.
+    """
     count = f"{len(found) or 'No'} warning{'' if len(found) == 1 else 's'}"
     lines = [(count, {"fontweight": "bold"})]
     for warning in found:
@@ -154,10 +158,10 @@ def _footer(run: StoredRun, found: Sequence[RunWarning]) -> list[tuple[str, dict
     absent = " and no ".join(what for what in there if not there[what])
     if absent:
         algorithm = run.description["algorithm"].upper()
-        lines.append((f"{algorithm} has no {absent}, hence no panel of it.", {"color": "0.5"}))
+        lines.append((f"{algorithm} has no {absent}, so there is no such panel.", {"color": "0.5"}))
     return lines
 
 
 def _wrap(text: str, width: float) -> list[str]:
-    """Returns the lines of a text in small letters, which is to be so many inches wide."""
+    """Returns a text in the small font as lines that are at most `width` inches wide."""
     return textwrap.wrap(text, int(width * 19), break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""What the page about a run shows: one panel a sign, with a sentence on how to read it."""
+"""The panels of the diagnosis page: each shows one sign and says how to read it."""
 
 from typing import NamedTuple
 
@@ -12,23 +12,23 @@ from trpo_jax.analysis.returns import WINDOW, running_return
 from trpo_jax.records.runs import ONLY_COST, StoredRun, cost_columns
 
 Limit = float | np.ndarray
-# Metrics that a run may lack: an older one, or one of an algorithm of a user's own.
+# Metrics that a run may lack, if it is old or if its algorithm is the user's own.
 NAMES = {"episodic_return", "num_episodes", "kl", "kl_max", "surrogate_gain", "step_fraction"}
 NAMES |= {"entropy", "explained_variance"}
 
 
 class Panel(NamedTuple):
-    """One panel.
+    """One panel of the page.
 
     Attributes:
-        title: what is shown, with its unit.
-        metrics: the columns of `metrics.csv` that a warning about this panel is about.
+        title: what the panel shows, with its unit.
+        metrics: columns of `metrics.csv`. A warning about one of them marks the panel.
         lines: values by label, each `[num_seeds, U]`.
-        reading: how to read it, one sentence or two.
-        fine: the lowest and the highest value where all is well, numbers or `[U]`; None if it
-            depends.
-        limits: of the axis; None for those of the data.
-        log: whether the axis is logarithmic.
+        reading: a few sentences on how to read the panel.
+        fine: the lowest and the highest value that are fine, numbers or `[U]`; None if there is no
+            such range.
+        limits: limits of the vertical axis; None for the limits of the data.
+        log: whether the vertical axis is logarithmic.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Panel(NamedTuple):
 
 
 def panels(run: StoredRun) -> list[Panel]:
-    """Returns the panels that a run has numbers for."""
+    """Returns the panels for which a run has metrics."""
     known = run.metrics.keys()
     missing = dict.fromkeys(NAMES - known, np.full(run.metrics["update"].shape, np.nan))
     drawn = _panels(run._replace(metrics=run.metrics | missing))
@@ -53,11 +53,11 @@ def _panels(run: StoredRun) -> list[Panel]:
     shorter = advice["shorter_steps"]
     found = [
         Panel(
-            f"Return, mean of {WINDOW} episodes or more",
+            f"Return: mean of the last {WINDOW} or more episodes",
             ("episodic_return", "num_episodes"),
             {"": running_return(metrics["episodic_return"], metrics["num_episodes"])},
-            "Should rise and stay up. One that rises and falls again had steps too long for what "
-            f"its batches tell: {shorter}, or let it fall over the run with --decay-steps.",
+            "The return should rise and stay high. If it falls again, the steps are too long: "
+            f"{shorter}, or let it fall during the run with --decay-steps.",
         ),
         _kl_panel(run, advice),
         *_agent_panels(run),
@@ -70,8 +70,8 @@ def _panels(run: StoredRun) -> list[Panel]:
                 "Relative residual of conjugate gradient",
                 ("cg_residual",),
                 {"": np.where(residual > 0, residual, np.nan)},
-                "How far the direction is from solving its equation. Some tenths are common late "
-                "in a run; near 1, it is no natural gradient: raise --cg-iters or --damping.",
+                "The error of the direction. A few tenths are common late in a run. Near 1, the "
+                "direction is not the natural gradient: raise --cg-iters or --damping.",
                 fine=RESIDUAL,
                 log=True,
             )
@@ -85,16 +85,15 @@ def _panels(run: StoredRun) -> list[Panel]:
             "Entropy of the policy, nats",
             ("entropy",),
             {"": metrics["entropy"]},
-            "Should fall as the policy makes up its mind, with the return rising meanwhile. If it "
-            "falls before, raise --entropy-coef; if it grows without end, "
-            f"{advice['less_entropy']}.",
+            "The entropy should fall while the return rises. If it falls before the return rises, "
+            f"raise --entropy-coef. If it grows without end, {advice['less_entropy']}.",
         ),
         Panel(
             "Variance explained by the critic",
             ("explained_variance",),
             {"": metrics["explained_variance"]},
-            "1 foresees every return, 0 none; below 0 does harm. Low also where a solved task "
-            f"always returns the same. Otherwise {advice['better_critic']}.",
+            "1 predicts every return, 0 predicts nothing, below 0 does harm. It is also low if all "
+            f"returns are equal. Otherwise {advice['better_critic']}.",
             fine=CRITIC,
             limits=(-0.6, 1.05),
         ),
@@ -108,11 +107,11 @@ def _cost_panels(run: StoredRun) -> list[Panel]:
     for name, column in columns.items():
         costs = with_limits.get(column.removeprefix("episodic_cost"))
         lines = {"": running_return(metrics[column], metrics["num_episodes"])}
-        reading, fine, shown_by = "It has no limit in this run.", None, (column,)
+        reading, fine, shown_by = "This cost has no limit in this run.", None, (column,)
         if costs is not None:
             lines = {"episodes": lines[""], "estimate": costs.cost}
             limit = np.fmax.reduce(costs.cost - costs.excess)
-            reading = f"Should end at the limit or below it (green). {excess_text(costs)}"
+            reading = f"The cost should end at or below the limit (green). {excess_text(costs)}"
             fine, shown_by = (np.minimum(limit, 0.0), limit), (costs.metric,)
         title = "Cost of an episode" if name == ONLY_COST else f"Cost {name} of an episode"
         found.append(Panel(title, shown_by, lines, reading, fine))
@@ -123,18 +122,19 @@ def _kl_panel(run: StoredRun, advice: dict[str, str]) -> Panel:
     config, bound = run.description["config"], signs.kl_bound(run)
     lines = {"mean": signs.accepted(run, "kl"), "maximum": signs.accepted(run, "kl_max")}
     reading = (
-        "The mean over states should end within the bound (green), not far from it. A maximum of "
-        f"hundreds of times the mean moves rare states too far: {advice['lower_peak']}."
+        "The mean over states should be within the bound (green) and near it. If the maximum is "
+        f"hundreds of times the mean, rare states move too far: {advice['lower_peak']}."
     )
     if bound is None:
         reading = (
-            "Over the states of the batch. Nothing bounds it here: a jump is a step that was too "
-            f"long for its batch ({advice['shorter_steps']})."
+            "The mean and the maximum over the states of the batch. There is no bound. A jump is a "
+            f"step that was too long for its batch: {advice['shorter_steps']}."
         )
         if config.get("max_kl_per_dimension"):
             reading = (
-                "The bound is max_kl times the number of an action's components, which the run's "
-                f"folder does not say. A maximum far above the mean: {advice['lower_peak']}."
+                "The bound is max_kl times the number of components of an action. The run's folder "
+                "does not say this number. If the maximum is far above the mean, "
+                f"{advice['lower_peak']}."
             )
     fine = None if bound is None else (0.0, bound)
     return Panel("KL divergence, nats", ("kl", "kl_max"), lines, reading, fine, log=True)
@@ -151,8 +151,8 @@ def _agent_panels(run: StoredRun) -> list[Panel]:
             "KL of single agents, nats",
             ("kl_agent_0",),
             {"largest": largest, "smallest": smallest},
-            "Means over states. All agents should move. An agent that never does has its steps "
-            "rejected (step_rejected_agent_...), or its actions change nothing.",
+            "Means over states. Every agent should move. If an agent never moves, its steps are "
+            "rejected (step_rejected_agent_...), or its actions have no effect.",
             None if bound is None else (0.0, bound),
             log=True,
         )
@@ -165,15 +165,15 @@ def _gain_panel(run: StoredRun, shorter: str) -> Panel:
             "Gain of the surrogate",
             ("surrogate_gain",),
             {"": run.metrics["surrogate_gain"]},
-            "What an update gained on its own batch. Around 0 it learns nothing; much more than "
-            f"at the start is a step fitted to noise: {shorter}.",
+            "The gain of an update on its own batch. Near 0, the policy learns nothing. If it is "
+            f"much larger than at the start, the step fits noise: {shorter}.",
         )
     return Panel(
         "Gain of the surrogate, actual over predicted",
         ("surrogate_gain_ratio",),
         {"": signs.accepted(run, "surrogate_gain_ratio")},
-        "1 is what the gradient at the old policy promised. Well below, the surrogate is curved "
-        f"over so long a step: {shorter}. Below 0, the step did harm.",
+        "1 means that the step gained what its gradient predicted. Far below 1, the surrogate is "
+        f"curved over such a long step: {shorter}. Below 0, the step did harm.",
         fine=GAIN_RATIO,
         limits=(-0.5, 2.6),
     )
@@ -187,16 +187,16 @@ def _line_search_panels(run: StoredRun) -> list[Panel]:
             "Fraction of the full step that was accepted",
             ("step_fraction",),
             {"": signs.accepted(run, "step_fraction")},
-            "1 is the step as its quadratic model has it. If mostly less, the model sees too small "
-            "a KL divergence or too large a gain: raise --damping, or lower --max-kl.",
+            "1 is the full step. If it is mostly less, the quadratic model predicts too small a KL "
+            "divergence or too large a gain: raise --damping, or lower --max-kl.",
             limits=(0, 1.05),
         ),
         Panel(
-            f"Share of rejected steps, over {window} updates",
+            f"Share of rejected steps, mean over {window} updates",
             ("step_rejected",),
             {"": uniform_filter1d(rejected, window, axis=1, mode="nearest")},
-            "Should be about 0: a rejected step wastes its batch. If not, lower --max-kl, raise "
-            "--line-search-steps, or learn from larger batches (--num-steps).",
+            "The share should be near 0, because a rejected step wastes its batch. If not, lower "
+            "--max-kl, raise --line-search-steps, or use larger batches (--num-steps).",
             fine=REJECTED,
             limits=(-0.03, 1.03),
         ),

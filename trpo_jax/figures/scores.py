@@ -1,4 +1,4 @@
-"""Figures of scores: aggregates over tasks, performance profiles, probabilities of improvement."""
+"""Figures of scores: performance profiles, aggregates, and probabilities of improvement."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from trpo_jax.analysis.statistics import Estimate
 from trpo_jax.figures.curves import Figure, band_look, legend_above, line_look, style
 
-ROW_HEIGHT = 0.28  # inches of a label where labels are rows
+ROW_HEIGHT = 0.28  # height of a row in inches, in figures with one row for each label
 
 
 def performance_profiles(levels: np.ndarray, profiles: dict[str, Estimate]) -> Figure:
@@ -17,7 +17,7 @@ def performance_profiles(levels: np.ndarray, profiles: dict[str, Estimate]) -> F
 
     Args:
         levels: normalised scores, `[L]`.
-        profiles: by label, `[L]` each.
+        profiles: fraction of seeds above each level, by label, `[L]` each.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -32,15 +32,17 @@ def performance_profiles(levels: np.ndarray, profiles: dict[str, Estimate]) -> F
     axes.set_xlabel("normalised score $\\tau$")
     axes.set_ylabel("fraction of seeds above $\\tau$")
     style(axes, grid="both")
-    legend_above(figure, axes.lines)
+    legend_above(figure, axes.lines, "Performance profile with 95 % bands")
     return figure
 
 
 def aggregates(estimates: dict[str, dict[str, Estimate]]) -> Figure:
-    """Returns a figure of aggregates with their 95 % intervals: a panel each, a row a label.
+    """Returns a figure of aggregates with 95 % intervals.
+
+    Each aggregate has a panel, with a row for each label.
 
     Args:
-        estimates: by name of the aggregate, then by label.
+        estimates: estimates by name of the aggregate, then by label.
     """
     labels = list(next(iter(estimates.values())))
     figure = Figure(figsize=(2.1 * len(estimates) + 1.2, _height(labels)), layout="constrained")
@@ -50,6 +52,7 @@ def aggregates(estimates: dict[str, dict[str, Estimate]]) -> Figure:
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("normalised score")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, min_n_ticks=3))
+    figure.suptitle("Aggregate scores with 95 % intervals")
     return figure
 
 
@@ -57,21 +60,22 @@ def improvements(baseline: str, estimates: dict[str, Estimate], labels: Sequence
     """Returns a figure of the probability that each label scores higher than the baseline.
 
     Args:
-        baseline: label that the others are compared with.
-        estimates: by label, the baseline not among them.
-        labels: all labels, which decide how each looks.
+        baseline: the label that the other labels are compared with.
+        estimates: estimates by label, without the baseline.
+        labels: all labels. Their order decides the look of each label.
     """
     figure = Figure(figsize=(5, _height(estimates)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     _plot_rows(axes, estimates, labels)
     axes.set_xlim(-0.02, 1.02)
+    axes.set_title("Probability of improvement\nwith 95 % intervals")
     axes.set_xlabel(f"probability of a higher score\nthan {baseline}")
     return figure
 
 
 def _plot_rows(axes: Axes, estimates: dict[str, Estimate], labels: Sequence[str]) -> None:
-    """Draws an estimate a row, from the top, as a point on the bar of its interval."""
+    """Draws one row for each estimate, from the top: a point on the bar of its interval."""
     for row, (label, estimate) in enumerate(estimates.items()):
         color = line_look(labels, label)["color"]
         if estimate.ci95 is not None:
@@ -84,5 +88,5 @@ def _plot_rows(axes: Axes, estimates: dict[str, Estimate], labels: Sequence[str]
 
 
 def _height(rows: Sequence[str] | dict[str, Estimate]) -> float:
-    """Returns the height of a figure whose rows are labels, in inches."""
-    return 1.2 + ROW_HEIGHT * len(rows)
+    """Returns the height in inches of a figure with one row for each label."""
+    return 1.6 + ROW_HEIGHT * len(rows)

@@ -1,4 +1,4 @@
-"""The picture of a sweep: its scores over the values that were swept."""
+"""Figures of a sweep: the scores against the swept values, or against the costs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,9 @@ from trpo_jax.figures.curves import LIMIT, Figure, line_look, style
 from trpo_jax.records.limits import best_of
 from trpo_jax.records.runs import ONLY_COST
 
-RATIO_OF_LOG = 10  # between the largest and the smallest value, from which an axis is logarithmic
-MOST_TICKS = 8  # values of an axis that are labelled one by one
-MOST_NUMBERS = 100  # cells of a heat map that have their number written into them
+RATIO_OF_LOG = 10  # least ratio of the largest to the smallest value for a logarithmic axis
+MOST_TICKS = 8  # most values of an axis that each get a tick
+MOST_NUMBERS = 100  # most cells of a heat map that show their number
 
 
 def sweep_figure(
@@ -26,20 +26,21 @@ def sweep_figure(
     algorithm: str = "",
     excess: np.ndarray | None = None,
 ) -> Figure:
-    """Returns the scores of a sweep over what was swept.
+    """Returns a figure of the scores of a sweep against the values that were swept.
 
-    One field gives the interquartile mean over seeds as a line with its 95 % interval, or the range
-    of fewer than 3 seeds, and each seed as a dot. Two fields of which every combination is there
-    give a heat map. Anything else gives a panel for each field, with a dot for each setting and a
-    ring around the best, a setting that keeps its limits on costs if there is one.
+    - If one field was swept, a line shows the interquartile mean over seeds. The band around it is
+      its 95 % interval, or the range of fewer than 3 seeds. Each seed is a dot.
+    - If two fields were swept and all combinations are there, the figure is a heat map.
+    - Otherwise each field has a panel, with a dot for each setting and a ring around the best
+      setting. The best setting keeps the limits on costs, if any setting does.
 
     Args:
         settings: values by the name of their field, each `[num_settings]`.
-        scores: `[num_settings, num_seeds]`, NaN where a run broke.
-        title: shown above.
-        algorithm: its name, which decides the colour.
-        excess: how far the costs of each setting are above their limits, `[num_settings]`; 0 if
-            None.
+        scores: scores `[num_settings, num_seeds]`; NaN for a run that stopped early.
+        title: the algorithm and the environment, for the title of the figure.
+        algorithm: name of the algorithm, which decides the colour.
+        excess: how far the costs of each setting are above their limits, `[num_settings]`; None
+            for 0.
     """
     color = line_look((), algorithm)["color"]
     excess = np.zeros(len(scores)) if excess is None else excess
@@ -61,10 +62,10 @@ def sweep_figure(
         for axes in all_axes[len(names) :]:
             axes.set_axis_off()
         for axes in all_axes[::3]:
-            axes.set_ylabel("return" if single else "return, IQM over seeds")
+            axes.set_ylabel("return" if single else "return (interquartile mean)")
         handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}\nreturn of each setting")
     return figure
 
 
@@ -75,18 +76,18 @@ def limits_figure(
     title: str,
     algorithm: str = "",
 ) -> Figure:
-    """Returns the return of policies against what they cost, as the limit on costs varies.
+    """Returns a figure of the return of policies against their cost, for several limits.
 
-    Each limit is a point, the interquartile mean over seeds, with its 95 % intervals, or the ranges
-    of fewer than 3 seeds, and a dashed line in the same colour where the limit is. Each seed is a
-    dot. Each cost has a panel. Limits beyond `MOST_TICKS` have no legend.
+    Each limit is a point at the interquartile means over seeds. Its bars are the 95 % intervals, or
+    the ranges of fewer than 3 seeds. A dashed line of the same colour marks the limit. Each seed is
+    a dot. Each cost has its own panel. More than `MOST_TICKS` limits have no legend.
 
     Args:
-        limits: `[num_limits]`.
-        returns: `[num_limits, num_seeds]`, NaN where a run broke.
-        costs: by the name of the cost, each `[num_limits, num_seeds]`.
-        title: shown above.
-        algorithm: its name, which decides the colour of the line through the points.
+        limits: the limits, `[num_limits]`.
+        returns: returns `[num_limits, num_seeds]`; NaN for a run that stopped early.
+        costs: costs by the name of the cost, each `[num_limits, num_seeds]`.
+        title: the algorithm and the environment, for the title of the figure.
+        algorithm: name of the algorithm, which decides the colour of the line through the points.
     """
     whole = np.isfinite(returns).all(axis=1)
     order = [index for index in np.argsort(limits) if whole[index]]
@@ -114,12 +115,12 @@ def limits_figure(
     figure.legend(
         handles, labels, loc="outside right upper", title="dashed: the limit", frameon=False
     )
-    figure.suptitle(title)
+    figure.suptitle(f"{title}\nreturn and cost for each limit")
     return figure
 
 
 def _distinct(values: Sequence[Any]) -> list[Any]:
-    """Returns the values, each once: numbers in order, others as they come."""
+    """Returns the values without repetition: numbers sorted, other values in their order."""
     distinct = list(dict.fromkeys(values))
     return sorted(distinct) if _are_numbers(distinct) else distinct
 
@@ -135,10 +136,16 @@ def _label(value: Any) -> str:
 
 
 def _place(axes: Axes, name: str, values: Sequence[Any], labelled: bool) -> np.ndarray:
-    """Sets the horizontal axis up for some values, each to be labelled or not.
+    """Sets the horizontal axis up for the values of a field.
+
+    Args:
+        axes: the panel.
+        name: name of the field.
+        values: its values.
+        labelled: whether each value may get its own tick.
 
     Returns:
-        Where each value is on it.
+        The horizontal position of each value.
     """
     axes.set_xlabel(name)
     if not _are_numbers(values):
@@ -172,7 +179,9 @@ def _line(axes: Axes, name: str, values: Sequence[Any], scores: np.ndarray, colo
     if scores.shape[1] > 1:
         whole = np.isfinite(scores).all(axis=1)
         x, scores = x[whole], scores[whole]
-        axes.plot(x, interquartile_mean(scores, axis=1), "o-", color=color, label="IQM")
+        axes.plot(
+            x, interquartile_mean(scores, axis=1), "o-", color=color, label="interquartile mean"
+        )
         name, low, high = iqm_spread(scores.T)
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0, label=name)
     style(axes)
@@ -186,13 +195,14 @@ def _scatter(
     color: str,
     excess: np.ndarray,
 ) -> None:
-    x = _place(axes, name, values, labelled=len(_distinct(values)) < len(values))  # of a grid
+    in_a_grid = len(_distinct(values)) < len(values)
+    x = _place(axes, name, values, labelled=in_a_grid)
     iqm = interquartile_mean(scores, axis=1)
     axes.plot(x, iqm, "o", color=color, markersize=4, alpha=0.7, label="each setting")
     if np.isfinite(iqm).any():
         best = best_of(iqm, excess)
         ring = {"color": "black", "markersize": 8, "fillstyle": "none", "linestyle": "none"}
-        axes.plot(x[best], iqm[best], marker="o", **ring, label="the best")
+        axes.plot(x[best], iqm[best], marker="o", **ring, label="best setting")
     style(axes)
 
 
@@ -221,5 +231,5 @@ def _heat_map(
             text = "none" if np.isnan(value) else return_text(value)
             color = "black" if np.isnan(value) or value > middle else "white"
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
-    figure.colorbar(image, label="return, IQM over seeds")
+    figure.colorbar(image, label="return (interquartile mean)")
     return figure

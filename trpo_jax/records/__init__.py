@@ -1,1 +1,1 @@
-"""What a run leaves on disk: files, logs, checkpoints and policies, written and read back."""
+"""The files of a run: metrics, logs, checkpoints and policies, written and read back."""

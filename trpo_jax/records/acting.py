@@ -1,4 +1,4 @@
-"""A trained policy of one seed, as a function from what an environment shows to what it takes."""
+"""The trained policy of one seed, as a function from observations to actions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,45 +13,47 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import (
+from trpo_jax.envs.observations import batch_shape, centre, to_arrays
+from trpo_jax.envs.specs import (
     ActionSpec,
     Discrete,
     ObservationSpec,
     to_environment_action,
     to_space_action,
 )
-from trpo_jax.envs.observations import batch_shape, centre, to_arrays
 from trpo_jax.recurrent import remembers, restarted
 
 
 @dataclass(eq=False)  # hashed by identity, so that jax.jit takes it
 class ActingPolicy:
-    """The policy of one seed: `(observation, key=None) -> action`, NumPy's on both sides.
+    """The policy of one seed: a function `(observation, key=None) -> action` with NumPy arrays.
 
-    It takes one observation or a batch of them, as the environment shows them: a number, a
-    dictionary, a tuple, an array. Normalisation, scaling and clipping are inside. Without a key the
-    action is the policy's mode, with a key it is drawn from the policy.
+    It takes one observation or a batch of observations, as the environment shows them: a number,
+    an array, a dictionary or a tuple. The policy does the normalisation, scaling and clipping
+    itself. Without a key it returns the mode of the action distribution. With a key it draws the
+    action.
 
-    A policy with a memory remembers the observations that it is given. Call `start` before the
-    first one of an episode:
+    A policy with a memory remembers the observations that it was given. Call `start` before the
+    first observation of an episode:
 
         act.start()
         action = act(observation)
 
-    Inside a compiled program a policy without a memory takes arrays as `observation` says, and
-    returns JAX's; one with a memory has `step` for that.
+    Inside a compiled program, a policy without a memory takes arrays that fit the spec
+    `observation`, and returns JAX arrays. A policy with a memory offers `step` for this.
 
     Attributes:
-        environment: name of the environment that it was trained in.
-        observation: what it sees.
-        action: what the environment takes.
-        network: the arguments of `build_policy` that it was built with; None of a policy that was
-            handed in.
-        normalized: whether its network is shown standardised observations.
-        actor: its parameters and statistics.
-        choose: `(actor, carry, observations [B, ...], key=None) -> (carry, actions [B, ...])` as
-            the environment takes them, compiled.
-        carry: `num_envs -> carry`, the memory at the start of episodes, `[B, ...]`; `()` without.
+        environment: name of the environment that the policy was trained in.
+        observation: spec of the observations that the policy sees.
+        action: spec of the actions that the environment takes.
+        network: the arguments of `build_policy` that built the policy; None if the user passed in
+            the policy.
+        normalized: whether the network sees standardised observations.
+        actor: parameters and observation statistics of the policy.
+        choose: the compiled function `(actor, carry, observations [B, ...], key=None) ->
+            (carry, actions [B, ...])`. The environment takes these actions as they are.
+        carry: `num_envs -> carry`, the memory `[B, ...]` at the start of episodes; `()` for a
+            policy without a memory.
     """
 
     environment: str
@@ -66,14 +68,17 @@ class ActingPolicy:
 
     @cached_property
     def remembers(self) -> bool:
-        """Whether it has a memory."""
+        """Whether the policy has a memory."""
         return remembers(self.carry)
 
     def start(self, where: Bool[Array | np.ndarray, "..."] | Sequence[bool] | None = None) -> None:
-        """Forgets what was shown before: an episode starts.
+        """Forgets the observations so far, because an episode starts.
 
         Args:
-            where: of a batch of environments, in which of them an episode starts; all if None.
+            where: True for each environment of the batch that starts an episode; None for all.
+
+        Raises:
+            ValueError: if the policy remembers another number of environments.
         """
         if where is None or self._memory is None:
             self._memory = None
@@ -85,17 +90,17 @@ class ActingPolicy:
         self._memory = count, restarted(self.carry, jnp.asarray(where), memory)
 
     def __call__(self, observation: Any, key: PRNGKeyArray | None = None) -> Any:
-        """Returns the action for an observation, or those for a batch of them.
+        """Returns the action for one observation, or the actions for a batch of observations.
 
         Raises:
-            ValueError: if it is none that the environment shows, or another number of environments
-                than the policy remembers.
+            ValueError: if the observation does not fit the spec, or if the policy remembers another
+                number of environments.
         """
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(observation))
         if traced and self.remembers:
             raise ValueError(
-                f"The policy of {self.environment} has a memory, which a compiled program passes "
-                "on by itself: carry, actions = act.step(carry, observations), beginning with "
+                f"The policy of {self.environment} has a memory. A compiled program must pass the "
+                "memory on: carry, actions = act.step(carry, observations), beginning with "
                 "act.carry(number of environments)."
             )
         shown = observation if traced else self.shown(observation)
@@ -106,7 +111,7 @@ class ActingPolicy:
         if known != count:
             raise ValueError(
                 f"The policy of {self.environment} remembers {known} environments and was shown "
-                f"{count}. Call start() before the first observations of others."
+                f"{count}. Call start() before you show it other environments."
             )
         memory, actions = self.choose(self.actor, memory, flat, key)
         if not traced:
@@ -117,33 +122,33 @@ class ActingPolicy:
     def step(
         self, carry: Any, observations: Any, key: PRNGKeyArray | None = None
     ) -> tuple[Any, Any]:
-        """Returns the next memory and the actions `[B, ...]`, and remembers nothing itself.
+        """Returns the next memory and the actions `[B, ...]`. The policy itself does not change.
 
         Args:
-            carry: from `carry`, or from the step before.
-            observations: arrays `[B, ...]` as `observation` says.
-            key: to draw actions; the policy's mode if None.
+            carry: the memory, from `carry` or from the step before.
+            observations: arrays `[B, ...]` that fit the spec `observation`.
+            key: key to draw actions; None for the mode of the action distribution.
         """
         return self.choose(self.actor, carry, observations, key)
 
     def shown(self, observation: Any) -> Any:
-        """Returns the arrays that an observation or a batch of them consists of.
+        """Returns an observation or a batch of observations as the arrays that the network takes.
 
         Raises:
-            ValueError: if it is none that the environment shows.
+            ValueError: if the observation does not fit the spec.
         """
         try:
             return centre(self.observation, to_arrays(self.observation, observation))
         except ValueError as error:
             raise ValueError(
-                f"The policy of {self.environment} was given {error}. It takes an observation, or "
-                "a batch of them, as the environment shows it."
+                f"The policy of {self.environment} was given {error}. Give it one observation or "
+                "a batch of observations, as the environment shows them."
             ) from error
 
 
 def _reshaped(spec: Any, x: Any, batch: tuple[int, ...]) -> Any:
     x = x.reshape((*batch, *x.shape[1:]))
-    # The index makes a number of an array without axes, which can be an index itself.
+    # The index turns an array without axes into a number, which can be used as an index.
     return x[()] if isinstance(spec, Discrete) and isinstance(x, np.ndarray) else x
 
 
@@ -157,17 +162,18 @@ def make_act(
     network: Mapping[str, Any] | None = None,
     normalized: bool = False,
 ) -> ActingPolicy:
-    """Returns the policy of one seed.
+    """Returns the acting policy of one seed.
 
     Args:
         policy: `(actor, carry, observations [B, ...]) -> (carry, action distribution)`.
-        carry: `num_envs -> carry`.
-        actor: of the seed.
-        name: of the environment.
-        observation: what the policy sees.
-        action: what the environment takes.
-        network: the arguments of `build_policy` that it was built with, if it was.
-        normalized: whether the network is shown standardised observations.
+        carry: `num_envs -> carry`, the memory at the start of episodes.
+        actor: parameters and observation statistics of the seed.
+        name: name of the environment.
+        observation: spec of the observations that the policy sees.
+        action: spec of the actions that the environment takes.
+        network: the arguments of `build_policy` that built the policy; None if the user passed in
+            the policy.
+        normalized: whether the network sees standardised observations.
     """
 
     @jax.jit

@@ -1,9 +1,10 @@
-"""Checkpoints of a run: its whole state, found again after the process died at any moment.
+"""Checkpoints of a run. A run can go on from its last checkpoint after its process died.
 
-A state is stored as its arrays by name, with a description of the run beside them. Orbax writes
-each checkpoint whole or not at all; importing it takes half a second, so it is imported late. Each
-of several processes writes the parts of arrays that it holds, and reads whole arrays, so that a run
-can go on with other devices. A digest of the files, written last, tells whether they changed since.
+A checkpoint holds the whole state as arrays by name, and a description of the run. Orbax writes
+each checkpoint whole or not at all. Importing Orbax takes half a second, so the functions that need
+it import it. If a run has several processes, each process writes the parts of the arrays that it
+holds. Each process reads whole arrays, so that a run can go on with other devices. A digest of the
+files is written last. It shows whether the files have changed.
 """
 
 import hashlib
@@ -25,20 +26,20 @@ from trpo_jax.records.files import write_whole
 from trpo_jax.records.limits import preference
 
 FORMAT = 4
-METADATA = "_CHECKPOINT_METADATA"  # of Orbax
+METADATA = "_CHECKPOINT_METADATA"  # the file that Orbax writes first
 DIGEST = "digest"  # a file in the folder of each checkpoint
 NOT_EVALUATED = float("-inf")  # worse than any evaluation
-DAMAGED = "damaged-"  # leads the name of a checkpoint that was moved out of the way
+DAMAGED = "damaged-"  # prefix of the name of a damaged checkpoint that was renamed
 
 
 class Saved(NamedTuple):
     """A checkpoint, read back.
 
     Attributes:
-        num_updates: updates done.
-        seconds: training time of these, compilation excluded.
-        description: what the run was.
-        arrays: of the state, by name.
+        num_updates: number of updates done.
+        seconds: training time of these updates, without compilation.
+        description: the description of the run.
+        arrays: the arrays of the state, by name.
     """
 
     num_updates: int
@@ -48,7 +49,7 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the latest few, and the one that `preference` puts first."""
+    """The checkpoints in a folder: the latest few, and the best one by `preference`."""
 
     def __init__(
         self, folder: Path, keep: int = 3, together: bool = False, read_only: bool = False
@@ -57,27 +58,28 @@ class Checkpoints:
 
         Args:
             folder: the folder.
-            keep: how many of the latest ones it is to hold.
-            together: whether all processes of a run use it together, each waiting for the others.
-            read_only: whether it stays as it is, since its run may be writing to it.
+            keep: how many of the latest checkpoints the folder keeps.
+            together: whether all processes of a run use the folder together. Each process then
+                waits for the others.
+            read_only: whether the folder stays as it is, because its run may be writing to it.
 
         Raises:
-            ConfigurationError: if it is to stay as it is, and one of them is damaged so far that
-                they cannot be listed.
+            ConfigurationError: if the folder is read only, and a damaged checkpoint makes it
+                impossible to list the checkpoints.
         """
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-        score = lambda metrics: preference(  # version 0.6 wrote no excess
+        score = lambda metrics: preference(  # files of version 0.6 lack the excess
             metrics["evaluation_return"], metrics.get("evaluation_excess", 0.0)
         )
         best = policies.BestN(get_metric_fn=score, n=1)
         options = ocp.CheckpointManagerOptions(
-            enable_async_checkpointing=False,  # what fails, fails here; and the cost is known
+            enable_async_checkpointing=False,  # so that errors and time belong to `save`
             cleanup_tmp_directories=is_first() and not read_only,
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions() if together else _alone(),
-            best_fn=score,  # or metrics are not stored
+            best_fn=score,  # without it Orbax stores no metrics
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
         self._args = ocp.args
@@ -87,11 +89,11 @@ class Checkpoints:
             self._folder.mkdir(exist_ok=True)
             finish_removals(self._folder)
             for number in unlisted(self._folder):
-                self._set_aside.append(self._put_aside(number, "it does not say how good it is"))
+                self._set_aside.append(self._put_aside(number, "it has no score"))
         elif found := unlisted(self._folder):
             raise ConfigurationError(
-                f"The checkpoint {self._folder / str(found[0])} is damaged. Move it out of that "
-                "folder to use the others."
+                f"The checkpoint {self._folder / str(found[0])} is damaged. Move it out of the "
+                "folder to use the other checkpoints."
             )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -104,19 +106,23 @@ class Checkpoints:
         evaluation_return: float = NOT_EVALUATED,
         evaluation_excess: float = 0.0,
     ) -> None:
-        """Writes a checkpoint, and removes those that are not to be kept any longer.
+        """Writes a checkpoint, then removes old checkpoints that need not be kept.
+
+        If there is a checkpoint of this update already, it stays and nothing is written.
 
         Args:
-            num_updates: updates done; one that is there already for this number stays.
+            num_updates: number of updates done.
             state: the whole state.
             seconds: training time so far.
-            description: what the run is; as JSON can hold it.
-            evaluation_return: by which the best one is known, where there is one.
-            evaluation_excess: how far costs are above their limits; such a one is the best only if
-                all are above.
+            description: the description of the run, ready for JSON.
+            evaluation_return: return of the evaluation after this update, if there was one. It
+                decides which checkpoint is the best.
+            evaluation_excess: how far the costs are above their limits in this evaluation. A
+                checkpoint above its limits is the best only if all checkpoints are.
 
         Raises:
-            StorageFailure: if it cannot be written, on a full disk for instance; those before stay.
+            StorageFailure: if the checkpoint cannot be written, for instance on a full disk.
+                Earlier checkpoints stay.
         """
         if num_updates in self._manager.all_steps():
             return
@@ -137,19 +143,19 @@ class Checkpoints:
             if is_first():
                 written = self._folder / str(num_updates)
                 write_whole(written / DIGEST, digest(written))
-        except Exception as error:  # of the file system, through several libraries
+        except Exception as error:  # each library on the way has its own errors
             others = ", or another process of this run ended" if jax.process_count() > 1 else ""
             raise StorageFailure(
-                f"The checkpoint of update {num_updates} cannot be written into "
+                f"The checkpoint of update {num_updates} cannot be written to "
                 f"{self._folder}{others}: {_first_line(error)}"
             ) from error
 
     def numbers(self) -> list[int]:
-        """Returns the numbers of updates that there are checkpoints of, in order."""
+        """Returns the number of updates of each checkpoint, in increasing order."""
         return sorted(self._manager.all_steps())
 
     def best(self) -> int | None:
-        """Returns which of them had the best evaluation, if there was one."""
+        """Returns the number of updates of the best checkpoint; None if none was evaluated."""
         best = self._manager.best_step()
         if best is None:
             return None
@@ -157,30 +163,30 @@ class Checkpoints:
         return best if evaluated else None
 
     def read(self, num_updates: int) -> Saved:
-        """Returns a checkpoint.
+        """Returns the checkpoint after a number of updates.
 
         Raises:
-            StorageFailure: if it is damaged.
-            ConfigurationError: if another version wrote it.
+            StorageFailure: if the checkpoint is damaged.
+            ConfigurationError: if another version of the library wrote the checkpoint.
         """
         try:
             about = self._restore(num_updates, about=self._args.JsonRestore()).about
             if about["format"] != FORMAT:
                 raise ConfigurationError(
                     f"The checkpoint of update {num_updates} in {self._folder} has format "
-                    f"{about['format']}, and this version reads {FORMAT}. Go on with the version "
-                    "that wrote it."
+                    f"{about['format']}, and this version reads {FORMAT}. Continue with the "
+                    "version that wrote it."
                 )
             written = self._folder / str(num_updates)
             if (written / DIGEST).read_text() != digest(written):
-                raise StorageFailure("its files are not as they were written.")
+                raise StorageFailure("its files have changed since they were written.")
             if about["num_updates"] != num_updates:
-                raise StorageFailure(f"it is that of update {about['num_updates']}.")
+                raise StorageFailure(f"it holds update {about['num_updates']}.")
             whole = {name: np.empty(*x) for name, x in about["arrays"].items()}
             arrays = self._restore(num_updates, state=self._args.StandardRestore(whole)).state
         except ConfigurationError:
             raise
-        except Exception as error:  # of whatever kind damaged files give
+        except Exception as error:  # damaged files raise errors of many kinds
             raise StorageFailure(_first_line(error)) from error
         return Saved(num_updates, about["seconds"], about["description"], arrays)
 
@@ -188,7 +194,10 @@ class Checkpoints:
         return self._manager.restore(num_updates, args=self._args.Composite(**items))
 
     def newest_first(self) -> Iterator[Saved | StorageFailure]:
-        """Yields the checkpoints, or why one cannot be read; such a one is moved aside."""
+        """Yields the checkpoints, the latest first.
+
+        A damaged checkpoint is renamed, and the failure is yielded in its place.
+        """
         yield from self._set_aside
         for number in reversed(self.numbers()):
             try:
@@ -200,20 +209,20 @@ class Checkpoints:
     def _put_aside(self, number: int, reason: str) -> StorageFailure:
         path = self._folder / str(number)
         aside = path.with_name(f"{DAMAGED}{number}")
-        if aside.exists():  # of an earlier time
+        if aside.exists():  # left by an earlier resume
             shutil.rmtree(aside)
         path.rename(aside)
         return StorageFailure(f"The checkpoint {path} is damaged: {reason}")
 
     def close(self) -> None:
-        """Releases what Orbax holds."""
+        """Closes the Orbax manager."""
         self._manager.close()
 
 
 def finish_removals(folder: Path) -> None:
-    """Removes what is left of checkpoints whose removal died with the process.
+    """Removes the leftovers of checkpoints that a process was removing when it died.
 
-    They are older than one that is whole, and lack the file that Orbax writes first.
+    Such a checkpoint lacks the file `METADATA` and is older than a whole checkpoint.
     """
     numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     whole = [number for number in numbers if (folder / str(number) / METADATA).is_file()]
@@ -223,7 +232,10 @@ def finish_removals(folder: Path) -> None:
 
 
 def unlisted(folder: Path) -> list[int]:
-    """Returns the numbers of checkpoints that say no score, with which Orbax would list none."""
+    """Returns the numbers of the checkpoints whose score or metadata cannot be read.
+
+    One such checkpoint makes Orbax fail to list all others.
+    """
     found = []
     for path in folder.glob("[0-9]*/" + METADATA):
         try:
@@ -239,7 +251,7 @@ def unlisted(folder: Path) -> list[int]:
 
 
 def _alone() -> Any:
-    """Returns the options by which Orbax waits for no other process."""
+    """Returns options with which Orbax does not wait for other processes."""
     import orbax.checkpoint as ocp
 
     own = jax.process_index()
@@ -249,10 +261,10 @@ def _alone() -> Any:
 
 
 def to_arrays(state: State) -> dict[str, Array | np.ndarray]:
-    """Returns the arrays of a state by name; typed keys as their data.
+    """Returns the arrays of a state by name. Random keys become arrays of integers.
 
-    They are on the host, but for those that other processes hold parts of. Arrays without an
-    element, which hold nothing, are left out.
+    An array is moved to the host, unless other processes hold parts of it. Arrays without elements
+    are left out.
     """
     arrays = {name: _plain(x) for name, x in named_leaves(state).items()}
     return {name: _on_host(x) for name, x in arrays.items() if x.size}
@@ -268,15 +280,16 @@ def to_state(
     arrays: Mapping[str, np.ndarray],
     what: str = "The checkpoint is of another state",
 ) -> Any:
-    """Returns a state of the same structure as another, on the same devices, with stored arrays.
+    """Returns a state that has the structure and the devices of a template, with stored arrays.
 
     Args:
-        template: a state, or its shapes, for the default device.
-        arrays: from `Checkpoints.read`.
-        what: begins the message where the arrays are of another structure.
+        template: a state; or the shapes of a state, to put it on the default device.
+        arrays: the arrays of the state by name, from `Checkpoints.read`.
+        what: the start of the error message.
 
     Raises:
-        ConfigurationError: listing what differs, if the arrays are those of another structure.
+        ConfigurationError: if names, shapes or types of the arrays differ from the template. The
+            message lists the differences.
     """
     leaves = named_leaves(template)
     shapes = {name: jax.eval_shape(_plain, x) for name, x in leaves.items()}
@@ -293,7 +306,7 @@ def to_state(
         placed = isinstance(leaf, jax.Array)
         value = to_devices(value, _plain(leaf).sharding) if placed else jnp.asarray(value)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            impl = jax.random.key_impl(jnp.empty((), leaf.dtype))  # of a shape it cannot be asked
+            impl = jax.random.key_impl(jnp.empty((), leaf.dtype))  # a shape has no `key_impl`
             return jax.random.wrap_key_data(value, impl=impl)
         return value
 
@@ -302,13 +315,13 @@ def to_state(
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a pytree by their path in it."""
+    """Returns the leaves of a pytree by their path, with parts joined by `/`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def digest(folder: Path) -> str:
-    """Returns the SHA-256 of all files in a folder and their names but `DIGEST`, in hexadecimal."""
+    """Returns the SHA-256 of the names and contents of all files in a folder except `DIGEST`."""
     result = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.is_file() and path != folder / DIGEST)
     for path in sorted(files):

@@ -1,6 +1,7 @@
-"""What to cite for a run: the library, and the papers of all that the run used, as BibTeX.
+"""Citations for a run as BibTeX: the library, and the papers of the parts that the run used.
 
-The entries are in `citations.bib`. The tables below say which of them belong to what.
+The entries are in `citations.bib`. The tables below map algorithms, settings, suites and tasks to
+the keys of their entries.
 """
 
 import re
@@ -32,8 +33,8 @@ ALGORITHMS = {
     "happo": ("kuba2022trust", "schulman2017proximal"),
     "mappo": ("yu2022surprising", "schulman2017proximal"),
 }
-ADVANTAGES = "gae_lambda", "schulman2016high"  # cited where a config has the field
-SETTINGS = {  # (field of a config, its value)
+ADVANTAGES = "gae_lambda", "schulman2016high"  # cited if a config has the field
+SETTINGS = {  # by field of a config and its value
     ("normalized_step", True): ("rajeswaran2017towards",),
     ("loss", "spo"): ("xie2025simple",),
     ("solver", "kronecker"): ("martens2015optimizing",),
@@ -53,21 +54,21 @@ SUITES = {
     "jumanji": ("bonnet2024jumanji",),
     "pgx": ("koyamada2023pgx",),
     "navix": ("pignatelli2024navix",),
-    # Robots of Gymnasium, which EnvPool runs where it is installed.
+    # The robots of Gymnasium. EnvPool simulates them if it is installed.
     "velocity": ("ji2023safety", "towers2024gymnasium", "weng2022envpool", "todorov2012mujoco"),
     "driving": ("towers2024gymnasium", "leurent2018environment"),
     "jaxmarl": ("rutherford2024jaxmarl",),
     "pettingzoo": ("terry2021pettingzoo",),
-    "native": (),  # tasks of this library
+    "native": (),  # the tasks of this library
 }
 _ROBOTS = "(Ant|HalfCheetah|Hopper|Humanoid|HumanoidStandup|Inverted(Double)?Pendulum|Pusher"
 _ROBOTS += r"|Reacher|Swimmer|Walker2d)-v\d"
 _ROADS = "exit|highway|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn"
-TASKS = {  # patterns of whole names; a task is cited beside its suite
+TASKS = {  # by pattern of the whole name; the paper of a task comes after that of its suite
     r".+-MinAtar|pgx/minatar-.+": ("young2019minatar",),
     r".+-bsuite": ("osband2020behaviour",),
     rf"(gym|envpool)/{_ROBOTS}": ("todorov2012mujoco",),
-    # All other names of EnvPool that end in -v5 are games of Atari.
+    # In EnvPool, a name that ends in -v5 and is not a robot is an Atari game.
     rf"gym/(ALE/.+|\w+NoFrameskip-v\d)|envpool/(?!{_ROBOTS}).+-v5": (
         "bellemare2013arcade",
         "machado2018revisiting",
@@ -80,19 +81,27 @@ TASKS = {  # patterns of whole names; a task is cited beside its suite
 
 
 def citation(run: Any = None) -> str:
-    """Returns what to cite, as entries of BibTeX.
+    """Returns the BibTeX entries to cite for a run.
 
-    The entry of the library always comes first. Then come the papers of the algorithm, of the
-    settings, and of the suite and the task of the environment. What is the user's own has no entry.
-
-        print(trpo_jax.citation(run))
-        print(trpo_jax.citation("runs/CartPole-v1/trpo/a_folder"))
+    The entry of the library comes first. The papers of the algorithm, of the settings, and of the
+    suite and the task of the environment follow. Algorithms and environments of the user have no
+    entry.
 
     Args:
         run: a `Run`, or the folder of a stored run; None for the library alone.
 
     Raises:
-        ConfigurationError: if it is no run, or the folder holds none.
+        ConfigurationError: if `run` is not a run, or the folder holds no run.
+
+    Examples:
+        >>> run = trpo_jax.train(total_steps=2_048, seeds=2, progress=False, out="runs/cited")
+        >>> print(trpo_jax.citation("runs/cited"))
+        @misc{trpo_jax,
+        ...
+        @inproceedings{schulman2015trust,
+        ...
+        >>> trpo_jax.citation(run) == trpo_jax.citation("runs/cited")
+        True
     """
     if run is None:
         return _entries([LIBRARY], __version__)
@@ -106,8 +115,8 @@ def citation(run: Any = None) -> str:
             config, version = getattr(run.config, "__dict__", {}), __version__
         except AttributeError as error:
             raise ConfigurationError(
-                f"run = {run!r:.60} is no run: give a Run, as trpo_jax.train returns it, or the "
-                "folder of one."
+                f"run = {run!r:.60} is no run: give a Run from trpo_jax.train, or the folder of a "
+                "stored run."
             ) from error
     keys = [LIBRARY, *ALGORITHMS.get(algorithm, ())]
     keys += [ADVANTAGES[1]] if ADVANTAGES[0] in config else []
@@ -117,7 +126,7 @@ def citation(run: Any = None) -> str:
 
 
 def keys_of_environment(name: str) -> list[str]:
-    """Returns the keys of the papers of the environment of a name."""
+    """Returns the keys of the papers to cite for an environment, given its name."""
     from trpo_jax.envs.wrappers import NO_VELOCITY_SUFFIX
 
     name = name.removesuffix(NO_VELOCITY_SUFFIX)
@@ -127,10 +136,10 @@ def keys_of_environment(name: str) -> list[str]:
 
 
 def _gymnax_or_own(name: str) -> str:
-    """Returns the suite of a name without a prefix, which may be that of anyone's own."""
+    """Returns "gymnax" if a name without a prefix is a gymnax task, else an empty text."""
     try:
         from trpo_jax.envs import gymnax
-    except ModuleNotFoundError:  # then nobody can know
+    except ModuleNotFoundError:  # without gymnax, nothing shows whose name it is
         return ""
     return "gymnax" if name in gymnax.names() else ""
 

@@ -1,7 +1,7 @@
-"""Policies for use without this library: as arrays for NumPy, as an ONNX model, as a JAX program.
+"""Policies for use without this library: arrays for NumPy, an ONNX model or a JAX program.
 
-All of them take a batch of observations as `ActingPolicy.shown` gives it, `[N, ...]`, and give the
-mode's actions as the environment takes them, `[N, ...]`.
+Each format takes a batch of observations `[N, ...]` as `ActingPolicy.shown` returns them. It
+returns the actions `[N, ...]` that the environment takes, from the mode of the action distribution.
 """
 
 import io
@@ -15,7 +15,7 @@ import jax
 import jax.export
 import numpy as np
 
-from trpo_jax.envs.base import Agents, ArraySpec, Box, Discrete, MultiDiscrete
+from trpo_jax.envs.specs import Agents, ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
 from trpo_jax.networks import convolutions
@@ -26,40 +26,51 @@ from trpo_jax.records.files import write_whole
 
 
 def export(policy: ActingPolicy, path: str | Path) -> None:
-    """Writes a policy in the format that the suffix of a file names.
+    """Writes a policy to a file. The suffix of the file decides the format.
 
-        trpo_jax.export(trpo_jax.load_policy("runs/a_folder"), "policy.onnx")
+    - `.npz` holds arrays. A few lines of NumPy act with them (see `docs/policies.md`).
+    - `.onnx` holds a model for onnxruntime and other runtimes.
+    - `.jax` holds a program for CPUs, GPUs and TPUs. `jax.export.deserialize` reads it.
 
-    `.npz` holds arrays that a few lines of NumPy run (see `docs/policies.md`), `.onnx` a model for
-    onnxruntime and others, `.jax` a program that `jax.export.deserialize` reads, for CPUs, GPUs and
-    TPUs. A policy with a memory becomes a program `(carry, observations) -> (carry, actions)`,
-    whose first carry is `policy.carry(N)`: zeros, if the library built the policy.
+    A policy with a memory becomes a program `(carry, observations) -> (carry, actions)`. Its first
+    carry is `policy.carry(N)`. This carry is all zeros if the library built the policy.
 
     Args:
-        policy: from `load_policy` or `Run.policy`.
-        path: the file, which must not exist.
+        policy: a policy from `load_policy` or `Run.policy`.
+        path: the file, which must not exist yet.
 
     Raises:
-        ConfigurationError: if the suffix names no format, the file exists, a package is missing, or
-            the format cannot hold a network of the user's own.
+        ConfigurationError: if the suffix names no format, if the file exists, if a package is
+            missing, or if the format cannot hold this policy.
+
+    Examples:
+        >>> run = trpo_jax.train(total_steps=2_048, seeds=2, progress=False)
+        >>> trpo_jax.export(run.policy(seed=0), "policy.npz")
+        >>> np.load("policy.npz")["kernel_0"].shape  # 4 observed numbers, 64 hidden units
+        (4, 64)
     """
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ConfigurationError(
-            f"{path} has no suffix that names a format. Choose one of {', '.join(FORMATS)}."
+            f"The suffix of {path} names no format. Choose one of {', '.join(FORMATS)}."
         )
     if path.exists():
-        raise ConfigurationError(f"{path} exists, and will not be overwritten. Choose another.")
+        raise ConfigurationError(
+            f"{path} exists, and will not be overwritten. Choose another file."
+        )
     write_whole(path, FORMATS[path.suffix](policy))
 
 
 class OneHot(NamedTuple):
-    """Integers of a known range as numbers: 1 where a component has a value, 0 elsewhere.
+    """The one-hot encoding of integers with a known range.
+
+    Number f of the encoding is 1 if component `component[f]` of the flattened observation has the
+    value `value[f]`, else 0.
 
     Attributes:
-        component: of the flattened observation, for each of F numbers, `[F]`.
-        value: which it is compared with, `[F]`.
-        seen: shape of these numbers.
+        component: index of a component of the flattened observation, `[F]`.
+        value: the value that the component is compared with, `[F]`.
+        seen: the shape that the F numbers are given.
     """
 
     component: np.ndarray
@@ -68,18 +79,19 @@ class OneHot(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """A policy's mode as layers: standardise, layers with an activation between, then the action.
+    """The mode of a policy as layers: standardise, apply each layer, then take the action.
 
     Attributes:
-        one_hot: what integers of a known range become before all else; None of other observations.
-        mean: subtracted first, float64.
-        deviation: divided by then.
-        clip: bound of the result.
-        activation: between the layers.
-        kernels: of each layer, `[inputs, outputs]`; of a convolution the inputs are those of a
-            window, row by row, channels last.
-        biases: of each layer, `[outputs]`.
-        windows: size and stride of the window of each layer, 0 of fully connected ones, `[L, 2]`.
+        one_hot: the one-hot encoding that comes first; None if the observations are not encoded.
+        mean: mean that is subtracted from the observation, float64.
+        deviation: standard deviation that the difference is divided by.
+        clip: bound of the absolute value of the result.
+        activation: name of the activation between two layers.
+        kernels: weights of each layer, `[inputs, outputs]`. The inputs of a convolution are the
+            numbers of one window, row by row, channels last.
+        biases: biases of each layer, `[outputs]`.
+        windows: size and stride of the window of each layer, `[L, 2]`; 0 for fully connected
+            layers.
     """
 
     one_hot: OneHot | None
@@ -96,8 +108,8 @@ def layers_of(policy: ActingPolicy) -> Layers:
     """Returns the layers of a policy that the library built.
 
     Raises:
-        ConfigurationError: if it was handed in, has a memory or several agents, or its observations
-            or actions have several parts.
+        ConfigurationError: if the user passed in the policy, if it has a memory or several agents,
+            or if its observations or actions have several parts.
     """
     several = any(isinstance(x, dict | tuple) for x in (policy.observation, policy.action))
     team = isinstance(policy.action, Agents)
@@ -105,12 +117,13 @@ def layers_of(policy: ActingPolicy) -> Layers:
         kind = "several agents" if team else "observations or actions of several parts"
         kind = "a memory" if policy.remembers else kind
         raise ConfigurationError(
-            f"The policy of {policy.environment} has {kind}, which only the format .jax can hold."
+            f"The policy of {policy.environment} has {kind}. Only the format .jax holds "
+            "such a policy."
         )
     if policy.network is None:
         raise ConfigurationError(
-            f"The policy of {policy.environment} has a network that was handed in, whose layers "
-            "the library does not know. Export it as .jax, which holds any network."
+            f"The policy of {policy.environment} has a network that was passed in. The library "
+            "does not know its layers. Export it as .jax, which holds any network."
         )
     spec, seen = policy.observation, seen_spec(policy.observation).shape
     mean, deviation, clip = np.zeros(()), np.ones(()), np.inf
@@ -122,7 +135,7 @@ def layers_of(policy: ActingPolicy) -> Layers:
         deviation = np.array(255.0)
     params = policy.actor.policy_params
     torso, head = (_dense(params.get(name, {})) for name in ("layers_0", "layers_1"))
-    if isinstance(policy.action, Box):  # whose other layer, if there is one, gives deviations
+    if isinstance(policy.action, Box):  # a second layer would give standard deviations
         head = head[:1]
     kernels, biases = ([np.asarray(x[name]) for x in torso] for name in ("kernel", "bias"))
     joined = [np.concatenate([x[name] for x in head], axis=-1) for name in ("kernel", "bias")]
@@ -172,7 +185,7 @@ def _to_npz(policy: ActingPolicy) -> bytes:
 
 
 def _choices(action: Discrete | MultiDiscrete) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the number of values of each choice, and the first one, `[K]`."""
+    """Returns the number of values of each of K choices, and its first value, both `[K]`."""
     sizes = np.atleast_1d(action.num_actions)
     return sizes, np.zeros_like(sizes) + np.asarray(action.start or 0, np.int64)
 
@@ -266,7 +279,7 @@ def _to_jax(policy: ActingPolicy) -> bytes:
     return bytes(exported.serialize())
 
 
-ONNX_OPSET, ONNX_IR = 20, 10  # of 2024, which older runtimes read too
+ONNX_OPSET, ONNX_IR = 20, 10  # versions of 2024, so that older runtimes read the file
 ONNX_ACTIVATIONS: dict[str, Callable[..., str]] = {
     "tanh": lambda add, x: add("Tanh", x),
     "relu": lambda add, x: add("Relu", x),

@@ -1,4 +1,4 @@
-"""Limits on costs, and which policy is chosen under them."""
+"""Limits on costs, and the choice of the best policy under limits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,18 +18,19 @@ from trpo_jax.records.runs import (
 def cost_limits(
     config: Mapping[str, Any], metrics: Mapping[str, np.ndarray], num_costs: int
 ) -> np.ndarray | None:
-    """Returns the limit of each cost at each update, `[K, U]`; None of an algorithm without limits.
+    """Returns the limit of each cost at each update, `[K, U]`; None without limits.
 
     Args:
         config: the fields of the algorithm's config.
-        metrics: columns `[num_seeds, U]`, which have the limit where it follows a schedule.
-        num_costs: K.
+        metrics: columns `[num_seeds, U]`. They have a column `cost_limit` if the limit follows a
+            schedule.
+        num_costs: K, the number of costs.
     """
     limit = config.get("cost_limit")
     if limit is None or np.size(limit) not in (1, num_costs):
         return None
     shape = num_costs, metrics["update"].shape[1]
-    if "cost_limit" in metrics:  # NaN of seeds that have stopped
+    if "cost_limit" in metrics:  # NaN for seeds that have stopped
         return np.broadcast_to(np.fmax.reduce(metrics["cost_limit"]), shape)
     return np.broadcast_to(np.reshape(limit, (-1, 1)), shape)
 
@@ -37,19 +38,21 @@ def cost_limits(
 def last_limits(
     config: Mapping[str, Any], metrics: Mapping[str, np.ndarray], num_costs: int
 ) -> np.ndarray | None:
-    """Returns the limits that policies are judged by, those of the last update, `[K]`, or None.
+    """Returns the limit of each cost at the last update, `[K]`; None without limits.
+
+    Policies are judged by these limits.
 
     Args:
         config: the fields of the algorithm's config.
-        metrics: as `cost_limits` takes them; there may be none.
-        num_costs: K.
+        metrics: columns `[num_seeds, U]`, or an empty dictionary.
+        num_costs: K, the number of costs.
     """
     limits = cost_limits(config, {"update": np.zeros((1, 1)), **metrics}, num_costs)
     return None if limits is None else limits[:, -1]
 
 
 def stored_limits(folder: Path, num_costs: int) -> np.ndarray | None:
-    """Returns the limits that the policies of a run in a folder are judged by, `[K]`, or None.
+    """Returns the limits of a stored run at its last update, `[K]`; None without limits.
 
     Raises:
         ConfigurationError: if a file of the run is damaged.
@@ -64,9 +67,9 @@ def stored_limits(folder: Path, num_costs: int) -> np.ndarray | None:
 
 
 def cost_excess(costs: np.ndarray, limits: np.ndarray | None) -> np.ndarray:
-    """Returns how far costs `[*B, K]` are above limits `[K]`, all costs together: `[*B]`.
+    """Returns how far costs `[*B, K]` are above limits `[K]`, summed over costs: `[*B]`.
 
-    It is 0 where all limits are kept, and where there are none.
+    The excess is 0 if all limits are kept, and if there are no limits.
     """
     if limits is None:
         return np.zeros(np.shape(costs)[:-1])
@@ -74,21 +77,21 @@ def cost_excess(costs: np.ndarray, limits: np.ndarray | None) -> np.ndarray:
 
 
 def preference(score: float, excess: float = 0.0) -> tuple[float, float]:
-    """Returns a number pair that is the largest for the policy to choose.
+    """Returns a pair of numbers to sort policies by. The best policy has the largest pair.
 
-    A policy that keeps its limits comes before one that does not. Among those that keep them the
-    score decides, and among the others the excess.
+    A policy that keeps its limits comes before a policy that does not. Among policies that keep
+    their limits, the score decides. Among policies that do not, the excess decides.
 
     Args:
-        score: the return; NaN or negative infinity of a policy that has none, which comes last.
-        excess: from `cost_excess`.
+        score: the return; NaN or negative infinity if there is none. Such a policy comes last.
+        excess: how far the costs are above their limits, from `cost_excess`.
     """
-    scored = score > -np.inf and excess < np.inf  # NaN is neither
+    scored = score > -np.inf and excess < np.inf  # both are False for NaN
     return (-float(excess), float(score)) if scored else (-np.inf, -np.inf)
 
 
 def best_of(scores: Sequence[float] | np.ndarray, excess: Sequence[float] | np.ndarray) -> int:
-    """Returns the index of the policy to choose, by `preference`; the first among equals."""
+    """Returns the index of the best policy by `preference`, the first one of several equals."""
     numbers = np.stack([scores, excess], axis=1).astype(float).tolist()
     pairs = [preference(*pair) for pair in numbers]
     return pairs.index(max(pairs))

@@ -1,7 +1,8 @@
-"""Where the numbers of a run go: CSV files, TensorBoard, Weights & Biases.
+"""Logs that the metrics of a run go to: CSV files, TensorBoard, Weights & Biases.
 
-A row is a dictionary: `seed`, `update`, `env_steps` and `seconds` say where it belongs, all else
-are numbers. Each seed is a series of its own everywhere; nothing is averaged.
+A row is a dictionary of one seed and one update. The entries `seed`, `update`, `env_steps` and
+`seconds` give its place. All other entries are metrics. Each seed has its own series in each log;
+nothing is averaged over seeds.
 """
 
 import csv
@@ -23,8 +24,8 @@ Row = Mapping[str, int | float | np.floating]
 PLACE_COLUMNS = ("seed", "update", "env_steps", "seconds")
 LEADING_COLUMNS = (*PLACE_COLUMNS, "episodic_return", "episode_length", "num_episodes")
 COSTS_BEHIND = {"episodic_return": "episodic_cost", "evaluation_return": "evaluation_cost"}
-# The names of CleanRL (https://github.com/vwxyzjn/cleanrl), which openrlbenchmark reads; what has
-# no name there is a diagnostic of the step, and goes with the losses under its own.
+# The names of CleanRL (https://github.com/vwxyzjn/cleanrl), so that openrlbenchmark can read them.
+# A metric without a name there is a diagnostic of the step. It keeps its name, under `losses/`.
 TAGS = {
     "episodic_return": "charts/episodic_return",
     "episode_length": "charts/episodic_length",
@@ -39,11 +40,11 @@ SERVICES = ("tensorboard", "wandb")
 
 
 class Log(NamedTuple):
-    """Something that takes rows.
+    """A place to write rows to.
 
     Attributes:
-        write: `rows -> None`; what it has taken survives the death of the process.
-        close: `() -> None`, to be called in the end.
+        write: `rows -> None`. The rows that were written survive the death of the process.
+        close: `() -> None`, called once at the end.
     """
 
     write: Callable[[Sequence[Row]], None]
@@ -51,16 +52,18 @@ class Log(NamedTuple):
 
 
 def csv_log(path: Path, num_done: int | None = None) -> Log:
-    """Returns the log that is a CSV file; a cell is empty where a number is NaN.
+    """Returns a log that writes to a CSV file. A cell is empty if a number is NaN.
+
+    Writing to the log raises a StorageFailure if the file cannot grow (for instance on a full
+    disk), or if the file is gone.
 
     Args:
         path: the file.
-        num_done: None for a new file; else the file goes on after this update, and rows of later
-            ones, which are to come again, are taken out first.
+        num_done: None to create the file. Otherwise the file continues after this update: rows of
+            later updates are removed first, because the run repeats these updates.
 
     Raises:
-        FileExistsError: if a new file is asked for, and there is one. Writing to it raises a
-            StorageFailure where it cannot grow, on a full disk for instance, or is gone.
+        FileExistsError: if the file is to be created and exists already.
     """
     columns: list[str] = []
     if num_done is not None and path.is_file():
@@ -75,27 +78,27 @@ def csv_log(path: Path, num_done: int | None = None) -> Log:
         if set(columns) != rows[0].keys():
             names = ", ".join(sorted(set(columns) ^ rows[0].keys()))
             raise ConfigurationError(
-                f"{path} has other columns than this run writes: {names} stand in one of both. "
-                "Put its first line back as it was."
+                f"The columns of {path} differ from the columns that this run writes in {names}. "
+                "Restore the first line of the file."
             )
         with failures_of(path):
             if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
                 raise FileGone(
                     f"{path} is gone: it was moved or removed while the run wrote to it. --resume "
-                    "goes on from a folder that was moved"
+                    "continues a run whose folder was moved"
                 )
             writer.writerows([cell(row[name]) for name in columns] for row in rows)
             file.flush()
 
     def close() -> None:
-        with suppress(OSError):  # of rows that could not be written, which has been reported
+        with suppress(OSError):  # `write` has reported it
             file.close()
 
     return Log(write, close)
 
 
 def column_order(names: Collection[str]) -> list[str]:
-    """Returns the names of columns in the order of a CSV file: costs stand behind their return."""
+    """Returns the names of columns in the order of a CSV file. Costs follow their return."""
     costs = {x: list(cost_columns(names, metric).values()) for x, metric in COSTS_BEHIND.items()}
     moved = {name for x in costs for name in costs[x] if x in names}
     own = sorted(set(names) - moved - {*LEADING_COLUMNS})
@@ -104,9 +107,9 @@ def column_order(names: Collection[str]) -> list[str]:
 
 
 def keep_updates(path: Path, num_done: int) -> list[str]:
-    """Takes the rows after an update out of a CSV file, and returns its columns.
+    """Removes the rows after an update from a CSV file, and returns the names of its columns.
 
-    A file without a row that stays is removed, and has no columns.
+    If no row stays, the file itself is removed, and no names are returned.
     """
     columns, rows = read_rows(path)
     kept = [row for row in rows if int(row[columns.index("update")]) <= num_done]
@@ -118,7 +121,7 @@ def keep_updates(path: Path, num_done: int) -> list[str]:
 
 
 def tagged(row: Row) -> dict[str, float]:
-    """Returns the numbers of a row that are there, by CleanRL's names for them."""
+    """Returns the numbers of a row that are not NaN, by their names in CleanRL."""
     tags = TAGS | {x: f"charts/{x}" for x in cost_columns(row).values()}
     for x in cost_columns(row, "evaluation_cost").values():
         tags[x] = f"eval/{x.replace('evaluation_cost', 'episodic_cost', 1)}"
@@ -131,7 +134,7 @@ def tagged(row: Row) -> dict[str, float]:
 
 
 def require_service(name: str) -> None:
-    """Raises a ConfigurationError if a service of `SERVICES` cannot be used as things are."""
+    """Raises a ConfigurationError if a service of `SERVICES` is not installed or has no key."""
     try:
         if name == "tensorboard":
             import tensorboardX  # noqa: F401
@@ -145,14 +148,14 @@ def require_service(name: str) -> None:
         _hush_wandb()
         if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
             raise ConfigurationError(
-                "--log wandb found no key of Weights & Biases. Run `wandb login` once, or set "
-                "WANDB_MODE=offline: the run is then written to its folder, and `wandb sync` "
-                "sends it when there is a key."
+                "--log wandb found no key of Weights & Biases. Run `wandb login` once. Or set "
+                "WANDB_MODE=offline: W&B then writes into the folder of the run, and `wandb sync` "
+                "uploads it when you have a key."
             )
 
 
 def hyperparameters(description: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Returns the hyperparameters of a seed, with the names that openrlbenchmark asks for."""
+    """Returns the hyperparameters of a seed, with the names that openrlbenchmark expects."""
     task = {"env_id": description["env"], "exp_name": description["algorithm"], "seed": seed}
     return {**description["config"], "total_timesteps": description["total_steps"], **task}
 
@@ -163,16 +166,17 @@ def tensorboard_log(
     description: Mapping[str, Any],
     steps_done: int | None = None,
 ) -> Log:
-    """Returns the log for TensorBoard: one run `seed_<n>` for each seed, by environment steps.
+    """Returns a log that writes to TensorBoard: one run `seed_<n>` for each seed.
 
-    The hyperparameters of a new run are in its tab HPARAMS, beside the return.
+    The horizontal axis is environment steps. When a run begins, its hyperparameters go to the tab
+    HPARAMS, beside the return.
 
     Args:
-        folder: where they go.
+        folder: the folder for the files of TensorBoard.
         seeds: the seeds.
-        description: what `config.json` says.
-        steps_done: environment steps after which a resumed run goes on, None for a new one;
-            TensorBoard then forgets what it was shown of later ones.
+        description: the content of `config.json`.
+        steps_done: environment steps after which a resumed run goes on. TensorBoard then drops the
+            numbers of later steps. None for a run that begins.
     """
     from tensorboardX import SummaryWriter
     from tensorboardX.summary import hparams
@@ -197,7 +201,7 @@ def tensorboard_log(
                 writer.flush()
 
     def close() -> None:
-        with suppress(OSError):  # which has been reported
+        with suppress(OSError):  # `write` has reported it
             for writer in writers.values():
                 writer.close()
 
@@ -205,14 +209,15 @@ def tensorboard_log(
 
 
 def wandb_log(folder: Path, seeds: Sequence[int], description: Mapping[str, Any]) -> Log:
-    """Returns the log for Weights & Biases: one run for each seed, all in one group.
+    """Returns a log that writes to Weights & Biases: one run for each seed, all in one group.
 
-    Project, entity and mode are W&B's own settings (`WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE`).
+    W&B reads the project, the entity and the mode from its own environment variables
+    (`WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE`).
 
     Args:
-        folder: the run's folder, under which W&B keeps its files.
+        folder: the folder of the run. W&B keeps its files in it.
         seeds: the seeds.
-        description: what `config.json` says.
+        description: the content of `config.json`.
     """
     import wandb
 

@@ -1,115 +1,55 @@
-"""Trained policies as files that need neither the environment nor the training code to act."""
+"""Trained policies, read back: to act with them, or to start another run from them."""
 
-import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization
 
 from trpo_jax.agent import Agent, Policy, build_policy
 from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, learnt_of
 from trpo_jax.critics import WithCosts
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import ActionSpec, Agents, Environment, ObservationSpec, split_part
-from trpo_jax.errors import ConfigurationError, StorageFailure
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import ActionSpec, Agents, ObservationSpec, split_part
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import init_observing, observe
 from trpo_jax.records.acting import ActingPolicy, make_act
-from trpo_jax.records.checkpoints import Checkpoints, named_leaves, to_arrays, to_state
-from trpo_jax.records.files import write_whole
-from trpo_jax.records.limits import best_of, cost_excess, stored_limits
-from trpo_jax.records.runs import (
-    CHECKPOINTS,
-    EVALUATIONS,
-    POLICY,
-    cost_columns,
-    read_description,
-    read_metrics,
+from trpo_jax.records.checkpoints import named_leaves, to_state
+from trpo_jax.records.limits import best_of
+from trpo_jax.records.policy_files import (
+    SETTINGS,
+    damage_named,
+    describe_policy,
+    read_policy_data,
+    spaces_in,
+    spaces_of,
 )
-from trpo_jax.records.spaces import essence, from_plain, in_words, to_plain
 from trpo_jax.teams import build_team_policy
 
-FORMAT = 4
 REWARD, COSTS = "critic/reward", "critic/costs"  # where `WithCosts` keeps its critics
-SETTINGS = (
-    "normalize_observations",
-    "scale_rewards",
-    "normalize_values",
-)  # of a config, that networks depend on
-
-
-def save_policy(
-    path: str | Path,
-    algorithm: Algorithm,
-    learnt: Learnt,
-    seeds: Sequence[int],
-    scores: Sequence[float] | np.ndarray | None = None,
-    excess: Sequence[float] | np.ndarray | None = None,
-) -> None:
-    """Writes what all seeds have learnt to one msgpack file, replacing it in one stroke.
-
-    A policy that the library built is described by its settings. Of a policy that was handed in,
-    only the parameters are stored: `load_policy` then needs the agent too.
-
-    Args:
-        path: the file.
-        algorithm: what trained them.
-        learnt: of all seeds, leading axis `[num_seeds]`.
-        seeds: the seeds, in that order.
-        scores: evaluation return of each; the best is the one loaded by default. The first if None.
-        excess: how far the costs of each are above their limits; 0 of all if None. Those above
-            their limits come last.
-    """
-    content = serialization.msgpack_serialize(
-        {
-            **describe_policy(algorithm),
-            "seeds": [int(seed) for seed in seeds],
-            "scores": [0.0] * len(seeds) if scores is None else [float(x) for x in scores],
-            "excess": [0.0] * len(seeds) if excess is None else [float(x) for x in excess],
-            "arrays": to_arrays(learnt),
-        }
-    )
-    data = {"format": FORMAT, "digest": _digest(content), "content": content}
-    write_whole(Path(path), serialization.msgpack_serialize(data))
-
-
-def describe_policy(algorithm: Algorithm) -> dict[str, Any]:
-    """Returns what policies of an algorithm are shown, give, and are made of; JSON can hold it."""
-    env, policy = algorithm.env, algorithm.agent and algorithm.agent.policy
-    settings = policy and policy.settings
-    return {
-        "environment": env.name,
-        "observation": to_plain(env.observation),
-        "critic_observation": algorithm.agent and algorithm.agent.critic_observation,
-        "action": to_plain(env.action),
-        "network": settings
-        and {name: list(x) if isinstance(x, tuple) else x for name, x in settings.items()},
-        **{name: bool(getattr(algorithm.config, name, False)) for name in SETTINGS},
-    }
 
 
 class Policies(NamedTuple):
     """The policies of all seeds of a run, read back.
 
     Attributes:
-        environment: name of the one that they were trained in.
-        observation: what they see, without what only the critic sees.
-        action: what the environment takes.
-        network: the arguments of `build_policy`; None of a network that was handed in.
-        normalized: whether their networks are shown standardised observations.
-        seeds: the seeds.
-        scores: evaluation return of each.
-        excess: how far the costs of each are above their limits.
-        actor: of all seeds, leading axis `[num_seeds]`.
-        policy: `(actor, carry, observations [B, ...]) -> (carry, action distribution)`, of one
+        environment: name of the environment that the policies were trained in.
+        observation: spec of the observations that the policies see, without the part for the critic
+            alone.
+        action: spec of the actions that the environment takes.
+        network: the arguments of `build_policy`; None if the user passed in the policy.
+        normalized: whether the networks see standardised observations.
+        seeds: the numbers of the seeds.
+        scores: evaluation return of each seed.
+        excess: how far the costs of each seed are above their limits.
+        actor: parameters and observation statistics of all seeds, leading axis `[num_seeds]`.
+        policy: `(actor, carry, observations [B, ...]) -> (carry, action distribution)` for one
             seed.
         carry: `num_envs -> carry`, the memory at the start of episodes.
-        what: which policies these are.
+        what: which policies of the run these are, in words.
     """
 
     environment: str
@@ -126,7 +66,11 @@ class Policies(NamedTuple):
     what: str
 
     def of_seed(self, seed: int | None = None) -> ActingPolicy:
-        """Returns the policy of a seed; of that with the best evaluation within limits if None.
+        """Returns the policy of a seed.
+
+        Args:
+            seed: number of the seed; None for the seed with the best evaluation within the limits
+                on costs.
 
         Raises:
             ConfigurationError: if there is no such seed.
@@ -151,30 +95,35 @@ def load_policy(
     agent: Agent | None = None,
     checkpoint: str | int | None = None,
 ) -> ActingPolicy:
-    """Returns the policy of a run, a function `(observation, key=None) -> action`.
+    """Returns the trained policy of a run, a function `(observation, key=None) -> action`.
 
-        act = trpo_jax.load_policy("runs/a_folder")
-        observation, reward, terminated, truncated, info = env.step(act(observation))
-
-    It takes one observation or a batch of them, as the environment shows them, and returns NumPy
-    actions as the environment accepts them: normalisation, scaling and clipping are inside. Without
-    a key it takes the policy's mode, with a key it draws from the policy. A policy with a memory
-    remembers what it was shown; call `act.start()` where an episode starts.
+    The policy takes one observation or a batch of observations, as the environment shows them. It
+    returns NumPy actions that the environment accepts. The policy does the normalisation, scaling
+    and clipping itself. Without a key it returns the mode of the action distribution. With a key it
+    draws the action. A policy with a memory remembers the observations that it was given. Call
+    `act.start()` at the start of each episode.
 
     Args:
-        path: a run's folder, or a `policy.msgpack`.
-        seed: which of the run's seeds; the one with the best evaluation if None. Where costs have
-            limits, a seed that keeps them comes before one that does not.
-        env: where it is to act, if that is to be checked.
-        agent: what it was trained with, where that was handed in.
-        checkpoint: "best" (by the evaluations during training and limits on costs), "latest", or
-            the number of its update, to read the policy from the run's checkpoints; the final one
-            if None.
+        path: the folder of a run, or a `policy.msgpack`.
+        seed: which seed of the run; None for the seed with the best evaluation. If costs have
+            limits, a seed that keeps them comes before a seed that does not.
+        env: the environment in which the policy is to act. Its spaces are then checked.
+        agent: the agent that the run was trained with, if the user passed one in.
+        checkpoint: "best" (by the evaluations during training and the limits on costs), "latest",
+            or the number of an update, to read a checkpoint of the run; None for the final policy.
 
     Raises:
-        ConfigurationError: if there is no such policy, the file is damaged or no policy file, if
-            `env` shows or takes something else than the environment it was trained in, or if the
-            file needs an agent, or another one.
+        ConfigurationError: if there is no such policy, if the file is damaged or not a policy file,
+            if `env` shows or takes something else than the training environment, or if the file
+            needs an agent or another agent.
+
+    Examples:
+        >>> run = trpo_jax.train(total_steps=2_048, seeds=2, progress=False, out="runs/first")
+        >>> act = trpo_jax.load_policy("runs/first", seed=1)
+        >>> act([0.0, 0.1, 0.0, -0.1]) in (0, 1)
+        True
+        >>> act(jnp.zeros((5, 4)), key=jax.random.key(0)).shape
+        (5,)
     """
     return read_policies(path, env, agent, checkpoint).of_seed(seed)
 
@@ -186,19 +135,20 @@ def read_policies(
     checkpoint: str | int | None = None,
 ) -> Policies:
     """Returns the policies of all seeds of a run; see `load_policy`."""
-    path, data = _read(Path(path), checkpoint)
-    with _damage_named(path):
-        observation, action = _spaces_of(data)
+    path, data = read_policy_data(Path(path), checkpoint)
+    with damage_named(path):
+        observation, action = spaces_of(data)
         num_seeds, hidden = len(data["seeds"]), data["critic_observation"]
     if env is not None:
-        observation, action = _spaces_in(path, data, env)
+        observation, action = spaces_in(path, data, env)
     observation = split_part(observation, hidden)[0]
     if agent is None and data["network"] is None:
         raise ConfigurationError(
-            f"{path} holds the parameters of a network that was handed in, which the library "
-            "cannot build. Pass the agent that it was trained with: load_policy(path, agent=agent)."
+            f"{path} holds the parameters of a network that was passed in. The library cannot "
+            "build it. Pass the agent that the run was trained with: load_policy(path, "
+            "agent=agent)."
         )
-    with _damage_named(path):
+    with damage_named(path):
         if agent is None:
             build = build_team_policy if isinstance(action, Agents) else build_policy
             policy = build(observation, action, **data["network"])
@@ -238,7 +188,7 @@ def index_of(
     scores: Sequence[float] | np.ndarray,
     excess: Sequence[float] | np.ndarray,
 ) -> int:
-    """Returns the index of a seed; of the one that `best_of` chooses if None.
+    """Returns the index of a seed, or of the seed that `best_of` chooses if `seed` is None.
 
     Raises:
         ConfigurationError: if there is no such seed.
@@ -253,13 +203,16 @@ def index_of(
 def acting_by(
     policy: Policy, observation: ObservationSpec, hidden: str | None, normalized: bool
 ) -> Callable[[Actor, Any, Any], tuple[Any, Distribution]]:
-    """Returns `(actor, carry, observations [B, ...]) -> (carry, distribution)` of a policy.
+    """Returns a policy as a function of the parameters and statistics of an actor.
+
+    The function is `(actor, carry, observations [B, ...]) -> (carry, action distribution)`.
 
     Args:
         policy: the policy.
-        observation: what it sees.
-        hidden: name of a part that it does not see, which may be there.
-        normalized: whether it sees standardised observations.
+        observation: spec of the observations that the policy sees.
+        hidden: name of the part of an observation that only the critic sees; None if there is none.
+            Observations may have this part or lack it.
+        normalized: whether the policy sees standardised observations.
     """
 
     def act(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
@@ -271,25 +224,26 @@ def acting_by(
 
 
 def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) -> Learnt:
-    """Returns what each of some seeds is to start from, of what another run has learnt.
+    """Returns the parameters and statistics with which a run starts from another run.
 
-    All of them start from its seed with the best evaluation: a seed that was caught in a poor
-    optimum would not leave it. An algorithm with limits on costs and one without take over each
-    other's critic of rewards. Critics of costs are taken over where there are as many of them, and
-    otherwise begin anew: their state is then None.
+    All seeds start from the seed of the other run with the best evaluation, because a seed that is
+    stuck in a poor optimum would stay there. The critic of rewards is taken over even if only one
+    of the two algorithms has limits on costs. The critics of costs are taken over if their number
+    and shapes are the same. Otherwise they start anew, and their state is None.
 
     Args:
-        path: the other run's folder, or its `policy.msgpack`.
-        algorithm: what is to go on with it.
-        seeds: the seeds.
+        path: the folder of the other run, or its `policy.msgpack`.
+        algorithm: the algorithm that goes on.
+        seeds: the seeds of the run that goes on.
 
     Raises:
-        ConfigurationError: naming what differs, if the algorithm cannot go on with it.
+        ConfigurationError: if the algorithm cannot go on from the other run. The message names the
+            settings that differ.
     """
-    path, data = _read(Path(path))
-    _spaces_in(path, data, algorithm.env)
+    path, data = read_policy_data(Path(path))
+    spaces_in(path, data, algorithm.env)
     own = describe_policy(algorithm)
-    both_built = bool(data["network"] and own["network"])  # or the shapes below tell
+    both_built = bool(data["network"] and own["network"])  # otherwise `to_state` compares shapes
     theirs, ours = (
         {x: y.get(x) for x in SETTINGS} | (y["network"] if both_built else {}) for y in (data, own)
     )
@@ -316,9 +270,9 @@ def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) ->
 
 
 def _for_critic(arrays: Mapping[str, np.ndarray], critic: Any) -> dict[str, np.ndarray]:
-    """Returns stored arrays under the names of a critic with costs, or of one without.
+    """Returns stored arrays under the names that a critic with costs, or without, expects.
 
-    Arrays of critics of costs that it has no use for are left out.
+    Arrays of critics of costs that do not fit the critic are left out.
     """
     with_costs, reward = isinstance(critic, WithCosts), f"{REWARD}/"
     if any(map(_of_costs, arrays)):
@@ -338,172 +292,10 @@ def _of_costs(name: str) -> bool:
 
 
 def _same_shapes(arrays: Mapping[str, np.ndarray], critic: WithCosts) -> bool:
-    """Says whether the stored critics of costs are as many as an algorithm has."""
+    """Returns whether the stored critics of costs have the shapes of a critic's own."""
     expected = {f"{COSTS}/{name}": x.shape for name, x in named_leaves(critic.costs).items()}
     return expected == {name: x.shape for name, x in arrays.items() if _of_costs(name)}
 
 
-def stored_observation(source: str | Path | Mapping[str, Any]) -> ObservationSpec | None:
-    """Returns what networks are shown, of a policy file, its folder, or the description of a run.
-
-    A description of before says nothing of it, and gives None.
-    """
-    data = source.get("policy") if isinstance(source, Mapping) else _read(Path(source))[1]
-    return data and _spaces_of(data)[0]
-
-
-def with_origin(env: Environment, shown: ObservationSpec) -> Environment:
-    """Returns an environment whose observations are seen from the origins of other ones."""
-    origins = dict(jax.tree_util.tree_flatten_with_path(shown)[0])
-    seen = lambda path, own: dataclasses.replace(own, origin=origins[path].origin)
-    moved = jax.tree_util.tree_map_with_path(
-        lambda path, own: seen(path, own) if path in origins else own, env.observation
-    )
-    return env._replace(observation=moved)
-
-
-def _read(path: Path, checkpoint: str | int | None = None) -> tuple[Path, dict[str, Any]]:
-    """Returns the file of policies, or a checkpoint's folder, and what is in it."""
-    if checkpoint is not None:
-        return _read_checkpoint(path, str(checkpoint))
-    if path.is_dir():
-        if not (path / POLICY).is_file() and (path / CHECKPOINTS).is_dir():
-            raise ConfigurationError(
-                f"The run in {path} was stopped before it wrote {POLICY}. Its checkpoint 'latest' "
-                "(--checkpoint latest) holds what it had learnt by then."
-            )
-        path = path / POLICY
-    return path, _read_file(path)
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigurationError(f"There is no policy file {path}. A finished run leaves one.")
-    with _damage_named(path):
-        data = serialization.msgpack_restore(path.read_bytes())
-        if data["format"] == FORMAT:
-            if data["digest"] != _digest(data["content"]):
-                raise ValueError("its digest says that it is not as it was written")
-            data = {"format": FORMAT, **serialization.msgpack_restore(data["content"])}
-        elif data["format"] < FORMAT:
-            raise ConfigurationError(
-                f"{path} was written by an earlier version, in format {data['format']}; this one "
-                f"reads format {FORMAT}. Train the policies again, or load them with the version "
-                "that wrote them."
-            )
-        else:
-            raise ValueError(f"its format is {data['format']}, and {FORMAT} is the newest")
-        data.setdefault("excess", [0.0] * len(data["seeds"]))  # version 0.6 wrote none
-        for name in ("scores", "excess"):
-            if not data["seeds"] or len(data[name]) != len(data["seeds"]):
-                raise ValueError(f"{len(data['seeds'])} seeds have {len(data[name])} {name}")
-        for name, x in data["arrays"].items():
-            if name.startswith("actor/") and not np.isfinite(x).all():
-                raise ValueError(f"{name} holds numbers that are not finite")
-    return data
-
-
-def _read_checkpoint(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
-    """Returns a checkpoint's folder, and its policies as they are in a file."""
-    folder = folder.parent if folder.name == POLICY else folder
-    description, path = read_description(folder), folder / CHECKPOINTS
-    if not path.is_dir():
-        raise ConfigurationError(f"There are no checkpoints in {path}.")
-    with closing(Checkpoints(path, read_only=True)) as checkpoints:
-        known = {str(number): number for number in checkpoints.numbers()}
-        if known:
-            known["latest"] = max(known.values())
-        if checkpoints.best() is not None:
-            known["best"] = checkpoints.best()
-        if which not in known:
-            listed = ", ".join(known) or "none"
-            raise ConfigurationError(
-                f"There is no checkpoint {which!r} in {path}. There are: {listed}."
-            )
-        number = known[which]
-        try:
-            arrays = checkpoints.read(number).arrays
-        except StorageFailure as failure:
-            raise ConfigurationError(
-                f"The checkpoint of update {number} is damaged: {failure}"
-            ) from failure
-    described = description.get("policy")
-    if described is None:
-        described = _read_file(folder / POLICY)
-    return path / str(number), {
-        **described,
-        "format": FORMAT,
-        "seeds": description["seeds"],
-        **_scores_at(folder, number, description),
-        "arrays": {name: x for name, x in arrays.items() if name.startswith("actor/")},
-        "what": f"policies after update {number} ({which})",
-    }
-
-
-def _scores_at(
-    folder: Path, number: int, description: Mapping[str, Any]
-) -> dict[str, Sequence[float]]:
-    """Returns scores and excess of each seed in the evaluation after an update; 0 without one."""
-    path = folder / EVALUATIONS
-    columns = read_metrics(path) if path.is_file() else {}
-    rows = np.flatnonzero(columns["update"][0] == number) if columns else ()
-    if not len(rows):
-        return dict.fromkeys(("scores", "excess"), [0.0] * len(description["seeds"]))
-    at_update = {name: x[:, rows[0]] for name, x in columns.items()}
-    names = cost_columns(columns, "evaluation_cost", description.get("cost_names", ())).values()
-    excess = np.zeros(len(description["seeds"]))
-    if names:
-        costs = np.stack([at_update[name] for name in names], axis=1)
-        excess = cost_excess(costs, stored_limits(folder, len(names)))
-    return {"scores": at_update["evaluation_return"].tolist(), "excess": excess.tolist()}
-
-
-@contextmanager
-def _damage_named(path: Path):
-    """Turns whatever a damaged file gives into one paragraph."""
-    try:
-        yield
-    except ConfigurationError:
-        raise
-    except Exception as error:  # of many kinds
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
-        raise ConfigurationError(f"{path} is damaged or no policy file: {reason}.") from error
-
-
-def _spaces_in(
-    path: Path, data: dict[str, Any], env: Environment
-) -> tuple[ObservationSpec, ActionSpec]:
-    """Returns the spaces of an environment as the networks of a file see them.
-
-    Number types and layouts are its own, and large numbers have the origin that the networks know.
-
-    Raises:
-        ConfigurationError: if they are not those of the file.
-    """
-    with _damage_named(path):
-        shown, taken = _spaces_of(data)
-    hidden = data["critic_observation"]
-    pairs = {
-        "observations": [split_part(x, hidden)[0] for x in (shown, env.observation)],
-        "actions": [taken, env.action],
-    }
-    for what, (own, other) in pairs.items():
-        if essence(own) != essence(other):
-            raise ConfigurationError(
-                f"{path} was trained in {data['environment']}, whose {what} are {in_words(own)}; "
-                f"those of {env.name} are {in_words(other)}. A policy acts only where both are "
-                "the same."
-            )
-    return with_origin(env, shown).observation, env.action
-
-
-def _spaces_of(data: dict[str, Any]) -> tuple[ObservationSpec, ActionSpec]:
-    return from_plain(data["observation"]), from_plain(data["action"])
-
-
 def _keys(count: int) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((count,), jnp.uint32))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -24,7 +24,7 @@ def pretrained(env: str) -> ActingPolicy:
     Raises:
         ConfigurationError: if the package has no policy of this environment.
 
-    Example:
+    Examples:
         >>> policy = trpo_jax.pretrained("CartPole-v1")
         >>> int(policy([0.0, 0.0, 0.1, 0.5]))  # the pole falls to the right: push right
         1

@@ -1,4 +1,4 @@
-"""What decides whether a stored run can go on."""
+"""The check whether a stored run can go on with the settings that were asked for."""
 
 import shlex
 from pathlib import Path
@@ -8,16 +8,16 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.runs import DESCRIPTION, SUMMARY, read_description, read_run
 
 BROKEN_SEEDS = "broken_seeds"
-# Of a description: what may differ when a run goes on.
+# Entries of a description that may differ when a run goes on.
 FREE = ("command", "device", "placement", "policy", "started", "env_timeout")
 FREE += ("stop_at_return", BROKEN_SEEDS)
 
 
 def differing_settings(asked: dict[str, Any], found: dict[str, Any]) -> str:
-    """Returns in words which settings of two descriptions differ; nothing if none does.
+    """Returns in words which settings of two descriptions differ; an empty text if none does.
 
-    Versions of a package count as the same where only their last part differs; see
-    `differing_patches`. Those of trpo_jax do not.
+    Two versions of a package count as the same if only their last part differs (see
+    `differing_patches`). Versions of trpo_jax must be exactly the same.
     """
     patches = _patches(asked, found)
     asked, found = (_flat_settings(description) for description in (asked, found))
@@ -27,9 +27,9 @@ def differing_settings(asked: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def differing_patches(asked: dict[str, Any], found: dict[str, Any]) -> str:
-    """Returns in words of which packages two descriptions have versions that are nearly the same.
+    """Returns in words which packages have versions that differ in their last part alone.
 
-    With them numbers may differ in rounding, and environments in detail.
+    With such versions, numbers may differ in rounding, and environments in details.
     """
     patches = _patches(asked, found)
     return ", ".join(f"{name} {now}, not {before}" for name, (now, before) in patches.items())
@@ -53,15 +53,15 @@ def _flat_settings(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def begun_steps(folder: Path) -> int | None:
-    """Returns the steps that the run in a folder was to have; None if there is no run."""
+    """Returns the total steps that were planned for the run in a folder; None without a run."""
     there = (folder / DESCRIPTION).is_file()
     return read_description(folder, "total_steps")["total_steps"] if there else None
 
 
 def refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
-    """Raises a ConfigurationError if a run is finished, or was started with other settings.
+    """Raises a ConfigurationError if a run is finished, or if it was started with other settings.
 
-    It may go on to more steps than it was started with, also if it is finished.
+    Any run may go on to more steps than were planned, also a finished run.
     """
     found = read_description(folder, "command", "config", "versions", "total_steps")
     asked, begun = description["total_steps"], found["total_steps"]
@@ -69,15 +69,16 @@ def refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
         num_updates = read_run(folder).metrics["update"].shape[1]
         raise ConfigurationError(
             f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
-            f"{SUMMARY} says what came of them. To go on to more than its {begun:,} steps, give a "
-            "larger total_steps."
+            f"{SUMMARY} has the results. To go on to more than its {begun:,} steps, give a larger "
+            "total_steps."
         )
     different = differing_settings(description, found | {"total_steps": max(asked, begun)})
     if different:
         command = found["command"]
         anew = f"use its own command: {shlex.join(command)}" if command else "choose another folder"
         raise ConfigurationError(
-            f"The run in {folder} has {different}. It can only go on as it was: leave other "
-            "settings away, and install those versions (python3 -m uv run --with jax==... for "
-            f"instance). Only the last part of a version may differ. To start anew, {anew}"
+            f"The run in {folder} has {different}. It can only go on with the same settings: leave "
+            "out other settings, and install the same versions (for instance python3 -m uv run "
+            "--with jax==...). Only the last part of a version may differ. To start anew, "
+            f"{anew}"
         )

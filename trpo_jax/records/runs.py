@@ -1,4 +1,4 @@
-"""The folders of runs, read back."""
+"""Reads the folders of runs: description, metrics and summary."""
 
 import csv
 import io
@@ -12,11 +12,11 @@ import numpy as np
 
 from trpo_jax.errors import ConfigurationError
 
-DESCRIPTION, METRICS = "config.json", "metrics.csv"  # what makes a folder a run
+DESCRIPTION, METRICS = "config.json", "metrics.csv"  # a folder with both files is a run
 EVALUATIONS, SUMMARY = "evaluations.csv", "summary.json"
 POLICY, CHECKPOINTS = "policy.msgpack", "checkpoints"
-ONLY_COST = "cost"  # name of the only cost, where files do not say its own
-# Of what kind the values in the JSON files of a run or a sweep are, where they are there.
+ONLY_COST = "cost"  # name of a cost whose columns have no name of their own
+# The type of each value in the JSON files of runs and sweeps. A value may be missing.
 KINDS = {
     **dict.fromkeys(("env", "algorithm", "placement", "started"), str),
     **dict.fromkeys(("seed", "num_seeds", "total_steps", "evaluation_episodes"), int),
@@ -31,16 +31,16 @@ KINDS = {
 
 
 class NoUpdateError(ConfigurationError):
-    """A run that has not finished an update yet."""
+    """Raised for a run that has not finished its first update."""
 
 
 class StoredRun(NamedTuple):
-    """A run as its folder holds it, finished or not.
+    """A run read from its folder. It may be unfinished.
 
     Attributes:
         folder: the folder.
-        description: what `config.json` says: environment, algorithm, seeds, config, versions.
-        metrics: columns of `metrics.csv`, each `[num_seeds, U]`, NaN where a cell is empty.
+        description: content of `config.json`: environment, algorithm, seeds, config, versions.
+        metrics: columns of `metrics.csv`, each `[num_seeds, U]`; NaN for an empty cell.
     """
 
     folder: Path
@@ -49,10 +49,12 @@ class StoredRun(NamedTuple):
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Returns the folders of all runs in some folders, at any depth, each once and sorted.
+    """Returns the folders of all runs inside some folders, at any depth.
+
+    Each run is listed once. The runs inside one folder are sorted.
 
     Raises:
-        ConfigurationError: if one of the folders is not there, or holds no run.
+        ConfigurationError: if one of the folders does not exist or holds no run.
     """
     found: dict[Path, None] = {}
     for folder in folders:
@@ -75,16 +77,16 @@ def read_run(
 
     Args:
         folder: the folder.
-        described: what its description has to say.
-        measured: the columns that its metrics have to have.
+        described: entries that the description must have.
+        measured: columns that the metrics must have.
 
     Raises:
-        NoUpdateError: if no update of it is whole.
-        ConfigurationError: if the folder holds no run, or files that are damaged or lack something.
+        NoUpdateError: if the run has not finished its first update.
+        ConfigurationError: if the folder holds no run, or if a file is damaged or incomplete.
     """
     for name in (DESCRIPTION, METRICS):
         if not (folder / name).is_file():
-            raise ConfigurationError(f"{folder} is no folder of a run: there is no {name} in it.")
+            raise ConfigurationError(f"{folder} is not the folder of a run: it has no {name}.")
     description = read_description(folder, *described)
     metrics = read_metrics(folder / METRICS, description.get("seeds"))
     if not metrics:
@@ -92,8 +94,7 @@ def read_run(
     missing = [name for name in measured if name not in metrics]
     if missing:
         raise ConfigurationError(
-            f"The run in {folder} cannot be used, since its {METRICS} has no column "
-            f"{', '.join(missing)}."
+            f"The run in {folder} cannot be used: its {METRICS} has no column {', '.join(missing)}."
         )
     require_kinds(folder / DESCRIPTION, description.get("config", {}), ())
     return StoredRun(folder, description, metrics)
@@ -104,37 +105,37 @@ def read_description(folder: Path, *needed: str) -> dict[str, Any]:
 
     Args:
         folder: the folder.
-        *needed: what it has to say.
+        *needed: entries that the description must have.
 
     Raises:
-        ConfigurationError: if there is none, or it is damaged.
+        ConfigurationError: if there is no description, or it is damaged or incomplete.
     """
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ConfigurationError(f"There is no run in {folder}: it has no {DESCRIPTION}.")
     description = read_object(path, needed)
-    if "seeds" not in description and {"seed", "num_seeds"} <= description.keys():  # of before
+    if "seeds" not in description and {"seed", "num_seeds"} <= description.keys():  # older files
         first, count = description["seed"], description["num_seeds"]
         description["seeds"] = list(range(first, first + count))
     return description
 
 
 def finished_scores(summary: Mapping[str, Any]) -> np.ndarray:
-    """Returns the scores in a summary, of the seeds that came to their end."""
+    """Returns the scores in a summary, without the seeds that stopped early."""
     return np.array([x for x in summary["evaluation"]["per_seed"] if x is not None], float)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Returns the summary of a run that is finished.
+    """Returns the summary of a finished run.
 
     Raises:
-        ConfigurationError: if there is none, or it is damaged.
+        ConfigurationError: if there is no summary, or it is damaged.
     """
     path = folder / SUMMARY
     if not path.is_file():
         raise ConfigurationError(
-            f"{folder} has no evaluation, which the end of a run writes to {SUMMARY}. Leave that "
-            "run out, or compare by the return of training episodes."
+            f"{folder} has no evaluation: a run writes it to {SUMMARY} at its end. Leave this run "
+            "out, or compare by the return of training episodes."
         )
     summary = read_object(path, ("evaluation",))
     require_kinds(path, summary["evaluation"], ("per_seed",))
@@ -142,35 +143,44 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_object(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
-    """Returns what a JSON file of a run or a sweep says by name.
+    """Returns the content of a JSON file of a run or a sweep.
+
+    Args:
+        path: the file.
+        needed: entries that it must have.
 
     Raises:
-        ConfigurationError: if it cannot be read, lacks something that is needed, or has a value
-            that is not of its kind.
+        ConfigurationError: if the file cannot be read, lacks an entry, or has a value of a wrong
+            type.
     """
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{path} cannot be read: {error}. Put it back as it was, from a copy for instance."
+            f"{path} cannot be read: {error}. Restore the file, for instance from a copy."
         ) from error
     require_kinds(path, found, needed)
     return found
 
 
 def require_kinds(path: Path, found: Any, needed: Collection[str]) -> None:
-    """Raises a ConfigurationError if a part of a JSON file is not of the kinds `KINDS`."""
-    wrong = "" if isinstance(found, dict) else f"it is {found!r:.60}, where names and values are"
+    """Raises a ConfigurationError if a JSON file lacks an entry or has a value of a wrong type.
+
+    Args:
+        path: the file, for the message.
+        found: the content of the file, or a part of it.
+        needed: entries that `found` must have.
+    """
+    wrong = "" if isinstance(found, dict) else f"it has {found!r:.60} in place of names and values"
     if not wrong:
         lacking = [name for name in needed if name not in found]
         others = [name for name in KINDS.keys() & found if not _fits(found[name], KINDS[name])]
-        wrong = f"it does not say {', '.join(lacking)}" if lacking else ""
+        wrong = f"it has no {', '.join(lacking)}" if lacking else ""
         for name in others:
             wrong = f"its {name} is {found[name]!r:.60}"
     if wrong:
         raise ConfigurationError(
-            f"{path} is not as it was written: {wrong}. Put it back as it was, from a copy for "
-            "instance."
+            f"{path} is damaged: {wrong}. Restore the file, for instance from a copy."
         )
 
 
@@ -183,23 +193,24 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def read_metrics(path: Path, seeds: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-    """Returns the columns of a `metrics.csv`, each `[num_seeds, U]`, NaN where a cell is empty.
+    """Returns the columns of a `metrics.csv`, each `[num_seeds, U]`; NaN for an empty cell.
 
-    What a run that was killed wrote of an update in part, at the end of the file, is left out. A
-    file without a row gives no columns.
+    If the run was killed, the last update of the file may be incomplete. It is left out. A file
+    without rows has no columns.
 
     Args:
-        path: of this file, or an `evaluations.csv`.
-        seeds: whose rows each update has, in this order; those of its first update if None.
+        path: the file, or an `evaluations.csv`.
+        seeds: the seeds of the run. Each update has one row for each seed, in this order. None to
+            take the seeds from the first update.
 
     Raises:
-        ConfigurationError: naming the line, if the file is damaged.
+        ConfigurationError: if the file is damaged. The message names the line.
     """
     columns, rows = read_rows(path)
     if not rows:
         return {}
     if len(set(columns)) < len(columns) or not {"seed", "update"} <= set(columns):
-        raise damaged(path, 1, "it has a column twice, or none of seed or update")
+        raise damaged(path, 1, "a column is there twice, or the column seed or update is missing")
     table = as_numbers(path, columns, rows)
     seed, update = (table[:, columns.index(name)] for name in ("seed", "update"))
     evaluated = path.name == EVALUATIONS
@@ -219,7 +230,7 @@ def read_metrics(path: Path, seeds: Sequence[int] | None = None) -> dict[str, np
         wrong = np.flatnonzero(table[:, columns.index(name)] != values)
         if len(wrong):
             found = rows[wrong[0]][columns.index(name)]
-            what = f"its {name} is {found!r}, where {values[wrong[0]]:.0f} comes in a whole file"
+            what = f"its {name} is {found!r}, and should be {values[wrong[0]]:.0f}"
             raise damaged(path, int(wrong[0]) + 2, what)
     whole = table[: len(table) // num_seeds * num_seeds]
     by_seed = whole.reshape(-1, num_seeds, len(columns)).transpose(2, 1, 0)
@@ -229,14 +240,14 @@ def read_metrics(path: Path, seeds: Sequence[int] | None = None) -> dict[str, np
 def cost_columns(
     names: Iterable[str], metric: str = "episodic_cost", order: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Returns the names that hold a metric of costs, by the name of the cost.
+    """Returns the columns that hold a metric of costs, by the name of the cost.
 
     Args:
-        names: of all metrics.
-        metric: which one.
-        order: names of costs in the order of their environment, where it is known.
+        names: the names of all columns.
+        metric: the metric.
+        order: the names of the costs in the order of the environment, if it is known.
 
-    Example:
+    Examples:
         >>> cost_columns(["kl", "episodic_cost"]), cost_columns(["episodic_cost_toll"])
         ({'cost': 'episodic_cost'}, {'toll': 'episodic_cost_toll'})
     """
@@ -247,10 +258,10 @@ def cost_columns(
 
 
 def as_numbers(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> np.ndarray:
-    """Returns the cells of a CSV file as numbers, NaN where a cell is empty.
+    """Returns the cells of a CSV file as numbers, NaN for an empty cell.
 
     Raises:
-        ConfigurationError: naming the line, if a cell is no number.
+        ConfigurationError: if a cell is not a number. The message names the line.
     """
     cell, line, place = "", 0, 0
     try:
@@ -259,16 +270,18 @@ def as_numbers(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]
             for place, cell in enumerate(row):
                 table[line, place] = float(cell or "nan")
     except ValueError as error:
-        what = f"its {columns[place]} is {cell!r:.40}, which is no number"
+        what = f"its {columns[place]} is {cell!r:.40}, which is not a number"
         raise damaged(path, line + 2, what) from error
     return table
 
 
 def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Returns the names of the columns and the rows of a CSV file, without a last half of one.
+    """Returns the names of the columns and the rows of a CSV file.
+
+    An incomplete last row is left out.
 
     Raises:
-        ConfigurationError: naming the line, if the file is damaged.
+        ConfigurationError: if the file is damaged. The message names the line.
     """
     try:
         content = path.read_bytes()
@@ -286,7 +299,7 @@ def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
         for row in reader:
             table.append(row)
             if len(row) != len(table[0]) or reader.line_num != len(table):
-                cells = f"it has {len(row)} cells, where {len(table[0])} are expected"
+                cells = f"it has {len(row)} cells, and should have {len(table[0])}"
                 raise damaged(path, len(table), cells)
     except csv.Error as error:
         raise damaged(path, len(table) + 1, str(error)) from error
@@ -295,9 +308,9 @@ def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def damaged(path: Path, line: int, what: str) -> ConfigurationError:
-    """Returns the error for a line of a CSV file that is not as it was written."""
+    """Returns the error for a damaged line of a CSV file."""
     return ConfigurationError(
-        f"Line {line} of {path} is damaged: {what}. Put the file back as it was, from a copy for "
-        "instance, or take this line and all after it out: what goes on in its folder then does "
-        "their work again."
+        f"Line {line} of {path} is damaged: {what}. Restore the file, for instance from a copy. Or "
+        "delete this line and all lines after it: a run or sweep that is resumed in this folder "
+        "repeats their work."
     )

@@ -1,4 +1,4 @@
-"""What environments show and accept, as plain data that JSON and msgpack hold."""
+"""Specs of observations and actions as plain data for JSON and msgpack."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from trpo_jax.envs.base import (
+from trpo_jax.envs.specs import (
     ActionSpec,
     Agents,
     ArraySpec,
@@ -21,7 +21,7 @@ KINDS = {kind.__name__: kind for kind in (ArraySpec, Discrete, MultiDiscrete, Bo
 
 
 def to_plain(specs: ObservationSpec | ActionSpec) -> Any:
-    """Returns a tree of specs as plain data."""
+    """Returns a tree of specs as plain data: dictionaries, lists, texts and integers."""
     if isinstance(specs, dict):
         return {"dict": {name: to_plain(x) for name, x in specs.items()}}
     if isinstance(specs, Agents):
@@ -33,7 +33,7 @@ def to_plain(specs: ObservationSpec | ActionSpec) -> Any:
 
 
 def from_plain(data: dict[str, Any]) -> Any:
-    """Returns the tree of specs that `to_plain` described."""
+    """Returns the tree of specs that `to_plain` wrote."""
     if "dict" in data:
         return {name: from_plain(x) for name, x in data["dict"].items()}
     if "tuple" in data:
@@ -45,9 +45,9 @@ def from_plain(data: dict[str, Any]) -> Any:
 
 
 def essence(specs: ObservationSpec | ActionSpec) -> Any:
-    """Returns what two descriptions of the same specs have in common, whatever numbers hold them.
+    """Returns the part of the specs that must be the same for a policy to act.
 
-    Number types, origins and layouts of the environment's own are left out.
+    The number types, origins and layouts of the environment are not part of it.
     """
     leaves, structure = jax.tree.flatten(specs)
     return str(structure), [_essence(x) for x in leaves]
@@ -65,7 +65,7 @@ def _essence(spec: ArraySpec | Discrete | MultiDiscrete | Box | Agents) -> Any:
 
 
 def in_words(specs: ObservationSpec | ActionSpec) -> str:
-    """Returns what `essence` compares, as a message tells it."""
+    """Returns specs in words, for the message that two specs differ."""
     if isinstance(specs, dict):
         return "{" + ", ".join(f"{name}: {in_words(specs[name])}" for name in sorted(specs)) + "}"
     if isinstance(specs, tuple):
@@ -87,7 +87,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _value_to(x: Any) -> Any:
-    """Returns a value as JSON holds it; numbers of an array as text, for some may be infinite."""
+    """Returns a field of a spec as plain data. Arrays become text, because JSON has no infinity."""
     if isinstance(x, np.ndarray):
         return {"array": x.astype(str).tolist(), "dtype": x.dtype.name}
     if isinstance(x, np.dtype | type):

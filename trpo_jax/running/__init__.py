@@ -1,1 +1,1 @@
-"""Running algorithms: compiled programs, the loop around them, evaluation and sweeps."""
+"""Training runs, evaluations and sweeps: their compiled programs and the loop around them."""

@@ -1,4 +1,4 @@
-"""A policy at work: the frames of one episode, and a GIF or a video of them."""
+"""Plays one episode with a policy, draws its frames, and writes them as a GIF or an MP4."""
 
 import io
 import tempfile
@@ -20,22 +20,23 @@ from trpo_jax.records.acting import ActingPolicy
 from trpo_jax.records.files import write_whole
 from trpo_jax.running.memory import require_room
 
-COLORS = 64  # of a GIF: half the size of all 256, and hardly to be told from them
-MAX_FPS = 50  # of a GIF: frames that follow closer are shown at a tenth of a second by browsers
-MAX_SIDE = {".gif": 65_535, ".mp4": 16_384}  # pixels that the formats can hold
-CAPTION = 16  # pixels below the picture
-PIXEL_BYTES = 8  # of a picture in memory, and of what is made of it
+COLORS = 64  # a GIF with 64 colours has half the size of one with 256, and looks almost the same
+MAX_FPS = 50  # browsers play a GIF with more frames per second at only ten frames per second
+MAX_SIDE = {".gif": 65_535, ".mp4": 16_384}  # the largest width or height of each format
+CAPTION = 16  # height of the caption below the picture, in pixels
+PIXEL_BYTES = 8  # memory for a pixel of a picture and of its copies
 
 
 class Film(NamedTuple):
-    """An episode as it is shown.
+    """The pictures and the sums of an episode.
 
     Attributes:
-        images: a picture every few steps, the first from before the first step, with captions.
-        num_steps: steps of the episode.
-        total_reward: the rewards of these steps together.
-        total_costs: the costs of these steps together, `[K]`.
-        cut: whether the episode would have gone on.
+        images: pictures with captions, one every few steps. The first one shows the state before
+            the first step.
+        num_steps: number of steps of the episode.
+        total_reward: the sum of the rewards of these steps.
+        total_costs: the sums of the costs of these steps, `[K]`.
+        cut: whether the episode was stopped before its end.
     """
 
     images: list[Image.Image]
@@ -53,27 +54,27 @@ def play(
     every: int = 1,
     width: int = 320,
 ) -> Film:
-    """Plays an episode and draws it; a caption counts the steps, and marks an episode that was cut.
+    """Plays an episode and draws it. The captions count the steps and mark an episode that is cut.
 
     Args:
         env: the environment.
         act: the policy that plays.
         seed: decides the episode.
-        num_steps: steps of it at the most.
-        every: steps from one frame to the next; the last step has one, too.
-        width: of the pictures, in pixels.
+        num_steps: maximum number of steps.
+        every: number of steps from one frame to the next. The last step always has a frame.
+        width: width of the pictures in pixels.
 
     Raises:
-        ConfigurationError: if the environment cannot be drawn, or the pictures would need more
-            memory than there is.
-        EnvironmentFailure: if it runs on the host and fails, or cannot draw itself.
+        ConfigurationError: if the environment cannot be drawn, or the pictures need more memory
+            than there is.
+        EnvironmentFailure: if an environment on the host fails, or cannot draw itself.
     """
     if env.open is None and env.render is None:
         raise ConfigurationError(
-            f"Environment {env.name!r} has nothing to draw itself with. Those of gymnax, Brax, "
-            "Playground, Gymnasium, EnvPool and PettingZoo have, and MPE and SMAX of JaxMARL."
+            f"Environment {env.name!r} cannot draw itself. Those of gymnax, Brax, Playground, "
+            "Gymnasium, EnvPool and PettingZoo can, and MPE and SMAX of JaxMARL."
         )
-    draw_later = env.render is not None  # all at once
+    draw_later = env.render is not None  # `env.render` draws all frames at once
     views: list[Any] = []
     images: list[Image.Image] = []
     total_reward, total_costs, done = 0.0, np.zeros(len(env.costs)), False
@@ -143,7 +144,7 @@ def _on_host(env, act, seed, num_steps) -> Iterator[tuple[Callable[[], Any], flo
 
 
 def captioned(frame: np.ndarray, width: int, height: int, text: str) -> Image.Image:
-    """Returns a frame `[H, W, 3]` scaled to a size, with a line of text below."""
+    """Returns a frame `[H, W, 3]` that is scaled to a size, with a line of text below it."""
     image = Image.new("RGB", (width, height + CAPTION))
     image.paste(Image.fromarray(frame).resize((width, height)))
     font = ImageFont.load_default(CAPTION - 4)
@@ -152,22 +153,22 @@ def captioned(frame: np.ndarray, width: int, height: int, text: str) -> Image.Im
 
 
 def write_animation(path: Path, images: Sequence[Image.Image], fps: float | int) -> None:
-    """Writes pictures as a GIF or as an MP4, as the suffix of the file says.
+    """Writes pictures as a GIF or as an MP4. The suffix of the file decides.
 
     Args:
         path: the file.
-        images: of one size.
+        images: the pictures, all of the same size.
         fps: frames per second; at most `MAX_FPS` in a GIF.
 
     Raises:
-        StorageFailure: if it cannot be written.
+        StorageFailure: if the file cannot be written.
     """
     write_whole(path, _mp4(images, fps) if path.suffix == ".mp4" else _gif(images, fps))
 
 
 def _gif(images: Sequence[Image.Image], fps: float | int) -> bytes:
-    """Returns a GIF that repeats for ever; a part that repeats the frame before costs nothing."""
-    # One palette for all, of as many frames as show whatever comes up: colours do not flicker.
+    """Returns a GIF that plays in an endless loop. Unchanged parts of a frame take no space."""
+    # All frames share one palette, made from several of them, so that colours do not flicker.
     sample = np.concatenate([np.asarray(image) for image in images[:: len(images) // 8 + 1]])
     palette = Image.fromarray(sample).quantize(COLORS)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
@@ -178,20 +179,20 @@ def _gif(images: Sequence[Image.Image], fps: float | int) -> bytes:
 
 
 def require_video() -> None:
-    """Raises a ConfigurationError that names the extra if there is nothing to write an MP4 with."""
+    """Raises a ConfigurationError with the extra to install if the package for MP4 is missing."""
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
-            "An .mp4 needs the package imageio-ffmpeg, and a .gif needs nothing more. Install it "
-            f"with: {how_to_install('video')}"
+            "An .mp4 needs the package imageio-ffmpeg. A .gif needs no further package. Install "
+            f"imageio-ffmpeg with: {how_to_install('video')}"
         ) from error
 
 
 def _mp4(images: Sequence[Image.Image], fps: float | int) -> bytes:
     import imageio_ffmpeg
 
-    size = [side // 2 * 2 for side in images[0].size]  # the format knows even ones only
+    size = [side // 2 * 2 for side in images[0].size]  # the format needs even sizes
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "episode.mp4")
         writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=1)

@@ -1,4 +1,4 @@
-"""Settings for each algorithm and environment, which are data: `defaults.toml` beside this file."""
+"""Reads the default settings of each algorithm and environment from `defaults.toml`."""
 
 import dataclasses
 import tomllib
@@ -15,10 +15,11 @@ SPACES_FILE = Path(__file__).with_name("search_spaces.toml")
 
 
 def defaults_for(algorithm: str, environment: str, file: Path = DEFAULTS_FILE) -> dict[str, Any]:
-    """Returns the settings of a run: every matching table of the file, where later tables win.
+    """Returns the settings of a run from all matching tables of a file. Later tables win.
 
-    A table's name is a pattern of algorithms, and one or more patterns of environments with `|`
-    between them. A task that several suites have is called as `same` in `defaults.toml` says.
+    The name of a table is a pattern for algorithms, and one or more patterns for environments with
+    `|` between them. If several suites have the same task, the table `same` of `defaults.toml` says
+    by which name it is looked up.
     """
     defaults: dict[str, Any] = {}
     for _, table in _matching(algorithm, environment, file):
@@ -27,7 +28,7 @@ def defaults_for(algorithm: str, environment: str, file: Path = DEFAULTS_FILE) -
 
 
 def sources_of(algorithm: str, environment: str) -> list[str]:
-    """Returns the names of environments in `defaults.toml` whose settings a run has."""
+    """Returns the patterns of environments in `defaults.toml` whose settings a run takes."""
     matching = _matching(algorithm, environment, DEFAULTS_FILE)
     return list(dict.fromkeys(name for name, _ in matching if name != "*"))
 
@@ -45,15 +46,15 @@ def _matching(algorithm: str, environment: str, file: Path) -> Iterator[tuple[st
 
 
 class Defaults(NamedTuple):
-    """Settings of a run that were found by tuning.
+    """The tuned settings of a run.
 
     Attributes:
-        config: of the algorithm.
+        config: the config of the algorithm.
         total_steps: environment steps of each seed.
         num_seeds: number of seeds.
-        evaluation_episodes: episodes of each seed that its final policy is judged by.
-        env_processes: whether each copy of a Gymnasium or PettingZoo environment gets a process of
-            its own.
+        evaluation_episodes: number of episodes for evaluating the policy of a seed.
+        env_processes: whether each copy of a Gymnasium or PettingZoo environment runs in its own
+            process.
     """
 
     config: Any
@@ -70,19 +71,22 @@ def defaults(
 ) -> Defaults:
     """Returns the tuned settings of an algorithm on an environment.
 
-    They are those of `experiments/train.py` without a flag:
-
-        tuned = trpo_jax.defaults("trpo", "CartPole-v1")
-        run = trpo_jax.train("CartPole-v1", tuned.config.replace(max_kl=0.02))
+    `trpo_jax.train` and `experiments/train.py` use these settings for everything that is not given.
 
     Args:
-        algorithm: its name, or its module.
-        environment: its name.
-        total_steps: environment steps of each seed, if others are wanted; the length of a schedule
-            follows them.
+        algorithm: the name of an algorithm, or its module.
+        environment: the name of an environment.
+        total_steps: environment steps of each seed; None for the tuned number. Schedules that last
+            the whole run follow it.
 
     Raises:
         ConfigurationError: if there is no algorithm of that name.
+
+    Examples:
+        >>> tuned = trpo_jax.defaults("trpo", "Pendulum-v1")
+        >>> tuned.total_steps, tuned.config.gamma
+        (100000, 0.955)
+        >>> config = tuned.config.replace(max_kl=0.02)  # to train with one setting changed
     """
     module = algorithms.get(algorithm) if isinstance(algorithm, str) else algorithm
     table = defaults_for(algorithms.name_of(module), environment)

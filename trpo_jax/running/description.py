@@ -1,4 +1,4 @@
-"""What the folder of a run or a sweep says of it: settings, versions, device, and a command."""
+"""The description that is stored with a run or a sweep: settings, versions, device, command."""
 
 import dataclasses
 import datetime
@@ -23,14 +23,14 @@ JAX_SETTINGS += ("default_matmul_precision",)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """Returns the fields of a config by name; nothing of what is no dataclass."""
+    """Returns the fields of a config by name, or nothing if the config is not a dataclass."""
     if not dataclasses.is_dataclass(config):
         return {}
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def flags_of(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the flags of the scripts that say the same as some settings."""
+    """Yields the words of a command line that set some settings."""
     for name, value in settings.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -41,9 +41,14 @@ def flags_of(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def provenance(env: str) -> dict[str, Any]:
-    """Returns versions, device and time of a run on the environment of a name."""
+    """Returns the versions, the device and the time of a run.
+
+    Args:
+        env: the name of the environment, whose suite decides which packages are listed.
+    """
     device = jax.devices()[0]
-    suite = env.partition("/")[0] if "/" in env else envs.suite_of(env)[0]  # it may be anyone's own
+    # An environment of the user may have any prefix, which `suite_of` would refuse.
+    suite = env.partition("/")[0] if "/" in env else envs.suite_of(env)[0]
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", *envs.SUITES.get(suite, ()))
     return {
         "versions": {
@@ -52,7 +57,7 @@ def provenance(env: str) -> dict[str, Any]:
             # Not every environment of a suite needs all packages of the suite.
             **{name: version(name) for name in packages if any(distributions(name=name))},
         },
-        # They change numbers, random ones among them.
+        # These settings of JAX change results, also random numbers.
         "jax": {name: getattr(jax.config, f"jax_{name}") for name in JAX_SETTINGS},
         "device": {"platform": device.platform, "kind": device.device_kind},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -60,11 +65,15 @@ def provenance(env: str) -> dict[str, Any]:
 
 
 def refuse_other_processes(description: dict[str, Any], **more: Any) -> None:
-    """Compares what the processes of a run or a sweep are to do, before anything is compiled.
+    """Raises a ConfigurationError if the processes of a run or a sweep have different settings.
+
+    Args:
+        description: the description of the run in this process.
+        **more: settings that must also be equal.
 
     Raises:
-        ConfigurationError: in all of them, naming what differs.
-        PeerFailure: if one of them is gone.
+        ConfigurationError: in all processes. It names the differences.
+        PeerFailure: if another process is gone.
     """
     if jax.process_count() == 1:
         return
@@ -79,18 +88,18 @@ def refuse_other_processes(description: dict[str, Any], **more: Any) -> None:
 
 
 def as_json(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns a dictionary as JSON gives it back; arrays become lists."""
+    """Returns a dictionary as it would be read back from JSON. Arrays become lists."""
     plain = lambda x: x.tolist() if hasattr(x, "tolist") else str(x)
     return json.loads(json.dumps(data, default=plain))
 
 
 def splits_runs(placement: Placement) -> bool:
-    """Says whether a placement splits whole runs, and not the environments of each run."""
+    """Returns whether a placement splits whole runs, not the environments of each run."""
     return placement.rest.mesh.axis_names == (RUNS,)
 
 
 def describe_placement(placement: Placement | None, split: str = "") -> str:
-    """Returns in a few words what a program runs on, and what of it is split."""
+    """Returns a few words about the devices of a program, and about what is split over them."""
     kind = jax.devices()[0].device_kind
     if placement is None:
         return kind

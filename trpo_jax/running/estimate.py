@@ -1,4 +1,4 @@
-"""The memory that a run needs at least, known before anything is compiled."""
+"""Estimates the memory that a run needs at least, before anything is compiled."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ BATCH, SIZES = ("num_envs", "num_steps"), ("hidden_sizes", "num_critics")
 
 
 def tree_bytes(tree: PyTree) -> int:
-    """Returns the size of the arrays in a tree, or of their shapes."""
+    """Returns the size in bytes of the arrays in a tree, or of arrays with the shapes in it."""
     shapes = [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
     return sum(math.prod(x.shape) * np.dtype(_stored(x.dtype)).itemsize for x in shapes)
 
@@ -33,18 +33,18 @@ def require_memory(
 ) -> None:
     """Raises a ConfigurationError if a run needs more memory than there is.
 
-    Counted are the state and the trajectory of each seed, and the widest layer's outputs for the
-    batch; what the update needs besides is known once it is compiled.
+    The estimate counts the state and the trajectory of each seed, and the outputs of the widest
+    layer for a batch. The other memory of an update is known only after compilation.
 
     Args:
-        algorithm: what is to run.
-        num_seeds: seeds side by side.
-        evaluation_episodes: of each seed.
-        placement: which devices it is on.
+        algorithm: the algorithm.
+        num_seeds: number of seeds in parallel.
+        evaluation_episodes: number of episodes for evaluating the policy of a seed.
+        placement: the devices of the run; None for the default device.
     """
     config, devices = algorithm.config, devices_here(placement)
     parts_of_seed = _parts(algorithm)
-    on_cpu = devices[0].platform == "cpu"  # its devices share its memory
+    on_cpu = devices[0].platform == "cpu"  # CPU devices share the memory
     total = num_seeds * sum(parts_of_seed.values()) // (1 if on_cpu else len(devices))
     largest = max(parts_of_seed, key=lambda names: parts_of_seed[names])
     require_room(
@@ -65,10 +65,18 @@ def require_evaluation_memory(
     placement: Placement | None,
     flag: str,
 ) -> None:
-    """Raises a ConfigurationError if episodes of all seeds side by side need too much memory."""
+    """Raises a ConfigurationError if an evaluation of all seeds in parallel needs too much memory.
+
+    Args:
+        env: the environment.
+        num_seeds: number of seeds.
+        num_episodes: number of episodes of each seed.
+        placement: the devices of the evaluation; None for the default device.
+        flag: the flag that lowers the number of episodes, for the message.
+    """
     devices = devices_here(placement)
     episodes = jax.eval_shape(lambda key: start_episodes(env, key, 1), jax.random.key(0))
-    if env.open is not None:  # a few copies at a time, whose returns are kept
+    if env.open is not None:  # few copies play at a time, so only the returns of episodes count
         episodes = np.zeros(1, np.float32)
     split = placement is not None and splits_runs(placement) and devices[0].platform != "cpu"
     needed = num_seeds * num_episodes * tree_bytes(episodes) // (len(devices) if split else 1)
@@ -76,7 +84,7 @@ def require_evaluation_memory(
 
 
 def _parts(algorithm: Algorithm) -> dict[tuple[str, ...], int]:
-    """Returns the bytes that a seed needs, by the names of the settings that they grow with."""
+    """Returns the bytes that a seed needs, by the names of the settings that decide them."""
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     trajectory = trajectory_shapes(algorithm, state)
     hidden_sizes = getattr(algorithm.config, "hidden_sizes", ())
@@ -92,7 +100,7 @@ def _parts(algorithm: Algorithm) -> dict[tuple[str, ...], int]:
 
 
 def _flags(config: Any, names: tuple[str, ...], num_seeds: int) -> list[str]:
-    """Returns the flags that lower a need, with the values that they have."""
+    """Returns the flags of some settings with their current values, for a message."""
     chosen = {name: getattr(config, name, None) for name in names}
     chosen["num_seeds"] = num_seeds if num_seeds > 1 else None
     described = {

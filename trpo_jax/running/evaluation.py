@@ -1,4 +1,4 @@
-"""Returns of a fixed policy over fresh episodes."""
+"""Evaluates fixed policies: plays fresh episodes and returns their returns and costs."""
 
 import sys
 import time
@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.devices import Placement
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment, to_environment_action
+from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import step_episode
+from trpo_jax.envs.specs import to_environment_action
 from trpo_jax.errors import EnvironmentFailure, NotFinite
 from trpo_jax.host_rollout import advance_host_episodes, failures_named, start_host_episodes
 from trpo_jax.processes import to_devices, to_host
@@ -24,19 +25,21 @@ from trpo_jax.recurrent import restarted
 from trpo_jax.rollout import start_episodes
 from trpo_jax.running.memory import shortage_named
 
-EVALUATION = 0xE7A1  # sets the keys of evaluation apart
-# Bounds on an episode in an environment without a time limit; steps on the host are Python's.
+EVALUATION = 0xE7A1  # separates the keys of evaluations from those of training
+# The most steps of an episode without a time limit. Steps on the host are slow Python calls.
 DEVICE_STEPS, HOST_STEPS = 100_000, 1_000
-SECONDS = 0.2  # from one word about a running evaluation to the next, at the least
+SECONDS = 0.2  # shortest time from one message about an evaluation to the next
 
 
 class Played(NamedTuple):
-    """What fresh episodes came to.
+    """The results of fresh episodes.
 
     Attributes:
-        returns: undiscounted return of each, of its first steps where it was cut, `[*B, E]`.
-        cut: whether it was cut by the bound on its steps, `[*B, E]`.
-        costs: of each, as its return, `[*B, E, K]`; `()` in an environment without costs.
+        returns: the undiscounted return of each episode, `[*B, E]`. If an episode was cut, its
+            return sums the rewards before the cut.
+        cut: whether the limit on steps cut the episode, `[*B, E]`.
+        costs: the sums of the costs of each episode, `[*B, E, K]`; `()` if the environment has no
+            costs.
     """
 
     returns: Float[Array | np.ndarray, "*B E"]
@@ -45,18 +48,23 @@ class Played(NamedTuple):
 
 
 def evaluation_bound(env: Environment, max_steps: int | None) -> int:
-    """Returns the most steps that an evaluation episode may take, its time limit included."""
+    """Returns the maximum number of steps of an evaluation episode.
+
+    Args:
+        env: the environment, which may have a time limit.
+        max_steps: a lower limit, or None.
+    """
     bounds = [steps for steps in (max_steps, env.time_limit) if steps is not None]
     return min(bounds, default=DEVICE_STEPS if env.open is None else HOST_STEPS)
 
 
 def cut_note(cut: np.ndarray, bound: int) -> str | None:
-    """Returns what is to be said of episodes that were cut at a bound; None if none was."""
+    """Returns a note about the episodes that were cut at a bound, or None if there are none."""
     if not cut.any():
         return None
     return (
-        f"{cut.sum():,} of {cut.size:,} evaluation episodes were cut after {bound:,} steps and "
-        "count with their return until then. --evaluation-steps sets another bound."
+        f"{cut.sum():,} of {cut.size:,} evaluation episodes were cut after {bound:,} steps. They "
+        "count with their return until then. --evaluation-steps sets another limit."
     )
 
 
@@ -68,17 +76,18 @@ def evaluate(
     max_steps: int | None = None,
     carry: Any = (),
 ) -> Played:
-    """Returns what E = `num_episodes` fresh episodes come to.
+    """Plays E = `num_episodes` fresh episodes and returns their results.
 
-    All episodes run side by side until the last has ended; each counts once, so that short
-    episodes are not over-represented.
+    All episodes run in parallel until the last one has ended. Each environment plays one episode,
+    so short episodes are not over-represented.
 
     Args:
         env: the environment.
         act: `(key, carry, observations [E, ...]) -> (carry, actions [E, ...])`.
-        key: consumed by resets, actions and steps.
+        key: the random key for resets, actions and steps.
         num_episodes: E.
-        max_steps: the most steps of an episode; the time limit, or `DEVICE_STEPS`, if None.
+        max_steps: maximum number of steps of an episode; None for the time limit, or
+            `DEVICE_STEPS` if there is none.
         carry: the memory of the policy at the start, `[E, ...]`.
     """
     reset_key, run_key = jax.random.split(key)
@@ -124,23 +133,25 @@ def make_evaluation(
     num_envs: int | None = None,
     carry: Callable[[int], Any] = lambda num_envs: (),
 ) -> Callable[..., Played]:
-    """Returns the function that plays E = `num_episodes` fresh episodes with each seed's policy.
+    """Returns a function that plays E = `num_episodes` fresh episodes with the policy of each seed.
 
-    It is `(actor, seeds, number=0, tell=None) -> Played [num_seeds, E]`, on the host; the leading
-    axis of the actor is `[num_seeds]`. Seed and number decide the episodes, by keys that training
-    does not use; a run's last evaluation is number 0, one after update k number k. On the host,
-    `tell` is called with words about how far it is. Of an environment on the device, returns and
-    costs may not be finite (see `require_finite_returns`).
+    The function is `(actor, seeds, number=0, tell=None) -> Played [num_seeds, E]`. Its result is on
+    the host. The leading axis of the actor is `[num_seeds]`. The seed and the number decide the
+    episodes. Their random keys are not used in training. The number is 0 for the final evaluation
+    of a run, and k for the evaluation after update k. If the environment runs on the host, `tell`
+    is called with messages about the progress. If it runs on the device, returns and costs may be
+    not finite (see `require_finite_returns`).
 
     Args:
         env: the environment.
-        policy: of the algorithm: `(actor, carry, observations [E, ...]) -> (carry, distribution)`.
+        policy: the policy of the algorithm: `(actor, carry, observations [E, ...]) -> (carry,
+            distribution)`.
         num_episodes: E.
-        stochastic: whether actions are drawn from the policy; else they are its mode.
-        placement: which devices the seeds are split over; all are on the default one if None.
-        max_steps: the most steps of an episode; see `evaluation_bound`.
-        num_envs: copies of an environment on the host that are open at a time; E if None.
-        carry: of the algorithm: `num_envs -> carry`, the memory at the start of episodes.
+        stochastic: whether actions are sampled. Otherwise they are the mode of the distribution.
+        placement: the devices that the seeds are split over; None for the default device.
+        max_steps: maximum number of steps of an episode; see `evaluation_bound`.
+        num_envs: number of copies of an environment on the host; None for E.
+        carry: `num_envs -> carry`, the memory of the policy at the start of episodes.
     """
     batched, shardings, place = jax.vmap, {}, lambda values: values
     if placement is not None:
@@ -149,8 +160,8 @@ def make_evaluation(
         place = partial(to_devices, sharding=rest)
 
     def key_of(seed, number):
-        # One level below EVALUATION for every number: the first keys that are split from the key
-        # of number 0 would be those of other numbers.
+        # Number 0 also folds in its number: otherwise the first keys split from its key would be
+        # the keys of other numbers.
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         return jax.random.fold_in(key, number)
 
@@ -216,8 +227,8 @@ def require_finite_returns(
     Args:
         env: the environment.
         seeds: the seeds.
-        returns: `[num_seeds, E]`.
-        costs: `[num_seeds, E, K]`, or `()`.
+        returns: the returns of all episodes, `[num_seeds, E]`.
+        costs: the costs of all episodes, `[num_seeds, E, K]`, or `()`.
     """
     broken = ~np.isfinite(returns).all(axis=1)
     if env.costs:
@@ -225,8 +236,8 @@ def require_finite_returns(
     if broken.any():
         names = ", ".join(str(seed) for seed, x in zip(seeds, broken, strict=True) if x)
         raise EnvironmentFailure(
-            f"Environment {env.name} returned numbers that are not finite to the trained "
-            f"policy of seed {names}, in its evaluation."
+            f"Environment {env.name} returned numbers that are not finite in the evaluation of the "
+            f"trained policy of seed {names}."
         )
 
 
@@ -241,22 +252,23 @@ def evaluate_on_host(
     tell: Callable[[str], None] | None = None,
     carry: Callable[[int], Any] = lambda num_envs: (),
 ) -> Played:
-    """Does what `evaluate` does, for an environment that runs on the host.
+    """Does the same as `evaluate`, for an environment that runs on the host.
 
-    A copy of the environment that has ended an episode starts the next one, as long as there are
-    more. Every episode that was started counts, so that short ones are not over-represented; of one
-    that ends with numbers which are not finite, another one takes the place.
+    After the end of an episode, a copy of the environment starts the next one, until E have been
+    started. Every episode that was started counts, so short episodes are not over-represented. An
+    episode that ends with numbers that are not finite is replaced by another one.
 
     Args:
         env: the environment.
-        act: `(key, carry, observations [B, ...], first [B]) -> (carry, actions [B, ...])`, as the
-            environment takes them; `first` says where an episode starts.
-        key: consumed by actions.
-        seeds: set the episodes.
+        act: `(key, carry, observations [B, ...], first [B]) -> (carry, actions [B, ...])`. The
+            actions have the form that the environment takes. `first` marks starts of episodes.
+        key: the random key for actions.
+        seeds: decide the episodes.
         num_episodes: E.
-        max_steps: the most steps of an episode; the time limit, or `HOST_STEPS`, if None.
-        num_envs: copies at the most; E if None.
-        tell: called with words about how far it is.
+        max_steps: maximum number of steps of an episode; None for the time limit, or `HOST_STEPS`
+            if there is none.
+        num_envs: maximum number of copies; None for E.
+        tell: is called with messages about the progress.
         carry: `num_envs -> carry`, the memory of the policy.
 
     Raises:
@@ -264,13 +276,13 @@ def evaluate_on_host(
     """
     bound = evaluation_bound(env, max_steps)
     own_limit = env.time_limit
-    env = env._replace(time_limit=bound)  # which ends an episode that is cut, too
+    env = env._replace(time_limit=bound)  # the time limit also ends episodes that are cut
     num_copies = min(num_episodes, num_envs or num_episodes)
     with failures_named(env):
         opened = env.open(seeds, num_copies)
     returns, cut = np.zeros(num_episodes, np.float32), np.zeros(num_episodes, bool)
     costs = np.zeros((num_episodes, len(env.costs)), np.float32) if env.costs else ()
-    number = np.arange(num_copies)  # of each copy's episode; those from E on do not count
+    number = np.arange(num_copies)  # the episode that each copy plays; from E on they do not count
     step, num_broken, told, memory = 0, 0, time.monotonic(), carry(num_copies)
     with closing(opened) as pool:
         episodes = start_host_episodes(env, pool, num_copies)
@@ -301,7 +313,7 @@ def evaluate_on_host(
     if num_broken:
         print(
             f"warning: {num_broken} evaluation episodes of {env.name} ended with numbers that are "
-            "not finite, or absurdly large, and others were played in their place.",
+            "not finite, or absurdly large. Other episodes were played instead.",
             file=sys.stderr,
         )
     return Played(returns, cut, costs)

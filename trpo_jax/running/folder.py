@@ -1,4 +1,4 @@
-"""The folder of a run: a new one, or one whose run goes on."""
+"""Opens the folder of a run: creates it for a new run, or finds the checkpoint of a resumed run."""
 
 import shutil
 import sys
@@ -26,13 +26,13 @@ from trpo_jax.running.plan import RunPlan
 
 
 def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
-    """Creates the folder of a new run, or returns the checkpoint that a resumed one goes on from.
+    """Creates the folder of a new run, or returns the checkpoint that a resumed run continues from.
 
     The folder is locked until the stack closes.
 
     Raises:
         ConfigurationError: if the folder cannot be used.
-        StorageFailure: if a process cannot read what the first one has found.
+        StorageFailure: if another process cannot read the checkpoint of the first process.
         PeerFailure: if another process is gone.
     """
     if plan.folder is None:
@@ -53,8 +53,8 @@ def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
     number = decided_by_first(decide)
     if not (plan.folder / DESCRIPTION).is_file():
         raise ConfigurationError(
-            f"The first process has created {plan.folder}, and this one does not see it. All of "
-            "them have to: choose a folder on a shared disk with --out."
+            f"The first process has created {plan.folder}, but this process does not see it. All "
+            "processes must see the folder. Choose a folder on a shared disk with --out."
         )
     if number is None or found is not None:
         return found
@@ -63,10 +63,13 @@ def open_folder(plan: RunPlan, stack: ExitStack) -> Saved | None:
 
 
 def lengthen(plan: RunPlan, saved: Saved | None) -> None:
-    """Writes down that a run goes on to more steps, if it does; what came of fewer stays beside.
+    """Writes the new number of steps into the folder if a run is made longer.
+
+    The summary and the policies of a finished run are kept in files whose names have its number of
+    steps.
 
     Raises:
-        ConfigurationError: if a finished run has no checkpoint to go on from.
+        ConfigurationError: if a finished run has no checkpoint to continue from.
     """
     begun, steps = read_description(plan.folder), plan.description["total_steps"]
     if steps <= begun["total_steps"]:
@@ -75,8 +78,8 @@ def lengthen(plan: RunPlan, saved: Saved | None) -> None:
     if summary.is_file():
         if saved is None:
             raise ConfigurationError(
-                f"The run in {plan.folder} is finished and has no checkpoint to go on from. Start "
-                "the longer run in another folder."
+                f"The run in {plan.folder} is finished and has no checkpoint to continue from. "
+                "Start the longer run in another folder."
             )
         beside = lambda path: path.with_stem(f"{path.stem}-{begun['total_steps']}")
         if policy.is_file():
@@ -87,10 +90,10 @@ def lengthen(plan: RunPlan, saved: Saved | None) -> None:
 
 
 def find_checkpoint(plan: RunPlan) -> Saved | None:
-    """Returns the latest checkpoint that a run can go on from, and says which ones it cannot.
+    """Returns the latest checkpoint that a run can continue from, and prints why others cannot.
 
     Raises:
-        ConfigurationError: if it is from a run with other settings.
+        ConfigurationError: if that checkpoint is from a run with other settings.
     """
     ends = {METRICS: last_update(plan, METRICS)}
     if plan.eval_every:
@@ -102,27 +105,30 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
     with closing(Checkpoints(folder)) as checkpoints:
         for found in checkpoints.newest_first():
             if isinstance(found, StorageFailure):
-                print(f"warning: {found} It was renamed; the one before is tried.", file=sys.stderr)
+                print(
+                    f"warning: {found} It was renamed. The run tries the checkpoint before it.",
+                    file=sys.stderr,
+                )
                 continue
             longer = {"total_steps": plan.description["total_steps"]}
             different = differing_settings(plan.description, found.description | longer)
             if different:
                 raise ConfigurationError(
                     f"The checkpoint of update {found.num_updates} in {folder} is from a run with "
-                    f"{different}. Take it out of that folder to go on with an earlier one."
+                    f"{different}. Move it out of that folder to continue with an earlier one."
                 )
             if ends[short] >= found.num_updates:
                 return found
             print(
-                f"warning: {plan.folder / short} lacks rows of updates up to "
-                f"{found.num_updates}, which the latest checkpoint is of; the one before is tried.",
+                f"warning: {plan.folder / short} has no rows up to update {found.num_updates} of "
+                "the latest checkpoint. The run tries the checkpoint before it.",
                 file=sys.stderr,
             )
     return None
 
 
 def last_update(plan: RunPlan, name: str) -> int:
-    """Returns the last update that a CSV file of a run has rows of; -1 if it has none.
+    """Returns the last update with rows in a CSV file of a run; -1 if the file has no rows.
 
     Raises:
         ConfigurationError: if the file is damaged.

@@ -1,8 +1,8 @@
-"""The program for environments that run on the host: one thread a seed, side by side.
+"""The program for environments that run on the host: the seeds run in parallel threads.
 
-Within a seed, the policy's step waits for its batch, and the next batch for the policy's step; the
-critic is fitted while the next batch is collected. Between seeds nothing waits, so that the
-environments of one are stepped while the device learns from another's.
+Within a seed, the step of the policy waits for its batch, and the next batch waits for the step of
+the policy. The critic is fitted while the next batch is collected. Seeds do not wait for each
+other, so the environments of one seed are stepped while the device learns from another.
 """
 
 import os
@@ -19,8 +19,9 @@ import numpy as np
 
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, State, update_keys
 from trpo_jax.algorithms.on_policy import RANDOM_STEPS
-from trpo_jax.envs.base import Environment, Pool, split_mask
+from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.envs.episodes import Transition, stagger
+from trpo_jax.envs.specs import split_mask
 from trpo_jax.envs.threads import OwnThread, close_in
 from trpo_jax.errors import NotFinite
 from trpo_jax.host_rollout import (
@@ -36,16 +37,16 @@ from trpo_jax.rollout import random_actions
 from trpo_jax.running.memory import SIZES, compiled_bytes, require_room
 from trpo_jax.running.program import Health, Program, as_metrics, check, cpu_options
 
-TELL_EVERY = 10.0  # seconds between words about environments that start
-NO_UPDATE = 2**31 - 1  # keys of updates are those of smaller numbers
+TELL_EVERY = 10.0  # seconds between messages while environments start
+NO_UPDATE = 2**31 - 1  # the number of no update, for a key that no update uses
 
 
 class HostState(NamedTuple):
-    """States of all seeds.
+    """The states of all seeds.
 
     Attributes:
-        actor: what acting needs, leading axis `[num_seeds]`.
-        seeds: the state of each.
+        actor: the actors of all seeds, leading axis `[num_seeds]`.
+        seeds: the state of each seed.
     """
 
     actor: Actor
@@ -56,12 +57,12 @@ class HostPrograms(NamedTuple):
     """The compiled programs of one seed.
 
     Attributes:
-        choose: the actions of one step; see `make_choose`.
+        choose: chooses the actions of one step; see `make_choose`.
         improve: `(state, trajectory) -> (state, fit_input, metrics, health)`.
-        fit: `(state.critic, fit_input, metrics, health) -> (state.critic, (metrics, health))`; no
-            rollout waits for it.
+        fit: `(state.critic, fit_input, metrics, health) -> (state.critic, (metrics, health))`. The
+            next rollout does not wait for it.
         num_steps: steps of each environment in one update.
-        broken: `(metrics, health)` of an update that did not come about.
+        broken: `(metrics, health)` for an update that was not done.
     """
 
     choose: Choose
@@ -72,14 +73,14 @@ class HostPrograms(NamedTuple):
 
 
 class Stopping(Exception):
-    """Nothing further is wanted of a program."""
+    """The program should stop."""
 
 
 class HostRuns(NamedTuple):
-    """Runs that differ in their seeds and in some values, as compiled programs.
+    """The compiled programs of runs that differ in their seeds and in some values.
 
     Attributes:
-        algorithm: of one of them, for whatever is the same in all.
+        algorithm: the algorithm of one of the runs, for everything that is the same in all runs.
         init: `(key, values of one run) -> state`.
         programs: `values of one run -> the programs of its seed`.
         seconds: time spent compiling.
@@ -115,15 +116,15 @@ def start_host_runs(
     num_done: int = 0,
     tell: Callable[[str], None] | None = None,
 ) -> Program:
-    """Returns the program of some runs side by side, whose environments are started.
+    """Starts the environments of some runs, and returns the program that does the runs in parallel.
 
     Args:
         runs: from `compile_host_runs`.
-        seeds: of each run.
-        values: of each run.
-        updates_per_chunk: updates in one call.
-        num_done: updates that were done before.
-        tell: called with words where environments take long to start.
+        seeds: the seed of each run.
+        values: the values of each run.
+        updates_per_chunk: maximum number of updates in one call.
+        num_done: number of updates that were done earlier.
+        tell: is called with messages while environments take long to start.
 
     Raises:
         EnvironmentFailure: if the environment cannot be started.
@@ -133,7 +134,7 @@ def start_host_runs(
     states = [runs.init(*pair) for pair in zip(keys, values, strict=True)]
     programs = [runs.programs(x) for x in values]
     num_envs = states[0].rollout.episodes.length.shape[0]
-    # A pool is opened, stepped and closed in one thread: what an environment holds may need that.
+    # A pool is opened, stepped and closed in the same thread, since some environments need that.
     threads = [OwnThread() for _ in range(min(len(seeds), os.cpu_count() or 1))]
     pools: dict[int, Pool] = {}
     broken_by: dict[int, str] = {}
@@ -155,7 +156,7 @@ def start_host_runs(
             thread.end()
 
     try:
-        starting = f"Starting {num_envs} environments a seed"
+        starting = f"Starting {num_envs} environments per seed"
         told = tell and (lambda words: tell(f"{starting}: {words}"))
         states = in_threads(open_and_start, seeds, states, tell=told)
     except BaseException:
@@ -197,14 +198,14 @@ def side_by_side(
     *args: Any,
     tell: Callable[[str], None] | None = None,
 ) -> list[Any]:
-    """Returns what a function gives for each seed, always called in the thread of that seed.
+    """Calls a function for each seed, each in the thread of the seed, and returns the results.
 
     Args:
-        threads: the threads; seed k has number k modulo their number.
-        stopping: set where a call fails, so that the others end soon; theirs is then None.
+        threads: the threads. Seed k has the thread of number k modulo the number of threads.
+        stopping: is set if a call fails, so that the other calls end soon and return None.
         function: `(index of the seed, argument of the seed, ...) -> result`.
-        args: each with one argument for each seed.
-        tell: called with words about how many seeds are done, where they take long.
+        args: sequences with one argument for each seed.
+        tell: is called with messages about how many seeds are ready, if they take long.
     """
 
     def call(*args):
@@ -213,7 +214,7 @@ def side_by_side(
         except Stopping:
             return None
         except BaseException:
-            stopping.set()  # or the other seeds would go on to the end of the chunk
+            stopping.set()  # otherwise the other seeds would run to the end of the chunk
             raise
 
     futures = [
@@ -243,14 +244,14 @@ def _choose_or_stop(choose, stopping, *args):
 
 
 def start(algorithm: Algorithm, pool: Pool, state: State, warm_up: bool) -> State:
-    """Returns the state of a seed whose episodes are those of a pool.
+    """Returns the state of a seed with the episodes of a pool.
 
     Args:
         algorithm: the algorithm.
         pool: copies of its environment.
         state: from `algorithm.init`.
-        warm_up: whether the first statistics of observations are to be those of random actions, as
-            `trpo_jax.algorithms.on_policy.random_statistics` has them on the device.
+        warm_up: whether to measure the first statistics of observations with random actions, as
+            `trpo_jax.algorithms.on_policy.random_statistics` does on the device.
     """
     env, num_envs = algorithm.env, state.rollout.episodes.length.shape[0]
     if warm_up and getattr(algorithm.config, "normalize_observations", False):
@@ -283,19 +284,19 @@ def advance_seed(
     count: int,
     broke: Callable[[str], Any],
 ) -> tuple[State, list[Any]]:
-    """Runs `count` updates of one seed, or as many as its numbers are finite.
+    """Runs `count` updates of one seed. Stops when its numbers are not finite.
 
     Args:
         env: the environment.
-        programs: of the seed.
+        programs: the programs of the seed.
         pool: copies of the environment.
-        state: of the seed.
+        state: the state of the seed.
         count: number of updates.
-        broke: told what the environment said whose numbers are not finite.
+        broke: is called with the error message if numbers of the environment are not finite.
 
     Returns:
         The state after the last update whose numbers are finite, and `(metrics, health)` of each
-        update; after one whose numbers are not, `programs.broken` to the end.
+        update. Updates that were not done have `programs.broken`.
     """
 
     def collect(state):
@@ -321,9 +322,9 @@ def advance_seed(
         rollout, trajectory = batch
         collected = state._replace(rollout=rollout)
         improved, *to_fit, health = programs.improve(collected, trajectory)
-        critic, output = programs.fit(collected.critic, *to_fit, health)  # runs on meanwhile
+        critic, output = programs.fit(collected.critic, *to_fit, health)  # the call does not wait
         more = len(outputs) + 1 < count
-        # No environment is to see a broken policy.
+        # The environment must not see actions of a broken policy.
         batch = collect(improved) if more and health.finite else None
         outputs.append(output)
         if not output[1].finite:
@@ -334,7 +335,7 @@ def advance_seed(
 
 @jax.jit
 def next_key(state: State) -> Any:
-    """Returns the key of the rollout that comes next."""
+    """Returns the key of the next rollout."""
     return update_keys(state).collect
 
 
@@ -342,8 +343,8 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
     """Compiles the programs of runs on the host that differ in their seeds and in some values.
 
     Args:
-        make: `values of one run -> algorithm`, traced.
-        values: of one of the runs, any pytree.
+        make: `values of one run -> algorithm`. JAX traces it.
+        values: the values of one of the runs, any pytree.
     """
     started = time.perf_counter()
     algorithm = make(values)
@@ -378,7 +379,7 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
     act = lambda given, *acting: make(given[1]).act(given[0], *acting)
     choose, num_steps = make_choose(algorithm.env, act), algorithm.num_steps
     rollout, keys = state.rollout, action_keys(next_key(state), num_steps)
-    choose((state.actor, values), keys, 0, rollout.episodes, rollout.acting)  # which compiles it
+    choose((state.actor, values), keys, 0, rollout.episodes, rollout.acting)  # compiles it
     improve = improve.lower(values, state, trajectory).compile(cpu_options())
     needed = compiled_bytes(improve)
     require_room("An update", needed, jax.devices()[0], SIZES, at_least=False)
@@ -397,7 +398,7 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
 
 
 def trajectory_shapes(algorithm: Algorithm, state: State) -> Transition:
-    """Returns shapes and dtypes of a trajectory."""
+    """Returns the shapes and dtypes of a trajectory."""
     episodes = state.rollout.episodes
     actions, noise, _ = jax.eval_shape(
         algorithm.act, state.actor, state.key, episodes, state.rollout.acting
@@ -425,6 +426,6 @@ def trajectory_shapes(algorithm: Algorithm, state: State) -> Transition:
 
 
 def stack_states(states: Sequence[State]) -> HostState:
-    """Returns the states of all seeds as one."""
+    """Returns the states of all seeds as one state."""
     actors = [jax.device_get(state.actor) for state in states]
     return HostState(jax.tree.map(lambda *xs: np.stack(xs), *actors), tuple(states))

@@ -1,6 +1,6 @@
-"""The driver: a Python loop over one compiled program of several updates, for many seeds at once.
+"""The loop of a run: repeated calls of one compiled program that does several updates of all seeds.
 
-Everything that is not mathematics (progress, files, Ctrl-C) happens on the host, between two calls.
+Progress, files and Ctrl-C are handled on the host, between two calls of the program.
 """
 
 import _thread
@@ -20,7 +20,8 @@ from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, State, learnt_of
 from trpo_jax.algorithms.schedules import begun_anew
 from trpo_jax.critics import WithCosts
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import LARGEST, MASK, ObservationSpec, path_name
+from trpo_jax.envs.base import LARGEST
+from trpo_jax.envs.specs import MASK, ObservationSpec, path_name
 from trpo_jax.processes import (
     any_of,
     decided_by_first,
@@ -32,20 +33,21 @@ from trpo_jax.running.host_program import HostState, host_program, stack_states
 from trpo_jax.running.memory import shortage_named
 from trpo_jax.running.program import NO_LEGAL_ACTION, OF_COSTS, Health, Program, device_program
 
-OF_EPISODES = ("episodic_return", "episode_length")  # metrics that need an episode that ended
-EPISODIC_COST = "episodic_cost"  # beginning of names of others
-CHUNK_SECONDS = 1.0  # so long the host sees nothing of a run, and Ctrl-C waits
-MOST_UPDATES, MOST_ROWS = 1024, 2**16  # that a program has room for: of a seed, of all seeds
-LISTED = 8  # seeds in a message
-_interrupts: list[KeyboardInterrupt] = []  # Ctrl-C for which the run has not stopped yet
+OF_EPISODES = ("episodic_return", "episode_length")  # these metrics need an episode that ended
+EPISODIC_COST = "episodic_cost"  # metrics whose names begin with this also need one
+CHUNK_SECONDS = 1.0  # Ctrl-C waits so long, and progress is shown so often
+MOST_UPDATES, MOST_ROWS = 1024, 2**16  # room of a program: updates of a seed, and of all seeds
+LISTED = 8  # a message lists so many seeds
+_interrupts: list[KeyboardInterrupt] = []  # each Ctrl-C that has not stopped the run yet
 
 
 class Pace(NamedTuple):
-    """How long chunks are.
+    """How long the chunks of a run are.
 
     Attributes:
-        seconds: that a chunk is to take; if infinite, chunks are as long as the program has room.
-        intervals: numbers of updates; chunks end at the multiples of each that is not 0.
+        seconds: time that a chunk should take; if infinite, chunks are as long as the program
+            allows.
+        intervals: numbers of updates; a chunk ends at every multiple of each number that is not 0.
     """
 
     seconds: float = math.inf
@@ -59,8 +61,8 @@ class Broken(NamedTuple):
     """Why a seed stopped.
 
     Attributes:
-        update: the first one whose numbers are not finite.
-        reason: what was wrong, as a sentence without its end.
+        update: the first update whose numbers are not finite.
+        reason: what was wrong, as a sentence without a full stop.
     """
 
     update: int
@@ -68,19 +70,19 @@ class Broken(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What one call of the compiled program gave.
+    """The results of one call of the compiled program.
 
     Attributes:
-        first_update: number of its first update, counted from 1.
-        last_update: number of its last update.
-        metrics: each `[num_seeds, updates]`, on the host; NaN in `episodic_return` and
-            `episode_length` where no episode ended. An algorithm may have none of these. All are
-            NaN of seeds that have stopped.
-        health: of these updates, on the host.
-        state: after its last update; used up by the next chunk.
-        actor: what acting needs after its last update, leading axis `[num_seeds]`, on the host.
-        seconds: training time until its end, compilation excluded.
-        broken: the seeds that have stopped so far, since their numbers are not finite.
+        first_update: number of the first update of the chunk, counted from 1.
+        last_update: number of the last update of the chunk.
+        metrics: the metrics by name, each `[num_seeds, updates]`, on the host. `episodic_return`,
+            `episode_length` and costs, if the algorithm has them, are NaN in updates without an end
+            of an episode. All metrics of a seed are NaN after it has stopped.
+        health: the health of these updates, on the host.
+        state: the state after the last update. The next chunk uses it up.
+        actor: the actors after the last update, leading axis `[num_seeds]`, on the host.
+        seconds: training time until the end of the chunk, without compilation.
+        broken: the seeds that have stopped so far because their numbers were not finite.
     """
 
     first_update: int
@@ -94,11 +96,11 @@ class Chunk(NamedTuple):
 
 
 class NonFiniteError(FloatingPointError):
-    """The numbers of all seeds of a run stopped being finite."""
+    """The numbers of all seeds of a run are not finite."""
 
 
 class AgreedStop(KeyboardInterrupt):
-    """Ctrl-C in one of the processes, after a chunk that all of them have done."""
+    """Ctrl-C in one of the processes. It is raised in all of them, after the same chunk."""
 
 
 def compile_program(
@@ -109,24 +111,26 @@ def compile_program(
     placement: Placement | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Program:
-    """Compiles up to `updates_per_chunk` updates of all seeds as one program; initialises them.
+    """Compiles up to `updates_per_chunk` updates of all seeds as one program, and initialises it.
 
-    Each seed is a run of its own: seed s gives the same run whatever other seeds run beside it, up
-    to the rounding of batched matrix products.
+    The seeds are independent: seed s gives the same numbers whichever seeds run in parallel with
+    it, up to the rounding of batched matrix products.
 
     Args:
-        algorithm: what to run.
-        seeds: one non-negative integer each.
-        updates_per_chunk: updates that one call has room for.
-        num_done: updates that were done before; `resume_program` then gives it their state.
-        placement: which devices it is on, where the environment is; the default one if None.
-        tell: called with words about environments on the host that take long to start.
+        algorithm: the algorithm.
+        seeds: non-negative integers.
+        updates_per_chunk: maximum number of updates in one call.
+        num_done: number of updates that were done earlier. `resume_program` then sets their state.
+        placement: the devices of the program, if the environment runs on the device; None for the
+            default device.
+        tell: is called with messages while environments on the host take long to start.
 
     Returns:
-        A program, to be closed in the end.
+        The program. The caller has to close it.
 
     Raises:
         EnvironmentFailure: if the environment runs on the host and cannot be started.
+        MemoryFailure: if there is not enough memory.
     """
     with shortage_named():
         if algorithm.env.open is None:
@@ -135,10 +139,10 @@ def compile_program(
 
 
 def resume_program(program: Program, state: State) -> Program:
-    """Returns a fresh program with the state of an earlier one in place of its own.
+    """Returns a fresh program with its state replaced by the state of an earlier program.
 
-    On the device it goes on as if it had never stopped. Environments on the host cannot be stored:
-    their episodes begin anew, and with them all that belongs to running episodes.
+    On the device, the program then continues as if it had never stopped. Environments on the host
+    cannot be stored, so their episodes and everything that belongs to running episodes start again.
     """
     if isinstance(state, HostState):
         seeds = [
@@ -150,12 +154,12 @@ def resume_program(program: Program, state: State) -> Program:
 
 
 def start_from(program: Program, learnt: Learnt) -> Program:
-    """Returns a fresh program whose seeds start from what others have learnt.
+    """Returns a fresh program whose seeds start from what the seeds of another run have learnt.
 
     Args:
         program: from `compile_program`.
-        learnt: for each seed, leading axis `[num_seeds]`. Critics of costs that are None stay those
-            of the program.
+        learnt: what each seed starts from, leading axis `[num_seeds]`. If its critics of costs are
+            None, the program keeps its own.
     """
     own = {name: x for name, x in learnt._asdict().items() if x is not None}
     state = program.state
@@ -177,7 +181,7 @@ def start_from(program: Program, learnt: Learnt) -> Program:
 
 
 def learnt_by(state: State) -> Learnt:
-    """Returns what all seeds have learnt, leading axis `[num_seeds]`, on the host.
+    """Returns everything that the seeds have learnt, leading axis `[num_seeds]`, on the host.
 
     Raises:
         PeerFailure: if another process of the run is gone.
@@ -189,22 +193,29 @@ def learnt_by(state: State) -> Learnt:
 
 
 def most_updates(num_runs: int) -> int:
-    """Returns how many updates of `num_runs` runs side by side a program is to have room for."""
+    """Returns how many updates a program for `num_runs` parallel runs should have room for."""
     return max(1, min(MOST_UPDATES, MOST_ROWS // num_runs))
 
 
 def next_count(done: int, num_updates: int, most: int, intervals: Sequence[int]) -> int:
-    """Returns how many updates come next: at most so many, and none beyond a multiple."""
+    """Returns the number of updates in the next chunk.
+
+    Args:
+        done: number of updates that are done.
+        num_updates: number of updates in the whole run.
+        most: maximum number of updates in the chunk.
+        intervals: the chunk does not go beyond the next multiple of any of these numbers.
+    """
     ends = [num_updates, *(every * (done // every + 1) for every in intervals if every)]
     return min(most, *(end - done for end in ends))
 
 
 def finish(function: Callable[[], Any]) -> Any:
-    """Returns the result of a function, which Ctrl-C does not end before its time.
+    """Calls a function that the first Ctrl-C does not interrupt, and returns its result.
 
-    The function runs in a thread of its own, which no signal reaches. A first Ctrl-C is kept: for
-    `stop_if_interrupted`, or until all processes stop, after their next chunk. A second one is
-    raised.
+    The function runs in its own thread, which signals do not reach. A first Ctrl-C is remembered.
+    `stop_if_interrupted` raises it later, or all processes stop together after their next chunk. A
+    second Ctrl-C is raised at once.
     """
     result, once = Future(), threading.Lock()
 
@@ -219,13 +230,16 @@ def finish(function: Callable[[], Any]) -> Any:
         _thread.start_new_thread(run, ())
         return result.result()
     except KeyboardInterrupt as interrupt:
-        _thread.start_new_thread(run, ())  # it may have come before the first
+        _thread.start_new_thread(run, ())  # Ctrl-C may have prevented the first start
         _interrupts.append(interrupt)
         return result.result()
 
 
 def stop_if_interrupted() -> None:
-    """Raises the Ctrl-C that `finish` has kept; several processes agree on it in their chunks."""
+    """Raises the Ctrl-C that `finish` has remembered, if there is one and only one process.
+
+    Several processes stop together at the end of a chunk instead.
+    """
     if _interrupts and jax.process_count() == 1:
         raise _interrupts.pop()
 
@@ -238,23 +252,24 @@ def advance_chunks(
     pace: Pace = LONGEST,
     alive: np.ndarray | None = None,
 ) -> Iterator[Chunk]:
-    """Runs a program to its end, yielding after each chunk, whatever the numbers are.
+    """Runs a program to its end and yields each chunk, also if numbers are not finite.
 
-    The numbers do not depend on the chunks. The first one has one update, where chunks are to take
-    a certain time; each takes as many as that time allows, going by the one before.
+    The length of the chunks does not change the numbers. If chunks should take a certain time, the
+    first chunk has one update. The length of each later chunk follows from the time of the chunk
+    before it.
 
     Args:
-        program: from `compile_program`; used up by the run.
-        num_updates: updates in the whole run.
-        num_done: updates that were done before.
-        seconds: training time of those.
-        pace: how long chunks are.
-        alive: which seeds have not stopped before, `[num_seeds]`; all if None. The others go on,
-            but for their actors.
+        program: from `compile_program`. The run uses it up.
+        num_updates: number of updates in the whole run.
+        num_done: number of updates that were done earlier.
+        seconds: training time of these earlier updates.
+        pace: how long the chunks are.
+        alive: which seeds have not stopped earlier, `[num_seeds]`; None for all seeds. A seed that
+            has stopped is still computed, but what it has learnt stays the same.
 
     Raises:
         PeerFailure: if another process of the run is gone.
-        AgreedStop: on Ctrl-C during a chunk, after that chunk was yielded.
+        AgreedStop: after Ctrl-C during a chunk. It is raised after that chunk has been yielded.
     """
     state, done = program.state, num_done
     most = 1 if math.isfinite(pace.seconds) else program.updates_per_chunk
@@ -283,7 +298,7 @@ def _advance(program, state, count, alive):
 
 
 def mark_missing(metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the metrics with NaN in those of episodes where no episode ended."""
+    """Returns the metrics, with NaN in metrics of episodes if no episode ended in an update."""
     if "num_episodes" not in metrics:
         return metrics
     of_episodes = {
@@ -303,17 +318,23 @@ def run_chunks(
     pace: Pace = LONGEST,
     broken: Mapping[int, Broken] = MappingProxyType({}),
 ) -> Iterator[Chunk]:
-    """Does what `advance_chunks` does; a seed whose numbers are not finite stops, for good.
+    """Does the same as `advance_chunks`, and stops each seed whose numbers are not finite.
 
-    Its actor stays at the last one that is finite, and its metrics are NaN from then on.
+    A seed that has stopped keeps its last finite actor. Its metrics are NaN from then on.
 
-    All arguments but `broken`, the seeds that stopped before, are those of `advance_chunks`.
+    Args:
+        program: as in `advance_chunks`, like the next four arguments.
+        num_updates: number of updates in the whole run.
+        num_done: number of updates that were done earlier.
+        seconds: training time of these earlier updates.
+        pace: how long the chunks are.
+        broken: the seeds that stopped earlier.
 
     Raises:
-        NonFiniteError: when all seeds have stopped, naming them. All updates before the last one
-            stopped were yielded.
+        NonFiniteError: when all seeds have stopped; it names them. All updates before the last seed
+            stopped have been yielded.
         PeerFailure: if another process of the run is gone.
-        AgreedStop: on Ctrl-C during a chunk, after that chunk was yielded.
+        AgreedStop: after Ctrl-C during a chunk. It is raised after that chunk has been yielded.
     """
     alive = np.array([seed not in broken for seed in program.seeds])
     for chunk in advance_chunks(program, num_updates, num_done, seconds, pace, alive):
@@ -334,7 +355,7 @@ def run_chunks(
 
 
 def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
-    """Returns the seeds that are not finite in a chunk, from the first update that is not."""
+    """Returns the seeds whose numbers are not finite in a chunk, with the first such update."""
     found = {}
     for index in np.flatnonzero(~chunk.health.finite.all(axis=1)):
         first = int(chunk.health.finite[index].argmin())
@@ -346,13 +367,13 @@ def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
             when = f"in step {step + 1:,} of update {update:,}"
             reason = (
                 f"environment {program.env.name} returned "
-                f"{_number_named(program.env.observation, component, value)}, {when}. Numbers that "
-                f"are not finite, or from {LARGEST:g} on, cannot be learnt from"
+                f"{_number_named(program.env.observation, component, value)}, {when}. An algorithm "
+                f"cannot learn from numbers that are not finite, or not below {LARGEST:g}"
             )
             if component == NO_LEGAL_ACTION:
                 reason = (
                     f"environment {program.env.name} showed an {MASK} without a legal action, "
-                    f"{when}. Such a state is the end of an episode"
+                    f"{when}. The episode should have ended there"
                 )
         elif index in program.broken_by:
             said = program.broken_by[index].rstrip(".")
@@ -362,9 +383,9 @@ def _broken(program: Program, chunk: Chunk) -> dict[int, Broken]:
 
 
 def _number_named(observation: ObservationSpec, component: int, value: float) -> str:
-    """Returns the words for a component of an observation, the reward (-1) or a cost (-3).
+    """Returns words for a component of an observation, the reward (-1) or a cost (-3).
 
-    Components are counted over all arrays of the observation.
+    The components of all arrays of the observation are counted through.
     """
     if component < 0:
         return f"a {'cost' if component == OF_COSTS else 'reward'} of {value:g}"
@@ -377,11 +398,11 @@ def _number_named(observation: ObservationSpec, component: int, value: float) ->
 
 
 def broken_text(broken: Mapping[int, Broken]) -> str:
-    """Returns which seeds have stopped and why, and what often helps where they broke alone."""
+    """Returns sentences about the seeds that have stopped, why they stopped, and what may help."""
     listed = list(broken.items())[:LISTED]
     sentences = [f"Seed {seed} stopped: {reason}." for seed, (_, reason) in listed]
     more = len(broken) - len(listed)
-    sentences += [f"So did {more} more seeds."] if more else []
+    sentences += [f"{more} more seeds stopped too."] if more else []
     if any(reason.startswith("update") for _, (_, reason) in listed):
         sentences.append(
             "A smaller critic_lr or max_kl, more damping, or scale_rewards often helps."

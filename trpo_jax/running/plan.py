@@ -1,4 +1,4 @@
-"""The settings of a run, chosen, checked and described before anything is compiled."""
+"""Chooses, checks and describes the settings of a run before anything is compiled."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,8 @@ from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.limits import last_limits
 from trpo_jax.records.logs import SERVICES, require_service
-from trpo_jax.records.policies import describe_policy, learnt_from, stored_observation, with_origin
+from trpo_jax.records.policies import learnt_from
+from trpo_jax.records.policy_files import describe_policy, stored_observation, with_origin
 from trpo_jax.records.resuming import begun_steps, refuse_to_resume
 from trpo_jax.records.runs import DESCRIPTION, read_description
 from trpo_jax.running.defaults import defaults
@@ -51,38 +52,39 @@ from trpo_jax.running.task import (
     without_effect,
 )
 
-INTERRUPT = "interrupt"  # Ctrl-C, as what stopped a run or a sweep
+INTERRUPT = "interrupt"  # value of `stopped_by` after Ctrl-C
 MOST_SEEDS = 2**32
-MOST_RUNS = 10**6  # side by side: their list alone would fill a memory
-MOST = 2**31 - 1  # of what a compiled program counts
-STOP_EVERY = 10  # updates between two looks at the return that a run may stop at
+MOST_RUNS = 10**6  # in parallel; the list of more runs would fill the memory
+MOST = 2**31 - 1  # compiled programs count in 32 bits
+STOP_EVERY = 10  # number of updates from one check of `stop_at_return` to the next
 
 
 class RunPlan(NamedTuple):
-    """A run whose settings were checked.
+    """A run whose settings have been checked.
 
     Attributes:
-        env: its environment.
-        algorithm: its algorithm.
-        name: of the algorithm.
-        config: of the algorithm.
-        seeds: its seeds.
-        num_updates: updates of each seed.
-        evaluation_episodes: episodes of each seed in an evaluation.
-        eval_every: updates from one evaluation to the next, 0 for one in the end only.
-        checkpoint_every: updates from one checkpoint to the next, 0 for none; None if their cost
-            decides.
-        keep_checkpoints: how many of the latest are kept.
-        folder: where its files go; None for no files.
+        env: the environment.
+        algorithm: the algorithm.
+        name: the name of the algorithm.
+        config: the config of the algorithm.
+        seeds: the seeds.
+        num_updates: number of updates of each seed.
+        evaluation_episodes: number of episodes for evaluating the policy of a seed.
+        eval_every: number of updates from one evaluation to the next; 0 evaluates only at the end.
+        checkpoint_every: number of updates from one checkpoint to the next; 0 for no checkpoints;
+            None for as often as their share of the time allows.
+        keep_checkpoints: number of latest checkpoints to keep.
+        folder: the folder of the files; None for no files.
         resumed: whether the folder holds the beginning of the run.
-        log: further logs, of `trpo_jax.records.logs.SERVICES`.
-        description: what `config.json` says.
-        placement: which devices it is on; the default one if None.
-        evaluation_steps: the most steps of an evaluation episode; None for the usual bound.
-        init_from: the run whose policies, critics and statistics it starts from, if any.
-        stop_at_return: that ends the run when every seed has reached it; None for none.
-        cost_limits: that policies are judged by, of each cost at the last update; None for none.
-        notes: what was asked for without effect, and costs that are ignored, a sentence each.
+        log: names of further logs, from `trpo_jax.records.logs.SERVICES`.
+        description: the contents of `config.json`.
+        placement: the devices of the run; None for the default device.
+        evaluation_steps: maximum number of steps of an evaluation episode; None for the default.
+        init_from: the run whose policies, critics and statistics this run starts from, or None.
+        stop_at_return: the run stops when every seed has reached this return; None for never.
+        cost_limits: the limit of each cost at the last update, by which policies are judged; None
+            without limits.
+        notes: sentences about settings that have no effect and costs that are ignored.
     """
 
     env: Environment
@@ -108,28 +110,28 @@ class RunPlan(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The algorithm and the environment, as headings say it."""
+        """The algorithm and the environment, for headings."""
         return f"{self.name.upper()} on {self.env.name}"
 
     @property
     def num_envs(self) -> int:
-        """Environments of each seed."""
+        """The number of environments of each seed."""
         state = jax.eval_shape(self.algorithm.init, jax.random.key(0))
         return state.rollout.episodes.length.shape[0]
 
     @property
     def pace(self) -> Pace:
-        """How long it runs between two looks of the host."""
+        """How long the chunks of the run are."""
         stop_every = 0 if self.stop_at_return is None else STOP_EVERY
         intervals = self.eval_every, self.checkpoint_every or 0, stop_every
         return USUAL._replace(intervals=intervals)
 
 
 def choose_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns seeds 0 to n - 1 for a number n, and otherwise the seeds themselves.
+    """Returns the seeds 0 to n - 1 for a number n, and given seeds as they are.
 
     Raises:
-        ConfigurationError: if there is none, one is there twice, or one is no seed.
+        ConfigurationError: if there is no seed, a seed is given twice, or a seed is out of range.
     """
     if isinstance(seeds, int | np.integer):
         require_at_least(seeds=(seeds, 1))
@@ -140,7 +142,9 @@ def choose_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     if wrong:
         raise ConfigurationError(f"seed = {wrong[0]} must be at least 0 and less than 2^32.")
     if not chosen or len(set(chosen)) < len(chosen):
-        raise ConfigurationError(f"seeds = {list(chosen)} must be one or more, each of them once.")
+        raise ConfigurationError(
+            f"seeds = {list(chosen)} must be one or more seeds, and each seed may be given once."
+        )
     return chosen
 
 
@@ -191,7 +195,7 @@ def plan_run(
     """
     folder = None if out is None else Path(out)
     begun = decided_by_first(lambda: begun_steps(folder)) if resume and folder is not None else None
-    tuned_for = begun or total_steps  # a run that goes on for longer keeps its schedules
+    tuned_for = begun or total_steps  # a run that is made longer keeps its schedules
     options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout, costs)
     if isinstance(algorithm, Algorithm):
         task, made = _own_task(env, config, algorithm, agent, tuned_for, options)
@@ -239,8 +243,8 @@ def plan_run(
     if num_updates < 1:
         raise ConfigurationError(
             f"total_steps = {chosen['total_steps']:,} is less than one batch, which takes "
-            f"{made.steps_per_update:,} steps of the environment. Raise total_steps or collect "
-            "less in an update, by num_envs or num_steps for instance."
+            f"{made.steps_per_update:,} steps of the environment. Raise total_steps, or make a "
+            "batch smaller, with num_envs or num_steps for instance."
         )
     for service in log:
         if service not in SERVICES:
@@ -250,7 +254,7 @@ def plan_run(
         raise ConfigurationError(f"stop_at_return = {stop_at_return} must be a finite number.")
     if folder is None and (log or resume or checkpoint_every):
         raise ConfigurationError(
-            "log, resume and checkpoint_every need a folder: give out as well."
+            "log, resume and checkpoint_every need a folder. Give out as well."
         )
     seed_list = list(chosen["seeds"])
     split = "" if placement is None else "seeds" if splits_runs(placement) else "environments"
@@ -313,11 +317,11 @@ def _last_limits(
 
 
 def _ignored_costs(task: Task, env: Environment) -> Iterator[str]:
-    """Yields a sentence if an environment has costs that an algorithm does not look at."""
+    """Yields a sentence if the environment has costs that the algorithm ignores."""
     if env.costs and not hasattr(task.config, "cost_limit"):
         yield (
-            f"{env.name} has costs ({', '.join(env.costs)}), which are recorded, and which "
-            f"{task.name} ignores. cpo, pcpo, trpo_lag, trpo_pid and ppo_lag keep limits on costs."
+            f"{env.name} has costs ({', '.join(env.costs)}). They are recorded, but {task.name} "
+            "ignores them. cpo, pcpo, trpo_lag, trpo_pid and ppo_lag keep limits on costs."
         )
 
 
@@ -329,16 +333,16 @@ def _own_task(
     total_steps: int | None,
     options: envs.Options,
 ) -> tuple[Task, Algorithm]:
-    """Returns the task of an algorithm that is made already, and the algorithm with its options.
+    """Returns the task of an `Algorithm`, and the algorithm with the options of the environment.
 
     Raises:
-        ConfigurationError: if something is given that it has of its own.
+        ConfigurationError: if something is given that an `Algorithm` already has.
     """
     own_env = env == DEFAULT_ENV if isinstance(env, str) else env is algorithm.env
     if config is not None or agent is not None or not own_env:
         raise ConfigurationError(
-            "An Algorithm has its own environment, config and agent. Leave env, config and "
-            "agent away, or give the module of the algorithm in its place."
+            "An Algorithm has its own environment, config and agent. Remove env, config and agent, "
+            "or give the module of the algorithm instead of the Algorithm."
         )
     env = with_options(algorithm.env, options)
     tuned = defaults("trpo", env.name, total_steps)
@@ -350,15 +354,15 @@ def _own_task(
 def _with_schedules(
     task: Task, make: Any, schedules: Mapping[str, str | Schedule], total_steps: int
 ) -> tuple[Task, dict[str, Schedule], dict[str, str]]:
-    """Returns the task at the start of its schedules, the schedules, and their descriptions.
+    """Returns the task with the first values of its schedules, the schedules, and their texts.
 
     Raises:
-        ConfigurationError: if a hyperparameter cannot have a schedule, or a text is none.
+        ConfigurationError: if a hyperparameter cannot have a schedule, or a text is not a schedule.
     """
     if make is None:
         raise ConfigurationError(
-            "An Algorithm is made already, with numbers that stay as they are. Give its module "
-            "and its config for schedules."
+            "The hyperparameters of an Algorithm cannot change. To use schedules, give its module "
+            "and its config instead of the Algorithm."
         )
     curves, described = {}, {}
     for name, schedule in schedules.items():
@@ -376,7 +380,7 @@ def _command(
     folder: Path | None,
     schedules: Mapping[str, str],
 ) -> list[str] | None:
-    """Returns the command line of the script that does the same run, or None if there is none."""
+    """Returns the command line that does the same run, or None if there is none."""
     first, count = chosen["seeds"][0], len(chosen["seeds"])
     if not task.named or chosen["seeds"] != tuple(range(first, first + count)):
         return None
@@ -393,9 +397,9 @@ def _command(
 def _seen_as_before(
     env: Environment, resumed: str | Path | None, init_from: str | Path | None
 ) -> Environment:
-    """Returns an environment on the host whose observations have the origin that networks know.
+    """Returns the environment with the origin of observations that stored networks were trained on.
 
-    It is measured when an environment is made, and need not come out the same another time.
+    The origin is measured each time an environment on the host is made, and the result may differ.
     """
     shown = None
     if env.open is not None and resumed is not None and Path(resumed, DESCRIPTION).is_file():

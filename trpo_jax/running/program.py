@@ -1,4 +1,4 @@
-"""What the driver runs: several updates of all seeds, compiled as one program."""
+"""The program of a run on the device: several updates of all seeds, compiled together."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,27 +14,28 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from trpo_jax.algorithms.base import Algorithm, Metrics, State, learnt_of
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import ActionSpec, Environment, choices_of, sound, split_choices, split_mask
+from trpo_jax.envs.base import Environment, sound
 from trpo_jax.envs.episodes import Transition
+from trpo_jax.envs.specs import ActionSpec, choices_of, split_choices, split_mask
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import to_devices
 from trpo_jax.running.memory import SIZES, compiled_bytes, devices_here, require_room
 
 NO_LEGAL_ACTION, OF_COSTS = -2, -3
 RUNS_ONCE = {"xla_backend_optimization_level": 0}  # compiles three times as fast
-RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles a fourth faster, and runs as fast
+RUNS_OFTEN = {"xla_backend_optimization_level": 2}  # compiles 25 % faster and runs as fast
 
 
 class Health(NamedTuple):
-    """Whether an update gave usable numbers; leading axes as the metrics have.
+    """Whether the numbers of an update can be used. The leading axes are those of the metrics.
 
     Attributes:
-        finite: whether all numbers of the update are finite, and those before it.
-        broken_step: the first step of the rollout in which the environment's own were not sound,
-            see `trpo_jax.envs.base.sound`, or in which no action was legal; or -1.
-        broken_component: of the arrays of the observation in that step, one after another; -1 if it
-            was the reward, -2 if no action was legal, -3 if it was a cost.
-        broken_value: the number there.
+        finite: whether all numbers of this update and of all updates before it are finite.
+        broken_step: the first step of the rollout in which a number of the environment was not
+            sound (see `trpo_jax.envs.base.sound`) or no action was legal; -1 if there is none.
+        broken_component: the component of the observation that was not sound in that step, counted
+            through all its arrays; -1 for the reward, -2 if no action was legal, -3 for a cost.
+        broken_value: the number that was not sound.
     """
 
     finite: Bool[Array, "*B"]
@@ -48,18 +49,18 @@ class Program(NamedTuple):
 
     Attributes:
         env: the environment.
-        state: states of all seeds; its field `actor` has the leading axis `[num_seeds]`.
-        advance: `(state, count, alive=None) -> (state, (metrics, health))` runs `count` updates, at
-            most `updates_per_chunk`; metrics and health have the leading axes `[num_seeds, count]`
-            or more, of which the first `count` hold. It uses its state up. What a seed has learnt
-            stays as it is at its first update that is not finite, and if it is not `alive`
-            [num_seeds].
+        state: the states of all seeds. Its field `actor` has the leading axis `[num_seeds]`.
+        advance: `(state, count, alive=None) -> (state, (metrics, health))` does `count` updates, at
+            most `updates_per_chunk`. It uses up its state. The leading axes of metrics and health
+            are `[num_seeds, updates]`. Only the first `count` updates are valid. From the first
+            update that is not finite, what a seed has learnt stays the same. It also stays the same
+            if the seed is not `alive` `[num_seeds]`.
         seeds: the seeds.
-        updates_per_chunk: updates that one call of `advance` has room for.
+        updates_per_chunk: maximum number of updates in one call of `advance`.
         compile_seconds: time spent compiling.
-        close: to be called in the end; it ends what runs beside the program.
-        broken_by: what the environment said whose numbers were not finite, by index of the seed,
-            where it is the environment that says so.
+        close: ends the threads and environments of the program. The owner has to call it.
+        broken_by: the messages of environments on the host whose numbers were not finite, by the
+            index of the seed.
     """
 
     env: Environment
@@ -73,13 +74,13 @@ class Program(NamedTuple):
 
 
 class CompiledRuns(NamedTuple):
-    """Runs side by side on the device, R of them, as compiled programs.
+    """The compiled programs of R parallel runs on the device.
 
     Attributes:
         init: `(seeds [R], values [R]) -> state [R]`.
-        advance: `(state [R], values [R], count, alive [R]) -> (state, (metrics, health))`, where
-            all are alive if nothing is said; uses its state up.
-        executable: `advance` as XLA has it.
+        advance: `(state [R], values [R], count, alive [R]) -> (state, (metrics, health))`. It uses
+            up its state. Without `alive`, all runs are alive.
+        executable: the XLA program of `advance`.
         seconds: time spent compiling.
     """
 
@@ -90,7 +91,7 @@ class CompiledRuns(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Memory that `advance` needs on each device, state and outputs included."""
+        """The memory that `advance` needs on each device, including state and outputs."""
         return compiled_bytes(self.executable)
 
 
@@ -103,7 +104,7 @@ def device_program(
     """Returns the program for an environment that runs on the device; see `compile_program`."""
     runs = compile_runs(lambda _: algorithm, len(seeds), (), updates_per_chunk, placement)
     here = devices_here(placement)
-    share = len(here) if here[0].platform == "cpu" else 1  # devices of a CPU share its memory
+    share = len(here) if here[0].platform == "cpu" else 1  # CPU devices share the memory
     require_room("This run", runs.num_bytes * share, here[0], SIZES, at_least=False)
     return Program(
         algorithm.env,
@@ -116,7 +117,7 @@ def device_program(
 
 
 def as_seeds(seeds: Sequence[int]) -> UInt32[np.ndarray, " R"]:
-    """Returns seeds as `CompiledRuns.init` takes them."""
+    """Returns seeds as the array that `CompiledRuns.init` takes."""
     return np.asarray(seeds, np.uint32)
 
 
@@ -130,11 +131,11 @@ def compile_runs(
     """Compiles `updates_per_chunk` updates of R runs that differ in their seeds and in some values.
 
     Args:
-        make: `values of one run -> algorithm`, traced.
+        make: `values of one run -> algorithm`. JAX traces it.
         num_runs: R.
-        values: any pytree, leading axis `[R]`, or its shapes.
-        updates_per_chunk: updates in one call.
-        placement: which devices it is on; the default one if None.
+        values: any pytree with the leading axis `[R]`, or its shapes.
+        updates_per_chunk: maximum number of updates in one call.
+        placement: the devices of the program; None for the default device.
     """
 
     def init(seed, values):
@@ -162,7 +163,7 @@ def compile_runs(
             rows = jax.tree.map(lambda xs, x: xs.at[index].set(x), rows, row)
             return state, row[1].finite, rows
 
-        # Not a scan: the last chunk of a run may be shorter, and is no reason to compile again.
+        # A scan would be compiled again for the last chunk of a run, which may be shorter.
         _, shapes = jax.eval_shape(update, state, jnp.ones((), bool))
         rows = jax.tree.map(lambda x: jnp.zeros((updates_per_chunk, *x.shape), x.dtype), shapes)
         start = state, alive, rows
@@ -206,27 +207,34 @@ def compile_runs(
 
 
 def cpu_options() -> dict[str, int] | None:
-    """Returns compiler options of what runs often, where it runs on a CPU."""
+    """Returns the compiler options on a CPU for a program that runs often, or None elsewhere."""
     return RUNS_OFTEN if jax.default_backend() == "cpu" else None
 
 
 def as_metrics(metrics: Metrics) -> dict[str, Float[Array, ""]]:
-    """Returns the metrics of an algorithm as they are stored: float32 scalars.
+    """Returns the metrics of an algorithm as float32 scalars.
 
     Raises:
-        ConfigurationError: if they are no flat dictionary of scalars.
+        ConfigurationError: if the metrics are not a flat dictionary of scalars.
     """
     for name, x in metrics.items():
         if not isinstance(name, str) or isinstance(x, dict) or jnp.ndim(x):
             raise ConfigurationError(
-                f"The metrics of an algorithm are a flat dictionary of scalars by name. The one "
-                f"that is named {name!r} is {x!r}. Return its mean, or leave it out."
+                f"The metrics of an algorithm must be a flat dictionary of scalars by name. The "
+                f"metric {name!r} is {x!r}. Return its mean, or leave it out."
             )
     return {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
 
 
 def check(learnt: State, metrics: Metrics, trajectory: Transition, action: ActionSpec) -> Health:
-    """Returns the health of an update, in an environment with these actions."""
+    """Returns the health of an update.
+
+    Args:
+        learnt: the state after the update.
+        metrics: the metrics of the update.
+        trajectory: the trajectory that was collected.
+        action: the actions of the environment.
+    """
     leaves = jax.tree.leaves((metrics, learnt.actor))
     numbers = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     step, component, value = _broken_number(trajectory, action)
@@ -237,13 +245,16 @@ def check(learnt: State, metrics: Metrics, trajectory: Transition, action: Actio
 def _broken_number(
     trajectory: Transition, action: ActionSpec
 ) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
-    """Returns step, component of the observation or -1, and value of the first unsound number."""
+    """Returns the step, the component and the value of the first number that is not sound.
+
+    They are coded as in `Health`.
+    """
     num_steps = trajectory.reward.shape[0]
     rows = lambda x: x.reshape(num_steps, -1)
     kinds = [(rows(trajectory.reward), lambda index: -1)]
     kinds += [(rows(x), lambda index: OF_COSTS) for x in jax.tree.leaves(trajectory.costs)]
     for tree in (trajectory.observation, trajectory.next_observation):
-        before = 0  # components of the arrays that come first
+        before = 0  # number of components in the arrays before x
         for x in jax.tree.leaves(tree):
             size = x[0, 0].size
             kinds.append((rows(x), lambda index, size=size, before=before: before + index % size))
@@ -268,5 +279,5 @@ def _broken_number(
 
 
 def _first(where: Bool[Array, " N"]) -> Int[Array, ""]:
-    """Returns the index of the first True, or N; no device needs the parts of the others for it."""
+    """Returns the index of the first True, or N. Devices need not exchange their parts for it."""
     return jnp.min(jnp.where(where, jnp.arange(len(where)), len(where)))

@@ -1,4 +1,4 @@
-"""What a run looks like in a terminal, in a notebook, and where neither is."""
+"""Shows the progress of a run in a terminal, in a notebook or in a file."""
 
 import datetime
 import time
@@ -14,15 +14,16 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.records.runs import ONLY_COST, cost_columns
 from trpo_jax.running.loop import Chunk
 
-PLAIN_LINES = 10  # progress lines of a whole run where there is no bar
-FIRST_LINE = 2.0  # seconds until the line that shows that a long run lives
-LINE_SECONDS = 10.0  # from one line about a long evaluation to the next
+PLAIN_LINES = 10  # number of progress lines of a whole run if there is no bar
+FIRST_LINE = 2.0  # seconds until the first extra line, which shows that a long run is alive
+LINE_SECONDS = 10.0  # seconds from one line about a long evaluation to the next
 
 
 def progress_console(visible: bool) -> Console:
-    """Returns the console that progress goes to; one that prints nothing if not `visible`.
+    """Returns the console for progress. It prints nothing if progress should not be `visible`.
 
-    In a notebook, rich needs ipywidgets for a bar. Without it the notebook gets plain lines.
+    In a notebook, rich needs ipywidgets for a bar. Without ipywidgets the notebook gets plain
+    lines.
     """
     console = Console(quiet=not visible, highlight=False)
     if console.is_jupyter and find_spec("ipywidgets") is None:
@@ -38,14 +39,14 @@ def duration(seconds: float) -> str:
 
 
 def has_bar(console: Console) -> bool:
-    """Says whether a console can show a live bar."""
+    """Returns whether a console can show a live bar."""
     return console.is_terminal or console.is_jupyter
 
 
 def progress_bar(console: Console, unit: str) -> Progress:
     """Returns a live bar that counts in a unit and shows the description of a task behind it.
 
-    It stays away where the console can show none.
+    If the console cannot show a bar, nothing is shown.
     """
     columns = (
         BarColumn(bar_width=24),
@@ -57,7 +58,7 @@ def progress_bar(console: Console, unit: str) -> Progress:
 
 
 def at_doubling_times() -> Callable[[], bool]:
-    """Returns a function that is true once after 2 seconds, 4, 8, and so on."""
+    """Returns a function that returns True once after 2 seconds, once after 4, and so on."""
     started, due = time.perf_counter(), FIRST_LINE
 
     def lives() -> bool:
@@ -78,13 +79,13 @@ def with_progress(
     num_updates: int,
     steps_per_update: int,
 ) -> Iterator[Chunk]:
-    """Yields the chunks of a run, showing each: a live bar, or plain lines where that cannot be.
+    """Yields the chunks of a run and shows the progress, as a live bar or as plain lines.
 
     Args:
-        chunks: the run.
-        console: where to; a quiet one shows nothing.
-        num_seeds: seeds that run side by side.
-        num_updates: updates in the whole run.
+        chunks: the chunks of the run.
+        console: shows the progress. A quiet console shows nothing.
+        num_seeds: number of seeds that run in parallel.
+        num_updates: number of updates in the whole run.
         steps_per_update: environment steps of one seed in one update.
     """
     printed, lives = 0, at_doubling_times()
@@ -111,7 +112,7 @@ def with_progress(
 
 
 def shown_metrics(names: Iterable[str]) -> dict[str, tuple[str, Callable[[float], str]]]:
-    """Returns the metrics beside the bar: the word for each, and how its number is written."""
+    """Returns the metrics to show: for each, a word and a function that formats its number."""
     costs = {
         metric: ("cost" if name == ONLY_COST else f"cost {name}", return_text)
         for name, metric in cost_columns(names).items()
@@ -125,9 +126,10 @@ def shown_metrics(names: Iterable[str]) -> dict[str, tuple[str, Callable[[float]
 
 @contextmanager
 def evaluation_progress(console: Console, title: str) -> Iterator[Callable[[str], None]]:
-    """Gives the function that shows words about a running evaluation.
+    """Gives a function that shows messages about a running evaluation.
 
-    A status line shows the latest ones; where there can be none, a line every ten seconds.
+    A status line shows the latest message. A console without a status line gets a line every ten
+    seconds.
     """
     printed = time.monotonic()
     with console.status(title) as status:
@@ -146,15 +148,15 @@ def evaluation_progress(console: Console, title: str) -> Iterator[Callable[[str]
 def sweep_progress(
     console: Console, num_runs: int, num_updates: int, steps_per_update: int
 ) -> Iterator[Callable[[Iterable[Chunk], int], Iterator[Chunk]]]:
-    """Gives the function that shows the chunks of a block of runs as they are passed on.
+    """Gives a function that passes on the chunks of a block of runs and shows the progress.
 
-    It is `(chunks, runs in the block) -> chunks`. A live bar shows each chunk; where there can be
-    none, a line shows each block, and some show that a long block lives.
+    The function is `(chunks, runs in the block) -> chunks`. A live bar shows each chunk. A console
+    without a bar gets one line for each block, and more lines if a block takes long.
 
     Args:
-        console: where to; a quiet one shows nothing.
-        num_runs: runs in all blocks.
-        num_updates: updates of a run.
+        console: shows the progress. A quiet console shows nothing.
+        num_runs: number of runs in all blocks.
+        num_updates: number of updates of a run.
         steps_per_update: environment steps of one run in one update.
     """
     done, lives = 0, at_doubling_times()

@@ -1,4 +1,4 @@
-"""What is kept of a run while it runs: its numbers, and its files where it has a folder."""
+"""Keeps the numbers of a run while it runs, and writes them to files if it has a folder."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +24,9 @@ from trpo_jax.running.evaluation import Played, require_finite_returns
 from trpo_jax.running.loop import Broken, Chunk, finish, learnt_by, stop_if_interrupted
 from trpo_jax.running.plan import RunPlan
 
-BEFORE_THE_FIRST = -1  # number of the update before all rows, also those of update 0
-SHARE_OF_TIME = 0.03  # that checkpoints may take where nobody says how many to write
-FIRST_SECONDS = 0.7  # expected cost of the first checkpoint, which loads Orbax
+BEFORE_THE_FIRST = -1  # lower than the number of any update; evaluations may be of update 0
+SHARE_OF_TIME = 0.03  # share that checkpoints may take if `checkpoint_every` is None
+FIRST_SECONDS = 0.7  # expected time of the first checkpoint, which loads Orbax
 
 Columns = dict[str, np.ndarray]
 
@@ -44,8 +44,8 @@ def columns_of(
         seeds: the seeds.
         first_update: number of the first of the U updates.
         steps_per_update: environment steps of a seed in an update.
-        seconds: training time at each update, `[U]`.
-        numbers: by name, each `[num_seeds, U]`.
+        seconds: training time at the end of each update, `[U]`.
+        numbers: further columns by name, each `[num_seeds, U]`.
     """
     updates = np.arange(first_update, first_update + len(seconds))
     places = {"update": updates, "env_steps": updates * steps_per_update, "seconds": seconds}
@@ -60,49 +60,52 @@ def columns_of(
 def chunk_columns(
     chunk: Chunk, seeds: Sequence[int], steps_per_update: int, seconds_before: float
 ) -> Columns:
-    """Returns the columns of a chunk; its training time is spread evenly over its updates."""
+    """Returns the columns of a chunk. Its training time is spread evenly over its updates."""
     num_updates = chunk.last_update - chunk.first_update + 1
     seconds = np.linspace(seconds_before, chunk.seconds, num_updates + 1)[1:]
     return columns_of(seeds, chunk.first_update, steps_per_update, seconds, chunk.metrics)
 
 
 def rows_of(columns: Columns) -> list[Row]:
-    """Returns the rows of columns `[num_seeds, U]`: one for each update and seed, in this order."""
+    """Returns the rows of columns `[num_seeds, U]`: for each update, one row for each seed."""
     rows = np.stack([x.T.ravel().astype(object) for x in columns.values()], axis=1)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 class Table:
-    """Columns that grow by updates, and logs that take each new row."""
+    """Columns that grow with each update, and logs that get each new row."""
 
     def __init__(self, before: Columns, logs: Sequence[Log]):
-        """Starts with the columns of before, which the logs have."""
+        """Starts with columns that the logs already have."""
         self._parts = [before] if before else []
         self._logs = logs
 
     def add(self, columns: Columns) -> None:
-        """Writes the rows of further columns, and appends the columns once that is done."""
+        """Writes the rows of further columns to the logs, and then appends the columns."""
         rows = rows_of(columns) if self._logs else []
         for log in self._logs:
             log.write(rows)
         self._parts.append(columns)
 
     def columns(self, *names: str) -> Columns:
-        """Returns columns of these names, or all; each `[num_seeds, U]`, none before any part."""
+        """Returns the columns of these names, or all columns, each `[num_seeds, U]`.
+
+        There are no columns before the first rows.
+        """
         names = (names or self._parts[-1]) if self._parts else ()
         return {name: np.concatenate([x[name] for x in self._parts], axis=1) for name in names}
 
 
 class Recorder:
-    """Takes a run chunk by chunk: keeps its numbers, writes its logs, evaluates, checkpoints.
+    """Takes the chunks of a run, writes logs and checkpoints, and evaluates the policies.
 
     Attributes:
-        learnt: what all seeds have learnt.
-        num_updates: updates done.
-        seconds: training time of these.
-        metrics: of each update.
-        evaluations: of the policies during training.
-        broken: the seeds that have stopped, since their numbers are not finite.
+        learnt: everything that the seeds have learnt.
+        num_updates: number of updates done.
+        seconds: training time of these updates.
+        metrics: the metrics of each update.
+        evaluations: the evaluations during training.
+        broken: the seeds that have stopped because their numbers were not finite.
     """
 
     def __init__(
@@ -113,14 +116,14 @@ class Recorder:
         learnt: Learnt,
         stack: ExitStack,
     ):
-        """Opens the files of a run until a stack closes.
+        """Opens the files of a run.
 
         Args:
-            plan: the run.
+            plan: the plan of the run.
             evaluation: from `make_evaluation`.
-            saved: the checkpoint that it goes on from, if any.
-            learnt: what it starts with.
-            stack: what closes the files.
+            saved: the checkpoint that the run continues from, or None.
+            learnt: what the seeds have learnt at the start of this call.
+            stack: closes the files when it closes.
         """
         self.learnt = learnt
         self.num_updates, self.seconds = (saved.num_updates, saved.seconds) if saved else (0, 0.0)
@@ -155,13 +158,13 @@ class Recorder:
         return Table(before, [*own, *services])
 
     def start(self) -> None:
-        """Evaluates the policies if that is due, and was not done before a stop."""
+        """Evaluates the policies if an evaluation is due and was not done before a stop."""
         done = self.evaluations.columns("update").get("update")
         if done is None or self.num_updates not in done[0]:
             self._evaluate()
 
     def take(self, chunk: Chunk) -> None:
-        """Takes a chunk of the run; Ctrl-C waits until its files are written.
+        """Takes a chunk of the run. Ctrl-C waits until the files are written.
 
         Raises:
             StorageFailure: if a file cannot be written.
@@ -181,31 +184,29 @@ class Recorder:
         self.broken, self._latest = dict(chunk.broken), chunk
 
     def save_state(self) -> None:
-        """Writes a checkpoint of the latest update, unless there is one or none is wanted.
+        """Writes a checkpoint of the latest update, if it is missing and checkpoints are wanted.
 
         Raises:
-            StorageFailure: if it cannot be written.
+            StorageFailure: if the checkpoint cannot be written.
         """
         chunk = self._latest
         if self.checkpoints is None or chunk is None or not self._alive().any():
             return
         arrays = (x for x in jax.tree.leaves(chunk.state) if isinstance(x, jax.Array))
-        if not any(x.is_deleted() for x in arrays):  # as it is after a second Ctrl-C in a chunk
+        if not any(x.is_deleted() for x in arrays):  # a second Ctrl-C in a chunk deletes the state
             self.checkpoints.save(chunk)
 
     def reached(self, threshold: float) -> bool:
-        """Says whether the return of each seed that has not stopped is at least a threshold.
-
-        It is the mean over its latest training episodes, as `running_return` takes it.
+        """Returns whether the running return of each seed that has not stopped reaches a threshold.
 
         Raises:
-            ConfigurationError: if the algorithm measures no return.
+            ConfigurationError: if the algorithm has no metrics of the return.
         """
         names = ("episodic_return", "num_episodes")
         if self._latest is None or not self._latest.metrics.keys() >= set(names):
             raise ConfigurationError(
                 f"stop_at_return needs the metrics {' and '.join(names)}, and this algorithm does "
-                "not measure them. Leave stop_at_return away, or let the algorithm return them."
+                "not return them. Remove stop_at_return, or let the algorithm return them."
             )
         columns = self.metrics.columns(*names)
         latest = running_return(columns["episodic_return"], columns["num_episodes"])[:, -1]
@@ -215,18 +216,18 @@ class Recorder:
         return np.array([seed not in self.broken for seed in self._plan.seeds])
 
     def evaluate(self, number: int = 0, tell: Callable[[str], None] | None = None) -> Played:
-        """Returns what the policies' episodes came to, NaN of seeds that have stopped.
+        """Plays episodes with the policies and returns the results. Stopped seeds have NaN.
 
         Args:
-            number: of the evaluation; see `make_evaluation`.
-            tell: takes words about its progress.
+            number: the number of the evaluation; see `make_evaluation`.
+            tell: is called with messages about the progress.
 
         Raises:
             EnvironmentFailure: if the environment fails, or returns numbers that are not finite.
         """
         plan, alive = self._plan, self._alive()
         seeds, actor = np.array(plan.seeds), self.learnt.actor
-        if plan.env.open is not None:  # where each seed costs
+        if plan.env.open is not None:  # on the host, each seed takes time
             seeds, actor = seeds[alive], jax.tree.map(lambda x: x[alive], actor)
         played = self._evaluation(actor, seeds.tolist(), number, tell)
         if len(seeds) == len(alive):
@@ -243,9 +244,11 @@ class Recorder:
         return jax.tree.map(of_all_seeds, played)
 
     def _evaluate(self) -> tuple[float, float]:
-        """Returns the mean return over all seeds, and how far mean costs are above their limits.
+        """Evaluates the policies if that is due.
 
-        The return is `NOT_EVALUATED` if no evaluation is due.
+        Returns:
+            The mean return over all seeds, or `NOT_EVALUATED` if no evaluation is due, and how far
+            the mean costs are above their limits.
         """
         plan = self._plan
         due = plan.eval_every and self.num_updates % plan.eval_every == 0
@@ -272,7 +275,7 @@ class Recorder:
         return float(scores[alive].mean()), excess
 
     def costs(self) -> dict[str, float]:
-        """Returns the seconds of this call that were not training, by name."""
+        """Returns the seconds that evaluations and checkpoints took, by name."""
         return {
             "first_evaluation_and_its_compilation": sum(self._evaluation_costs[:1], 0.0),
             "later_evaluations": sum(self._evaluation_costs[1:], 0.0),
@@ -281,11 +284,11 @@ class Recorder:
 
 
 class RunCheckpoints:
-    """The checkpoints that a run writes, and what they cost.
+    """The checkpoints that a run writes, and the time that they take.
 
     Attributes:
-        latest: updates done at the latest one; 0 without one.
-        cost: seconds spent on them.
+        latest: the update of the latest checkpoint; 0 if there is none.
+        cost: seconds spent on checkpoints.
     """
 
     def __init__(
@@ -296,15 +299,15 @@ class RunCheckpoints:
         keep: int,
         latest: int,
     ):
-        """Opens nothing yet: the first checkpoint does.
+        """Keeps the settings. The folder is opened only for the first checkpoint.
 
         Args:
-            folder: where they go.
-            description: of the run.
-            every: updates from one to the next, 0 for none; if None as often as costs no more than
-                a share `SHARE_OF_TIME` of the time.
-            keep: how many of the latest to keep.
-            latest: updates done at the one that the run goes on from, or 0.
+            folder: the folder of the checkpoints.
+            description: the description of the run.
+            every: number of updates from one checkpoint to the next; 0 for no checkpoints; None for
+                as often as takes at most the share `SHARE_OF_TIME` of the time.
+            keep: number of latest checkpoints to keep.
+            latest: the update of the checkpoint that the run continues from, or 0.
         """
         self.latest, self.cost = latest, 0.0
         self._description, self._every = description, every
@@ -316,10 +319,10 @@ class RunCheckpoints:
     def offer(
         self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED, excess: float = 0.0
     ) -> None:
-        """Writes a checkpoint after a chunk if one is due, as it is after every evaluation.
+        """Writes a checkpoint after a chunk if one is due. One is due after every evaluation.
 
         Raises:
-            StorageFailure: if it cannot be written; those before stay.
+            StorageFailure: if the checkpoint cannot be written. Earlier checkpoints stay.
         """
         if self._last_seconds is None:
             self._last_seconds = chunk.seconds
@@ -335,10 +338,10 @@ class RunCheckpoints:
     def save(
         self, chunk: Chunk, evaluation_return: float = NOT_EVALUATED, excess: float = 0.0
     ) -> None:
-        """Writes a checkpoint after a chunk, unless it is there; Ctrl-C waits until that is done.
+        """Writes a checkpoint after a chunk, unless it exists. Ctrl-C waits until it is written.
 
         Raises:
-            StorageFailure: if it cannot be written; those before stay.
+            StorageFailure: if the checkpoint cannot be written. Earlier checkpoints stay.
         """
         if self.latest == chunk.last_update or self._every == 0:
             return
@@ -356,13 +359,13 @@ class RunCheckpoints:
         self._opened.save(chunk.last_update, chunk.state, chunk.seconds, about, *score)
 
     def close(self) -> None:
-        """Releases what Orbax holds."""
+        """Releases the resources of Orbax."""
         if self._opened is not None:
             self._opened.close()
 
 
 def columns_until(path: Path, num_updates: int) -> Columns:
-    """Returns the columns of a CSV file of a run until an update; none of a file without rows."""
+    """Returns the columns of a CSV file of a run up to an update. An empty file has none."""
     columns = read_metrics(path) if path.is_file() else {}
     if not columns:
         return {}
@@ -375,7 +378,7 @@ def columns_until(path: Path, num_updates: int) -> Columns:
 
 
 def _open_services(plan: RunPlan, kept: int | None) -> list[Log]:
-    """Returns the logs that a run is to keep beside its CSV files, which go on after an update."""
+    """Returns the further logs of a run. If the run is resumed, they continue after an update."""
     opened = []
     if is_first() and "tensorboard" in plan.log:
         steps_done = None if kept is None else kept * plan.algorithm.steps_per_update

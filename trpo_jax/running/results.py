@@ -1,4 +1,4 @@
-"""What comes of a run: numbers, policies, and the files that hold them."""
+"""The results of a run: numbers and policies, and the files that hold them."""
 
 import tempfile
 from contextlib import nullcontext, suppress
@@ -13,7 +13,8 @@ from trpo_jax.analysis.costs import describe_costs
 from trpo_jax.analysis.diagnosis import describe, find_limit_warnings
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
-from trpo_jax.envs.base import Environment, split_part
+from trpo_jax.envs.base import Environment
+from trpo_jax.envs.specs import split_part
 from trpo_jax.errors import (
     ConfigurationError,
     FileGone,
@@ -23,7 +24,8 @@ from trpo_jax.processes import is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.files import write_json, write_whole
 from trpo_jax.records.limits import cost_excess, cost_limits, last_limits
-from trpo_jax.records.policies import index_of, save_policy
+from trpo_jax.records.policies import index_of
+from trpo_jax.records.policy_files import save_policy
 from trpo_jax.records.resuming import BROKEN_SEEDS
 from trpo_jax.records.runs import POLICY, SUMMARY, StoredRun, cost_columns
 from trpo_jax.running.description import config_to_dict
@@ -36,18 +38,21 @@ from trpo_jax.running.recorder import Columns
 
 
 class PolicyFailure(StorageFailure):
-    """Policies that the folder of their run could not take; the message says where they are."""
+    """The policies could not be written into the folder of the run.
+
+    The message says where they were written instead.
+    """
 
 
 class Evaluation(NamedTuple):
-    """What the final policies returned over fresh episodes.
+    """The returns of the final policies over fresh episodes.
 
     Attributes:
-        returns: of each episode, `[num_seeds, E]`.
-        cut: whether it was cut by the bound on its steps, `[num_seeds, E]`.
-        per_seed: mean return of each seed, `[num_seeds]`.
+        returns: the return of each episode, `[num_seeds, E]`.
+        cut: whether the limit on steps cut the episode, `[num_seeds, E]`.
+        per_seed: the mean return of each seed, `[num_seeds]`.
         summary: statistics over seeds.
-        costs: of each episode, `[num_seeds, E, K]`; `()` in an environment without costs.
+        costs: the costs of each episode, `[num_seeds, E, K]`; `()` if the environment has no costs.
     """
 
     returns: np.ndarray
@@ -58,38 +63,49 @@ class Evaluation(NamedTuple):
 
     @property
     def costs_per_seed(self) -> np.ndarray:
-        """Mean costs of an episode of each seed, `[num_seeds, K]`."""
+        """The mean costs of an episode for each seed, `[num_seeds, K]`."""
         return np.mean(self.costs, axis=1)
 
 
 class Run(NamedTuple):
-    """A run that came to its end, or as far as it came.
+    """The results of a run, from `trpo_jax.train`. The run is finished, or was stopped.
 
     Attributes:
         env: the environment.
         algorithm: the algorithm.
-        config: of the algorithm; None if it was made from none.
+        config: the config of the algorithm; None if it was made without one.
         seeds: the seeds.
-        metrics: columns of `metrics.csv`, each `[num_seeds, U]`: `seed`, `update`, `env_steps` (of
-            one seed) and `seconds` (of training), then every metric of the algorithm, NaN in
-            `episodic_return`, `episode_length` and costs where no episode ended, and in all of them
-            once a seed has stopped. An environment with one cost has `episodic_cost`, one with
-            several `episodic_cost_<name>` for each. What a resumed run did before comes from the
-            file, which has seven digits. Empty before the first update.
-        evaluation: of the final policies, NaN for seeds that stopped, which its summary is without;
-            None if the run was interrupted, or stopped by the callback.
-        evaluations: columns of `evaluations.csv`, each `[num_seeds, K]`: those during training.
-        learnt: what the seeds have learnt, leading axis `[num_seeds]`, on the host.
-        num_updates: updates done.
-        seconds: training time, without compilation and all else.
+        metrics: the columns of `metrics.csv`, each `[num_seeds, U]`: `seed`, `update`, `env_steps`
+            (of one seed), `seconds` (of training) and every metric of the algorithm. If the
+            environment has one cost, `episodic_cost` is a metric. If it has several,
+            `episodic_cost_<name>` is a metric for each of them. `episodic_return`, `episode_length`
+            and costs are NaN in an update without an end of an episode. All metrics of a seed are
+            NaN after it has stopped. The updates that a resumed run has read from the file have
+            seven digits. Before the first update there are no columns.
+        evaluation: the evaluation of the final policies. Seeds that stopped are NaN, and its
+            summary leaves them out. None if Ctrl-C or the callback stopped the run.
+        evaluations: the columns of `evaluations.csv`, each `[num_seeds, K]`, from evaluations
+            during training.
+        learnt: everything that the seeds have learnt, leading axis `[num_seeds]`, on the host.
+        num_updates: number of updates that were done.
+        seconds: training time, without compilation, evaluations and checkpoints.
         compile_seconds: time spent compiling.
         costs: seconds of evaluations during training and of checkpoints, by name.
-        folder: where its files are, if it has files.
-        stopped_by: why it ended early: "interrupt" (Ctrl-C), "callback", "return" (all seeds
-            reached `stop_at_return`), or the name of an exception; None if it did not.
-        title: algorithm and environment in words.
-        name: of the algorithm.
-        broken: the seeds that stopped since their numbers were not finite: at which update, why.
+        folder: the folder of the files, or None.
+        stopped_by: why the run ended early: "interrupt" (Ctrl-C), "callback", "return" (all seeds
+            reached `stop_at_return`), or the name of an exception. None if it did not end early.
+        title: the algorithm and the environment, for headings.
+        name: the name of the algorithm.
+        broken: for each seed that stopped because its numbers were not finite, the update and the
+            reason.
+
+    Examples:
+        >>> run = trpo_jax.train("CartPole-v1", seeds=2, total_steps=2_048, progress=False)
+        >>> run.seeds, run.num_updates, run.stopped_by
+        ((0, 1), 1, None)
+        >>> run.metrics["kl"].shape  # [num_seeds, U]
+        (2, 1)
+        >>> act = run.policy()  # the policy of the seed with the best evaluation
     """
 
     env: Environment
@@ -112,24 +128,24 @@ class Run(NamedTuple):
 
     @property
     def actor(self) -> Actor:
-        """What acting needs, leading axis `[num_seeds]`, on the host."""
+        """Everything that the policies need to act, leading axis `[num_seeds]`, on the host."""
         return self.learnt.actor
 
     @property
     def cost_limits(self) -> np.ndarray | None:
-        """Limit of each cost at each update, `[K, U]`; None of an algorithm without limits."""
+        """The limit of each cost at each update, `[K, U]`; None if the algorithm has no limits."""
         return cost_limits(config_to_dict(self.config), self.metrics, len(self.env.costs))
 
     @property
     def evaluated_costs(self) -> dict[str, dict[str, Any]]:
-        """Statistics over seeds of each cost of the evaluation, with its limit, by its name."""
+        """For each cost by name, its limit and statistics over seeds of the evaluation."""
         if not self.env.costs or self.evaluation is None:
             return {}
         return describe_costs(self.env.costs, self.evaluation.costs_per_seed, self._last_limits)
 
     @property
     def evaluated_excess(self) -> np.ndarray:
-        """How far the costs of each seed's evaluation are above their limits, `[num_seeds]`."""
+        """How far the evaluated costs of each seed are above their limits, `[num_seeds]`."""
         if not self.env.costs:
             return np.zeros(len(self.seeds))
         return cost_excess(self.evaluation.costs_per_seed, self._last_limits)
@@ -140,7 +156,7 @@ class Run(NamedTuple):
 
     @property
     def limit_warnings(self) -> list[str]:
-        """Which limits on costs no policy of the run kept, a paragraph each."""
+        """A paragraph for each limit on a cost that no policy of the run kept."""
         if "update" not in self.metrics:
             return []
         about = {"config": config_to_dict(self.config), "cost_names": self.env.costs}
@@ -151,8 +167,9 @@ class Run(NamedTuple):
         """Returns a function `(observation, key=None) -> action`, as `load_policy` does.
 
         Args:
-            seed: whose policy; that with the best evaluation if None, or the first without one. A
-                seed that keeps the limits on costs comes before one that does not.
+            seed: the seed whose policy is returned. None for the seed with the best evaluation, or
+                the first seed if there was no evaluation. Seeds that keep the limits on costs come
+                before other seeds.
 
         Raises:
             ConfigurationError: if the run has no such seed.
@@ -175,16 +192,18 @@ class Run(NamedTuple):
         )
 
     def plot(self) -> Any:
-        """Returns a matplotlib figure of the return of training episodes, and of their costs.
+        """Returns a matplotlib figure of the returns and the costs of training episodes.
 
         Raises:
-            ConfigurationError: if the metrics have no return.
+            ConfigurationError: if there is no metric `episodic_return`.
         """
         from trpo_jax.figures.curves import Costs, learning_curve
 
         if "episodic_return" not in self.metrics:
-            found = ", ".join(self.metrics) or "none, for there was no update"
-            raise ConfigurationError(f"There is no metric episodic_return to plot: {found}.")
+            found = ", ".join(self.metrics) or "none, since no update was done"
+            raise ConfigurationError(
+                f"There is no metric episodic_return to plot. The metrics are: {found}."
+            )
         env_steps = self.metrics["env_steps"][0]
         returns = self.metrics["episodic_return"]
         columns = cost_columns(self.metrics, order=self.env.costs)
@@ -209,22 +228,27 @@ class Run(NamedTuple):
 
 
 def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> None:
-    """Writes the policies of a run, and its picture where there is something to draw.
+    """Writes the policies of a run, and the figure of its learning curve if there are returns.
+
+    Args:
+        plan: the plan of the run.
+        run: the run.
+        cause: the error that ended the run, or None.
 
     Raises:
-        PolicyFailure: if the folder cannot take the policies, on a full disk or where it was
-            removed. It tells what else went wrong, and where the policies are.
-        StorageFailure: if the picture cannot be written, and nothing went wrong before.
+        PolicyFailure: if the folder cannot take the policies, because the disk is full or the
+            folder was removed. The message names the cause too, and says where the policies are.
+        StorageFailure: if the figure cannot be written, and the run had no other error.
     """
     if plan.folder is None or not is_first():
         return
     scores = excess = None
-    if run.evaluation is not None:  # a seed that has stopped is never the best
+    if run.evaluation is not None:  # a seed that has stopped must not be the best one
         scores = np.nan_to_num(run.evaluation.per_seed, nan=-np.inf)
         excess = np.nan_to_num(run.evaluated_excess, nan=np.inf)
     save = lambda path: save_policy(path, run.algorithm, run.learnt, run.seeds, scores, excess)
     try:
-        if isinstance(cause, FileGone):  # and the folder may be that of another run by now
+        if isinstance(cause, FileGone):  # the folder may belong to another run by this time
             raise cause
         save(plan.folder / POLICY)
     except OSError as error:
@@ -241,12 +265,13 @@ def write_policy(plan: RunPlan, run: Run, cause: Exception | None = None) -> Non
         from trpo_jax.figures.curves import file_of
 
         picture = file_of(run.plot(), "png", 150)
-        with nullcontext() if cause is None else suppress(StorageFailure):  # of the same disk
+        # After an error, the same disk may well refuse the figure too.
+        with nullcontext() if cause is None else suppress(StorageFailure):
             write_whole(plan.folder / "learning_curve.png", picture)
 
 
 def write_summary(plan: RunPlan, run: Run, wall_seconds: float) -> None:
-    """Writes the policies with their scores and `summary.json` of a run that is finished."""
+    """Writes the policies of a finished run with their scores, and `summary.json`."""
     write_policy(plan, run)
     if plan.folder is None or not is_first():
         return

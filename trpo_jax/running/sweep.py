@@ -1,4 +1,4 @@
-"""A whole sweep by one call: many settings and seeds, as few compiled programs as can be."""
+"""One call runs many settings with several seeds each, and ranks the settings."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -76,28 +76,37 @@ DESCRIPTION, RESULTS, RANKING = "sweep.json", "results.csv", "settings.csv"
 
 
 class Sweep(NamedTuple):
-    """A sweep that came to its end, or as far as it came.
+    """The results of a sweep, from `trpo_jax.sweep`. The sweep is finished, or was stopped.
 
     Attributes:
-        title: algorithm and environment in words.
-        name: of the algorithm.
-        config: what every setting changes.
-        settings: the values of what was swept, by name.
-        seeds: of every setting.
-        score: what settings are ranked by: "evaluation" or "training".
-        results: a row for each run that is done, in the order of settings and seeds: `setting` (its
-            number), the values of what was swept, `seed`, then what was measured:
-            `evaluation_return` of the final policy, `training_return` of the episodes that ended in
-            the second half, `kl` and `rejected` (means over updates), `broken_update` (the first
-            whose numbers were not finite, or 0). NaN where there is no number. An environment with
-            one cost has `evaluation_cost` and `training_cost` behind the returns, one with several
-            `evaluation_cost_<name>` and so on.
-        ranking: the settings whose runs are all done, the best first. Settings whose mean costs
-            over seeds keep their limits come before those that do not.
-        folder: where the files are, if there are any.
-        stopped_by: "interrupt" (Ctrl-C) if it ended early.
-        check: the command line that trains the best setting with seeds that the sweep did not see;
+        title: the algorithm and the environment, for headings.
+        name: the name of the algorithm.
+        config: the config that every setting changes.
+        settings: for each setting, the values of the swept hyperparameters by name.
+        seeds: the seeds of every setting.
+        score: the score that ranks the settings, "evaluation" or "training".
+        results: one row for each finished run, in the order of settings and seeds. A row has
+            `setting` (the number of the setting), the swept values, `seed`, `evaluation_return` (of
+            the final policy), `training_return` (of the episodes that ended in the second half),
+            `kl` and `rejected` (means over updates), and `broken_update` (the first update whose
+            numbers were not finite, or 0). A missing number is NaN. If the environment has one
+            cost, `evaluation_cost` and `training_cost` follow the returns. If it has several,
+            `evaluation_cost_<name>` and `training_cost_<name>` follow for each cost.
+        ranking: the settings whose runs are all finished, the best first. Settings whose mean costs
+            over seeds keep their limits come before other settings.
+        folder: the folder of the files, or None.
+        stopped_by: "interrupt" if Ctrl-C stopped the sweep, otherwise None.
+        check: the command line that trains the best setting with seeds that the sweep did not use;
             None if there is no such command.
+
+    Examples:
+        >>> small = trpo_jax.trpo.Config(num_envs=4, num_steps=128)
+        >>> options = {"total_steps": 1_024, "evaluation_episodes": 2, "progress": False}
+        >>> found = trpo_jax.sweep(config=small, grid={"max_kl": [0.005, 0.02]}, seeds=2, **options)
+        >>> len(found.results), len(found.ranking)  # runs, settings
+        (4, 2)
+        >>> found.ranking[0].scores.shape  # the best setting, [num_seeds]
+        (2,)
     """
 
     title: str
@@ -113,7 +122,7 @@ class Sweep(NamedTuple):
     check: list[str] | None
 
     def plot(self) -> Any:
-        """Returns a matplotlib figure of the scores over what was swept.
+        """Returns a matplotlib figure of the scores over the swept hyperparameters.
 
         Raises:
             ConfigurationError: if no setting is done.
@@ -121,7 +130,9 @@ class Sweep(NamedTuple):
         from trpo_jax.figures.sweeps import sweep_figure
 
         if not self.ranking:
-            raise ConfigurationError("No setting of the sweep is done: there is nothing to plot.")
+            raise ConfigurationError(
+                "No setting of the sweep is finished, so there is nothing to plot."
+            )
         done = sorted(self.ranking, key=lambda x: x.index)
         return sweep_figure(
             {name: [x.setting[name] for x in done] for name in done[0].setting},
@@ -133,22 +144,22 @@ class Sweep(NamedTuple):
 
     @property
     def over_limits(self) -> bool:
-        """Whether limits on costs were swept alone, and one of them is done."""
+        """Whether only limits on costs were swept, and one of the settings is finished."""
         swept_alone = set(self.settings[0]) == {"cost_limit"}
         return swept_alone and bool(self.ranking) and bool(self.ranking[0].costs)
 
     def plot_costs(self) -> Any:
-        """Returns a matplotlib figure of return against cost, of a sweep over limits alone.
+        """Returns a matplotlib figure of return against cost, for a sweep over only limits.
 
         Raises:
-            ConfigurationError: if something else was swept, or no setting is done.
+            ConfigurationError: if something else was swept, or no setting is finished.
         """
         from trpo_jax.figures.sweeps import limits_figure
 
         if not self.over_limits:
             raise ConfigurationError(
-                "Return against cost needs a sweep over cost_limit alone, such as grid = "
-                '{"cost_limit": (5, 10, 20)}, with a setting that is done.'
+                "A figure of return against cost needs a sweep over only cost_limit, such as grid "
+                '= {"cost_limit": (5, 10, 20)}, and at least one finished setting.'
             )
         return limits_figure(
             [x.setting["cost_limit"] for x in self.ranking],
@@ -173,18 +184,18 @@ class Sweep(NamedTuple):
 
 
 class SweepPlan(NamedTuple):
-    """A sweep whose settings were checked.
+    """A sweep whose settings have been checked.
 
     Attributes:
-        task: environment, algorithm and the config that every setting changes.
-        settings: the values of what is swept.
-        seeds: of every setting.
+        task: the environment, the algorithm and the config that every setting changes.
+        settings: for each setting, the values of the swept hyperparameters.
+        seeds: the seeds of every setting.
         total_steps: environment steps of each run.
-        evaluation_episodes: that the final policy of each run is judged by.
-        batch: runs side by side at the most.
-        folder: where files go; None for none.
-        description: what `sweep.json` says.
-        placement: which devices it is on; the default one if None.
+        evaluation_episodes: number of episodes for evaluating the final policy of each run.
+        batch: maximum number of runs in parallel; None for the default.
+        folder: the folder of the files; None for no files.
+        description: the contents of `sweep.json`.
+        placement: the devices of the sweep; None for the default device.
     """
 
     task: Task
@@ -220,51 +231,61 @@ def sweep(
     env_timeout: float | None = None,
     costs: Sequence[envs.Cost] = (),
 ) -> Sweep:
-    """Runs many settings and seeds of an algorithm, and returns what came of them.
+    """Trains an algorithm with many settings of its hyperparameters, and ranks the settings.
 
-    Real-valued hyperparameters differ inside one compiled program, as seeds do; each value of
-    another kind is compiled for itself. Environments on the host are stepped for as many runs side
-    by side as `batch` says.
-
-        found = trpo_jax.sweep("CartPole-v1", grid={"max_kl": [0.003, 0.01, 0.03]})
-        found.ranking[0].setting
-        found.plot()
-        trpo_jax.sweep(ranges={"max_kl": (1e-3, 1e-1, "log")}, random=64, out="runs/sweep")
+    Settings that differ only in real-valued hyperparameters share one compiled program. Each value
+    of another hyperparameter needs a program of its own.
 
     Args:
-        env: name of an environment, or one of one's own.
-        config: what every setting changes; the tuned one if None.
-        algorithm: its name or its module; as `trpo_jax.train` chooses it if None.
-        grid: values by the name of the hyperparameter; every combination is a setting.
-        ranges: `(low, high, scale)` by the name of a real-valued hyperparameter, with a scale
-            "linear", "log" or "log1m"; those of `search_spaces.toml` if None.
-        random: settings drawn at random from the ranges. The first is what the config says.
-        seeds: their number for each setting, or the seeds themselves.
-        total_steps: environment steps of each run; the tuned number if None.
-        evaluation_episodes: that the final policy of each run is judged by.
-        score: what settings are ranked by: "evaluation", the return of the final policy, or
-            "training", that of the episodes of the second half. With limits on costs, settings
-            whose mean costs of the same episodes keep their own limits come first.
-        batch: runs side by side at the most. If None: the seeds of one setting where the
-            environment runs on the host, else 16 on a CPU, else what half of the free memory holds.
-        out: folder for files, written after every block of runs; the same sweep in it goes on. No
-            file is written if None.
+        env: the name of an environment, or an `Environment`.
+        config: the config that every setting changes; None for the tuned config.
+        algorithm: the name of an algorithm, or its module; None as in `trpo_jax.train`.
+        grid: values of each hyperparameter by name. Every combination is a setting.
+        ranges: `(low, high, scale)` of real-valued hyperparameters by name. The scale is "linear",
+            "log" or "log1m". None for the ranges of `search_spaces.toml`.
+        random: number of settings to draw at random from the ranges. The first one has the values
+            of the config.
+        seeds: number of seeds for each setting, or the seeds themselves.
+        total_steps: environment steps of each run; None for the tuned number.
+        evaluation_episodes: number of episodes for evaluating the final policy of each run.
+        score: the score that ranks the settings. "evaluation" is the return of the final policy.
+            "training" is the return of the training episodes in the second half. If there are
+            limits on costs, the settings whose mean costs of these episodes keep their own limits
+            come first.
+        batch: maximum number of runs in parallel. None for the seeds of one setting if the
+            environment runs on the host, otherwise for 16 on a CPU, and for as many as fit into
+            half of the free memory on an accelerator.
+        out: folder for files, which are written after every block of runs. If it holds the same
+            sweep, that sweep is continued. None writes no files.
         progress: whether to show progress.
-        placement: which devices the runs are split over; the default one if None.
-        env_processes: whether each copy of a Gymnasium or PettingZoo environment gets a process of
-            its own.
-        env_args: keyword arguments of the environment, which is then given by its name.
-        wrappers: functions of the environment, or their names; see `trpo_jax.make_env`.
-        env_timeout: seconds that a reset or a step of an environment on the host may take.
-        costs: costs of each step beside its reward; see `trpo_jax.make_env`.
+        placement: the devices that the runs are split over; None for the default device.
+        env_processes: whether each copy of a Gymnasium or PettingZoo environment runs in its own
+            process.
+        env_args: keyword arguments for an environment that is given by its name.
+        wrappers: functions that wrap the environment, or their names; see `trpo_jax.make_env`.
+        env_timeout: most seconds that a reset or a step of an environment on the host may take.
+        costs: costs of each step, in addition to those that the environment has; see
+            `trpo_jax.make_env`.
 
     Returns:
-        The sweep. Ctrl-C ends it early, with the runs that are done.
+        The sweep. If Ctrl-C stops it early, it holds the finished runs.
 
     Raises:
         ConfigurationError: if a setting cannot work, or the folder holds something else.
-        EnvironmentFailure: if an environment on the host fails; results of before are kept.
+        EnvironmentFailure: if an environment on the host fails. Earlier results are kept.
+        MemoryFailure: if there is not enough memory.
+        StorageFailure: if a file cannot be written.
         PeerFailure: if another process of the sweep is gone.
+
+    Examples:
+        >>> small = trpo_jax.trpo.Config(num_envs=4, num_steps=128)
+        >>> options = {"total_steps": 1_024, "evaluation_episodes": 2, "progress": False}
+        >>> ranges = {"max_kl": (1e-3, 1e-1, "log")}
+        >>> found = trpo_jax.sweep(config=small, ranges=ranges, random=2, seeds=2, **options)
+        >>> found.settings[0]  # the first setting has the values of the config
+        {'max_kl': 0.01}
+        >>> [row["seed"] for row in found.results]
+        [0, 1, 0, 1]
     """
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)
@@ -272,7 +293,7 @@ def sweep(
     options = envs.Options(env_args or {}, wrappers, env_processes, env_timeout, costs)
     task = choose_task(env, config, algorithm, total_steps, options)
     if placement is not None:
-        require_on_device(task.env, "Several devices run")
+        require_on_device(task.env, "Several devices share")
     spaces = defaults_for(task.name, task.env_name, SPACES_FILE)
     plan = SweepPlan(
         task,
@@ -295,7 +316,7 @@ def sweep(
 
 
 def run_sweep(plan: SweepPlan, score: str, console: Console, stack: ExitStack) -> Sweep:
-    """Runs what is not done of a sweep, whose folder is locked until the stack closes."""
+    """Runs the unfinished runs of a sweep. Its folder is locked until the stack closes."""
     rows = [] if plan.folder is None else decided_by_first(lambda: open_folder(plan, stack))
     results = {(row["setting"], row["seed"]): row for row in rows}
     say_plan(plan, len(results), console)
@@ -310,7 +331,7 @@ def run_sweep(plan: SweepPlan, score: str, console: Console, stack: ExitStack) -
             ]
             if pending:
                 run_compilation(plan, compilation, pending, results, console)
-                jax.clear_caches()  # programs that are done with would fill the memory
+                jax.clear_caches()  # programs of finished runs would fill the memory
     except KeyboardInterrupt:
         stopped_by = INTERRUPT
     config = config_to_dict(plan.task.config)
@@ -335,14 +356,14 @@ def run_sweep(plan: SweepPlan, score: str, console: Console, stack: ExitStack) -
 
 
 def require_two_batches(plan: SweepPlan) -> None:
-    """Raises a ConfigurationError if a setting cannot work, or leaves no second half of a run."""
+    """Raises a ConfigurationError if a setting cannot work, or a run has fewer than two updates."""
     task = plan.task
     for setting in plan.settings:
         steps = make_of(task, task.config.replace(**setting)).steps_per_update
         if plan.total_steps < 2 * steps:
             raise ConfigurationError(
                 f"total_steps = {plan.total_steps:,} is less than two batches of {steps:,} steps. "
-                "Raise total_steps or collect less in an update."
+                "Raise total_steps, or make a batch smaller."
             )
 
 
@@ -353,7 +374,7 @@ def describe(
     ranges: Mapping[str, Any],
     num_random: int | None,
 ) -> dict[str, Any]:
-    """Returns what `sweep.json` says: all that is needed to run the sweep again."""
+    """Returns the contents of `sweep.json`: everything that is needed to repeat the sweep."""
     task, seeds = plan.task, plan.seeds
     given = {"random": num_random, "seed": seeds[0], "num_seeds": len(seeds), "batch": plan.batch}
     given |= {"evaluation_episodes": plan.evaluation_episodes, "score": score, "out": plan.folder}
@@ -384,19 +405,19 @@ def describe(
 
 
 def _word(value: Any) -> str:
-    """Returns a value as a flag has it."""
+    """Returns a value in the form that a flag takes."""
     if isinstance(value, tuple | list):
         return "x".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
-    """Returns the results that are in the folder of a sweep, which is created if need be.
+    """Returns the results in the folder of a sweep, and creates the folder if there is none.
 
     The folder is locked until the stack closes.
 
     Raises:
-        ConfigurationError: if it holds something else, or a sweep with other settings.
+        ConfigurationError: if the folder holds something else, or a sweep with other settings.
     """
     folder = plan.folder
     stack.enter_context(locked(folder))
@@ -408,8 +429,8 @@ def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
     different = differing_settings(plan.description, found)
     if different:
         raise ConfigurationError(
-            f"The sweep in {folder} has {different}. Choose another folder with --out, or go on "
-            "with the command that it was started with."
+            f"The sweep in {folder} has {different}. Choose another folder with --out, or continue "
+            "it with the command that it was started with."
         )
     if not (folder / RESULTS).is_file():
         return []
@@ -417,10 +438,10 @@ def open_folder(plan: SweepPlan, stack: ExitStack) -> list[dict[str, Any]]:
 
 
 def read_results(path: Path, plan: SweepPlan) -> list[dict[str, Any]]:
-    """Returns the runs of a sweep that a file has results of.
+    """Returns the runs of a sweep whose results are in a file.
 
     Raises:
-        ConfigurationError: naming the line, if the file is damaged.
+        ConfigurationError: if the file is damaged. It names the line.
     """
     columns, rows = read_rows(path)
     names = ("setting", "seed", *measured_with(plan.task.env.costs))
@@ -436,7 +457,7 @@ def read_results(path: Path, plan: SweepPlan) -> list[dict[str, Any]]:
         if key not in known or any(
             cells.get(name) != cell(value) for name, value in plan.settings[int(key[0])].items()
         ):
-            raise damaged(path, line, "it is no run of this sweep, or is there twice")
+            raise damaged(path, line, "it is not a run of this sweep, or it occurs twice")
         known.remove(key)
         places = {"setting": int(key[0]), "seed": int(key[1])}
         found.append(places | dict(zip(names[2:], numbers[2:], strict=True)))
@@ -444,7 +465,7 @@ def read_results(path: Path, plan: SweepPlan) -> list[dict[str, Any]]:
 
 
 def say_plan(plan: SweepPlan, num_done: int, console: Console) -> None:
-    """Prints what is about to run."""
+    """Prints the algorithm, the environment and the number of runs of a sweep."""
     num_settings, num_seeds = len(plan.settings), len(plan.seeds)
     console.print(
         f"{plan.task.name.upper()} on {plan.task.env.name}: {num_settings} settings x {num_seeds} "
@@ -452,7 +473,7 @@ def say_plan(plan: SweepPlan, num_done: int, console: Console) -> None:
         soft_wrap=True,
     )
     if num_done:
-        console.print(f"{num_done} of them were done before")
+        console.print(f"{num_done} of these runs are finished already")
 
 
 def run_compilation(
@@ -462,7 +483,7 @@ def run_compilation(
     results: dict[Key, dict[str, Any]],
     console: Console,
 ) -> None:
-    """Runs what is pending of a compilation, block by block, and adds it to the results.
+    """Runs the pending runs of a compilation, block by block, and adds them to the results.
 
     The file of results is written after every block.
     """
@@ -476,16 +497,16 @@ def run_compilation(
     with console.status("Compiling"):
         if plan.task.env.open is None:
             program = compile_sweep(make, fields, len(pending), room, plan.batch, plan.placement)
-        else:  # side by side as in a run: the seeds of one setting
+        else:  # by default, the seeds of one setting run in parallel, as in a training run
             program = compile_host_sweep(make, fields, plan.batch or len(plan.seeds), room)
     values = ", ".join(f"{name} = {value}" for name, value in compilation.static.items())
     size = program.block_size
     takes = "at a time"
     if program.num_bytes is not None:
         on_each = "" if plan.placement is None else " on each device"
-        takes = f"side by side take {program.num_bytes / 1e6:,.0f} MB{on_each}"
+        takes = f"at a time take {program.num_bytes / 1e6:,.0f} MB{on_each}"
     console.print(
-        f"Compiled for {values or 'all of them'}, on {describe_placement(plan.placement)}, in "
+        f"Compiled for {values or 'all settings'}, on {describe_placement(plan.placement)}, in "
         f"{program.seconds:.1f} s; {size} runs {takes}",
         soft_wrap=True,
     )
@@ -508,7 +529,7 @@ def run_compilation(
             }
             chunks = run_block(program, seeds, columns, num_updates)
             scores, actor = score_block(show(chunks, len(block)), num_updates)
-            copies = len(scores.broken_update) - len(seeds)  # which fill up a block on the device
+            copies = len(scores.broken_update) - len(seeds)  # they fill up a block on the device
             filled = [*seeds, *[seeds[-1]] * copies]
             measured = measure(plan.task.env, evaluation(actor, filled), scores)
             for place, (index, seed) in enumerate(block):
@@ -532,7 +553,7 @@ def table(plan: SweepPlan, results: Mapping[Key, dict[str, Any]]) -> list[dict[s
 
 
 def check_command(plan: SweepPlan, ranking: Sequence[Ranked]) -> list[str] | None:
-    """Returns the command line that trains the best setting with fresh seeds, if there is one."""
+    """Returns the command line that trains the best setting with fresh seeds, or None."""
     if not ranking or not plan.task.named:
         return None
     best = plan.task._replace(config=plan.task.config.replace(**ranking[0].setting))
@@ -541,7 +562,7 @@ def check_command(plan: SweepPlan, ranking: Sequence[Ranked]) -> list[str] | Non
 
 
 def write_figures(found: Sweep) -> None:
-    """Writes the pictures of a sweep, each as PNG and as PDF."""
+    """Writes the figures of a sweep, each as PNG and as PDF."""
     from trpo_jax.figures.curves import file_of
 
     figures = {"sweep": found.plot()}

@@ -1,4 +1,4 @@
-"""The settings of a sweep, and which of them one compiled program can run."""
+"""Makes the settings of a sweep, and groups them by the compiled program that can run them."""
 
 import dataclasses
 import itertools
@@ -12,18 +12,18 @@ import numpy as np
 from trpo_jax.errors import ConfigurationError, unknown_name
 
 SCALES = ("linear", "log", "log1m")
-MOST_SETTINGS = 100_000  # a day and more of the shortest runs
+MOST_SETTINGS = 100_000  # even the shortest runs of so many settings take more than a day
 
 Setting = dict[str, Any]
 
 
 class Range(NamedTuple):
-    """A range that values of a real-valued field are drawn from, evenly on a scale.
+    """A range from which values of a real-valued field are drawn uniformly on a scale.
 
     Attributes:
-        low: the least value.
+        low: the smallest value.
         high: the largest value.
-        scale: linear, log, or log1m: logarithmic in 1 - value, for discounts.
+        scale: linear, log, or log1m (logarithmic in 1 - value, for discounts).
     """
 
     low: float
@@ -35,8 +35,8 @@ class Compilation(NamedTuple):
     """Settings that one compiled program can run.
 
     Attributes:
-        static: values of fields that fix shapes or control flow, the same for all.
-        indices: of the settings.
+        static: the values of fields that fix shapes or control flow. All settings share them.
+        indices: the indices of the settings.
     """
 
     static: Setting
@@ -52,25 +52,25 @@ def plan_settings(
 ) -> list[Setting]:
     """Returns the settings of a sweep: every combination of the grid with every random draw.
 
-    The first of random draws is what the fields are without a sweep, for comparison.
+    The first random draw has the values of the base config, for comparison.
 
     Args:
-        base: the config where nothing is swept.
-        grid: values of each field.
-        ranges: `(low, high)` or `(low, high, scale)` of each field.
-        num_random: draws, or None.
-        spaces: ranges of fields that are not in the grid, where no ranges are given.
+        base: the config that the settings change.
+        grid: a list of values for each field.
+        ranges: `(low, high)` or `(low, high, scale)` for each field.
+        num_random: number of random draws, or None.
+        spaces: default ranges. They are used for fields outside the grid if `ranges` is empty.
 
     Raises:
-        ConfigurationError: if a field is unknown or swept twice, or cannot be swept so.
+        ConfigurationError: if a field is unknown, is swept twice, or cannot be swept in this way.
     """
     grid = {name: _listed(base, name, values) for name, values in grid.items()}
     for name in grid.keys() & ranges.keys():
         raise ConfigurationError(f"{name} is swept twice. Name it in grid or in ranges.")
     if num_random is None and ranges:
         raise ConfigurationError(
-            "Ranges say where values are drawn from, and not how many. Give random as well, 64 for "
-            "instance. For a few values of your own, use grid."
+            "Ranges need the number of settings to draw. Give random as well, 64 for instance. To "
+            "try values of your own, use grid."
         )
     if num_random is not None and num_random < 1:
         raise ConfigurationError(f"random = {num_random} must be at least 1.")
@@ -82,8 +82,8 @@ def plan_settings(
     number = math.prod([num_random or 1, *map(len, grid.values())])
     if number > MOST_SETTINGS:
         raise ConfigurationError(
-            f"The grid and random give {number:,} settings, and a sweep has {MOST_SETTINGS:,} at "
-            "the most. Leave values out, or draw fewer settings at random."
+            f"The grid and random give {number:,} settings, but a sweep can have at most "
+            f"{MOST_SETTINGS:,}. Remove values, or draw fewer settings at random."
         )
     chosen = [dict(zip(grid, x, strict=True)) for x in itertools.product(*grid.values())]
     if num_random is None:
@@ -108,28 +108,31 @@ def _listed(base: Any, name: str, values: Any) -> list[Any]:
 def _range(base: Any, name: str, values: Sequence[Any]) -> Range:
     if is_static(field_of(base, name)):
         raise ConfigurationError(
-            f"{name} fixes shapes or the course of the program, so that each of its values is "
-            "compiled for itself. It has no range: list its values in grid."
+            f"{name} cannot have a range, since each of its values needs a compiled program of its "
+            "own. List its values in grid."
         )
     if not 2 <= len(values) <= 3:
-        raise ConfigurationError(f"The range of {name} = {values!r} must be low, high and scale.")
+        raise ConfigurationError(
+            f"The range {values!r} of {name} must be (low, high) or (low, high, scale)."
+        )
     low, high, scale = Range(*values)
     if scale not in SCALES:
         raise unknown_name("scale", scale, SCALES)
     fits = {"log": low > 0, "log1m": high < 1}.get(scale, True)
     if not (fits and low < high):
         raise ConfigurationError(
-            f"The range of {name}, {low} to {high} on the scale {scale}, cannot work: low must be "
-            "less than high, more than 0 on the scale log, and high less than 1 on the scale log1m."
+            f"The range of {name}, {low} to {high} on the scale {scale}, cannot work. low must be "
+            "less than high. On the scale log, low must be more than 0. On the scale log1m, high "
+            "must be less than 1."
         )
     return Range(low, high, scale)
 
 
 def field_of(config: Any, name: str) -> dataclasses.Field:
-    """Returns the field of a config, or of its class, with a name.
+    """Returns the field with a name of a config, or of its class.
 
     Raises:
-        ConfigurationError: if there is none.
+        ConfigurationError: if there is no such field.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
     if name not in fields:
@@ -138,12 +141,15 @@ def field_of(config: Any, name: str) -> dataclasses.Field:
 
 
 def is_static(field: dataclasses.Field) -> bool:
-    """Says whether each value of a field has to be compiled for itself."""
+    """Returns whether each value of a field needs a compiled program of its own."""
     return not field.metadata.get("pytree_node", True)
 
 
 def draw(ranges: Mapping[str, Range], base: Any, number: int) -> list[Setting]:
-    """Returns so many settings, the first being the base's own; the same ones each time."""
+    """Returns `number` random settings, which are the same in each call.
+
+    The first setting has the values of the base config.
+    """
     generator = np.random.default_rng(0)
     columns = {}
     for name, (low, high, scale) in ranges.items():
@@ -160,7 +166,7 @@ def draw(ranges: Mapping[str, Range], base: Any, number: int) -> list[Setting]:
 
 
 def compilations(base: Any, settings: Iterable[Setting]) -> list[Compilation]:
-    """Returns settings by what has to be compiled: those of one differ in real-valued fields."""
+    """Returns the settings in groups that differ only in real-valued fields."""
     found: dict[tuple[Any, ...], Compilation] = {}
     for index, setting in enumerate(settings):
         static = {name: x for name, x in setting.items() if is_static(field_of(base, name))}

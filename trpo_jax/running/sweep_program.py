@@ -1,9 +1,9 @@
-"""Many runs that differ in their seeds and in real-valued hyperparameters, block after block.
+"""Blocks of runs that differ in their seeds and in real-valued hyperparameters.
 
-A block is one compiled program that holds as many runs as memory has room for; all blocks of a
-group are calls of the same program. Blocks follow each other on the host rather than inside the
-program (`jax.lax.map`), so that only one holds memory, and each is on disk before the next begins.
-On the host, runs of a block are threads that share their compiled programs.
+A block holds as many runs as fit into memory. All blocks are calls of the same compiled program. A
+loop on the host calls them one after the other, not `jax.lax.map` inside the program: so only one
+block takes memory, and the results of a block are on disk before the next one begins. If the
+environment runs on the host, the runs of a block are threads that share their compiled programs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,21 +23,21 @@ from trpo_jax.running.loop import USUAL, Chunk, Pace, advance_chunks
 from trpo_jax.running.memory import SIZES, devices_here, free_bytes, require_room
 from trpo_jax.running.program import CompiledRuns, Program, as_seeds, compile_runs
 
-MEMORY_SHARE = 0.5  # of what is free, that a block may take
-CPU_BLOCK = 16  # runs side by side on a CPU: more are slower, since caches no longer hold them
-SCORED = ("num_episodes", "episodic_return", "kl", "step_rejected")  # metrics, where they are there
+MEMORY_SHARE = 0.5  # a block may take this share of the free memory
+CPU_BLOCK = 16  # runs in parallel on a CPU; more are slower, since they do not fit into caches
+SCORED = ("num_episodes", "episodic_return", "kl", "step_rejected")  # metrics of some algorithms
 
 Values = Mapping[str, np.ndarray]
 
 
 class Scores(NamedTuple):
-    """What came of runs, each `[R]`.
+    """The results of training R runs, each `[R]`.
 
     Attributes:
         training_return: mean return of the episodes that ended in the second half of the run.
-        kl: mean of the mean KL divergence of an update; NaN for algorithms that measure none.
-        rejected: share of updates whose step was rejected; NaN for algorithms that reject none.
-        broken_update: the first update whose numbers were not finite; 0 if there was none.
+        kl: mean over updates of the mean KL divergence; NaN if the algorithm does not measure it.
+        rejected: share of updates whose step was rejected; NaN if the algorithm rejects no steps.
+        broken_update: the first update whose numbers were not finite; 0 if there is none.
         training_costs: mean costs of the same episodes, by the name of their metric.
     """
 
@@ -49,13 +49,13 @@ class Scores(NamedTuple):
 
 
 class SweepProgram(NamedTuple):
-    """Blocks of runs, compiled.
+    """The compiled program of a sweep.
 
     Attributes:
         start: `(seeds [R], values [R]) -> Program` of at most `block_size` runs.
-        block_size: runs in a block.
+        block_size: number of runs in a block.
         seconds: time spent compiling.
-        num_bytes: memory that a block needs on each device; None where the environment is on the
+        num_bytes: memory that a block needs on each device; None if the environment runs on the
             host.
     """
 
@@ -77,17 +77,17 @@ def compile_sweep(
 
     A block that is not full is filled up with copies of its last run.
 
-    XLA says beforehand what a block needs, which grows linearly with its runs: where it is more
-    than `MEMORY_SHARE` of what is free, the program is compiled again for a smaller one.
+    The compiler tells the memory of a block, which grows linearly with the number of runs. If a
+    block needs more than `MEMORY_SHARE` of the free memory, a smaller one is compiled.
 
     Args:
-        make: `values of one run -> algorithm`, traced.
-        fields: names of these values.
-        num_runs: runs in all.
-        updates_per_chunk: updates in one call.
-        most: runs in a block at the most; `CPU_BLOCK` for each CPU device and no limit elsewhere if
-            None.
-        placement: which devices it is on, by whole runs; the default one if None.
+        make: `values of one run -> algorithm`. JAX traces it.
+        fields: the names of these values.
+        num_runs: number of runs in all blocks.
+        updates_per_chunk: maximum number of updates in one call.
+        most: maximum number of runs in a block. None for `CPU_BLOCK` on each CPU device, and for no
+            limit on other devices.
+        placement: the devices that the runs are split over; None for the default device.
     """
     devices = jax.devices()[:1] if placement is None else placement.devices
     here = devices_here(placement)
@@ -96,7 +96,7 @@ def compile_sweep(
         most = CPU_BLOCK * len(devices) if on_cpu else num_runs
     size = even_share(num_runs, most, len(devices))
     runs = _compile(make, fields, size, updates_per_chunk, placement)
-    share = len(here) if on_cpu else 1  # devices of a CPU share its memory
+    share = len(here) if on_cpu else 1  # CPU devices share the memory
     needed = runs.num_bytes * share
     room = decided_by_first(lambda: int(free_bytes(here[0]) * MEMORY_SHARE))
     if needed > room:
@@ -109,7 +109,7 @@ def compile_sweep(
         filled_seeds = tuple(fill(np.asarray(seeds)).tolist())
         columns = {name: fill(x) for name, x in values.items()}
         return Program(
-            "",  # names failures of one run, which do not stop a sweep
+            "",  # only messages about failures need the environment, and a sweep prints none
             runs.init(as_seeds(filled_seeds), columns),
             lambda state, count, alive: runs.advance(state, columns, count, alive),
             filled_seeds,
@@ -126,13 +126,13 @@ def compile_host_sweep(
     block_size: int,
     updates_per_chunk: int,
 ) -> SweepProgram:
-    """Compiles the programs of a sweep over an environment that runs on the host.
+    """Compiles the programs of a sweep whose environment runs on the host.
 
     Args:
-        make: `values of one run -> algorithm`, traced.
-        fields: names of these values.
-        block_size: runs side by side at the most, each with environments of its own.
-        updates_per_chunk: updates in one call.
+        make: `values of one run -> algorithm`. JAX traces it.
+        fields: the names of these values.
+        block_size: maximum number of runs in parallel, each with its own environments.
+        updates_per_chunk: maximum number of updates in one call.
     """
     runs = compile_host_runs(make, {name: np.float32(1) for name in fields})
 
@@ -149,7 +149,7 @@ def _compile(make, fields, size, updates_per_chunk, placement) -> CompiledRuns:
 
 
 def even_share(num_runs: int, most: int, num_devices: int) -> int:
-    """Returns the size of blocks that are as alike as can be, a multiple of the devices."""
+    """Returns the size of blocks that are about equally full, as a multiple of the devices."""
     num_blocks = -(-num_runs // max(most, num_devices))
     size = -(-num_runs // num_blocks)
     return -(-size // num_devices) * num_devices
@@ -162,16 +162,16 @@ def run_block(
     num_updates: int,
     pace: Pace = USUAL,
 ) -> Iterator[Chunk]:
-    """Runs at most `block_size` runs to their end, yielding after each chunk.
+    """Does R runs, at most `block_size`, and yields each chunk.
 
-    The chunks may have copies of the last run behind it.
+    The chunks may have more than R rows: copies of the last run fill up the block.
 
     Args:
         program: from `compile_sweep` or `compile_host_sweep`.
-        seeds: of each run, `[R]`.
-        values: of each run, `[R]`.
-        num_updates: updates in a run.
-        pace: how long chunks are.
+        seeds: the seed of each run, `[R]`.
+        values: the values of each run, `[R]`.
+        num_updates: number of updates of a run.
+        pace: how long the chunks are.
     """
     columns = {name: x.astype(np.float32) for name, x in values.items()}
     with closing(program.start(seeds, columns)) as block:
@@ -179,11 +179,11 @@ def run_block(
 
 
 def score_block(chunks: Iterator[Chunk], num_updates: int) -> tuple[Scores, Actor]:
-    """Returns what came of the runs in a block, and their last actors.
+    """Returns the scores of the runs in a block, and their last actors.
 
     Args:
-        chunks: of the block.
-        num_updates: updates in a run.
+        chunks: the chunks of the block.
+        num_updates: number of updates of a run.
     """
     totals: dict[str, Any] = {}
 
@@ -205,7 +205,7 @@ def score_block(chunks: Iterator[Chunk], num_updates: int) -> tuple[Scores, Acto
         now = np.where(finite.all(axis=1), 0, chunk.first_update + finite.argmin(axis=1))
         broken = np.where(broken > 0, broken, now)
     with np.errstate(invalid="ignore"):
-        # NaN where no episode ended.
+        # A run in which no episode ended gets NaN.
         means = {x: totals[x] / totals["episodes"] for x in ("episodic_return", *costs)}
     kl, rejected = (totals[name] / num_updates for name in ("kl", "rejected"))
     return Scores(means.pop("episodic_return"), kl, rejected, broken, means), chunk.actor

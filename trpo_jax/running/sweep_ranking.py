@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to, and which settings did best."""
+"""Measures the runs of a sweep, and ranks its settings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,15 +23,16 @@ Key = tuple[int, int]  # number of the setting, seed
 
 
 class Ranked(NamedTuple):
-    """A setting and how it did.
+    """A setting with its scores and costs.
 
     Attributes:
-        index: its number.
-        setting: the values of what was swept.
-        scores: of each seed, `[num_seeds]`; NaN where numbers were not finite.
-        summary: statistics over seeds; None if some seed has no score.
-        costs: of each seed where it has its score from, by the name of the cost, `[num_seeds]`.
-        limits: of each cost, `[K]`; None without limits.
+        index: the number of the setting.
+        setting: the values of the swept hyperparameters.
+        scores: the score of each seed, `[num_seeds]`; NaN if its numbers were not finite.
+        summary: statistics over seeds; None if a seed has no score.
+        costs: for each cost by name, the mean cost of each seed in the episodes of its score,
+            `[num_seeds]`.
+        limits: the limit of each cost, `[K]`; None without limits.
     """
 
     index: int
@@ -43,27 +44,27 @@ class Ranked(NamedTuple):
 
     @property
     def mean_costs(self) -> np.ndarray:
-        """Mean over seeds of each cost, `[K]`."""
+        """The mean of each cost over seeds, `[K]`."""
         return np.array([x.mean() for x in self.costs.values()])
 
     @property
     def excess(self) -> float:
-        """How far the mean costs are above their limits, all costs together."""
+        """How far the mean costs are above their limits, summed over costs."""
         return float(cost_excess(self.mean_costs, self.limits))
 
 
 def measured_with(costs: Sequence[str]) -> list[str]:
-    """Returns the names of what is measured of a run, in the order of the file of results.
+    """Returns the names of the measured columns, in the order of the file of results.
 
     Args:
-        costs: names of the costs of the environment.
+        costs: the names of the costs of the environment.
     """
     costs = [cost_metrics(costs, name.replace("return", "cost")) for name in RETURNS]
     return [*RETURNS, *(name for names in costs for name in names), *STEPS]
 
 
 def measure(env: Environment, played: Played, scores: Scores) -> dict[str, np.ndarray]:
-    """Returns what came of the runs of a block by the names of `measured_with`, each `[R]`."""
+    """Returns the results of the runs of a block by the names of `measured_with`, each `[R]`."""
     costs = [played.costs[..., k].mean(axis=1) for k in range(len(env.costs))]
     values = [played.returns.mean(axis=1), scores.training_return, *costs]
     missing = np.full(len(scores.training_return), np.nan)
@@ -79,17 +80,18 @@ def rank(
     score: str,
     config: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Ranked]:
-    """Returns the settings by interquartile mean, then mean, the best first and broken ones last.
+    """Returns the settings in the order of their scores, the best first.
 
-    Settings whose mean costs keep their limits come before those that do not, of which the one that
-    is the least above them comes first. Settings of which a run is missing are left out.
+    The interquartile mean decides, and then the mean. Settings whose mean costs keep their limits
+    come before the others. The others are ordered by how far they are above their limits. Settings
+    with a seed that has no score come last. Settings with an unfinished run are left out.
 
     Args:
-        settings: the values of what was swept.
-        seeds: of every setting.
-        results: what was measured of each run.
+        settings: for each setting, the values of the swept hyperparameters.
+        seeds: the seeds of every setting.
+        results: the measured values of each run.
         score: the name of the return that decides.
-        config: the fields of the config that every setting changes, which may have limits on costs.
+        config: the fields of the config that every setting changes. They may have limits on costs.
     """
     ranked = []
     for index, setting in enumerate(settings):
@@ -109,7 +111,7 @@ def rank(
 
 
 def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
-    """Writes the statistics of every setting, the best first."""
+    """Writes the statistics of every setting to a CSV file, the best setting first."""
     fields = list(ranking[0].setting)
     statistics = ["iqm", "iqm_low", "iqm_high", "mean", "mean_low", "mean_high", "std", "worst"]
     rows = []

@@ -1,4 +1,4 @@
-"""An algorithm on an environment: what a run and a sweep have to do."""
+"""A task: an algorithm with a config on an environment, for a run or for a sweep."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,23 +21,21 @@ from trpo_jax.running.description import (
 )
 
 DEFAULT_ENV = "CartPole-v1"
-
-
-OWN = "own"  # name of an algorithm that comes without a module
+OWN = "own"  # the name of an algorithm that comes without a module
 
 
 class Task(NamedTuple):
-    """An algorithm's module on an environment, with a config.
+    """An algorithm with a config on an environment.
 
     Attributes:
         env: the environment.
-        env_name: the name that it was chosen by.
-        module: of the algorithm; None of an `Algorithm` that was made already.
-        name: of the algorithm.
-        config: of the algorithm.
-        tuned: settings where nothing else is said.
-        named: whether environment and algorithm are names that the scripts know.
-        options: that the environment was made with.
+        env_name: the name that the environment was chosen by.
+        module: the module of the algorithm; None if the user gave an `Algorithm`.
+        name: the name of the algorithm.
+        config: the config of the algorithm.
+        tuned: the default settings.
+        named: whether a command line can name the environment and the algorithm.
+        options: the options that the environment was made with.
     """
 
     env: Environment
@@ -71,8 +69,8 @@ def choose_task(
         config = tuned.config
     if not isinstance(config, module.Config):
         raise ConfigurationError(
-            f"The config is a {type(config).__name__} of {type(config).__module__}, and {name} "
-            f"takes a Config of {module.__name__}. Leave algorithm away, or give it its own config."
+            f"The config is a {type(config).__name__} of {type(config).__module__}, but {name} "
+            f"takes a Config of {module.__name__}. Remove algorithm, or give it its own config."
         )
     by_name = isinstance(algorithm, str) or name in algorithms.ALGORITHMS
     named = isinstance(env, str) and by_name and options.named
@@ -86,24 +84,25 @@ def choose_task(
 
 
 def with_options(env: Environment, options: envs.Options) -> Environment:
-    """Returns an environment that is made already, with the timeout of some options.
+    """Returns an existing environment with the timeout of some options.
 
     Raises:
-        ConfigurationError: if other options are to change it.
+        ConfigurationError: if the options would change anything else.
     """
     if options.args or options.wrappers or options.costs:
         raise ConfigurationError(
-            f"env_args, wrappers and costs belong to an environment that is made by its name, and "
-            f"{env.name} is made already. Give them to trpo_jax.make_env, or give the name."
+            f"env_args, wrappers and costs need an environment that is given by its name, but "
+            f"{env.name} is an Environment already. Give them to trpo_jax.make_env, or give the "
+            "name of the environment."
         )
     return env if options.timeout is None else with_timeout(env, options.timeout)
 
 
 def make_of(task: Task, config: Any, **own: Any) -> Algorithm:
-    """Returns the algorithm of a task with a config.
+    """Returns the algorithm of a task, made with a config.
 
     Raises:
-        ConfigurationError: if it cannot be made; it names the line of a module of the user's own.
+        ConfigurationError: if it cannot be made. For a module of the user, it names the line.
     """
     if task.name in algorithms.ALGORITHMS:
         return task.module.make(task.env, config, **own)
@@ -132,9 +131,9 @@ def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
     missing = [name for name in ("Config", "make") if not hasattr(module, name)]
     if missing:
         raise ConfigurationError(
-            f"{getattr(module, '__name__', module)} is no module of an algorithm: it has no "
-            f"{' and no '.join(missing)}. Give algorithm a name, a module with both, or an "
-            "Algorithm."
+            f"{getattr(module, '__name__', module)} is not the module of an algorithm: it has no "
+            f"{' and no '.join(missing)}. The argument algorithm takes a name, a module with "
+            "Config and make, or an Algorithm."
         )
     return module
 
@@ -143,13 +142,13 @@ def require_on_device(env: Environment, what: str) -> None:
     """Raises a ConfigurationError if an environment cannot be part of a compiled program."""
     if env.open is not None:
         raise ConfigurationError(
-            f"{what} in one compiled program, and {env.name} runs on the host. Choose an "
-            "environment of the accelerator."
+            f"{what} one compiled program, but {env.name} runs on the host, outside of it. Choose "
+            "an environment that runs on the device."
         )
 
 
 def without_effect(task: Task, schedules: Iterable[str] = ()) -> Iterator[str]:
-    """Yields a sentence for each hyperparameter that was chosen, and has no effect."""
+    """Yields a sentence for each hyperparameter that the user has set but that has no effect."""
     if task.module is None:
         return
     own, tuned, chosen = map(config_to_dict, (task.module.Config(), task.tuned.config, task.config))

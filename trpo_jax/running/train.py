@@ -1,4 +1,4 @@
-"""A whole training run by one call: progress, metrics, policies, evaluation, picture, files."""
+"""One call trains all seeds of a run, shows progress, evaluates the policies and writes files."""
 
 import sys
 import time
@@ -57,9 +57,9 @@ from trpo_jax.running.recorder import Recorder
 from trpo_jax.running.results import Evaluation, PolicyFailure, Run, write_policy, write_summary
 from trpo_jax.running.task import DEFAULT_ENV
 
-# That a run may end with.
+# The errors that may end a run which has begun.
 FAILURES = (NonFiniteError, EnvironmentFailure, PeerFailure, MemoryFailure, OSError)
-CALLBACK, RETURN = "callback", "return"  # what a run may be stopped by in order, beside INTERRUPT
+CALLBACK, RETURN = "callback", "return"  # values of `Run.stopped_by`, like INTERRUPT
 
 
 def train(
@@ -90,79 +90,86 @@ def train(
     init_from: str | Path | None = None,
     stop_at_return: float | None = None,
 ) -> Run:
-    """Trains an algorithm on an environment, all seeds side by side, and returns the run.
+    """Trains an algorithm on an environment with several seeds in parallel, and returns the run.
 
-        run = trpo_jax.train("CartPole-v1", trpo.Config(max_kl=0.02), seeds=8)
-        run.metrics["episodic_return"]  # [8, U]
-        run.evaluation.summary.iqm
-        action = run.policy(seed=3)(observation)
-        run.plot()
-
-    Settings that are left away are those of `trpo_jax.defaults`, as in `experiments/train.py`: the
-    same settings give the same numbers.
+    Settings that are not given have the values of `trpo_jax.defaults`, as in
+    `experiments/train.py`. The same settings give the same numbers.
 
     An algorithm may return any metrics, or none: a flat dictionary of finite scalars for each
-    update. Progress shows `episodic_return` and `kl`, the figure and thresholds need
-    `episodic_return`, and `num_episodes` says of how many episodes it is the mean. Nothing else is
-    asked of them; names that are not there cost only what shows them.
+    update. Progress shows `episodic_return` and `kl`. The figure needs `episodic_return`, and
+    `stop_at_return` also needs `num_episodes`, the number of episodes that `episodic_return` is the
+    mean of. If a metric is missing, only the features that need it do not work.
+
+    If an error ends a run that has begun, its attribute `run` holds everything that was done.
 
     Args:
-        env: its name, or an environment of one's own.
-        config: of the algorithm.
-        algorithm: its name, its module, or an `Algorithm`, which has env, config and agent already.
-            If None, the module that the class of the config is from; trpo without a config.
-        agent: policy, critic and exploration of one's own, in place of those that the config says.
-        seeds: their number n, for seeds 0 to n - 1, or the seeds themselves.
+        env: the name of an environment, or an `Environment`.
+        config: the config of the algorithm.
+        algorithm: the name of an algorithm, its module, or an `Algorithm`, which already has an
+            environment, a config and an agent. None takes the module of the config's class, or
+            TRPO if there is no config either.
+        agent: a policy, a critic and an exploration that replace those of the config.
+        seeds: a number n for the seeds 0 to n - 1, or the seeds themselves.
         total_steps: environment steps of each seed, rounded down to whole updates.
-        evaluation_episodes: episodes of each seed that its final policy is judged by.
-        env_processes: whether each copy of a Gymnasium or PettingZoo environment gets a process of
-            its own.
-        env_args: keyword arguments of the environment, which is then given by its name.
-        wrappers: functions of the environment, or their names as "module:name", applied in order;
-            see `trpo_jax.make_env`.
-        env_timeout: seconds that a reset or a step of the copies of an environment on the host may
-            take; the run fails where it takes longer. None for never.
-        costs: costs of each step beside its reward, in addition to the environment's own; see
+        evaluation_episodes: number of episodes for evaluating the policy of a seed.
+        env_processes: whether each copy of a Gymnasium or PettingZoo environment runs in its own
+            process.
+        env_args: keyword arguments for an environment that is given by its name.
+        wrappers: functions that wrap the environment, or their names as "module:name", applied in
+            order; see `trpo_jax.make_env`.
+        env_timeout: the run fails if a reset or a step of the copies of an environment on the host
+            takes more seconds than this. None for no limit.
+        costs: costs of each step, in addition to those that the environment has; see
             `trpo_jax.make_env`.
-        eval_every: evaluate during training too, before the first and after every n-th update; the
-            policies with the best mean return are kept as a checkpoint, those whose mean costs
-            keep the last limits before others. 0 for never.
-        checkpoint_every: updates from one checkpoint to the next, 0 for none; as often as costs no
-            more than 3 % of the time if None. Unless it is 0, there is one of the end too, also of
-            a run that stops early. Without `out` there are none.
-        keep_checkpoints: how many of the latest checkpoints are kept beside the best one.
-        out: folder for the files of the run, new or empty; no file is written if None.
-        resume: whether to go on with the unfinished run in `out`, if there is one, as if it had
-            never stopped. With a larger `total_steps` it becomes longer, also if it is finished;
-            schedules stay as they were.
-        log: further logs in `out`: "tensorboard", "wandb".
+        eval_every: evaluate during training too, before the first update and after every n-th
+            update. 0 evaluates only at the end. The policies with the best mean return are kept as
+            a checkpoint. Policies whose mean costs keep the limits of the last update come before
+            others.
+        checkpoint_every: number of updates from one checkpoint to the next. 0 for no checkpoints.
+            None for as often as takes at most 3 % of the time. Unless it is 0, there is also a
+            checkpoint at the end, even if the run stops early. Without `out` there are none.
+        keep_checkpoints: number of latest checkpoints to keep, in addition to the best one.
+        out: folder for the files of the run, which must be new or empty. None writes no files.
+        resume: whether to continue the unfinished run in `out`, if there is one, as if it had never
+            stopped. A larger `total_steps` makes the run longer, even if it is finished. Its
+            schedules stay the same.
+        log: names of further logs in `out`: "tensorboard", "wandb".
         progress: whether to show progress.
-        callback: called with each `Chunk` of updates, about once a second; the run stops, in
-            order, where it returns something true.
-        placement: which devices the run is on, from `trpo_jax.devices`; the default one if None.
-        schedules: real-valued hyperparameters that change, by name: a text such as
-            "linear:0.02:0.005", or a function of the environment steps that a seed has done, such
-            as `optax.linear_schedule(0.02, 0.005, 100_000)`. Metrics have their values.
-        evaluation_steps: the most steps of an evaluation episode. The time limit of the environment
-            if None, or without one 100,000 on the device and 1,000 on the host.
-        init_from: folder of a finished run, or its `policy.msgpack`, to start from: every seed
-            starts from the policy, the critic and the statistics of its best seed, as
+        callback: is called with each `Chunk` of updates, about once per second. If it returns a
+            true value, the run saves its state and stops.
+        placement: the devices of the run, from `trpo_jax.devices`; None for the default device.
+        schedules: real-valued hyperparameters that change during the run, by name. A schedule is a
+            text such as "linear:0.02:0.005", or a function of the environment steps that a seed has
+            done, such as `optax.linear_schedule(0.02, 0.005, 100_000)`. The metrics contain the
+            values.
+        evaluation_steps: maximum number of steps of an evaluation episode. None for the time limit
+            of the environment; without one, 100,000 on the device and 1,000 on the host.
+        init_from: folder of a finished run, or its `policy.msgpack`. Every seed starts with the
+            policy, the critic and the statistics of the best seed of that run, as
             `trpo_jax.load_policy` chooses it.
-        stop_at_return: ends the run, with its evaluation, once the return of every seed is at least
-            this: the mean over its latest 20 training episodes, or a few more, in whole updates. It
-            is looked at after every tenth update.
+        stop_at_return: stop the run and evaluate it once every seed has at least this mean return
+            over its latest 20 training episodes, or a few more, in whole updates. This is checked
+            after every tenth update.
 
     Returns:
-        The run. Ctrl-C and the callback end it early, with what was done until then. A seed whose
-        numbers stop being finite stops alone, and is in `broken`.
+        The run. If Ctrl-C or the callback stops it early, it holds everything that was done. A seed
+        whose numbers are not finite stops alone, and `broken` names it.
 
     Raises:
-        ConfigurationError: if a setting cannot work, before anything is compiled.
-        NonFiniteError: if the numbers of all seeds stop being finite. This and all below have what
-            was done until then in their attribute `run`, if there was anything.
+        ConfigurationError: if a setting cannot work. It is raised before anything is compiled.
+        NonFiniteError: if the numbers of all seeds are not finite.
         EnvironmentFailure: if the environment fails.
+        MemoryFailure: if there is not enough memory.
         StorageFailure: if a file cannot be written.
         PeerFailure: if another process of the run is gone.
+
+    Examples:
+        >>> run = trpo_jax.train("CartPole-v1", seeds=2, total_steps=2_048, progress=False)
+        >>> run.metrics["episodic_return"].shape  # [num_seeds, U]
+        (2, 1)
+        >>> run.evaluation.returns.shape  # [num_seeds, E]
+        (2, 64)
+        >>> action = run.policy(seed=1)(jnp.zeros(4))
     """
     settings = {name: x for name, x in locals().items() if name not in ("progress", "callback")}
     started = time.perf_counter()
@@ -185,11 +192,14 @@ def train(
 
 
 def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
-    """Prints what is about to run, where it goes on, and what will not be as without a stop."""
+    """Prints the algorithm, the environment, the seeds and the length of a run, and warnings.
+
+    For a resumed run, prints where it continues and how it differs from one without a stop.
+    """
     seeds, total = plan.seeds, plan.num_updates * plan.algorithm.steps_per_update
     ends = f"{seeds[0]} to {seeds[-1]}" if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{seeds}"
-    of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"each of seeds {ends}"
-    console.print(f"{plan.title}: {total:,} steps in {plan.num_updates:,} updates, {of_seeds}")
+    of_seeds = f"for seed {seeds[0]}" if len(seeds) == 1 else f"for each of the seeds {ends}"
+    console.print(f"{plan.title}: {total:,} steps in {plan.num_updates:,} updates {of_seeds}")
     for note in plan.notes if is_first() else ():
         print(f"warning: {note}", file=sys.stderr)
     if is_first() and (wide := wide_bounds(plan.env)):
@@ -198,28 +208,31 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
         say_defaults(plan, console)
         return
     if saved is None:
-        console.print("There is no checkpoint to go on from: it starts again")
+        console.print("There is no checkpoint to continue from, so the run starts again")
         return
-    console.print(f"Goes on after update {saved.num_updates:,}")
+    console.print(f"Continues after update {saved.num_updates:,}")
     if plan.env.open is not None:
         console.print(
-            "Environments on the host cannot be stored: their episodes begin anew, and the numbers "
-            "are not those of a run that never stopped"
+            "Environments on the host cannot be stored. So their episodes start again, and the "
+            "numbers differ from those of a run that never stopped"
         )
     patches = differing_patches(plan.description, saved.description)
     if patches and is_first():
         print(
-            f"warning: The run goes on with {patches}. Numbers may differ in rounding from those "
-            "of a run that never stopped, and what environments do in detail.",
+            f"warning: The run continues with {patches}. So its numbers may differ in rounding "
+            "from those of a run that never stopped, and environments may differ in details.",
             file=sys.stderr,
         )
     before = saved.description["placement"]
     if before != plan.description["placement"]:
-        console.print(f"It ran on {before} before: numbers may differ in rounding")
+        console.print(f"It ran on {before} before, so numbers may differ in rounding")
 
 
 def say_defaults(plan: RunPlan, console: Console) -> None:
-    """Prints whose settings a run has where it says nothing else, if not those of its own name."""
+    """Prints which tables of `defaults.toml` a run takes its defaults from.
+
+    Nothing is printed if there is only the table of its own environment, or no table.
+    """
     sources = sources_of(plan.name, plan.description["env"])
     if sources and sources != [plan.description["env"]]:
         tables = f"table{'s' * (len(sources) > 1)} {' and '.join(sources)}"
@@ -227,7 +240,7 @@ def say_defaults(plan: RunPlan, console: Console) -> None:
 
 
 def compile_plan(plan: RunPlan, saved: Saved | None, tell: Callable[[str], None]) -> Program:
-    """Returns the program of a run, in the state of a checkpoint if there is one."""
+    """Returns the program of a run. If there is a checkpoint, the program has its state."""
     num_done = saved.num_updates if saved else 0
     program = compile_program(
         plan.algorithm, plan.seeds, most_updates(len(plan.seeds)), num_done, plan.placement, tell
@@ -251,7 +264,7 @@ def run_program(
     callback: Callable[[Chunk], Any] | None,
     started: float,
 ) -> Run:
-    """Runs a compiled plan to its end, or as far as it goes, and writes its files."""
+    """Runs a compiled plan until it ends or is stopped, and writes its files."""
     whole_runs = plan.placement is not None and splits_runs(plan.placement)
     evaluation = make_evaluation(
         plan.env,
@@ -296,7 +309,7 @@ def run_program(
             write_policy(plan, run)
             if reason in (INTERRUPT, CALLBACK):
                 return run
-            program.close()  # or twice as many environments would be open
+            program.close()  # otherwise twice as many environments would be open
             try:
                 with evaluation_progress(console, "Evaluating") as tell:
                     played = recorder.evaluate(tell=tell)
@@ -329,7 +342,7 @@ def learn(
     console: Console,
     callback: Callable[[Chunk], Any] | None = None,
 ) -> str | None:
-    """Runs a program to its end into a recorder; returns what stopped it before, if anything."""
+    """Runs a program and gives its chunks to a recorder. Returns what stopped it early, or None."""
     recorder.start()
     chunks = run_chunks(
         program,
