@@ -314,7 +314,9 @@ def test_a_policy_with_a_memory_acts_like_the_steps_by_hand(tmp_path):
             carry, expected = by_hand(carry, x[None])
             np.testing.assert_allclose(act(x), expected[0], rtol=1e-5)
     assert np.abs(act(x) - by_hand(algorithm.carry(1), x[None])[1][0]).max() > 1e-3
-    with pytest.raises(ValueError, match="remembers 1 environments and was shown 3"):
+    with pytest.raises(
+        ValueError, match="remembers 1 environments, but was given observations of 3"
+    ):
         act(shown[:, 0])
     act.start()
     carry = algorithm.carry(3)
