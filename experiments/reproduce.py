@@ -1,4 +1,4 @@
-"""Runs a benchmark. Writes a table of its results beside published results, and learning curves.
+"""Runs a benchmark, and writes learning curves and a table of its results beside published results.
 
 `experiments/reproduce.toml` describes the benchmarks. After an interruption, run the same command
 again. It keeps the finished tasks and resumes the unfinished one. `--tasks` runs only some tasks.
@@ -71,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    about = __doc__.split("\n\n")[0]
+    parser = Parser(prog="experiments/reproduce.py", description=about, allow_abbrev=False)
     add = parser.add_argument
-    add("--benchmark", required=True, metavar="NAME", help="name of a benchmark in reproduce.toml")
+    help_text = "name of a benchmark in experiments/reproduce.toml"
+    add("--benchmark", required=True, metavar="NAME", help=help_text)
     help_text = "run only these tasks of the benchmark (default: all)"
     add("--tasks", nargs="+", metavar="TASK", help=help_text)
     help_text = "output folder; finished runs in it are kept (default: runs/<benchmark>)"

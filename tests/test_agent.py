@@ -94,7 +94,7 @@ def test_a_network_of_the_user_trains_and_is_saved_and_loaded(kind, cartpole, tm
     act = trpo_jax.load_policy(path, agent=agent)
     expected = algorithm.policy(learnt.actor, (), observations)[1].mode()
     np.testing.assert_array_equal(act(observations), expected)
-    with pytest.raises(ConfigurationError, match=r"passed in.*load_policy\(path, agent=agent\)"):
+    with pytest.raises(ConfigurationError, match=r"of your own.*load_policy\(path, agent=agent\)"):
         trpo_jax.load_policy(path)
     other = make_agent(cartpole, config)
     with pytest.raises(ConfigurationError, match="of another network than this agent's"):

@@ -22,8 +22,8 @@ def generalized_advantages(
 
     After a termination there are no more rewards, so the value of s'_t counts as zero. After a
     truncation, for example by a time limit, rewards would have followed. V(s'_t) estimates them.
-    Both ends cut the sum over lambda, because the next row belongs to another episode. The last row
-    uses `next_values[-1]`.
+    Both kinds of end stop the sum over lambda, because the next row belongs to another episode. The
+    last row uses `next_values[-1]`.
 
     Args:
         rewards: r_t, the reward of the transition out of s_t.
@@ -108,8 +108,8 @@ def standardize(
 
     Args:
         advantages: A, of any shape.
-        values: numbers from whose difference A was computed, such as the values of the critic.
-            Their size decides the size of the rounding errors of A.
+        values: numbers that A was computed from, such as the values of the critic. The larger
+            they are, the larger are the rounding errors of A.
 
     Examples:
         >>> standardize(jnp.array([1.0, 3.0]))

@@ -35,11 +35,11 @@ class CriticState(NamedTuple):
 
 
 class WithCosts(NamedTuple):
-    """A pair: one thing for the rewards, and the same thing for K costs.
+    """The same kind of data for the critic of the reward and for the critics of K costs.
 
     Attributes:
         reward: state, values, targets or losses of the critic of the reward.
-        costs: the same of the critics of the costs, with an axis `[K]`.
+        costs: state, values, targets or losses of the critics of the costs, with an axis `[K]`.
     """
 
     reward: Any

@@ -65,8 +65,8 @@ def choose_devices(wanted: int | None) -> list[jax.Device]:
     counts = Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
         raise ConfigurationError(
-            f"The processes have {sorted(counts.values())} devices. Give each process the same "
-            "number of devices."
+            f"The processes have different numbers of devices: {sorted(counts.values())}. Give "
+            "each process the same number."
         )
     return devices[:wanted]
 

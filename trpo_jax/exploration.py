@@ -7,11 +7,12 @@ noise of the steps before.
 - `white`: the noise of each action is independent. This is the usual choice.
 - `ou`: the noise follows an Ornstein-Uhlenbeck process x' = rho x + sqrt(1 - rho^2) xi, which is
   the exact solution from one step to the next. The action is drawn from
-  N(mean + rho std x, (1 - rho^2) std^2), with a draw of its own. The policy has no influence on
-  the process, so x is part of the state. The Gaussian given x has an exact log-probability, KL
-  divergence, Fisher metric and policy gradient. (The noise of the action must not be the next x.
-  That noise is (action - mean) / std, which depends on the policy, so the gradient at fixed x would
-  be wrong.) The same `max_kl` allows a step of the mean that is shorter by sqrt(1 - rho^2).
+  N(mean + rho std x, (1 - rho^2) std^2), with a separate random number. The policy has no
+  influence on the process, so x is part of the state. The Gaussian given x has an exact
+  log-probability, KL divergence, Fisher metric and policy gradient. (The noise of the action must
+  not be the next x. That noise is (action - mean) / std, which depends on the policy, so the
+  gradient at fixed x would be wrong.) The same `max_kl` allows a step of the mean that is shorter
+  by sqrt(1 - rho^2).
 - `colored`: noise with a power spectrum of 1 / f^beta (Hollenstein, Martius and Piater 2024,
   "Colored noise in PPO"). Each single action has the distribution of the policy. The
   log-probability, the KL divergence and the Fisher metric are computed from this distribution. This

@@ -32,6 +32,8 @@ def gauss_newton_product(
 ) -> MatrixVectorProduct:
     """Returns the function `v -> J^T H J v`, with J the Jacobian of `fn` at `params`.
 
+    H is the matrix that `output_metric` multiplies by.
+
     `fn` is linearised once, in this call. The returned function reuses the stored activations, so
     call `gauss_newton_product` outside of the loop of a solver.
 

@@ -18,7 +18,8 @@ class LineSearchResult(NamedTuple):
     """The result of a line search.
 
     Attributes:
-        params: the accepted parameters. If no candidate was accepted, exactly the given ones.
+        params: the accepted parameters. If no candidate was accepted, these are exactly the
+            given parameters.
         accepted: whether a candidate was accepted, scalar.
         fraction: fraction of the full step that was taken, scalar. 0 if none was accepted.
         evaluations: number of candidates evaluated, scalar.

@@ -51,10 +51,10 @@ def orthogonal(scale: float) -> nn.initializers.Initializer:
     """Returns an initialiser for orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
 
     The columns are orthogonal and have the norm `scale`. If there are fewer rows than columns, the
-    rows are. The distribution over such matrices is uniform. Gram-Schmidt on Gaussian columns
-    computes them. The initialiser of JAX calls the QR decomposition of LAPACK instead. Two batched
-    QR decompositions at the same time can wait for each other forever on a CPU with few cores.
-    This happens if networks are initialised under `jax.vmap`.
+    rows are orthogonal instead. The distribution over such matrices is uniform. Gram-Schmidt on
+    Gaussian columns computes them. The initialiser of JAX calls the QR decomposition of LAPACK
+    instead. Two batched QR decompositions at the same time can wait for each other forever on a CPU
+    with few cores. This happens if networks are initialised under `jax.vmap`.
     """
 
     def init(

@@ -216,8 +216,8 @@ def recurrent_network(
         cell: the recurrent part.
         head: `(params, [N, F + cell.size], observations [N, ...]) -> outputs`. Most heads use
             only the mask of legal actions from the observations, or nothing.
-        checkpoint: whether derivatives compute the inside of the cell a second time, instead of
-            keeping it for all steps (`jax.checkpoint`).
+        checkpoint: whether derivatives compute the values inside the cell a second time, instead
+            of storing them for all steps (`jax.checkpoint`).
 
     Examples:
         >>> network = trpo_jax.recurrent_network(

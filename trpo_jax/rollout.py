@@ -180,7 +180,8 @@ def episode_metrics(
 ) -> dict[str, Float[Array, ""]]:
     """Returns means over the episodes that ended in a trajectory `[T, B]`, and their number.
 
-    Episodes that were not seen from their start do not count (see `stagger`).
+    Episodes that were not seen from their start do not count (see
+    `trpo_jax.envs.episodes.stagger`).
 
     Args:
         trajectory: the trajectory.

@@ -45,8 +45,9 @@ def conjugate_gradient(
 ) -> SolverResult:
     """Solves A x = b from x = 0 by the conjugate gradient method (Hestenes and Stiefel 1952).
 
-    With a preconditioner M, it works as if on M^-1/2 A M^-1/2. The closer M is to A, the fewer
-    iterations this takes (Nocedal and Wright 2006, algorithm 5.3).
+    With a preconditioner M, the method does what it would do with M^-1/2 A M^-1/2 in the place of
+    A. The closer M is to A, the fewer iterations this takes (Nocedal and Wright 2006, algorithm
+    5.3).
 
     The loop always runs `num_iterations` times, so that it costs the same under `jax.vmap`. x stops
     changing as soon as the relative residual is at most `tolerance`, or a product shows that A is
@@ -57,7 +58,7 @@ def conjugate_gradient(
         b: right-hand side.
         num_iterations: number of products with A.
         tolerance: relative residual ||b - A x|| / ||b|| at which x stops changing. With a
-            preconditioner, both norms are those of M^-1.
+            preconditioner, the norm of v is sqrt(v^T M^-1 v).
         precondition: `v -> M^-1 v` for a symmetric positive-definite M. None stands for the
             identity.
 

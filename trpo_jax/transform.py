@@ -164,8 +164,9 @@ def natural_gradient(
             damping / 2 ||x - momentum x_last||^2 (SPRING, Goldshlager et al. 2024,
             arXiv:2401.10190).
         line_search_steps: largest number of fractions of the step to try, the largest first. The
-            first one is taken that decreases the loss and whose KL divergence is at most `max_kl`.
-            If none does, the parameters stay as they are. 0 takes every step without a search.
+            search takes the first fraction that decreases the loss and has a KL divergence of at
+            most `max_kl`. If there is none, the parameters stay as they are. 0 takes every step
+            without a search.
         line_search_shrink: factor between one fraction and the next.
         damping_rule: `(damping, gain / gain_predicted) -> damping` of the next update; see
             `levenberg_marquardt`. `damping` is then the damping of the first update.

@@ -1,8 +1,8 @@
 """The vine scheme tries several actions in the same state and compares the returns that follow.
 
-It (Schulman et al. 2015, arXiv:1502.05477, section 5.2) restarts the environment from
-stored states. From each state it runs a short branch for each of several actions. The state of an
-environment is a pytree, so a restart is only another call of `step`.
+The environment is restarted from stored states (Schulman et al. 2015, arXiv:1502.05477, section
+5.2). From each state, a short branch runs for each of several actions. The state of an environment
+is a pytree, so a restart is only another call of `step`.
 """
 
 from collections.abc import Callable

@@ -176,7 +176,7 @@ def test_evaluations_that_end_early_are_repeated(run, capsys):
     plan = plan_of(["--resume", str(run)])
     with ExitStack() as stack:
         assert open_folder(plan, stack).num_updates == 4
-    assert "evaluations.csv has no rows up to update 6" in capsys.readouterr().err
+    assert "evaluations.csv ends before update 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [1, 5, 7])

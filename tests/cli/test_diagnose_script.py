@@ -84,7 +84,7 @@ def test_a_run_without_some_metrics_has_a_page_without_their_panels(algorithm):
     [
         (["absent"], r"There is no folder absent"),
         (["empty"], r"empty holds no run: a run's folder has a config.json"),
-        (["."], r"\. holds 2 runs, and a page is about one\. .*: a, b\."),
+        (["."], r"\. holds 2 runs, and a page shows one\. .*: a, b\."),
         (["a", "--out", "a/metrics.csv"], r"folder a/metrics.csv cannot be created: .*--out"),
         ([], r"arguments are required: folder"),
     ],

@@ -154,7 +154,7 @@ def test_the_label_is_the_algorithm_and_one_seed_is_enough(tmp_path, capsys):
     assert re.search(r"CartPole-v1 +│ ppo +│ +1 │ +100.0 │ +one seed │", text)
     assert re.search(r"Acrobot-v1 +│ ppo +│ +2 │ +-95.0 │ +range -100.0 to -90.0 │", text)
     few = "ppo on CartPole-v1, ppo on Acrobot-v1, npg on Acrobot-v1"
-    assert f"seeds have a range instead of an interval: {few}." in text
+    assert f"seeds, so they have a range instead of an interval: {few}." in text
     assert "over all tasks leave out CartPole-v1: not every label has runs there." in text
     report = json.loads((tmp_path / "new/statistics.json").read_text())
     assert report["overall"]["tasks"] == ["Acrobot-v1"]

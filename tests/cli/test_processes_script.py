@@ -62,7 +62,7 @@ def test_seeds_in_two_processes_under_slurm(alone, tmp_path):
     words = [*TRAIN, *UPDATES, "--eval-every", "5", "--out", str(out)]
     codes, printed = two_processes.wait(two_processes.start(words, tmp_path, slurm), tmp_path)
     assert codes == [0, 0], printed
-    assert "2 x cpu in 2 processes, by seeds" in printed[0]
+    assert "2 x cpu in 2 processes (split by seeds)" in printed[0]
     assert "Return of the deterministic policy" in printed[0]
     assert "TRPO" not in printed[1]
     assert_same(read_metrics(out / "metrics.csv"), alone)
@@ -86,7 +86,7 @@ def test_a_killed_process_ends_the_other_and_the_run_can_be_resumed(alone, tmp_p
     assert f"train.py --resume {out} --shard environments --distributed" in printed[0]
     if codes[0] == 1:
         assert "another process of this run ended" in printed[0].lower()
-        assert re.search(r"To continue it after update \d+: .* --process-id 0\n", printed[0])
+        assert re.search(r"To continue the run after update \d+: .* --process-id 0\n", printed[0])
     assert "Traceback" not in printed[0]
     assert not (out / "summary.json").exists()
 
@@ -94,7 +94,7 @@ def test_a_killed_process_ends_the_other_and_the_run_can_be_resumed(alone, tmp_p
     with ExitStack() as stack:
         saved = open_folder(plan, stack)
     assert plan.placement is None
-    assert saved.description["placement"] == "2 x cpu in 2 processes, by environments"
+    assert saved.description["placement"] == "2 x cpu in 2 processes (split by environments)"
     assert saved.arrays["rollout/episodes/length"].shape == (2, 4)
 
     words = ["train.py", "--resume", str(out), "--shard", "environments"]
@@ -117,9 +117,9 @@ def test_the_death_of_the_first_process_ends_the_other(tmp_path):
     # JAX aborts it, or it notices the loss. The start printed how to continue the run.
     assert codes[0] == -9
     assert codes[1] in (1, -signal.SIGABRT)
-    assert "If another process is lost, JAX may abort" in printed[1]
+    assert "If another process ends early, JAX may abort" in printed[1]
     assert f"train.py --resume {out} --distributed" in printed[1]
-    assert "To continue it after" in printed[1]
+    assert "To continue the run after" in printed[1]
 
 
 @pytest.mark.heavy
@@ -213,7 +213,7 @@ def test_flags_that_contradict_each_other_are_refused(script, words, message, tm
     ("coordinator", "number", "message"),
     [
         ("localhost:1", "2", "process_id = 2 must be at least 0 and less than num_processes = 2"),
-        ("localhost", "1", "coordinator = localhost must be a host and a port"),
+        ("localhost", "1", "--coordinator localhost must be a host and a port"),
     ],
 )
 def test_impossible_addresses_and_process_ids_are_refused(coordinator, number, message, capsys):
@@ -272,4 +272,4 @@ def test_a_signal_to_one_process_stops_both_in_an_orderly_way(tmp_path):
     assert codes == [130, 143], printed
     updates = re.search(r"up to update (\d+) of", printed[0])[1]
     assert (out / "checkpoints" / updates / "digest").is_file()
-    assert f"To continue it after update {updates}" in printed[0]
+    assert f"To continue the run after update {updates}" in printed[0]

@@ -86,7 +86,7 @@ def test_missing_rows_of_metrics_are_computed_again_from_an_earlier_checkpoint(
     lines = (stopped / "metrics.csv").read_bytes().splitlines(keepends=True)
     (stopped / "metrics.csv").write_bytes(b"".join(lines[: 1 + 2 * 5]) + b"0,6,7")
     assert train.main(["--resume", str(stopped)]) == 0
-    assert "has no rows up to update 6" in capsys.readouterr().err
+    assert "ends before update 6" in capsys.readouterr().err
     assert_same(stopped, finished)
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk_gives_an_error_and_keeps_earlier_checkpoints(stopped, finis
     assert "metrics.csv cannot be written: File too large" in result.stderr
     assert "Traceback" not in result.stderr
     assert "holds the run up to update 5 of 6" in result.stderr
-    assert "To continue it after update 4: " in result.stderr
+    assert "To continue the run after update 4: " in result.stderr
     assert f" --resume {stopped}\n" in result.stderr
     assert train.main(["--resume", str(stopped)]) == 0
     assert_same(stopped, finished)

@@ -84,7 +84,7 @@ def test_a_failure_ends_the_run_and_keeps_its_files(how, message, tmp_path, caps
 
 def test_a_failure_before_the_first_update_names_the_command_to_continue(tmp_path, capsys):
     assert run(tmp_path / "run", "gym/host_tasks:Broken-raise-v0", "--env-processes") == 1
-    assert "To continue it from its start" in capsys.readouterr().err
+    assert "To continue the run from its start" in capsys.readouterr().err
 
 
 def test_the_suites_have_their_own_defaults():

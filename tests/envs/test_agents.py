@@ -159,7 +159,7 @@ def test_the_reward_of_a_team():
     assert agents.REWARDS["mean"]([1.0, 3.0]) == 2.0
     for args, message in (
         (("b", None), "agents of b compete: they fight.*These environments work: a"),
-        (("c", None), "does not know c.*rewards = sum or mean or same"),
+        (("c", None), "agents of c work together.*rewards = sum or mean or same"),
         (("a", "most"), "rewards = 'most' is not allowed for a"),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -75,11 +75,11 @@ MASK = ArraySpec((2,), np.dtype(bool))
                 (Discrete(3), {"x": MultiDiscrete((2, 4))}),
                 shown=with_parts(VECTOR, action_mask=(MASK, MASK)),
             ),
-            r"of 4 numbers, and actions with choices among 3 \+ 2 \+ 4\. .*, 9 in all",
+            r"of 4 numbers, and actions with 3 \+ 2 \+ 4 values\. .*, 9 in all",
         ),
         (
             env_of(box_of([0], [1]), shown=with_parts(VECTOR, action_mask=MASK)),
-            "choices among nothing",
+            "actions with no values",
         ),
         (env_of(shown={"action_mask": MASK}), "only a mask of legal actions"),
         (env_of(time_limit=2.5), "a time limit of 2.5"),

@@ -124,7 +124,7 @@ def test_an_error_while_closing_is_a_warning(error, capsys):
     pool = pool_of(close=stop(error))
     pool.close()
     pool.close()
-    assert capsys.readouterr().err.count("An error while closing: Environment odd failed") == 1
+    assert capsys.readouterr().err.count("did not close cleanly: Environment odd failed") == 1
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,9 @@ def test_brax_knows_its_environments_and_physics():
     assert env.time_limit == 1000
     with pytest.raises(ConfigurationError, match=r"Did you mean brax/ant"):
         envs.make("brax/ants")
-    with pytest.raises(ConfigurationError, match=r"physics of Brax 'sprung'.*Did you mean spring"):
+    with pytest.raises(
+        ConfigurationError, match=r"physics engine of Brax 'sprung'.*Did you mean spring"
+    ):
         envs.make("brax/ant/sprung")
 
 

@@ -135,7 +135,7 @@ def test_an_export_that_is_impossible_is_refused(tmp_path):
     policy = random_policy(VECTOR, Discrete(5), {}, True)
     own = dataclasses.replace(policy, network=None)
     for suffix in ("npz", "onnx"):
-        with pytest.raises(ConfigurationError, match=r"passed in.*Export it as \.jax"):
+        with pytest.raises(ConfigurationError, match=r"of your own.*Export it as \.jax"):
             trpo_jax.export(own, tmp_path / f"policy.{suffix}")
     with pytest.raises(ConfigurationError, match=r"Choose one of \.npz, \.onnx, \.jax"):
         trpo_jax.export(policy, tmp_path / "policy.pt")

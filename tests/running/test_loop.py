@@ -263,7 +263,7 @@ def test_the_error_names_all_seeds_when_the_last_one_stops():
 def test_the_message_lists_some_seeds_and_counts_the_others():
     text = broken_text({seed: Broken(7, "the floor gave way") for seed in range(11)})
     assert text.count("stopped:") == 8
-    assert text.endswith("So did 3 more seeds.")
+    assert text.endswith("3 more seeds stopped too.")
 
 
 def interrupted_during(function):

@@ -32,7 +32,8 @@ class Constrained:
 
     cost_limit: fields.Real | tuple[float, ...] = fields.real(
         25.0,
-        "largest undiscounted cost of an episode; one number for each cost, or one for all costs",
+        "largest mean cost of an episode, without discount; one number for each cost, or one for "
+        "all costs",
         several=True,
     )
     cost_gamma: fields.Real = fields.real(0.99, "discount factor of future costs", 0.0, 1.0)

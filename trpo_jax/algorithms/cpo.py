@@ -104,8 +104,8 @@ def make_limited(env: Environment, config: Any, agent: Agent | None, solution: A
     require_solver(env, config, agent)
     if not config.damped_scaling:
         raise ConfigurationError(
-            "damped_scaling = False cannot work with a limit: the step to the half-plane uses the "
-            "damped metric of the solver. Leave damped_scaling out."
+            "damped_scaling = False cannot work with a limit on a cost: the step that keeps the "
+            "limit is computed with the damped Fisher matrix. Leave damped_scaling out."
         )
     batch_size = config.num_envs * config.num_steps
 

@@ -61,7 +61,10 @@ def real(
         "kind": float,
         "several": several,
         "allowed": " ".join(
-            ["a finite number" + ", or some of them" * several, " and ".join(described)]
+            [
+                "a finite number" + " or a tuple of finite numbers" * several,
+                " and ".join(described),
+            ]
         ).strip(),
         "accepts": lambda x: (
             (low < x if open_low else low <= x) and (x < high if open_high else x <= high)
@@ -139,8 +142,8 @@ def require_float32(name: str, number: Any) -> None:
     held = held if abs(held) >= np.finfo(np.float32).tiny else 0.0
     if math.isinf(held) or (held in (0, 1) and held != float(number)):
         raise ConfigurationError(
-            f"{name} = {number!r} cannot work: numbers have 32 bits, which make {held:g} of it. "
-            "Choose 0, 1, or a number of a size from 1.2e-38 to 3.4e38. 32 bits hold seven digits."
+            f"{name} = {number!r} cannot work: numbers have 32 bits and about seven digits, so it "
+            f"would become {held:g}. Choose 0, 1, or a number whose size is 1.2e-38 to 3.4e38."
         )
 
 

@@ -61,7 +61,9 @@ class OnPolicy:
         10, "number of passes over the batch in one fit of the critic", 1
     )
     critic_minibatches: int = fields.integer(
-        16, "number of minibatches in each of these passes; must divide num_envs * num_steps", 1
+        16,
+        "number of minibatches in one pass of the critic; must divide num_envs * num_steps",
+        1,
     )
     critic_max_change: fields.Real = fields.real(
         0.1,
@@ -95,8 +97,8 @@ class OnPolicy:
     )
     memory_checkpoint: bool = fields.flag(
         False,
-        "save space: compute the inside of the memory cell again for derivatives instead of "
-        "storing it",
+        "save device memory: for derivatives, compute the values inside the memory cell again "
+        "instead of storing them",
     )
     critic_observation: str = fields.name(
         "",
@@ -165,8 +167,8 @@ class NaturalGradient:
     )
     damping: fields.Real = fields.real(
         0.1,
-        "number added to the diagonal of the Fisher matrix in the solve; larger values turn the "
-        "step towards the plain gradient",
+        "number added to the diagonal of the Fisher matrix when the direction is computed; larger "
+        "values turn the step towards the plain gradient",
         0.0,
     )
     damped_scaling: bool = fields.flag(
@@ -240,7 +242,7 @@ def validate(env: Environment, config: OnPolicy) -> None:
             "Choose a divisor of the batch."
         )
     if batch == 1 or batch > fields.LARGEST_INTEGER:
-        few = "is a single step, so there is no other advantage to compare with"
+        few = "is a single step, but an advantage needs other steps to be compared with"
         many = "is more than a 32-bit integer can hold"
         raise ConfigurationError(
             f"A batch of num_envs * num_steps = {config.num_envs} * {config.num_steps} = {batch:,} "

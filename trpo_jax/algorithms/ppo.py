@@ -80,7 +80,9 @@ class Proximal:
         10, "number of passes over the batch in one update of the policy", 1
     )
     policy_minibatches: int = fields.integer(
-        32, "number of minibatches in each of these passes; must divide num_envs * num_steps", 1
+        32,
+        "number of minibatches in one pass of the policy; must divide num_envs * num_steps",
+        1,
     )
     max_grad_norm: fields.Real = fields.real(
         0.5,
@@ -128,9 +130,9 @@ def step_arguments(env: Environment, config: Proximal, agent: Agent) -> dict[str
         )
     if batch_size == config.policy_minibatches:
         raise ConfigurationError(
-            f"policy_minibatches = {config.policy_minibatches} puts a single sample into each "
-            "minibatch, so there is no other advantage to compare with. Choose at most half of the "
-            f"batch, {batch_size // 2}."
+            f"policy_minibatches = {config.policy_minibatches} puts a single step into each "
+            "minibatch, but an advantage needs other steps to be compared with. "
+            f"Choose at most half of the batch, {batch_size // 2}."
         )
     gain = GAINS[config.loss]
     optimizer = optax.chain(

@@ -176,7 +176,8 @@ def parse_schedule(text: str, total_steps: int) -> tuple[Schedule, str]:
     except (ValueError, ZeroDivisionError):
         pass
     raise ConfigurationError(
-        f"{text!r} is no schedule. It must be {FORMS}. Steps are environment steps of each seed."
+        f"{text!r} is no schedule. It must be {FORMS}. Steps are environment steps of each seed. "
+        "START of cosine must not be 0. START and END of exponential must have the same sign."
     )
 
 
@@ -222,6 +223,6 @@ def require_real(config: Any, name: str) -> None:
     real = [x for x in found if isinstance(found[x].default, float) and x != "log_std_init"]
     if name not in real:
         raise ConfigurationError(
-            f"{name} cannot have a schedule, because it fixes shapes or choices of the program, or "
-            f"the start of a run. These can have a schedule: {', '.join(real)}."
+            f"{name} cannot have a schedule, because the compiled program or the start of a run "
+            f"depends on it. These can have a schedule: {', '.join(real)}."
         )

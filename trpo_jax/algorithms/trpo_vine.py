@@ -50,8 +50,8 @@ class Config(TrustRegion, OnPolicy):
     )
     num_branches: int = fields.integer(
         4,
-        "number of first actions to try from each of these states, at least 2; discrete actions "
-        "are tried at most once each",
+        "number of first actions to try from each state where branches start, at least 2; a "
+        "discrete action is tried at most once",
         1,
     )
     branch_steps: int = fields.integer(

@@ -65,8 +65,8 @@ class Config(trpo.Config):
     )
     alpha: fields.Real = fields.real(
         0.05,
-        "1 - alpha is the confidence level of the gradient's ellipsoid; smaller values make the "
-        "ellipsoid larger",
+        "1 - alpha is the level of the confidence ellipsoid of the gradient; smaller values make "
+        "the ellipsoid larger",
         0.0,
         1.0,
         open_low=True,

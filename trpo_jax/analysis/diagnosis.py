@@ -81,7 +81,7 @@ TOO_SHORT = Check(
     0,
     lambda run, looked_at: run.metrics["update"][:, -1],
     (MIN_UPDATES, np.inf),
-    f"{{}} updates; a diagnosis needs at least {MIN_UPDATES}",
+    f"the run has {{}} updates, but a diagnosis needs at least {MIN_UPDATES}",
     "train longer",
 )
 CHECKS = (
@@ -158,7 +158,7 @@ CHECKS = (
         0,
         signs.largest_kl_over_bound,
         (0, KL_EXCEEDED),
-        "up to {} times the bound",
+        "the KL divergence reached {} times its bound",
         "the line search should reject such a step: look for a mistake in your own algorithm",
     ),
     Check(
@@ -194,7 +194,7 @@ CHECKS = (
         LAST_THIRD,
         signs.entropy_lost_for_nothing,
         (-np.inf, ENTROPY_LOST),
-        "{} % of the first entropy was lost, and the return has not risen",
+        "{} % of the entropy of the first update was lost, and the return has not risen",
         "raise --entropy-coef, or {shorter_steps}",
     ),
     Check(
@@ -203,7 +203,7 @@ CHECKS = (
         LAST_THIRD,
         signs.entropy_gained_still,
         (-np.inf, ENTROPY_GAINED),
-        "the entropy has grown by {} % of the first entropy, and still grows",
+        "the entropy has grown by {} % of the entropy of the first update, and still grows",
         "{less_entropy}",
     ),
     Check(

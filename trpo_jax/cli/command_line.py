@@ -73,7 +73,7 @@ def call_of(name: str, words: Sequence[str]) -> str:
         launcher = ["python3", "-m", "uv", "run"] if by_python else ["uv", "run"]
     if script.absolute().parent.name == "experiments":
         call = [*(launcher or ["python"]), str(script.with_name(f"{name}.py"))]
-    elif script.name == "__main__.py":
+    elif script.parts[-2:] == ("trpo_jax", "__main__.py"):
         call = [*launcher, "python", "-m", "trpo_jax", name]
     else:
         call = [*launcher, "trpo-jax", name]

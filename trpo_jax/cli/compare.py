@@ -1,6 +1,6 @@
 """Trains several algorithms on several environments, and writes one table and one figure.
 
-An algorithm is given by its name, or as LABEL=NAME with flags of train.py, all of it in quotes:
+An algorithm is given by its name, or in quotes as LABEL=NAME with flags of train.py, such as
 "spo=ppo --loss spo". If a comparison was interrupted, the same command with the same --out
 continues it.
 """
@@ -143,7 +143,10 @@ def build_parser() -> Parser:
     )
     folder = Path("runs/comparison", time_name())
     add("--out", type=Path, default=folder, metavar="FOLDER", help=help_text)
-    help_text = "a hyperparameter for all labels that match, such as ppo.loss=spo or '*.gamma=0.9'"
+    help_text = (
+        "value of a hyperparameter for the label LABEL, such as ppo.loss=spo; '*.gamma=0.9' sets "
+        "it for all labels"
+    )
     options = {"nargs": "+", "action": "extend", "default": [], "metavar": "LABEL.FIELD=VALUE"}
     add("--set", **options, dest="settings", help=help_text)
     add_environment_flags(parser)
@@ -238,10 +241,8 @@ def refuse_repeats(kind: str, names: Sequence[str]) -> None:
     """Raises a ConfigurationError if a name is given twice."""
     for name in names:
         if names.count(name) > 1:
-            raise ConfigurationError(
-                f"The {kind} {name!r} is given twice. Remove one. The same algorithm may be given "
-                "again under another label, as LABEL=NAME."
-            )
+            other = " Or give one of them another label, as LABEL=NAME." if kind == "label" else ""
+            raise ConfigurationError(f"The {kind} {name!r} is given twice. Remove one.{other}")
 
 
 def refuse_other_settings(pairs: Sequence[Pair]) -> None:
@@ -379,9 +380,9 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
         f"The best IQM is bold. {OVERLAPS} marks an IQM whose interval overlaps the interval of "
         "the best. A row with a cost above its limit has no mark. It is the best only if all rows "
         f"have such a cost. {INTERVALS} *Steps to* and *seconds to* a threshold are counted until "
-        f"the mean return of the last {WINDOW} training episodes (in whole updates) first reaches "
-        "it. They are medians over seeds. If some seeds did not reach the threshold, there is a "
-        "dash, and the number of seeds that did. Seconds are the training time of all seeds "
+        f"the mean return of at least the last {WINDOW} training episodes first reaches it. They "
+        "are medians over seeds. If some seeds did not reach the threshold, the cell "
+        "has a dash and the number of seeds that did. Seconds are the training time of all seeds "
         "together, since they train in parallel, without compilation."
     )
     for env, section in report["environments"].items():

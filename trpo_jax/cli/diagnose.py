@@ -1,7 +1,7 @@
 """Draws one page about the policy steps of a run, and prints warnings if something is wrong.
 
-The page explains each of its panels. It is written as diagnosis.pdf and diagnosis.png, and replaces
-those of an earlier call.
+The page explains each of its panels. The command writes it to diagnosis.pdf and diagnosis.png, and
+replaces the files of an earlier call.
 """
 
 from collections.abc import Sequence

@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigurationError(
                 f"{out} exists, and will not be overwritten. Choose another file with --out."
             )
-        if args.episodes < LEAST_SEEDS or args.number < 1:
+        if args.episodes < LEAST_SEEDS:
             raise ConfigurationError(
-                f"--episodes {args.episodes} must be at least {LEAST_SEEDS}, since an interval "
-                f"needs as many. --number {args.number} must be at least 1."
+                f"--episodes {args.episodes} must be at least {LEAST_SEEDS}, because an interval "
+                f"needs at least {LEAST_SEEDS} returns."
             )
-        require_at_least(evaluation_steps=(args.evaluation_steps, 1))
+        require_at_least(number=(args.number, 1), evaluation_steps=(args.evaluation_steps, 1))
         require_at_most(episodes=(args.episodes, MOST))
         description = read_description(args.folder, "env", "algorithm", "config", "seeds")
         env = make_stored(description, args)
@@ -125,8 +125,9 @@ def build_parser() -> Parser:
     help_text = "episodes for each seed and mode (default: 128)"
     add("--episodes", type=int, default=128, metavar="N", help=help_text)
     help_text = (
-        "use the policies of a checkpoint instead of the final ones: best (highest return in the "
-        "evaluations during training, within limits on costs), latest, or the number of an update"
+        "use the policies of a checkpoint instead of the final policies: best (the highest return "
+        "in the evaluations during training; with limits on costs, the highest that keeps them), "
+        "latest, or the number of an update"
     )
     add("--checkpoint", metavar="WHICH", help=help_text)
     help_text = (
@@ -138,7 +139,8 @@ def build_parser() -> Parser:
     add("--env", metavar="NAME", help=help_text)
     add_environment_flags(parser)
     help_text = (
-        "another number gives other episodes; no number gives those of training (default: 1)"
+        "number that chooses the random episodes; they always differ from the episodes that are "
+        "played during training (default: 1)"
     )
     add("--number", type=int, default=1, metavar="N", help=help_text)
     help_text = (

@@ -30,7 +30,7 @@ from trpo_jax.running.task import require_on_device
 
 SEEDS, ENVIRONMENTS = "seeds", "environments"
 ALL = "all"
-IF_LOST = "If another process is lost, JAX may abort this one with a stack trace."
+IF_LOST = "If another process ends early, JAX may abort this process with a stack trace."
 FIRST_LEAVES_AFTER = 2.0  # seconds
 
 
@@ -116,7 +116,7 @@ def join_processes(words: Sequence[str]) -> None:
         )
     if given and not re.fullmatch(r".+:\d+", args.coordinator):
         raise ConfigurationError(
-            f"coordinator = {args.coordinator} must be a host and a port, such as localhost:7654."
+            f"--coordinator {args.coordinator} must be a host and a port, such as localhost:7654."
         )
     if given and not 0 <= args.process_id < args.num_processes:
         raise ConfigurationError(
@@ -230,5 +230,5 @@ def require_even_shares(name: str, number: int, num_devices: int) -> None:
         raise ConfigurationError(
             f"{name} = {number} cannot be split evenly over {num_devices} devices. Choose a "
             f"multiple of {num_devices}, such as --{name.replace('_', '-')} {fitting}, or a number "
-            "of devices that divides it."
+            f"of devices that divides {number}."
         )

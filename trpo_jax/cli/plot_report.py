@@ -44,8 +44,9 @@ def notes(
     ]
     if few:
         yield (
-            f"Fewer than {LEAST_SEEDS} seeds have a {RANGE} instead of an interval: "
-            f"{', '.join(few)}. Results over all tasks that include them have neither."
+            f"These labels have fewer than {LEAST_SEEDS} seeds, so they have a {RANGE} instead of "
+            f"an interval: {', '.join(few)}. Results over all tasks that include them have no "
+            "interval."
         )
     ends = [
         f"{x} {return_text(task.low)} and {return_text(task.high)}" for x, task in tasks.items()

@@ -1,6 +1,6 @@
 """Plays one episode with a policy of a run, and writes it as a GIF or an MP4.
 
-The return of the episode is printed, and its costs with their limits.
+The command prints the return of the episode, and its costs with their limits.
 """
 
 import argparse
@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(EnvironmentFailure, StorageFailure):
         args = build_parser().parse_args(argv)
-        if min(args.steps, args.every, args.fps, args.width) <= 0:
-            raise ConfigurationError("--steps, --every, --fps and --width must be more than 0.")
+        for name in ("steps", "every", "fps", "width"):
+            if getattr(args, name) <= 0:
+                raise ConfigurationError(f"--{name} {getattr(args, name)} must be more than 0.")
         checkpoint = f"-{args.checkpoint}" if args.checkpoint else ""
         out = args.out or args.folder / f"episode{checkpoint}.gif"
         if out.suffix not in MAX_SIDE:
@@ -108,19 +109,20 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", type=Path, help="folder of a run")
     help_text = (
-        "seed whose policy plays (default: the seed with the best evaluation within limits on "
-        "costs)"
+        "seed whose policy plays (default: the seed with the best evaluation; with limits on "
+        "costs, the best that keeps them)"
     )
     add("--seed", type=int, metavar="N", help=help_text)
     help_text = (
-        "use a policy of a checkpoint instead of the final one: best (highest return in the "
-        "evaluations during training, within limits on costs), latest, or the number of an update"
+        "use a policy of a checkpoint instead of the final policy: best (the highest return in the "
+        "the evaluations during training; with limits on costs, the highest that keeps them), "
+        "latest, or the number of an update"
     )
     add("--checkpoint", metavar="WHICH", help=help_text)
     help_text = "play in another environment, which has the same observations and actions"
     add("--env", metavar="NAME", help=help_text)
     add_environment_flags(parser)
-    help_text = "another number gives another episode (default: 0)"
+    help_text = "number that chooses the random episode (default: 0)"
     add("--episode", type=int, default=0, metavar="N", help=help_text)
     help_text = "maximum number of steps (default: 1000)"
     add("--steps", type=int, default=1000, metavar="N", help=help_text)

@@ -137,12 +137,13 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add_environment_flags(group)
     help_text = (
         "start every seed with the policy, the critic and the statistics of the best seed of the "
-        "finished run in FOLDER; seeds within their limits on costs come before other seeds"
+        "finished run in FOLDER; with limits on costs, a seed that keeps them is better than a "
+        "seed that does not"
     )
     add("--init-from", type=Path, metavar="FOLDER", help=help_text)
     help_text = (
-        "stop the run once every seed has a mean return of at least X over its last 20 training "
-        f"episodes, or a few more; checked after every {STOP_EVERY}th update"
+        "stop the run once every seed has a mean return of at least X over at least its last 20 "
+        f"training episodes; checked after every {STOP_EVERY}th update"
     )
     add("--stop-at-return", type=float, metavar="X", help=help_text)
     add = parser.add_argument_group("evaluation").add_argument
@@ -151,8 +152,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
     help_text = (
         "also evaluate the policies during training: before the first update and after every N-th "
-        "update; the best policies within limits on costs are kept as a checkpoint (default: 0, "
-        "which evaluates only at the end)"
+        "update; a checkpoint keeps the best policies, and with limits on costs the best that keep "
+        "them (default: 0, which evaluates only at the end)"
     )
     add("--eval-every", default=0, type=int, metavar="N", help=help_text)
     help_text = (
@@ -162,8 +163,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--evaluation-steps", type=int, metavar="N", help=help_text)
     add = parser.add_argument_group("checkpoints and files").add_argument
     help_text = (
-        "save the whole state after every N-th update, or never if N is 0 (default: as often as "
-        "takes at most 3 %% of the time)"
+        "save the whole state after every N-th update, or never if N is 0 (default: chosen "
+        "so that checkpoints take at most 3 %% of the time)"
     )
     add("--checkpoint-every", type=int, metavar="N", help=help_text)
     help_text = "number of latest checkpoints to keep in addition to the best one (default: 3)"
@@ -182,17 +183,18 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--quiet", action="store_true", help="print errors only")
     where = add_process_flags(parser, devices="1")
     help_text = (
-        "what several devices share: the seeds, each of which stays on one device, or the "
-        "environments of every seed, for runs that are too large for one device (default: seeds)"
+        "how several devices share the work: seeds gives each device whole seeds, environments "
+        "splits the environments of every seed, for runs that are too large for one device "
+        "(default: seeds)"
     )
     where.add_argument("--shard", choices=(SEEDS, ENVIRONMENTS), default=SEEDS, help=help_text)
     add_config_flags(parser, module, defaults)
     group = parser.add_argument_group("schedules of hyperparameters")
     help_text = (
-        "let a real-valued hyperparameter change during the run; KIND is linear, exponential or "
-        "cosine, such as max_kl=linear:0.02:0.005, and a third number is the length in steps of "
-        "each seed (default: the whole run); max_kl=piecewise:0.02:50000:0.01 changes the value "
-        "after 50,000 steps; may be given several times"
+        "let a real-valued hyperparameter change during the run, such as max_kl=linear:0.02:0.005; "
+        "KIND is linear, exponential or cosine; a third number is the number of environment steps "
+        "of each seed until END (default: the whole run); max_kl=piecewise:0.02:50000:0.01 changes "
+        "the value after 50,000 steps; may be given several times"
     )
     kind = {"action": "append", "default": [], "type": schedule}
     group.add_argument("--schedule", **kind, metavar="NAME=KIND:START:END", help=help_text)

@@ -137,8 +137,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     )
     add("--grid", **repeated, metavar="NAME=VALUES", help=help_text)
     help_text = (
-        "draw N settings at random from all ranges; the first setting has the values of a run "
-        "without a sweep; without --range, the ranges are those of search_spaces.toml"
+        "draw N settings at random from all ranges; without --range, the ranges come from "
+        "search_spaces.toml; the first setting is not random, it has the values of the other flags"
     )
     add("--random", type=int, metavar="N", help=help_text)
     help_text = (
@@ -160,9 +160,9 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--score", choices=SCORES, default="evaluation", help=help_text)
     add = parser.add_argument_group("the sweep and its files").add_argument
     help_text = (
-        "maximum number of runs in parallel (default: the seeds of one setting if the environment "
-        "runs on the host; otherwise 16 on a CPU, and as many as fit into half of the free memory "
-        "on an accelerator)"
+        "maximum number of runs in parallel (default: the number of seeds if the environment runs "
+        "on the host; otherwise 16 on a CPU, and as many as fit into half of the free memory on an "
+        "accelerator)"
     )
     add("--batch", type=int, metavar="N", help=help_text)
     help_text = "output folder; a sweep that it holds is continued (default: runs/sweeps/<time>)"
@@ -184,9 +184,10 @@ def report(found: Sweep, console: Console) -> None:
     within = "" if found.ranking[0].limits is None else " within limits"
     print_ranking(console, found.ranking, f"{found.title}, by {found.score} return{within}")
     if found.ranking[0].summary is not None and found.check is not None:
+        command = call_of("train", flags_in(found.check))
         console.print(
-            f"The best of {len(found.ranking)} settings looks better than it is. To judge it, "
-            f"train it with fresh seeds:\n  {call_of('train', flags_in(found.check))}"
+            f"The best of {len(found.ranking)} settings looks better than it is, because it was "
+            f"chosen by its score. To judge it, train it with fresh seeds:\n  {command}"
         )
     names = ", ".join(sorted(x.name for x in found.folder.iterdir()))
     console.print(f"Files in {found.folder}: {names}")

@@ -119,7 +119,7 @@ def resumption(folder: Path, args: argparse.Namespace, after: str | None = None)
         numbers = [int(name) for name in names if name.isdigit()]
         after = f"after update {max(numbers)}" if numbers else "from its start"
     words = ["--resume", str(folder), *placement_words(args)]
-    return f"To continue it {after}: {call_of('train', words)}"
+    return f"To continue the run {after}: {call_of('train', words)}"
 
 
 def print_costs(console: Console, run: Run) -> None:

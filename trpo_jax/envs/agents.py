@@ -42,7 +42,7 @@ def row_shape(name: str, what: str, shapes: Sequence[tuple[int, ...]]) -> tuple[
         return distinct[0]
     if any(len(shape) > 1 for shape in distinct):
         raise ConfigurationError(
-            f"Environment {name!r} shows its agents {what} of the shapes "
+            f"Environment {name!r} gives its agents {what} of different shapes: "
             f"{', '.join(map(str, distinct))}. Only arrays of one axis can be padded to one shape. "
             "Flatten them, or give them one shape, in a wrapper."
         )
@@ -107,7 +107,7 @@ def team_reward(
             f"with one reward. These environments work: {', '.join(sorted(cooperative))}."
         )
     raise ConfigurationError(
-        f"The library does not know {name}, and whether its agents work together. If they are one "
-        f"team, say how to compute its reward from the rewards of the agents: {allowed}. same "
-        "takes the reward of the first agent. Agents that compete are not supported."
+        f"The library does not know whether the agents of {name} work together. If they are one "
+        f"team, say how to compute its reward from the rewards of the agents: {allowed}. The value "
+        "same takes the reward of the first agent. Agents that compete are not supported."
     )

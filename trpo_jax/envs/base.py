@@ -317,7 +317,7 @@ def _wrong_mask(env: Environment) -> str | None:
         if sum(sizes) != sum(choices):
             return (
                 f'a part {path_name("observation", ())}["{MASK}"] of {sum(sizes)} numbers, and '
-                f"actions with choices among {' + '.join(map(str, choices)) or 'nothing'}. A mask "
+                f"actions with {' + '.join(map(str, choices)) or 'no'} values. A mask "
                 f"must have one number for each value of each choice, {sum(choices)} in all"
             )
         if not jax.tree.leaves(others):

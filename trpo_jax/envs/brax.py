@@ -36,7 +36,7 @@ def make(name: str, episode_length: int = EPISODE_LENGTH, **args: Any) -> Enviro
     task, _, backend = name.partition("/")
     require_known_environment("brax", task, names())
     if (backend or "spring") not in BACKENDS:
-        raise unknown_name("physics of Brax", backend, BACKENDS)
+        raise unknown_name("physics engine of Brax", backend, BACKENDS)
     known = parameters_of(envs._envs[task])
     require_known_args(f"brax/{name}", args, known and (known | {"episode_length"}) - {"sys"})
     env = envs.get_environment(task, **{"backend": backend or "spring"} | args)

@@ -50,7 +50,9 @@ PLUGINS = {
 INT8 = np.dtype(np.int8)
 MOST_CHOICES = 1_024  # most values of a component in a Box of integer actions
 CHANNELS = (1, 3, 4)  # numbers of channels that images with their channels first can have
-LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63  # a larger number is probably a placeholder
+# A component of the first observation of this size, such as a time, is subtracted from all
+# observations, so that 32 bits keep its changes. A larger number is probably a placeholder.
+LEAST_ORIGIN, LARGEST_ORIGIN = 2.0**16, 2.0**63
 
 
 def names() -> list[str]:
@@ -167,7 +169,7 @@ def _after_reset(
     if num_numbers(spec) != sum(choices):
         raise ConfigurationError(
             f"Environment {name!r} has an info[{MASK!r}] of {num_numbers(spec)} numbers, and "
-            f"actions with choices among {' + '.join(map(str, choices))}. A mask must have one "
+            f"actions with {' + '.join(map(str, choices))} values. A mask must have one "
             "number for each value of each choice. Remove the mask in a wrapper."
         )
     return Shows(with_parts(observation, **{MASK: spec}), mask_in_info=True)

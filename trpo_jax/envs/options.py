@@ -89,8 +89,8 @@ def stored_options(description: Mapping[str, Any]) -> Options:
     if unnamed:
         raise ConfigurationError(
             f"The environment {description['env']!r} of this run was made in Python, with objects "
-            f"that config.json cannot store: {', '.join(unnamed)}. Name another environment, or go "
-            "on in Python."
+            f"that config.json cannot store: {', '.join(unnamed)}. Name another environment, or "
+            "continue in Python."
         )
     args = {name: parse_value(text) for name, text in texts.items()}
     processes, timeout = description.get("env_processes", False), description.get("env_timeout")

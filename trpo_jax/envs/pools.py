@@ -30,7 +30,7 @@ from trpo_jax.envs.specs import (
 )
 from trpo_jax.errors import RAISED, Unpromised, environment_failure
 
-# Each process imports the main script, which imports these modules. They are imported once for all.
+# Each process needs these modules. They are imported once, in the server that forks the processes.
 PRELOADED = ["flax.linen", "optax", "gymnasium", "trpo_jax.envs.pools"]
 GOODBYE = 2.0  # seconds in which processes must close their environments
 
@@ -265,7 +265,7 @@ def open_pool(
                 errors.append(named(error, index))
         copies.clear()
         if errors and not broken:  # if the pool is broken, its failure was reported before
-            print(f"warning: An error while closing: {errors[0]}", file=sys.stderr)
+            print(f"warning: An environment did not close cleanly: {errors[0]}", file=sys.stderr)
 
     def kill() -> None:
         for copy in copies if processes else ():

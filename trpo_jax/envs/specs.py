@@ -134,8 +134,8 @@ class BoxScaling(NamedTuple):
     """The map from the action of a policy to the action of the environment, in float32.
 
     The environment gets `clip(offset + scale * action, low, high)`. If a component has two bounds,
-    the range from -1 to 1 is mapped to the range between them. If not, the scale is 1, and an
-    action of 0 means 0, or the bound if 0 is outside of it.
+    the range from -1 to 1 is mapped to the range between them. Otherwise the scale is 1, and
+    the action 0 is mapped to the allowed number that is nearest to 0.
     """
 
     offset: np.ndarray

@@ -110,8 +110,9 @@ class ActingPolicy:
         known, memory = self._memory or (count, self.carry(count))
         if known != count:
             raise ValueError(
-                f"The policy of {self.environment} remembers {known} environments and was shown "
-                f"{count}. Call start() before you show it other environments."
+                f"The policy of {self.environment} remembers {known} environments, but was given "
+                f"observations of {count}. Call start() before you "
+                "give it observations of other environments."
             )
         memory, actions = self.choose(self.actor, memory, flat, key)
         if not traced:

@@ -122,8 +122,8 @@ def layers_of(policy: ActingPolicy) -> Layers:
         )
     if policy.network is None:
         raise ConfigurationError(
-            f"The policy of {policy.environment} has a network that was passed in. The library "
-            "does not know its layers. Export it as .jax, which holds any network."
+            f"The policy of {policy.environment} has a network of your own. The library does not "
+            "know its layers. Export it as .jax, which holds any network."
         )
     spec, seen = policy.observation, seen_spec(policy.observation).shape
     mean, deviation, clip = np.zeros(()), np.ones(()), np.inf

@@ -144,7 +144,7 @@ def read_policies(
     observation = split_part(observation, hidden)[0]
     if agent is None and data["network"] is None:
         raise ConfigurationError(
-            f"{path} holds the parameters of a network that was passed in. The library cannot "
+            f"{path} holds the parameters of a network of your own. The library cannot "
             "build it. Pass the agent that the run was trained with: load_policy(path, "
             "agent=agent)."
         )

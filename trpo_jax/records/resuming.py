@@ -69,16 +69,16 @@ def refuse_to_resume(folder: Path, description: dict[str, Any]) -> None:
         num_updates = read_run(folder).metrics["update"].shape[1]
         raise ConfigurationError(
             f"The run in {folder} is finished: its {num_updates:,} updates are done, and "
-            f"{SUMMARY} has the results. To go on to more than its {begun:,} steps, give a larger "
-            "total_steps."
+            f"{SUMMARY} has the results. To train for more than its {begun:,} steps, give a "
+            "larger total_steps."
         )
     different = differing_settings(description, found | {"total_steps": max(asked, begun)})
     if different:
         command = found["command"]
         anew = f"use its own command: {shlex.join(command)}" if command else "choose another folder"
         raise ConfigurationError(
-            f"The run in {folder} has {different}. It can only go on with the same settings: leave "
-            "out other settings, and install the same versions (for instance python3 -m uv run "
-            "--with jax==...). Only the last part of a version may differ. To start anew, "
-            f"{anew}"
+            f"The run in {folder} has {different}. It can only continue with the same settings. "
+            "Leave out the settings that differ, and install the same versions (for instance "
+            "python3 -m uv run --with jax==...). Only the last part of a version may differ. To "
+            f"start anew, {anew}"
         )

@@ -292,7 +292,9 @@ def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
         text = content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise damaged(path, line, f"it has a byte {content[error.start]:#x}") from error
+        raise damaged(
+            path, line, f"it has the byte {content[error.start]:#x}, which is not text"
+        ) from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     table: list[list[str]] = []
     try:

@@ -71,8 +71,8 @@ def play(
     """
     if env.open is None and env.render is None:
         raise ConfigurationError(
-            f"Environment {env.name!r} cannot draw itself. Those of gymnax, Brax, Playground, "
-            "Gymnasium, EnvPool and PettingZoo can, and MPE and SMAX of JaxMARL."
+            f"Environment {env.name!r} cannot draw itself. Environments of gymnax, Brax, "
+            "Playground, Gymnasium, EnvPool and PettingZoo can, and MPE and SMAX of JaxMARL."
         )
     draw_later = env.render is not None  # `env.render` draws all frames at once
     views: list[Any] = []

@@ -105,4 +105,4 @@ def describe_placement(placement: Placement | None, split: str = "") -> str:
         return kind
     number, processes = len(placement.devices), jax.process_count()
     text = f"{number} x {kind}" + (f" in {processes} processes" if processes > 1 else "")
-    return f"{text}, by {split}" if split else text
+    return f"{text} (split by {split})" if split else text

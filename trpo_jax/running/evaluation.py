@@ -160,8 +160,8 @@ def make_evaluation(
         place = partial(to_devices, sharding=rest)
 
     def key_of(seed, number):
-        # Number 0 also folds in its number: otherwise the first keys split from its key would be
-        # the keys of other numbers.
+        # The number 0 is folded in too. Otherwise the first keys that are split from the key of
+        # number 0 would be the keys of the other numbers.
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         return jax.random.fold_in(key, number)
 
@@ -254,8 +254,8 @@ def evaluate_on_host(
 ) -> Played:
     """Does the same as `evaluate`, for an environment that runs on the host.
 
-    After the end of an episode, a copy of the environment starts the next one, until E have been
-    started. Every episode that was started counts, so short episodes are not over-represented. An
+    After the end of an episode, a copy of the environment starts the next one. The first E episodes
+    that are started count, also the long ones, so short episodes are not over-represented. An
     episode that ends with numbers that are not finite is replaced by another one.
 
     Args:
@@ -282,7 +282,8 @@ def evaluate_on_host(
         opened = env.open(seeds, num_copies)
     returns, cut = np.zeros(num_episodes, np.float32), np.zeros(num_episodes, bool)
     costs = np.zeros((num_episodes, len(env.costs)), np.float32) if env.costs else ()
-    number = np.arange(num_copies)  # the episode that each copy plays; from E on they do not count
+    # The number of the episode that each copy plays. Episodes from number E on do not count.
+    number = np.arange(num_copies)
     step, num_broken, told, memory = 0, 0, time.monotonic(), carry(num_copies)
     with closing(opened) as pool:
         episodes = start_host_episodes(env, pool, num_copies)

@@ -120,8 +120,8 @@ def find_checkpoint(plan: RunPlan) -> Saved | None:
             if ends[short] >= found.num_updates:
                 return found
             print(
-                f"warning: {plan.folder / short} has no rows up to update {found.num_updates} of "
-                "the latest checkpoint. The run tries the checkpoint before it.",
+                f"warning: {plan.folder / short} ends before update {found.num_updates}, the "
+                "update of the latest checkpoint. The run tries the checkpoint before it.",
                 file=sys.stderr,
             )
     return None

@@ -379,7 +379,7 @@ def compile_host_runs(make: Callable[[Any], Algorithm], values: Any) -> HostRuns
     act = lambda given, *acting: make(given[1]).act(given[0], *acting)
     choose, num_steps = make_choose(algorithm.env, act), algorithm.num_steps
     rollout, keys = state.rollout, action_keys(next_key(state), num_steps)
-    choose((state.actor, values), keys, 0, rollout.episodes, rollout.acting)  # compiles it
+    choose((state.actor, values), keys, 0, rollout.episodes, rollout.acting)  # compiles `choose`
     improve = improve.lower(values, state, trajectory).compile(cpu_options())
     needed = compiled_bytes(improve)
     require_room("An update", needed, jax.devices()[0], SIZES, at_least=False)

@@ -79,7 +79,7 @@ class Run(NamedTuple):
             (of one seed), `seconds` (of training) and every metric of the algorithm. If the
             environment has one cost, `episodic_cost` is a metric. If it has several,
             `episodic_cost_<name>` is a metric for each of them. `episodic_return`, `episode_length`
-            and costs are NaN in an update without an end of an episode. All metrics of a seed are
+            and costs are NaN in an update in which no episode ended. All metrics of a seed are
             NaN after it has stopped. The updates that a resumed run has read from the file have
             seven digits. Before the first update there are no columns.
         evaluation: the evaluation of the final policies. Seeds that stopped are NaN, and its

@@ -87,11 +87,11 @@ class Sweep(NamedTuple):
         score: the score that ranks the settings, "evaluation" or "training".
         results: one row for each finished run, in the order of settings and seeds. A row has
             `setting` (the number of the setting), the swept values, `seed`, `evaluation_return` (of
-            the final policy), `training_return` (of the episodes that ended in the second half),
-            `kl` and `rejected` (means over updates), and `broken_update` (the first update whose
-            numbers were not finite, or 0). A missing number is NaN. If the environment has one
-            cost, `evaluation_cost` and `training_cost` follow the returns. If it has several,
-            `evaluation_cost_<name>` and `training_cost_<name>` follow for each cost.
+            the final policy), `training_return` (of the episodes that ended in the second half of
+            the run), `kl` and `rejected` (means over updates), and `broken_update` (the first
+            update whose numbers were not finite, or 0). A missing number is NaN. If the environment
+            has one cost, `evaluation_cost` and `training_cost` follow the returns. If it has
+            several, `evaluation_cost_<name>` and `training_cost_<name>` follow for each cost.
         ranking: the settings whose runs are all finished, the best first. Settings whose mean costs
             over seeds keep their limits come before other settings.
         folder: the folder of the files, or None.
@@ -249,12 +249,13 @@ def sweep(
         total_steps: environment steps of each run; None for the tuned number.
         evaluation_episodes: number of episodes for evaluating the final policy of each run.
         score: the score that ranks the settings. "evaluation" is the return of the final policy.
-            "training" is the return of the training episodes in the second half. If there are
+            "training" is the return of the training episodes in the second half of a run. If there
+            are
             limits on costs, the settings whose mean costs of these episodes keep their own limits
             come first.
-        batch: maximum number of runs in parallel. None for the seeds of one setting if the
-            environment runs on the host, otherwise for 16 on a CPU, and for as many as fit into
-            half of the free memory on an accelerator.
+        batch: maximum number of runs in parallel. None stands for the number of seeds if the
+            environment runs on the host. Otherwise it stands for 16 on a CPU, and for as many as
+            fit into half of the free memory on an accelerator.
         out: folder for files, which are written after every block of runs. If it holds the same
             sweep, that sweep is continued. None writes no files.
         progress: whether to show progress.

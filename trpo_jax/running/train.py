@@ -126,8 +126,9 @@ def train(
             a checkpoint. Policies whose mean costs keep the limits of the last update come before
             others.
         checkpoint_every: number of updates from one checkpoint to the next. 0 for no checkpoints.
-            None for as often as takes at most 3 % of the time. Unless it is 0, there is also a
-            checkpoint at the end, even if the run stops early. Without `out` there are none.
+            None chooses the number so that checkpoints take at most 3 % of the time. Unless it is
+            0, there is also a checkpoint at the end, even if the run stops early. Without `out`
+            there are none.
         keep_checkpoints: number of latest checkpoints to keep, in addition to the best one.
         out: folder for the files of the run, which must be new or empty. None writes no files.
         resume: whether to continue the unfinished run in `out`, if there is one, as if it had never
@@ -148,8 +149,7 @@ def train(
             policy, the critic and the statistics of the best seed of that run, as
             `trpo_jax.load_policy` chooses it.
         stop_at_return: stop the run and evaluate it once every seed has at least this mean return
-            over its latest 20 training episodes, or a few more, in whole updates. This is checked
-            after every tenth update.
+            over at least its last 20 training episodes. This is checked after every tenth update.
 
     Returns:
         The run. If Ctrl-C or the callback stops it early, it holds everything that was done. A seed
@@ -225,7 +225,7 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
         )
     before = saved.description["placement"]
     if before != plan.description["placement"]:
-        console.print(f"It ran on {before} before, so numbers may differ in rounding")
+        console.print(f"The run was on {before} before, so its numbers may differ in rounding")
 
 
 def say_defaults(plan: RunPlan, console: Console) -> None:
