@@ -1,5 +1,6 @@
-"""Tests that every notebook runs from top to bottom."""
+"""Tests that the notebooks install the library, run, and name no machine in their outputs."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -16,3 +17,18 @@ def test_a_notebook_runs_and_most_of_its_cells_show_output(path, monkeypatch):
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}}).execute()
     _install, *code = (cell for cell in notebook.cells if cell.cell_type == "code")
     assert sum(bool(cell.outputs) for cell in code) > len(code) / 2
+
+
+def test_every_notebook_installs_the_library_in_the_same_way():
+    notebooks = [nbformat.read(path, as_version=4) for path in NOTEBOOKS]
+    cells = [next(x.source for x in book.cells if x.cell_type == "code") for book in notebooks]
+    common = [cell.partition('\nif find_spec("sklearn")')[0] for cell in cells]  # 07 has more
+    assert len({re.sub(r"\[[\w,]+\]", "", cell) for cell in common}) == 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_name_no_folder_of_a_machine(path):
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    texts = [x.get("text", x.get("data", {}).get("text/plain")) for x in outputs]
+    assert not re.findall(r"/(?:home|root|tmp|work|usr|Users)/|site-packages", str(texts))

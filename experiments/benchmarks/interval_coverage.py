@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         args = build_parser().parse_args(words)
         require_at_least(repeats=(args.repeats, 1))
-    command = " ".join(["python experiments/benchmarks/interval_coverage.py", *words])
+    command = " ".join(["python3 -m uv run experiments/benchmarks/interval_coverage.py", *words])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(table_lines(command, args.repeats)) + "\n")
     print(f"Table: {args.out}")
@@ -73,39 +73,40 @@ def build_parser() -> Parser:
 
 def table_lines(command: str, repeats: int) -> Iterator[str]:
     """Yields the lines of coverage.md."""
-    yield "# Intervals over seeds, and how often they cover"
+    yield "# How often intervals over seeds contain the true value"
     yield from ("", "```", command, "```", "")
     yield (
         f"Each cell is the percentage of {repeats:,} intervals that contain the true value. It "
         "should be 95. The number in brackets is the median width, in standard deviations of the "
         f"scores. Bootstraps use {RESAMPLES:,} resamples. *In use* is the interval of "
-        "`trpo_jax/analysis/statistics.py`. *At most 500*: exponential scores below a limit that "
-        "39 in 100 seeds reach, as on CartPole-v1. *15 % fail* and *half learn*: normal scores, "
-        "but 15 % or half of the seeds end five standard deviations lower."
+        "`trpo_jax/analysis/statistics.py`. The scores *at most 500* are exponential, cut off at a "
+        "limit that 39 in 100 seeds reach, as on CartPole-v1. The scores *15 % fail* and *half "
+        "learn* are normal, but 15 % or half of the seeds end five standard deviations lower."
     )
     yield from ("", "- With few seeds, both bootstraps are too narrow. BCa is not better.")
     yield (
-        "- Student's t covers the mean of normal scores for every number of seeds. No method "
-        "covers the mean of strongly skewed scores. Below 15 seeds Student's t comes nearest. From "
-        "15 seeds on BCa is as near."
+        "- The intervals of Student's t contain the mean of normal scores in about 95 % of the "
+        "cases, for every number of seeds. For the mean of strongly skewed scores, no method "
+        "reaches 95 %. Below 15 seeds Student's t comes nearest. From 15 seeds on BCa is as near."
     )
     yield (
         "- For an interquartile mean, the interval with winsorised deviations (Tukey and "
-        f"McLaughlin 1963) is too wide below {LEAST_WINSORIZED} seeds. There, the plain deviation "
-        f"is in use. From {LEAST_WINSORIZED} seeds on, winsorised deviations cover as well, and a "
-        "few failed seeds do not widen the interval. The percentile bootstrap then covers about as "
-        "often, but it needs random numbers."
+        f"McLaughlin 1963) is too wide below {LEAST_WINSORIZED} seeds. The library "
+        f"uses the plain deviation there. From {LEAST_WINSORIZED} seeds on, the interval with "
+        "winsorised deviations is as good, and a few failed seeds do not widen it. The percentile "
+        "bootstrap is then about as good, but it needs random numbers."
     )
     yield (
-        "- With several tasks, the jackknife with Satterthwaite's degrees of freedom covers almost "
+        "- With several tasks, the jackknife with Satterthwaite's degrees of freedom comes near to "
         "95 %. There are two exceptions. One is the IQM of two tasks whose scores lie far apart. "
-        "The other is a profile in which almost all seeds are on the same side: if all of them "
-        "are, the interval has no width."
+        "The other is a profile in which almost all seeds are above the level, or almost all are "
+        "below it. If all of them are on one side, the interval has no width."
     )
     yield from single_lines("Mean of one task", repeats, (*SEEDS, EPISODES), np.mean, mean_methods)
     yield from (
         "",
-        f"The last row is there because `evaluate.py` plays {EPISODES} episodes a seed.",
+        f"In the rows with {EPISODES} seeds, a score stands for an episode: `evaluate.py` plays "
+        f"{EPISODES} episodes of each seed.",
     )
     title = "Interquartile mean of one task"
     yield from single_lines(title, repeats, SEEDS, interquartile_mean, iqm_methods)
@@ -181,10 +182,11 @@ def several_lines(repeats: int) -> Iterator[str]:
     """Yields the table of statistics of several tasks."""
     yield from ("", "## Several tasks", "")
     yield (
-        f"{repeats:,} intervals of each kind: in use / stratified percentile bootstrap. Scores are "
-        "normalised. The means of the tasks go from 0.2 to 1. Their standard deviations go from "
-        f"0.4 down to 0.05. The profile is the share of seeds above {LEVEL:g}. The improvement is "
-        "the probability to beat scores that are 0.1 lower on average."
+        f"Each cell has two percentages of {repeats:,} intervals: of the interval in use, and of "
+        "the stratified percentile bootstrap. Scores are normalised. The means of the tasks go "
+        "from 0.2 to 1, and their standard deviations from 0.4 down to 0.05. The profile is the "
+        f"share of seeds above the level {LEVEL:g}. The improvement is the probability that a "
+        "score is higher than a score that is 0.1 lower on average."
     )
     yield ""
     rng = np.random.default_rng(1)

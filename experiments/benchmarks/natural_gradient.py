@@ -307,7 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(distributions(name=name))
     }
     report = {
-        "command": " ".join(["python experiments/benchmarks/natural_gradient.py", *words]),
+        "command": " ".join(
+            ["python3 -m uv run", "experiments/benchmarks/natural_gradient.py", *words]
+        ),
         "rows": rows,
         **provenance("CartPole-v1"),
     }

@@ -193,7 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         add("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
         args = parser.parse_args(words)
         folder = create_run_folder(args.out)
-    command = " ".join(["python experiments/benchmarks/natural_gradient_costs.py", *words])
+    command = " ".join(
+        ["python3 -m uv run", "experiments/benchmarks/natural_gradient_costs.py", *words]
+    )
     lines = ["```", command, "```", ""]
     for make in (costs_of_updates, sample_space):
         for line in make(args.repeats):

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(words)
         require_at_least(seeds=(args.seeds, 1), scale=(args.scale, 1))
     cache_compilations()
-    command = " ".join(["python experiments/benchmarks/natural_gradient_toys.py", *words])
+    command = " ".join(
+        ["python3 -m uv run", "experiments/benchmarks/natural_gradient_toys.py", *words]
+    )
     print("\n".join(["```", command, "```"]))
     for line in table_lines("A distilled policy", "kl", distillation(args.scale), args.seeds):
         print(line, flush=True)

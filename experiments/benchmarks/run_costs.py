@@ -160,21 +160,22 @@ def costs_around_training(steps: int, repeats: int, console: Console) -> list[di
 def table_lines(report: dict[str, Any]) -> Iterator[str]:
     """Yields the lines of run-costs.md."""
     sweep = report["sweep"]
-    yield from ("```", f"python {' '.join(report['command'])}", "```", "")
+    yield from ("# What a sweep, logs and checkpoints cost", "")
+    yield from ("```", f"python3 -m uv run {' '.join(report['command'])}", "```", "")
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     yield f"{report['device']['kind']}, {versions}. Times are medians over turns."
     yield ""
     runs = f"{SETTINGS} settings x {SEEDS} seeds = {SETTINGS * SEEDS} runs"
     yield f"## A sweep of CartPole-v1: {runs} of {sweep['steps']:,} steps"
     yield ""
-    yield "| | seconds | ratio to the runs alone |"
+    yield "| | seconds | ratio to the second row |"
     yield "| --- | ---: | ---: |"
     alone = median(sweep["runs_alone_seconds"])
     processes = sweep["extrapolated_processes_seconds"]
     whole = median(sweep["sweep_seconds"])
     for what, seconds in (
         ("`sweep.py`, from the start of its process to its pictures", whole),
-        (f"{SETTINGS} times the program of {SEEDS} seeds of `train.py`, training alone", alone),
+        (f"{SETTINGS} times the training of `train.py` with {SEEDS} seeds, nothing else", alone),
         (f"{SETTINGS * SEEDS} processes of `train.py`, extrapolated from {PROCESSES}", processes),
     ):
         yield f"| {what} | {seconds:,.1f} | {seconds / alone:.2f} |"
@@ -182,12 +183,13 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield "## Logs and checkpoints"
     yield ""
     yield (
-        "Eight seeds of CartPole-v1: the program alone, and the program with the whole loop around "
-        "it. The time between two calls of the program is measured directly, because it is smaller "
+        "The runs have eight seeds of CartPole-v1. A run calls its compiled program again and "
+        "again, and writes files between two calls. The table shows the time of the program alone "
+        "and of the whole run. The time between calls is measured directly, because it is smaller "
         "than the noise of both times. The share is this time divided by the time of the program."
     )
     yield ""
-    yield "| | program alone, s | whole loop, s | between calls, s | checkpoints, s | share |"
+    yield "| | program alone, s | whole run, s | between calls, s | checkpoints, s | share |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for row in report["around_training"]:
         seconds = (median(row[f"{x}_seconds"]) for x in ("bare", "whole", "outside", "checkpoint"))

@@ -106,15 +106,16 @@ def measure(num_processes: int, repeats: int, folder: Path) -> list[dict[str, An
 
 def page(report: dict[str, Any], setting: Setting) -> Iterator[str]:
     """Yields the lines of scaling.md."""
-    yield "# Environments split over devices: where it stops scaling"
+    yield "# How far split environments scale"
     yield ""
     yield from ("```", f"python3 -m uv run {' '.join(report['command'])}", "```", "")
     yield (
         "`--shard environments` gives each of D devices N / D of the N states of an update. Every "
         "mean over states becomes a sum over the devices. A gradient and a Fisher-vector product "
-        "each need one sum of P numbers, so an iteration of conjugate gradient sums 4 P bytes. All "
-        "other sums have a few numbers only. The compiler derives these sums from the shardings, "
-        "and a test finds them in the compiled program (`tests/running/test_devices.py`)."
+        "each need one sum of P numbers, where P is the number of parameters. So an iteration of "
+        "conjugate gradient sums 4 P bytes. All other sums have only a few numbers. The compiler "
+        "adds these sums, and a test finds them in the compiled program "
+        "(`tests/running/test_devices.py`)."
     )
     yield ""
     yield from measured_lines(report)
@@ -134,8 +135,9 @@ def measured_lines(report: dict[str, Any]) -> Iterator[str]:
         "one thread, and the processes communicate over loopback (gloo). Two parts are also "
         "measured alone: the work on vectors, which every process does in full, and the sums. The "
         "calculated time is half of the time of one process without the vectors, plus the vectors, "
-        "plus ten sums. The bytes are read from the compiled program. They are 4 P, without the "
-        "log standard deviations, whose part of the metric is the same at every state."
+        "plus ten sums. The bytes are read from the compiled program. They are 4 P, where P leaves "
+        "out the log standard deviations: their part of the metric is the same at every state, so "
+        "it needs no sum."
     )
     yield ""
     yield (
@@ -171,7 +173,7 @@ def measured_lines(report: dict[str, Any]) -> Iterator[str]:
 
 def iteration_lines(setting: Setting) -> Iterator[str]:
     """Yields the section of one iteration of conjugate gradient."""
-    yield f"## Calculated: an iteration of conjugate gradient on {H100.name}"
+    yield f"## Calculated: one iteration of conjugate gradient on {H100.name}"
     yield ""
     yield (
         f"N = {setting.num_states:,} states (for example 8,192 environments for 128 steps). A "
@@ -182,8 +184,8 @@ def iteration_lines(setting: Setting) -> Iterator[str]:
         f"GB/s to other nodes. Its memory has {H100.memory / 1e12:.1f} TB/s. A sum takes at least "
         f"{H100.latencies[0] * 1e6:.0f} µs, and {H100.latencies[1] * 1e6:.0f} µs more for each "
         "doubling of the nodes. Small networks will reach fewer operations per second. A cell "
-        "shows the µs of the products over the states of a device, plus the µs of sums and "
-        "vectors, and then the share of the products."
+        "shows three numbers: the microseconds of the products over the states of a device, the "
+        "microseconds of sums and vectors, and the share of the products in the whole time."
     )
     yield ""
     counts = " | ".join(f"{count:,} devices" if count > 1 else "1 device" for count in DEVICES)
@@ -205,8 +207,9 @@ def iteration_lines(setting: Setting) -> Iterator[str]:
         "Operations and bytes both grow with P. So for large networks only the number of states on "
         "each device matters. Sums take more than half of the time if N / D is less than "
         "8 F / (c B), where F is the operations per second and B is the bandwidth. Within a node "
-        f"this is {half:,.0f} states. For small networks the latency L matters ({far:.0f} µs on "
-        f"{MOST_DEVICES:,} devices): sums take half of the time at N / D = F L / (c P)."
+        f"this is {half:,.0f} states. For small networks the latency L of a sum matters. It is "
+        f"{far:.0f} µs on {MOST_DEVICES:,} devices. Sums then take half of the time if N / D is "
+        "F L / (c P)."
     )
     yield ""
 

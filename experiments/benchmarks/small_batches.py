@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{env:<16} batch {batch:>5}  {label:<12} IQM {rows[-1]['iqm']:8.1f}  "
             f"fell after {rows[-1]['fell']:.0%} of updates"
         )
-        command = f"python experiments/benchmarks/small_batches.py {' '.join(words)}"
+        command = f"python3 -m uv run experiments/benchmarks/small_batches.py {' '.join(words)}"
         write_json(folder / "small_batches.json", {"command": command, "rows": rows})
         (folder / "small_batches.md").write_text("\n".join(table_lines(command, rows, args)) + "\n")
     console.print(f"Table: {folder / 'small_batches.md'}")

@@ -23,7 +23,7 @@ from trpo_jax.normalization import RunningStatistics, init_statistics
 from trpo_jax.records.acting import make_act
 from trpo_jax.records.checkpoints import Checkpoints
 from trpo_jax.records.files import write_json
-from trpo_jax.records.policy_files import describe_policy, save_policy
+from trpo_jax.records.policy_files import NEEDED, describe_policy, save_policy
 from trpo_jax.records.spaces import to_plain
 from trpo_jax.running.host_program import HostState
 
@@ -214,6 +214,11 @@ def test_a_policy_can_be_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
         trpo_jax.load_policy(tmp_path, checkpoint="best")
     with pytest.raises(ConfigurationError, match="was stopped before it wrote policy"):
         trpo_jax.load_policy(tmp_path)
+    for name in NEEDED:
+        rest = {key: x for key, x in description["policy"].items() if key != name}
+        write_json(tmp_path / "config.json", description | {"policy": rest})
+        with pytest.raises(ConfigurationError, match=rf"config\.json is damaged.*'{name}'"):
+            trpo_jax.load_policy(tmp_path, checkpoint="latest")
 
 
 def test_a_file_with_a_flipped_bit_is_refused(tmp_path):

@@ -24,6 +24,7 @@ from trpo_jax.records.files import write_whole
 from trpo_jax.records.limits import cost_excess, stored_limits
 from trpo_jax.records.runs import (
     CHECKPOINTS,
+    DESCRIPTION,
     EVALUATIONS,
     POLICY,
     cost_columns,
@@ -35,6 +36,8 @@ from trpo_jax.records.spaces import essence, from_plain, in_words, to_plain
 FORMAT = 4
 # Fields of a config that change what the networks see or return.
 SETTINGS = ("normalize_observations", "scale_rewards", "normalize_values")
+# What a policy needs in order to act.
+NEEDED = ("environment", "observation", "critic_observation", "action", "network", SETTINGS[0])
 
 
 def save_policy(
@@ -169,6 +172,8 @@ def _read_checkpoint(folder: Path, which: str) -> tuple[Path, dict[str, Any]]:
     described = description.get("policy")
     if described is None:
         described = _read_file(folder / POLICY)
+    with damage_named(folder / DESCRIPTION):
+        described = {**described, **{name: described[name] for name in NEEDED}}
     return path / str(number), {
         **described,
         "format": FORMAT,
