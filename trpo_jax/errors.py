@@ -22,7 +22,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigurationErr
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
     nearest = f" Did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""
     listed = f"Known: {', '.join(known)}." if len(known) <= LISTED else f"{len(known):,} are known."
-    listed = listed if known else "There are none."
+    listed = listed if known else "Known: none."
     return ConfigurationError(f"Unknown {kind} {name!r}.{nearest} {listed}")
 
 

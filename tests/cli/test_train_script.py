@@ -161,7 +161,7 @@ def test_quiet_prints_nothing_and_one_seed_has_no_interval(tmp_path, capsys):
     [
         (["--env", "CartPol-v1"], r"Did you mean CartPole-v1"),
         (["--algorithm", "trp"], r"Unknown algorithm 'trp'. Did you mean trpo"),
-        (["--max-kl", "0"], r"max_kl = 0.0 cannot work: it must be a finite number more than 0"),
+        (["--max-kl", "0"], r"max_kl = 0.0 cannot work: it must be a finite number, more than 0"),
         (["--max-kl", "nan"], r"max_kl = nan"),
         (["--max-kl", "small"], r"--max-kl: invalid float value: 'small'"),
         (["--damping", "-1"], r"damping"),

@@ -134,7 +134,7 @@ def test_algorithms_refuse_the_wrong_number_of_agents():
         module = algorithms.get(name)
         of_team = hasattr(module.Config(), "share_parameters")
         wrong = one if of_team else team
-        says = "no axis of agents.*such as trpo" if of_team else "2 agents.*Choose hatrpo"
+        says = "has one agent.*such as trpo" if of_team else "2 agents.*Choose hatrpo"
         with pytest.raises(ConfigurationError, match=says):
             module.make(wrong, module.Config())
     with pytest.raises(ConfigurationError, match="critic_observation = 'x' cannot work"):

@@ -68,7 +68,7 @@ MASK = ArraySpec((2,), np.dtype(bool))
         (env_of(()), "an action that is not a tree"),
         (
             env_of(Discrete(3), shown=with_parts(VECTOR, action_mask=MASK)),
-            r"of 2 numbers, .* 3\. .*, 3 in all",
+            r"of 2 numbers, .* 3 values\. .*, 3 in all",
         ),
         (
             env_of(

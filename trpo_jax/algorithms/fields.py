@@ -9,7 +9,7 @@ Examples:
     ...     weight: float = real(0.1, "weight of the penalty; 0 means no penalty", 0.0)
     >>> validate(Config(weight=-1.0))
     Traceback (most recent call last):
-    trpo_jax.errors.ConfigurationError: weight = -1.0 cannot work: it must be a finite number at
+    trpo_jax.errors.ConfigurationError: weight = -1.0 cannot work: it must be a finite number, at
     least 0 (weight of the penalty; 0 means no penalty; default 0.1).
 """
 
@@ -56,16 +56,12 @@ def real(
         "less than" if open_high else "at most": high,
     }
     described = [f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound)]
+    kinds = "a finite number" + " or a tuple of finite numbers" * several
     metadata = {
         "help": help,
         "kind": float,
         "several": several,
-        "allowed": " ".join(
-            [
-                "a finite number" + " or a tuple of finite numbers" * several,
-                " and ".join(described),
-            ]
-        ).strip(),
+        "allowed": ", ".join(filter(None, [kinds, " and ".join(described)])),
         "accepts": lambda x: (
             (low < x if open_low else low <= x) and (x < high if open_high else x <= high)
         ),

@@ -297,7 +297,7 @@ def require_team(env: Environment, config: OnPolicy) -> None:
         )
     if env.num_agents is None and isinstance(config, Team):
         raise ConfigurationError(
-            f"{env.name} has no axis of agents, but this algorithm is for a team. Choose an "
+            f"{env.name} has one agent, but this algorithm is for a team of agents. Choose an "
             "environment with several agents, such as jaxmarl/MPE_simple_spread_v3, or an "
             "algorithm for one agent, such as trpo or ppo."
         )

@@ -25,7 +25,7 @@ SHOWN = 1000  # largest number of values of a schedule that are checked before t
 FORMS = (
     "linear:START:END, exponential:START:END, cosine:START:END (each may be followed by :STEPS, "
     "the number of steps until END; otherwise END is reached at the end of the run), or "
-    "piecewise:START:STEPS:VALUE:STEPS:VALUE..."
+    "piecewise:START:STEPS:VALUE:STEPS:VALUE and so on"
 )
 
 

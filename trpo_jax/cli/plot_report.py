@@ -32,7 +32,7 @@ def notes(
         score_of_a_seed = "the mean return of its final policy over fresh episodes"
     yield (
         f"The score of a seed is {score_of_a_seed}. The running return is the mean of at least the "
-        f"last {window} training episodes of the seed, in whole updates."
+        f"last {window} training episodes of the seed."
     )
     for task in tasks.values():
         yield from task.notes
@@ -145,8 +145,8 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from (f"- {note}" for note in report["notes"])
     yield ""
     yield (
-        f"IQM is the interquartile mean over seeds. {INTERVALS} They show how results vary over "
-        "seeds, not over tasks. *IQM at* a percentage of the steps is the IQM of the running "
+        f"IQM is the interquartile mean over seeds. {INTERVALS} Intervals show how results vary "
+        "over seeds, not over tasks. *IQM at* a percentage of the steps is the IQM of the running "
         "return. *Steps to* a running return is the median over seeds. Seeds that never reached it "
         "count as the slowest. A dash means that half of the seeds or more did not reach it."
     )

@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, metavar="N", help=help_text)
     help_text = (
-        "use a policy of a checkpoint instead of the final policy: best (the highest return in the "
+        "use a policy of a checkpoint instead of the final policy: best (the highest return in "
         "the evaluations during training; with limits on costs, the highest that keeps them), "
         "latest, or the number of an update"
     )

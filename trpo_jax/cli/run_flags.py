@@ -142,8 +142,8 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     )
     add("--init-from", type=Path, metavar="FOLDER", help=help_text)
     help_text = (
-        "stop the run once every seed has a mean return of at least X over at least its last 20 "
-        f"training episodes; checked after every {STOP_EVERY}th update"
+        "stop the run once the mean return of every seed over at least its last 20 training "
+        f"episodes reaches X; checked after every {STOP_EVERY}th update"
     )
     add("--stop-at-return", type=float, metavar="X", help=help_text)
     add = parser.add_argument_group("evaluation").add_argument
@@ -152,7 +152,7 @@ def build_parser(module: ModuleType, first: argparse.Namespace) -> Parser:
     add("--evaluation-episodes", default=episodes, type=int, metavar="N", help=help_text)
     help_text = (
         "also evaluate the policies during training: before the first update and after every N-th "
-        "update; a checkpoint keeps the best policies, and with limits on costs the best that keep "
+        "update; a checkpoint keeps the best policies; with limits on costs, the best that keep "
         "them (default: 0, which evaluates only at the end)"
     )
     add("--eval-every", default=0, type=int, metavar="N", help=help_text)

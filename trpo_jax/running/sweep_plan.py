@@ -76,8 +76,9 @@ def plan_settings(
         raise ConfigurationError(f"random = {num_random} must be at least 1.")
     if num_random is None and not grid:
         raise ConfigurationError(
-            "Nothing is swept. Give a grid, such as max_kl = 0.003, 0.01, 0.03, or random = 64, "
-            "with ranges of your own if you like, such as max_kl = (0.001, 0.1, log)."
+            "Nothing is swept. Give a grid of values (--grid max_kl=0.003,0.01), or a number of "
+            "random settings (--random 64). Random settings can have ranges of your own (--range "
+            "max_kl=0.001:0.1:log). In Python, these are grid, random and ranges."
         )
     number = math.prod([num_random or 1, *map(len, grid.values())])
     if number > MOST_SETTINGS:

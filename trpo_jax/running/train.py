@@ -148,8 +148,9 @@ def train(
         init_from: folder of a finished run, or its `policy.msgpack`. Every seed starts with the
             policy, the critic and the statistics of the best seed of that run, as
             `trpo_jax.load_policy` chooses it.
-        stop_at_return: stop the run and evaluate it once every seed has at least this mean return
-            over at least its last 20 training episodes. This is checked after every tenth update.
+        stop_at_return: stop the run and evaluate it once the mean return of every seed over at
+            least its last 20 training episodes reaches this number. This is checked after every
+            tenth update.
 
     Returns:
         The run. If Ctrl-C or the callback stops it early, it holds everything that was done. A seed
