@@ -96,7 +96,7 @@ def test_a_cost_that_is_not_finite_is_reported_like_a_reward():
     env = costly(counter(terminates_at=3), lambda count: jnp.where(count == 2, jnp.nan, 1.0))
     played = make_evaluation(env, policy, 2)(actor, (3, 4))
     assert np.isfinite(played.returns).all()
-    with pytest.raises(EnvironmentFailure, match=r"counter returned .* seed 3, 4, in its eval"):
+    with pytest.raises(EnvironmentFailure, match=r"counter returned .* policy of seeds 3, 4"):
         require_finite_returns(env, (3, 4), played.returns, played.costs)
     env = on_host(lambda steps: np.where(steps == 1, np.nan, 1.0))
     with pytest.raises(EnvironmentFailure, match="own"):

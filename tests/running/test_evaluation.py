@@ -69,7 +69,7 @@ def test_the_error_about_numbers_that_are_not_finite_names_environment_and_seed(
         carry,
         Categorical(jnp.zeros((len(observations), 2))),
     )
-    with pytest.raises(EnvironmentFailure, match=r"counter returned .* seed 3, 4, in its eval"):
+    with pytest.raises(EnvironmentFailure, match=r"counter returned .* policy of seeds 3, 4"):
         returns = make_evaluation(env._replace(step=step), policy, 2)(actor, (3, 4)).returns
         require_finite_returns(env, (3, 4), returns)
 

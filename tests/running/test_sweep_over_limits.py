@@ -88,7 +88,7 @@ def test_points_have_intervals_and_limits_are_lines():
 
 def test_other_sweeps_have_no_figure_of_return_against_cost(found):
     other = found._replace(settings=[{"cost_limit": 5.0, "max_kl": 0.1}])
-    with pytest.raises(ConfigurationError, match="cost_limit alone"):
+    with pytest.raises(ConfigurationError, match="over only cost_limit"):
         other.plot_costs()
 
 

@@ -114,7 +114,7 @@ def test_other_algorithms_for_teams_are_stored_too(module, own, tmp_path):
 def test_a_team_can_only_be_exported_as_a_program(tmp_path):
     config = hatrpo.Config(**TINY)
     act = train("native/ClimbingGame", config, seeds=1, total_steps=32, progress=False).policy()
-    with pytest.raises(ConfigurationError, match=r"several agents, which only the format \.jax"):
+    with pytest.raises(ConfigurationError, match=r"several agents\. Only the format \.jax"):
         export(act, tmp_path / "policy.npz")
     export(act, tmp_path / "policy.jax")
     program = jax.export.deserialize(bytearray((tmp_path / "policy.jax").read_bytes()))

@@ -78,7 +78,8 @@ def print_missing_episodes(console: Console, metrics: Mapping[str, np.ndarray]) 
     without = np.nansum(metrics["num_episodes"], axis=1) == 0
     if without.any():
         names = ", ".join(str(int(seed)) for seed in metrics["seed"][without, 0])
-        which = "No training episode" if without.all() else f"No training episode of seed {names}"
+        seeds = f" of seed{'s' if without.sum() > 1 else ''} {names}"
+        which = f"No training episode{'' if without.all() else seeds}"
         steps = int(metrics["env_steps"][0, -1])
         console.print(
             f"{which} ended within {steps:,} environment steps, so there is no training return. "

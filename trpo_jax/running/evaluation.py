@@ -237,7 +237,7 @@ def require_finite_returns(
         names = ", ".join(str(seed) for seed, x in zip(seeds, broken, strict=True) if x)
         raise EnvironmentFailure(
             f"Environment {env.name} returned numbers that are not finite in the evaluation of the "
-            f"trained policy of seed {names}."
+            f"trained policy of seed{'s' if broken.sum() > 1 else ''} {names}."
         )
 
 
