@@ -48,4 +48,4 @@ def x64():
 def called_by_module(monkeypatch):
     """Makes printed commands begin with `python -m trpo_jax`."""
     monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
-    monkeypatch.setattr("sys.argv", ["somewhere/__main__.py"])
+    monkeypatch.setattr("sys.argv", ["somewhere/trpo_jax/__main__.py"])

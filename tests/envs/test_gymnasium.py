@@ -328,7 +328,9 @@ def test_a_mask_in_the_observation_is_used_before_a_mask_in_info():
 
 @pytest.mark.parametrize("mask", [np.ones(4), "all", [[1, 0], [1, 0, 0]], {"a": [1]}])
 def test_a_mask_of_a_wrong_size_is_refused(mask):
-    with pytest.raises(ConfigurationError, match=r"info\['action_mask'\] of \d numbers, and.*3. A"):
+    with pytest.raises(
+        ConfigurationError, match=r"info\['action_mask'\] of \d numbers, and.*3 values. A"
+    ):
         of_spaces(BOX, THREE, at_reset={"action_mask": mask})
 
 
