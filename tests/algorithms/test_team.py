@@ -352,7 +352,7 @@ def test_settings_that_a_team_cannot_use_are_refused():
         hatrpo.make(uneven, MEAN_OF_COMPONENTS)
     named = env._replace(observation={"agent": env.observation})
     hatrpo.make(named, hatrpo.Config())
-    with pytest.raises(ConfigurationError, match="has a part 'agent', and the rows"):
+    with pytest.raises(ConfigurationError, match="has a part 'agent'\\. The library adds"):
         hatrpo.make(named, config)
 
 

@@ -210,10 +210,10 @@ def test_observations_of_all_agents_become_one_array(long, short, spec):
         ),
         (
             {"seen": {"long": spaces.Box(0, 1, (2, 2)), "short": spaces.Box(0, 1, (3, 2))}},
-            r"observations of the shapes \(2, 2\), \(3, 2\)",
+            r"observations of different shapes: \(2, 2\), \(3, 2\)",
         ),
         ({"rewards": "max"}, "rewards = 'max' is not allowed"),
-        ({"rewards": None}, "whether its agents work together.*rewards=sum"),
+        ({"rewards": None}, "whether the agents of team_tasks:odd work together.*rewards=sum"),
         ({"render_mode": "human"}, "render_mode is not allowed"),
     ],
 )
