@@ -3,6 +3,7 @@ import errno
 import re
 import struct
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,9 +128,13 @@ def scalars(folder):
 def test_tensorboard_has_one_series_for_each_seed(tmp_path):
     log = tensorboard_log(tmp_path, (4, 5), DESCRIPTION)
     log.write(rows(1, 0.0, 2.0, [[1.5, NAN], [3.0, 4.0]]))
-    found = scalars(tmp_path / "seed_5")  # the rows are on disk before the log is closed
+    last, deadline = ("charts/episodic_return", 200), time.monotonic() + 60
+    found = scalars(tmp_path / "seed_5")
+    while last not in found and time.monotonic() < deadline:
+        time.sleep(0.1)  # a thread writes the rows
+        found = scalars(tmp_path / "seed_5")
     log.close()
-    assert found["charts/episodic_return", 200] == 4.0
+    assert found[last] == 4.0  # before the log is closed
     assert ("charts/episodic_return", 200) not in scalars(tmp_path / "seed_4")
     np.testing.assert_allclose(found["losses/approx_kl", 100], 0.01)
 

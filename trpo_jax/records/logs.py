@@ -183,7 +183,9 @@ def tensorboard_log(
 
     purge = None if steps_done is None else steps_done + 1
     names = {seed: str(folder / f"seed_{seed}") for seed in seeds}
-    writers = {seed: SummaryWriter(name, purge_step=purge) for seed, name in names.items()}
+    # A thread of the writer may take rows from its queue after `flush`, so it flushes too.
+    options = {"purge_step": purge, "flush_secs": 2}
+    writers = {seed: SummaryWriter(name, **options) for seed, name in names.items()}
     for seed, writer in writers.items() if steps_done is None else ():
         numbers = {
             name: x if isinstance(x, bool | int | float) else str(x)
