@@ -1,6 +1,5 @@
 """Damaged files of a run: every command gives a right answer, or an error of one paragraph."""
 
-import json
 import shutil
 from contextlib import ExitStack
 
@@ -136,15 +135,6 @@ def test_a_description_with_wrong_contents_is_refused(text, message, run):
         with pytest.raises(ConfigurationError, match=message) as caught:
             command(run)
         assert "config.json" in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["environment", "network", "normalize_observations"])
-def test_a_description_whose_policy_lacks_an_entry_is_refused(name, run):
-    content = json.loads((run / "config.json").read_text())
-    del content["policy"][name]
-    (run / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ConfigurationError, match=f"is damaged or no policy file.*{name}"):
-        read_policies(run, checkpoint="latest")
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "evaluations.csv"])

@@ -139,15 +139,16 @@ def read_policies(
     with damage_named(path):
         observation, action = spaces_of(data)
         num_seeds, hidden = len(data["seeds"]), data["critic_observation"]
-        if env is not None:
-            observation, action = spaces_in(path, data, env)
-        observation = split_part(observation, hidden)[0]
-        if agent is None and data["network"] is None:
-            raise ConfigurationError(
-                f"{path} holds the parameters of a network of your own. The library cannot "
-                "build it. Pass the agent that the run was trained with: load_policy(path, "
-                "agent=agent)."
-            )
+    if env is not None:
+        observation, action = spaces_in(path, data, env)
+    observation = split_part(observation, hidden)[0]
+    if agent is None and data["network"] is None:
+        raise ConfigurationError(
+            f"{path} holds the parameters of a network of your own. The library cannot "
+            "build it. Pass the agent that the run was trained with: load_policy(path, "
+            "agent=agent)."
+        )
+    with damage_named(path):
         if agent is None:
             build = build_team_policy if isinstance(action, Agents) else build_policy
             policy = build(observation, action, **data["network"])
@@ -165,20 +166,20 @@ def read_policies(
         what = f"{path} holds the parameters of another network than "
         what += "the one that it describes" if agent is None else "this agent's"
         actor = to_state(shapes, arrays, what)
-        return Policies(
-            data["environment"],
-            observation,
-            action,
-            data["network"],
-            data["normalize_observations"],
-            tuple(data["seeds"]),
-            tuple(data["scores"]),
-            tuple(data["excess"]),
-            actor,
-            acting_by(policy, observation, hidden, data["normalize_observations"]),
-            policy.carry,
-            data.get("what", "final policies"),
-        )
+    return Policies(
+        data["environment"],
+        observation,
+        action,
+        data["network"],
+        data["normalize_observations"],
+        tuple(data["seeds"]),
+        tuple(data["scores"]),
+        tuple(data["excess"]),
+        actor,
+        acting_by(policy, observation, hidden, data["normalize_observations"]),
+        policy.carry,
+        data.get("what", "final policies"),
+    )
 
 
 def index_of(
