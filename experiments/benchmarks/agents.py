@@ -138,17 +138,16 @@ def kl(args: Any) -> Iterator[str]:
     env = envs.make(REFERENCE)
     yield "| divergence | max_kl | return, mean over seeds | each seed | entropy at the end |"
     yield "| --- | ---: | ---: | --- | ---: |"
-    for name, max_kl in (("KL", 0.02), ("ratios", 0.02)):
-        config = hatrpo.Config(
-            num_envs=128,
-            num_steps=25,
-            critic_minibatches=4,
-            damping=0.01,
-            max_kl=max_kl,
-            decay_steps=args.total_steps,
-        )
-        agent = make_team(env, config)
-        agent = with_ratio_divergence(agent) if name == "ratios" else agent
+    config = hatrpo.Config(
+        num_envs=128,
+        num_steps=25,
+        critic_minibatches=4,
+        damping=0.01,
+        max_kl=0.02,
+        decay_steps=args.total_steps,
+    )
+    own = make_team(env, config)
+    for name, agent in (("KL", own), ("ratios", with_ratio_divergence(own))):
         run = train(
             env,
             config,
@@ -162,7 +161,7 @@ def kl(args: Any) -> Iterator[str]:
         scores = run.evaluation.per_seed
         each = ", ".join(f"{x:.1f}" for x in scores)
         entropy = run.metrics["entropy"][:, -1].mean()
-        yield f"| {name} | {max_kl:g} | {summary(scores)} | {each} | {entropy:.2f} |"
+        yield f"| {name} | {config.max_kl:g} | {summary(scores)} | {each} | {entropy:.2f} |"
 
 
 def summary(scores: Sequence[float]) -> str:
@@ -191,9 +190,8 @@ def wins(args: Any) -> Iterator[str]:
             episodes = start_episodes(env, start_key, args.episodes)
             carry = policies.carry(args.episodes)
             _, _, steps = rollout_with_state(env, act, run_key, episodes, carry, env.time_limit)
-            first = (
-                jnp.cumsum(steps.done, axis=0) - steps.done == 0
-            )  # first episode of each environment
+            # The first episode of each environment.
+            first = jnp.cumsum(steps.done, axis=0) - steps.done == 0
             won = steps.done & first & (steps.reward >= 1)  # the game pays 1 for a win
             return jnp.mean(jnp.any(won, axis=0))
 
