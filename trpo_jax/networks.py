@@ -38,8 +38,30 @@ LARGE_IMAGE = 36  # pixels
 # in 32 bits.
 LOG_STD_BOUNDS = (-10.0, 10.0)
 SMALL, LARGE = ((16, 3, 1),), ((16, 8, 4), (32, 4, 2))  # filters, size and stride of each layer
+
+
+@jax.custom_jvp
+def tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the hyperbolic tangent.
+
+    Its derivative is one product with 1 - y^2. The derivative of `jnp.tanh` is a sum and a product
+    with two stored arrays, so it reads more memory in every Fisher-vector product.
+
+    Examples:
+        >>> print(jax.jvp(tanh, (jnp.array(0.0),), (jnp.array(2.0),)))
+        (Array(0., dtype=float32), Array(2., dtype=float32))
+    """
+    return jnp.tanh(x)
+
+
+@tanh.defjvp
+def _tanh_jvp(primals, tangents):
+    y = tanh(*primals)
+    return y, (1 - y * y) * tangents[0]
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": nn.tanh,
+    "tanh": tanh,
     "relu": nn.relu,
     "elu": nn.elu,
     "gelu": nn.gelu,
