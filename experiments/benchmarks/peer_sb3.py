@@ -1,6 +1,6 @@
-"""Trains the TRPO of sb3-contrib for `benchmark.py`.
+"""Trains the TRPO of sb3-contrib for `speed.py`.
 
-`benchmark.py` starts it as a process, with a Python interpreter that has sb3-contrib. It imports
+`speed.py` starts it as a process, with a Python interpreter that has sb3-contrib. It imports
 nothing from this project. `speed` reads numbers of steps from its input. It trains for each number
 and prints the seconds. `reach` trains until the last episodes have a high mean return, and prints
 the number of steps.

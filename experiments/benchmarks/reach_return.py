@@ -1,7 +1,7 @@
 """Trains TRPO on CartPole-v1 until its last 20 training episodes have a mean return of 475.
 
 The script prints the number of environment steps, and the seconds of compilation and training.
-`benchmark.py` measures the time from the start of the process.
+`speed.py` measures the time from the start of the process.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from benchmark_peers import A_QUARTER, SAME_WORK
+from speed_peers import A_QUARTER, SAME_WORK
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo

@@ -20,6 +20,7 @@ from scaling_model import (
     Machine,
     Setting,
     all_reduce_seconds,
+    between,
     critic_sums,
     iteration,
     most_devices,
@@ -27,15 +28,18 @@ from scaling_model import (
 )
 
 from trpo_jax.cli.command_line import Parser, user_errors
+from trpo_jax.errors import ConfigurationError
 from trpo_jax.figures.curves import COLORS, LINE_STYLES, Figure, file_of, style
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
 from trpo_jax.running.description import provenance
 from trpo_jax.running.plan import require_at_least
 
 MEASURE = Path(__file__).with_name("scaling_measure.py")
+SPEED = Path(__file__).parents[1] / "results" / "speed.json"
 NETS = {"5k": 5_000, "50k": 50_000, "500k": 500_000, "5M": 5_000_000}  # parameters
 DEVICES = (1, 8, 64, 256, 1024)
 MOST_DEVICES = 1024
+LIKE_MEASURED = (1, 8, 64)  # devices like the one that speed.py measured
 # The data sheet says 67 TFLOP/s in float32; a fifth of it is reached. It says 3.3 TB/s for memory,
 # 450 GB/s for NVLink and 50 GB/s for the network card of a GPU; 67 to 80 % of these are reached.
 H100 = Machine("H100, 8 in a node", 13e12, 2.5e12, 8, (300e9, 40e9), (15e-6, 10e-6))
@@ -63,8 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help_text = "output folder; it must be new or empty (default: runs/scaling)"
         default = Path("runs/scaling")
         parser.add_argument("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
+        help_text = "file of speed.py with the speeds of one device (default: %(default)s)"
+        parser.add_argument("--speed", type=Path, default=SPEED, metavar="FILE", help=help_text)
         args = parser.parse_args(words)
         require_at_least(repeats=(args.repeats, 1))
+        speed = read_speed(args.speed)
         folder = create_run_folder(args.out)
     measured = {}
     for num_processes in (1, 2):
@@ -78,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     operations = median(row["product_operations"] for row in measured[1])
     setting = Setting(operations)
     write_json(folder / "scaling.json", report)
-    (folder / "scaling.md").write_text("\n".join(page(report, setting)) + "\n")
+    (folder / "scaling.md").write_text("\n".join(page(report, setting, speed)) + "\n")
     write_whole(folder / "scaling.png", file_of(figure(setting), "png", 110))
     console.print(f"Table: {folder / 'scaling.md'}")
     return 0
@@ -104,7 +111,22 @@ def measure(num_processes: int, repeats: int, folder: Path) -> list[dict[str, An
     return rows
 
 
-def page(report: dict[str, Any], setting: Setting) -> Iterator[str]:
+def read_speed(file: Path) -> dict[str, Any]:
+    """Returns the contents of a file of `speed.py`.
+
+    Raises:
+        ConfigurationError: if the file is not there or lacks the part `training`.
+    """
+    speed = json.loads(file.read_text()) if file.is_file() else {}
+    if "training" not in speed:
+        raise ConfigurationError(
+            f"speed = {file} is no file of experiments/benchmarks/speed.py with the part training. "
+            "Run `experiments/benchmarks/speed.py --parts training`, and give its speed.json."
+        )
+    return speed
+
+
+def page(report: dict[str, Any], setting: Setting, speed: dict[str, Any]) -> Iterator[str]:
     """Yields the lines of scaling.md."""
     yield "# How far split environments scale"
     yield ""
@@ -121,6 +143,8 @@ def page(report: dict[str, Any], setting: Setting) -> Iterator[str]:
     yield from measured_lines(report)
     yield from iteration_lines(setting)
     yield from knob_lines(setting)
+    yield ""
+    yield from device_lines(setting, speed)
 
 
 def measured_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -245,6 +269,54 @@ def knob_lines(setting: Setting) -> Iterator[str]:
         "far, because the sums stay. With a larger batch, the number of devices grows in "
         "proportion."
     )
+
+
+def device_lines(setting: Setting, speed: dict[str, Any]) -> Iterator[str]:
+    """Yields the section of 8 and 64 devices like the one that `speed.py` measured."""
+    device, versions = speed["device"], speed["versions"]
+    yield "## Calculated from measured speeds: 8 and 64 devices"
+    yield ""
+    yield (
+        f"The speeds of one device were measured by `speed.py` ({device['kind']}, "
+        f"{device['cores']} cores, trpo_jax {versions['trpo_jax']}). The network is assumed to be "
+        "that of the H100 above. Devices that train whole seeds do not communicate, so D devices "
+        "are D times as fast as one device with its part of the seeds. Devices that share the "
+        "environments of one seed take the measured time of their part of the environments, and "
+        "the calculated time of the sums. Between measured sizes, the table interpolates on "
+        "logarithmic scales. A cell shows steps per second, and the speed-up over one device."
+    )
+    yield ""
+    counts = " | ".join(f"{n} devices" if n > 1 else "1 device" for n in LIKE_MEASURED)
+    yield f"| | {counts} |"
+    yield f"| --- |{' ---: |' * len(LIKE_MEASURED)}"
+    for name, rates in device_rates(setting, speed).items():
+        cells = [f"{rate:,.0f} ({rate / rates[0]:.1f})" for rate in rates]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def device_rates(setting: Setting, speed: dict[str, Any]) -> dict[str, list[float]]:
+    """Returns the steps per second of `LIKE_MEASURED` devices, for each way to share the work."""
+    seeds = speed["training"]["seeds"]
+    numbers, of_seeds = ([row[name] for row in seeds] for name in ("num_seeds", "vmap"))
+    most = max(numbers)
+    found = {
+        f"CartPole-v1, {most:,} seeds, whole seeds on each device": [
+            n * between(numbers, of_seeds, most / n) for n in LIKE_MEASURED
+        ]
+    }
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for row in speed["training"]["environments"]:
+        by_task.setdefault(row["env"], []).append(row)
+    for task, rows in by_task.items():
+        envs = [row["num_envs"] for row in rows]
+        steps = rows[-1]["num_steps"]
+        seconds = [row["num_envs"] * steps / row["training"] for row in rows]
+        rates = []
+        for n in LIKE_MEASURED:
+            sums = update(H100, setting, rows[-1]["parameters"], n).common if n > 1 else 0.0
+            rates.append(envs[-1] * steps / (between(envs, seconds, envs[-1] / n) + sums))
+        found[f"{task}, one seed, {envs[-1]:,} environments, shared"] = rates
+    return found
 
 
 def figure(setting: Setting) -> Figure:

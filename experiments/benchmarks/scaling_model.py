@@ -8,8 +8,10 @@ split: every device does all of it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 BYTES = 4  # of a float32
 SCALARS = 16  # sums of a few numbers in an update, for moments, advantages and metrics
@@ -127,6 +129,17 @@ def update(machine: Machine, setting: Setting, num_params: int, num_devices: int
         operations / machine.flops + setting.cg_iters * solve.shared,
         sums * sum_seconds + few + setting.cg_iters * solve.common,
     )
+
+
+def between(sizes: Sequence[float], values: Sequence[float], size: float) -> float:
+    """Returns the value at a size between two measured sizes. Both are on logarithmic scales.
+
+    Raises:
+        ValueError: if the size is below the smallest or above the largest measured size.
+    """
+    if not min(sizes) <= size <= max(sizes):
+        raise ValueError(f"size {size:g} is not between {min(sizes):g} and {max(sizes):g}")
+    return float(np.exp(np.interp(np.log(size), np.log(sizes), np.log(values))))
 
 
 def critic_sums(setting: Setting) -> int:

@@ -7,6 +7,7 @@ from scaling_model import (
     Machine,
     Setting,
     all_reduce_seconds,
+    between,
     iteration,
     most_devices,
     update,
@@ -14,6 +15,17 @@ from scaling_model import (
 
 MACHINE = Machine("a machine", 1e12, 1e12, 4, (100e9, 10e9), (1e-5, 2e-5))
 SETTING = Setting(8.0, num_states=1000)
+SPEED = {
+    "device": {"kind": "cpu", "cores": 2},
+    "versions": {"trpo_jax": "1.0"},
+    "training": {
+        "seeds": [{"num_seeds": n, "vmap": rate} for n, rate in ((1, 100.0), (64, 300.0))],
+        "environments": [
+            {"env": "A", "num_envs": n, "num_steps": 10, "parameters": 5000, "training": rate}
+            for n, rate in ((8, 1e3), (64, 4e3), (512, 4e3))
+        ],
+    },
+}
 
 
 def test_a_sum_over_devices_costs_what_a_ring_sends():
@@ -69,10 +81,32 @@ def test_the_page_says_what_was_measured_and_what_is_calculated():
     both = row | {"solve_seconds": [0.15]}
     report = {"command": ["experiments/benchmarks/scaling.py"], "device": {"kind": "cpu"}}
     report |= {"versions": {"jax": "1.2"}, "measured": [[row], [both]]}
-    text = "\n".join(scaling.page(report, Setting(6.0)))
+    text = "\n".join(scaling.page(report, Setting(6.0), SPEED))
     assert "| 4,548 | 64 | 99 | 200.0 | 20.0 | 10.0 | 150.0 | 120.0 |" in text
     assert "1.2 to 1.2 times" in text
     for name in scaling.NETS:
         assert f"| {name} |" in text
     assert "160 are for the critic" in text
     assert scaling.figure(Setting(6.0)).axes[1].get_title(loc="left") == "a whole update"
+
+
+def test_devices_like_the_measured_one_take_its_times_and_the_calculated_sums():
+    seeds, envs = scaling.device_rates(SETTING, SPEED).values()
+    # One device has 64 seeds, 8 devices have 8 each, and 64 devices have one each.
+    np.testing.assert_allclose(seeds, [300, 8 * 100 * 3**0.5, 64 * 100])
+    sums = [update(scaling.H100, SETTING, 5000, n).common for n in (8, 64)]
+    seconds = [512 * 10 / 4e3, 64 * 10 / 4e3 + sums[0], 8 * 10 / 1e3 + sums[1]]
+    np.testing.assert_allclose(envs, 5120 / np.array(seconds))
+
+
+def test_a_speed_outside_of_the_measured_sizes_is_refused():
+    assert between([1, 100], [1, 10], 10) == pytest.approx(10**0.5)
+    with pytest.raises(ValueError, match="size 200"):
+        between([1, 100], [1, 10], 200)
+
+
+def test_a_file_without_speeds_of_training_is_refused(tmp_path, capsys):
+    (tmp_path / "speed.json").write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main(["--speed", str(tmp_path / "speed.json")])
+    assert "--parts training" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Measures the speed of the library: its pieces, whole training, and a comparison with others.
+"""Measures the speed of the library: its goals, its pieces, whole training, and other libraries.
 
 Calls that are compared take turns, so a busy machine slows all of them equally. A time is the
 median over turns. A ratio is the median of the ratios of all turns. Times leave out compilation,
@@ -11,20 +11,23 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import benchmark_growth as growth
-import benchmark_memory as memory
-import benchmark_peers as peers
-import benchmark_pieces as pieces
-import benchmark_solvers as solvers
-import benchmark_training as training
 import jax
-from benchmark_report import Report, draw, table_lines
+import speed_accelerator as accelerator
+import speed_growth as growth
+import speed_memory as memory
+import speed_peers as peers
+import speed_pieces as pieces
+import speed_solvers as solvers
+import speed_training as training
+import speed_versions as versions
 from rich.console import Console
+from speed_report import Report, draw, table_lines
 
 import trpo_jax
 from trpo_jax import envs
@@ -53,9 +56,10 @@ PEER_TASKS = (  # (environment of this library, further settings, environment of
     ("envpool/Hopper-v4", {}, "Hopper-v5"),
 )
 DEFAULT_PARTS = {
-    "cpu": ("pieces", "growth", "solvers", "training", "memory", "reach", "peers"),
-    "gpu": ("pieces", "growth", "training", "memory", "reach"),
+    "cpu": ("goals", "pieces", "growth", "solvers", "training", "memory", "reach", "peers"),
+    "gpu": ("accelerator", "update", "pieces", "training", "memory"),
 }
+MINUTES = {"cpu": 60.0, "gpu": 8.0}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for report in measure(args, argv, console):  # each report has one more part
             write_json(folder / "speed.json", report)
-            lines = "\n".join(table_lines(report))
+            lines = "\n".join(table_lines(report, "speed.png"))
             (folder / "speed.md").write_text(lines + "\n")
             if figure := draw(report):
                 figure.savefig(folder / "speed.png", dpi=110)
@@ -87,6 +91,7 @@ def check(args: argparse.Namespace) -> None:
         ConfigurationError: if this machine cannot measure what the flags ask for.
     """
     args.parts = args.parts or DEFAULT_PARTS[args.device]
+    args.minutes = args.minutes or MINUTES[args.device]
     if args.repeats < 1:
         raise ConfigurationError(f"repeats = {args.repeats} must be at least 1.")
     if "peers" in args.parts and not args.peer_python.exists():
@@ -98,6 +103,10 @@ def check(args: argparse.Namespace) -> None:
     names += [name for name, _ in solvers.TASKS] if "solvers" in args.parts else []
     for name in names:
         envs.make(name)
+    if "goals" in args.parts:
+        versions.require_host_tasks()
+        if args.old is not None:
+            versions.require_commit(args.old)
     try:
         (device, *_) = jax.devices(args.device)
     except RuntimeError as error:
@@ -114,7 +123,7 @@ def measure(
     """Yields the report after each part. It contains all parts measured so far."""
     device, flags = jax.devices(args.device)[0], sys.argv[1:] if argv is None else argv
     report: Report = {
-        "command": shlex.join(["experiments/benchmarks/benchmark.py", *flags]),
+        "command": shlex.join(["experiments/benchmarks/speed.py", *flags]),
         "repeats": args.repeats,
         "versions": {
             "trpo_jax": trpo_jax.__version__,
@@ -127,13 +136,47 @@ def measure(
             "cores": os.cpu_count(),
         },
     }
+    args.deadline = time.monotonic() + 60 * args.minutes
     for part in args.parts:
-        report[part] = MEASURES[part](args, console)
+        if time.monotonic() > args.deadline:
+            console.print(f"{part}: left out, because {args.minutes:g} minutes are over")
+            continue
+        for found in MEASURES[part](args, console):
+            report[part] = found
+            yield report
+
+
+def measure_goals(args: argparse.Namespace, console: Console) -> Iterator[list[Report]]:
+    """Yields the measurements that have goals, of an old version and of this version."""
+    console.print("goals")
+    yield versions.measure(args.old, args.repeats)
+
+
+def measure_accelerator(args: argparse.Namespace, console: Console) -> Iterator[list[Report]]:
+    """Yields the measurements that have goals on a GPU, one more each time."""
+    rows: list[Report] = []
+    for row in accelerator.measure_goals(args.device, args.deadline):
+        console.print(f"accelerator: {row['what']}: {row['new']}")
+        rows.append(row)
+        yield rows
+
+
+def measure_update(args: argparse.Namespace, console: Console) -> Iterator[Report]:
+    """Yields where the time of an update goes, and if tests and resuming work on the device."""
+    report: Report = {"parts": []}
+    for row in accelerator.measure_parts(args.device, args.deadline):
+        console.print(f"update: parts of an update, {row['num_seeds']} seeds")
+        report["parts"].append(row)
         yield report
+    console.print("update: tests of the mathematics")
+    report |= accelerator.run_tests()
+    yield report
+    console.print("update: resume on a CPU")
+    yield report | {"resumed": accelerator.resume_on_cpu()}
 
 
-def measure_pieces(args: argparse.Namespace, console: Console) -> Report:
-    """Returns the speed of matrix products, and the cost of the pieces of an update."""
+def measure_pieces(args: argparse.Namespace, console: Console) -> Iterator[Report]:
+    """Yields the speed of matrix products, and the cost of the pieces of an update."""
     precisions = {"float32": ("float32", "highest")}
     if args.device == "gpu":
         precisions |= {"TF32": ("float32", "tensorfloat32"), "bfloat16": ("bfloat16", "default")}
@@ -141,32 +184,33 @@ def measure_pieces(args: argparse.Namespace, console: Console) -> Report:
         name: pieces.matmul_flops_per_second(args.repeats, *what)
         for name, what in precisions.items()
     }
-    rows = []
+    rows: list[Report] = []
     for net in pieces.nets():
         for batch_size in BATCHES:
-            console.print(f"pieces: {net.name}, batch {batch_size:,}")
-            rows += pieces.measure(net, batch_size, args.repeats)
-    return {"matmul_flops_per_second": rates, "rows": rows}
+            if time.monotonic() < args.deadline:
+                console.print(f"pieces: {net.name}, batch {batch_size:,}")
+                rows += pieces.measure(net, batch_size, args.repeats)
+                yield {"matmul_flops_per_second": rates, "rows": rows}
 
 
-def measure_growth(args: argparse.Namespace, console: Console) -> Report:
-    """Returns the seconds of a policy's step for several batch sizes and numbers of iterations."""
+def measure_growth(args: argparse.Namespace, console: Console) -> Iterator[Report]:
+    """Yields the seconds of a policy's step for several batch sizes and numbers of iterations."""
     console.print("growth")
-    return growth.measure(args.repeats)
+    yield growth.measure(args.repeats)
 
 
-def measure_solvers(args: argparse.Namespace, console: Console) -> list[Report]:
-    """Returns the cost and the residual of each solver."""
-    rows = []
+def measure_solvers(args: argparse.Namespace, console: Console) -> Iterator[list[Report]]:
+    """Yields the cost and the residual of each solver."""
+    rows: list[Report] = []
     for env_name, settings in solvers.TASKS:
         console.print(f"solvers: {env_name}")
         rows += solvers.measure(env_name, settings, args.repeats)
-    return rows
+        yield rows
 
 
-def measure_training(args: argparse.Namespace, console: Console) -> Report:
-    """Returns steps per second for several numbers of environments and seeds, and beside PPO."""
-    environments = []
+def measure_training(args: argparse.Namespace, console: Console) -> Iterator[Report]:
+    """Yields steps per second for several numbers of environments and seeds, and beside PPO."""
+    environments: list[Report] = []
     for env_name, settings, package in TASKS[args.device]:
         if find_spec(package):
             console.print(f"training: {env_name}, over environments")
@@ -179,27 +223,27 @@ def measure_training(args: argparse.Namespace, console: Console) -> Report:
         seeds.append(training.over_seeds(algorithm, num_seeds, args.repeats))
     console.print("training: beside PPO")
     ppo = [training.beside_ppo(num_seeds, args.repeats) for num_seeds in NUM_SEEDS["cpu"][::2]]
-    return {"environments": environments, "seeds": seeds, "ppo": ppo}
+    yield {"environments": environments, "seeds": seeds, "ppo": ppo}
 
 
-def measure_memory(args: argparse.Namespace, console: Console) -> list[Report]:
-    """Returns the speed and the space of policies with a memory."""
+def measure_memory(args: argparse.Namespace, console: Console) -> Iterator[list[Report]]:
+    """Yields the speed and the space of policies with a memory."""
     console.print("memory")
-    return memory.measure(args.repeats)
+    yield memory.measure(args.repeats)
 
 
-def measure_reach(args: argparse.Namespace, console: Console) -> list[Report]:
-    """Returns the seconds until many seeds in one program reach a CartPole return of 475."""
+def measure_reach(args: argparse.Namespace, console: Console) -> Iterator[list[Report]]:
+    """Yields the seconds until many seeds in one program reach a CartPole return of 475."""
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**peers.A_QUARTER))
-    rows = []
+    rows: list[Report] = []
     for num_seeds in NUM_SEEDS[args.device]:
         console.print(f"reach: {num_seeds} seeds")
         rows.append(training.seeds_to_return(algorithm, num_seeds))
-    return rows
+    yield rows
 
 
-def measure_peers(args: argparse.Namespace, console: Console) -> Report:
-    """Returns the speed of the same work, and the seconds to a return, beside sb3-contrib."""
+def measure_peers(args: argparse.Namespace, console: Console) -> Iterator[Report]:
+    """Yields the speed of the same work, and the seconds to a return, beside sb3-contrib."""
     speed = []
     for env_name, settings, peer_env in PEER_TASKS:
         console.print(f"peers: {env_name} beside sb3-contrib")
@@ -207,7 +251,7 @@ def measure_peers(args: argparse.Namespace, console: Console) -> Report:
             peers.speed_beside_sb3(args.peer_python, env_name, settings, peer_env, args.repeats)
         )
     console.print("peers: seconds to a return of 475")
-    return {
+    yield {
         "speed": speed,
         "update": peers.seconds_of_an_update(args.repeats),
         "reach": peers.seconds_to_return(args.peer_python, range(args.repeats)),
@@ -215,6 +259,9 @@ def measure_peers(args: argparse.Namespace, console: Console) -> Report:
 
 
 MEASURES = {
+    "goals": measure_goals,
+    "accelerator": measure_accelerator,
+    "update": measure_update,
     "pieces": measure_pieces,
     "growth": measure_growth,
     "solvers": measure_solvers,
@@ -229,12 +276,14 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    help_text = (
-        "what to measure; solvers needs EnvPool, peers needs EnvPool, Gymnasium with MuJoCo "
-    )
-    help_text += "and sb3-contrib (default: all on a cpu, "
-    help_text += " ".join(DEFAULT_PARTS["gpu"]) + " on a gpu)"
-    add("--parts", nargs="+", choices=DEFAULT_PARTS["cpu"], help=help_text)
+    listed = "; on a ".join(f"{kind}: {' '.join(parts)}" for kind, parts in DEFAULT_PARTS.items())
+    help_text = "what to measure; goals and solvers need EnvPool, peers needs EnvPool, "
+    help_text += f"Gymnasium with MuJoCo and sb3-contrib (default: on a {listed})"
+    add("--parts", nargs="+", choices=MEASURES, help=help_text)
+    help_text = "commit of an older version, which is measured in turns with this version"
+    add("--old", metavar="COMMIT", help=help_text)
+    help_text = "minutes after which no measurement starts (default: 60 on a cpu, 8 on a gpu)"
+    add("--minutes", type=float, metavar="N", help=help_text)
     add("--device", default="cpu", choices=("cpu", "gpu"), help="device to measure (default: cpu)")
     add(
         "--repeats",

@@ -1,4 +1,4 @@
-"""Makes the tables and the figure of `experiments/benchmarks/benchmark.py`."""
+"""Makes the tables and the figure of `experiments/benchmarks/speed.py`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,11 +12,21 @@ from trpo_jax.figures.curves import COLORS, Figure
 Report = dict[str, Any]
 
 
-def table_lines(report: Report) -> Iterator[str]:
-    """Yields the lines of the Markdown file."""
+def table_lines(report: Report, figure: str) -> Iterator[str]:
+    """Yields the lines of the Markdown file. The name of its figure is `figure`."""
     yield "# How fast trpo_jax is"
     yield ""
-    yield f"```\npython3 -m uv run {report['command']}\n```"
+    yield f"```\npython3 -m uv run --extra envpool --extra gym {report['command']}\n```"
+    yield ""
+    yield (
+        "Measurements that are compared take turns. A number is the median over turns, and a ratio "
+        "is the median of the ratios of all turns. Times leave out compilation, except where a "
+        "table says otherwise. [`speed-notes.md`](speed-notes.md) explains which parts of the "
+        "library or of the machine limit the speed."
+    )
+    if "growth" in report or "training" in report:
+        yield ""
+        yield f"![Cost of a step, and steps per second of training]({figure})"
     for part in TABLES:
         if part in report:
             yield ""
@@ -25,6 +35,65 @@ def table_lines(report: Report) -> Iterator[str]:
     yield "Versions: " + ", ".join(f"{name} {text}" for name, text in report["versions"].items())
     device = report["device"]
     yield f"Device: {device['kind']}, {device['cores']} cores"
+
+
+def goals_table(rows: list[Report]) -> Iterator[str]:
+    """Yields the table of the measurements of an old and of this version, with their goals."""
+    yield "## Goals"
+    old = any(row.get("old") is not None for row in rows)
+    anchors = any(row.get("anchor") for row in rows)
+    head = ["measurement", *(["old version", "ratio, new / old"] if old else []), "this version"]
+    head += ["goal", "reached", *(["to compare"] if anchors else [])]
+    lines = []
+    for row in rows:
+        new = row["new"]
+        cells = [row["what"]]
+        if old:
+            cells += [number(row["old"]), number(new / row["old"])]
+        cells.append("not measured" if new is None else number(new))
+        goal = row["goal"]
+        if goal is None or new is None:
+            cells += ["", ""]
+        else:
+            bound, at_least = goal
+            reached = new >= bound if at_least else new <= bound
+            words = "at least" if at_least else "at most"
+            cells += [f"{words} {number(bound)}", "yes" if reached else "no"]
+        lines.append(cells + ([row["anchor"]] if anchors else []))
+    yield from table(head, *lines)
+
+
+def number(value: float) -> str:
+    """Returns a number as text: three digits, or all digits of a large number."""
+    if value >= 1_000:
+        return thousands(value)
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def update_table(part: Report) -> Iterator[str]:
+    """Yields the table of the parts of an update, and lines about tests and resuming."""
+    yield "## Where the time of an update of CartPole goes"
+    yield from table(
+        ["seeds", "collect, ms", "policy, ms", "critic, ms", "compilation, s", "MB a seed"],
+        *(
+            [
+                thousands(row["num_seeds"]),
+                *(f"{1e3 * row[name]:.2f}" for name in ("collect", "policy", "critic")),
+                f"{row['compilation']:.1f}",
+                f"{row['bytes_per_seed'] / 1e6:.1f}",
+            ]
+            for row in part["parts"]
+        ),
+    )
+    if "tests" in part:
+        yield ""
+        yield f"Tests of the mathematics on this device: {part['tests']}"
+        for name in part["failed"]:
+            yield f"- failed: `{name}`"
+    if "resumed" in part:
+        ends = ", ".join(f"{where} {how}" for where, how in part["resumed"].items())
+        yield ""
+        yield f"A run of this device, continued on a CPU: {ends}"
 
 
 def pieces_table(part: Report) -> Iterator[str]:
@@ -193,6 +262,9 @@ def reach_table(part: list[Report]) -> Iterator[str]:
 
 
 TABLES = {
+    "goals": goals_table,
+    "accelerator": goals_table,
+    "update": update_table,
     "pieces": pieces_table,
     "growth": growth_table,
     "solvers": solvers_table,

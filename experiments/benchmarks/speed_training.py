@@ -45,6 +45,7 @@ def over_environments(
     for count in num_envs:
         algorithm = trpo.make(env, trpo.Config(num_envs=count, **options))
         state = jax.jit(algorithm.init)(jax.random.key(0))
+        num_parameters = sum(x.size for x in jax.tree.leaves(state.actor.policy_params))
         episodes = jax.jit(partial(start_episodes, env, num_envs=count))(jax.random.key(0))
         alone = jax.jit(partial(rollout, env, random_actions(env), num_steps=options["num_steps"]))
         update = jax.jit(algorithm.update)
@@ -58,6 +59,8 @@ def over_environments(
             {
                 "env": env_name,
                 "num_envs": count,
+                "num_steps": options["num_steps"],
+                "parameters": num_parameters,
                 "training": steps / float(np.median(seconds["training"])),
                 "alone": steps / float(np.median(seconds["alone"])),
                 "share": float(np.median(seconds["alone"] / seconds["training"])),

@@ -3,9 +3,9 @@
 from functools import partial
 from typing import Any
 
-import benchmark_pieces as pieces
 import jax
 import numpy as np
+import speed_pieces as pieces
 from timing import time_in_turns
 
 BATCHES = (512, 2_048, 8_192, 32_768)
