@@ -23,6 +23,7 @@ import speed_growth as growth
 import speed_memory as memory
 import speed_peers as peers
 import speed_pieces as pieces
+import speed_profile as profile
 import speed_solvers as solvers
 import speed_training as training
 import speed_versions as versions
@@ -56,7 +57,17 @@ PEER_TASKS = (  # (environment of this library, further settings, environment of
     ("envpool/Hopper-v4", {}, "Hopper-v5"),
 )
 DEFAULT_PARTS = {
-    "cpu": ("goals", "pieces", "growth", "solvers", "training", "memory", "reach", "peers"),
+    "cpu": (
+        "goals",
+        "profile",
+        "pieces",
+        "growth",
+        "solvers",
+        "training",
+        "memory",
+        "reach",
+        "peers",
+    ),
     "gpu": ("accelerator", "update", "pieces", "training", "memory"),
 }
 MINUTES = {"cpu": 60.0, "gpu": 8.0}
@@ -175,6 +186,12 @@ def measure_update(args: argparse.Namespace, console: Console) -> Iterator[Repor
     yield report | {"resumed": accelerator.resume_on_cpu()}
 
 
+def measure_profile(args: argparse.Namespace, console: Console) -> Iterator[list[Report]]:
+    """Yields the time of each kind of kernel in a Fisher-vector product."""
+    console.print("profile")
+    yield profile.measure()
+
+
 def measure_pieces(args: argparse.Namespace, console: Console) -> Iterator[Report]:
     """Yields the speed of matrix products, and the cost of the pieces of an update."""
     precisions = {"float32": ("float32", "highest")}
@@ -262,6 +279,7 @@ MEASURES = {
     "goals": measure_goals,
     "accelerator": measure_accelerator,
     "update": measure_update,
+    "profile": measure_profile,
     "pieces": measure_pieces,
     "growth": measure_growth,
     "solvers": measure_solvers,

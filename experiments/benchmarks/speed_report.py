@@ -96,6 +96,23 @@ def update_table(part: Report) -> Iterator[str]:
         yield f"A run of this device, continued on a CPU: {ends}"
 
 
+def profile_table(rows: list[Report]) -> Iterator[str]:
+    """Yields the table of the kernels of a Fisher-vector product."""
+    yield "## Kernels of a Fisher-vector product, 64 x 64, 2,048 states"
+    yield from table(
+        ["kind", "kernels", "microseconds of all together", "GFLOP/s"],
+        *(
+            [
+                row["kind"],
+                f"{row['kernels']:.0f}",
+                f"{1e6 * row['seconds']:.0f}",
+                f"{row['operations_per_second'] / 1e9:.0f}" if row["operations_per_second"] else "",
+            ]
+            for row in rows
+        ),
+    )
+
+
 def pieces_table(part: Report) -> Iterator[str]:
     """Yields the tables of pieces: their cost in gradients, and their operations per second."""
     by_piece: dict[str, list[Report]] = {}
@@ -265,6 +282,7 @@ TABLES = {
     "goals": goals_table,
     "accelerator": goals_table,
     "update": update_table,
+    "profile": profile_table,
     "pieces": pieces_table,
     "growth": growth_table,
     "solvers": solvers_table,

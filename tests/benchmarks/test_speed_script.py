@@ -11,6 +11,7 @@ import speed_growth
 import speed_one_version
 import speed_peers
 import speed_pieces
+import speed_profile
 import speed_report
 import speed_solvers
 import speed_training
@@ -94,6 +95,27 @@ def test_operations_of_a_product_leave_out_the_input_of_the_first_layer():
     # Two products of each layer's weights, one more of the others; and the same transposed.
     weights = (17 + 2 * 64 + 2 * 6) * 64
     assert speed_one_version.product_operations(params, 10) == 2 * 2 * 10 * weights
+
+
+def test_products_are_found_in_a_program_also_inside_of_fusions():
+    lines = (
+        "%inside (a: f32[2048,64], b: f32[64,8]) -> f32[2048,8] {",
+        "  %a = f32[2048,64]{1,0} parameter(0)",
+        "  %b = f32[64,8]{1,0} parameter(1)",
+        "  ROOT %dot.1 = f32[2048,8]{1,0} dot(%a, %b), lhs_contracting_dims={1}, ...",
+        "}",
+        "ENTRY %main (x: f32[2048,64], g: f32[2048,8]) -> f32[64,8] {",
+        "  %x = f32[2048,64]{1,0} parameter(0)",
+        "  %g = f32[2048,8]{1,0} parameter(1)",
+        "  %fusion = f32[2048,8]{1,0} fusion(%x, %w), kind=kCustom, calls=%inside, ...",
+        "  ROOT %dot.2 = f32[64,8]{1,0} dot(%x, %g), lhs_contracting_dims={0}, ...",
+        "}",
+    )
+    found = speed_profile.dots_of("\n".join(lines))
+    operations = 2.0 * 2048 * 64 * 8
+    assert found["fusion"] == (speed_profile.PRODUCTS, operations)
+    assert found["dot.2"] == (speed_profile.SUMS, operations)
+    assert "x" not in found
 
 
 def test_a_run_has_an_update_once_its_metrics_have_a_second_line(tmp_path):
