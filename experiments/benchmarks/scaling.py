@@ -30,7 +30,7 @@ from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.figures.curves import COLORS, LINE_STYLES, Figure, file_of, style
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
 from trpo_jax.running.description import provenance
-from trpo_jax.running.plan import require_at_least
+from trpo_jax.running.settings import require_at_least
 
 MEASURE = Path(__file__).with_name("scaling_measure.py")
 NETS = {"5k": 5_000, "50k": 50_000, "500k": 500_000, "5M": 5_000_000}  # parameters

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import trpo_jax
+from trpo_jax.cli.command_line import user_errors
 from trpo_jax.cli.streams import outlive_readers
 from trpo_jax.errors import unknown_name
 
@@ -60,7 +61,14 @@ def run(command: str, words: Sequence[str] | None = None) -> NoReturn:
         command: a name in `COMMANDS`.
         words: the arguments of the command; None for the arguments of this process.
     """
-    end_in_order(lambda: partial(import_module(f"trpo_jax.cli.{command}").main, words))
+    words = sys.argv[1:] if words is None else words
+
+    def load():
+        with user_errors():  # `--help` and wrong flags end here, before the slow imports
+            import_module(f"trpo_jax.cli.{command}_flags").parse(words)
+        return partial(import_module(f"trpo_jax.cli.{command}").main, words)
+
+    end_in_order(load)
 
 
 def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
