@@ -6,6 +6,7 @@ by hand and modules of other libraries work as well as the modules here.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -52,6 +53,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@cache
 def orthogonal(scale: float) -> nn.initializers.Initializer:
     """Returns an initialiser for orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
 
@@ -62,6 +64,8 @@ def orthogonal(scale: float) -> nn.initializers.Initializer:
     with few cores. This happens if networks are initialised under `jax.vmap`.
     """
 
+    # Each call of a network checks the shapes of its parameters, so flax traces this function.
+    @partial(jax.jit, static_argnums=(1, 2), inline=True)
     def init(
         key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "..."]:

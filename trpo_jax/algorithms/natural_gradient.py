@@ -13,7 +13,7 @@ from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs
 from trpo_jax.algorithms.checks import decay
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, key_shape
 from trpo_jax.envs.specs import num_components, split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import MatrixVectorProduct, fisher_vector_product
@@ -207,7 +207,7 @@ def require_solver(
 
     reason = "it has no such layer"
     try:
-        params = jax.eval_shape(find_layers, jax.random.key(0))
+        params = jax.eval_shape(find_layers, key_shape())
     except ValueError as error:
         paths, reason = set(), str(error)
     flat = flatten_dict(params) if paths and isinstance(params, Mapping) else {}

@@ -22,7 +22,7 @@ from trpo_jax.algorithms.schedules import (
     started,
 )
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, key_shape
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.limits import last_limits
@@ -120,7 +120,7 @@ class RunPlan(NamedTuple):
     @property
     def num_envs(self) -> int:
         """The number of environments of each seed."""
-        state = jax.eval_shape(self.algorithm.init, jax.random.key(0))
+        state = jax.eval_shape(self.algorithm.init, key_shape())
         return state.rollout.episodes.length.shape[0]
 
     @property
