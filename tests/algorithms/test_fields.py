@@ -175,8 +175,9 @@ def test_a_config_of_the_user_is_a_pytree(decorator):
     class Own(trpo.Config):
         number: float = fields.real(1.5, "help text")
         count: int = fields.integer(1, "help text", 1)
+        plain: float = 2.5
 
-    assert jax.tree.leaves(Own()) == [*jax.tree.leaves(trpo.Config()), 1.5]
+    assert jax.tree.leaves(Own()) == [*jax.tree.leaves(trpo.Config()), 1.5, 2.5]
     assert jax.tree.map(jnp.ones_like, Own(count=3)).replace(count=4).number == 1.0
 
 

@@ -99,9 +99,9 @@ def config_of(name: str) -> type:
     Raises:
         ConfigurationError: see `get`.
     """
-    if name not in ALGORITHMS:
-        return get(name).Config
-    return import_module(f"{__name__}.configs").CONFIGS[name]
+    from trpo_jax.algorithms.configs import CONFIGS
+
+    return CONFIGS[name] if name in ALGORITHMS else get(name).Config
 
 
 def name_of(module: ModuleType) -> str:

@@ -532,5 +532,6 @@ CONFIGS: dict[str, type] = {
     "happo": HAPPO,
     "mappo": MAPPO,
 }
-for name, config in CONFIGS.items():  # messages and pickles name a config as users do
-    config.__module__, config.__qualname__ = f"trpo_jax.algorithms.{name}", "Config"
+for _name, _config in CONFIGS.items():  # messages and pickles name a config as users do
+    _config.__module__ = f"trpo_jax.algorithms.{_name}"
+    _config.__name__ = _config.__qualname__ = "Config"

@@ -59,7 +59,7 @@ def register_configs() -> None:
         made = _unregistered.pop()
         parts: dict[bool, list[str]] = {True: [], False: []}
         for field in dataclasses.fields(made):
-            parts[field.metadata["pytree_node"]].append(field.name)
+            parts[field.metadata.get("pytree_node", True)].append(field.name)
         jax.tree_util.register_dataclass(made, parts[True], parts[False])
 
 

@@ -15,7 +15,7 @@ from trpo_jax.cli.command_line import user_errors
 from trpo_jax.cli.streams import outlive_readers
 from trpo_jax.errors import unknown_name
 
-MANY = 100_000  # imports and tracing make so many objects that garbage collection takes a sixth
+COLLECT_AFTER = 100_000  # new objects; collecting garbage more often takes a sixth of tracing
 AGAIN_AFTER = 0.05  # seconds until a signal that Python has ignored is sent again
 COMMANDS = {
     "train": "train an algorithm on an environment, with several seeds in one program",
@@ -84,7 +84,7 @@ def end_in_order(load: Callable[[], Callable[[], int]]) -> NoReturn:
             code.
     """
     outlive_readers()
-    gc.set_threshold(MANY)
+    gc.set_threshold(COLLECT_AFTER)
     received: list[int] = []
     loading = True
 
