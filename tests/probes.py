@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trpo_jax import algorithms
-from trpo_jax.algorithms.groups import Team
+from trpo_jax.algorithms.configs import Team
 from trpo_jax.envs.base import Environment, StepResult
 from trpo_jax.envs.costs import with_cost
 from trpo_jax.envs.specs import Agents, ArraySpec, Box, Discrete, split_mask, with_parts

@@ -143,56 +143,122 @@ def test_the_declared_dependencies_are_the_imported_packages():
     assert {DISTRIBUTIONS.get(name, name) for name in packages} == declared
 
 
-STAGES = """
-import json, sys
+PACKAGES = """
+import sys
+start = set(sys.modules)
+def stage():
+    names = sorted(set(sys.modules) - start)
+    packages = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    return [sorted(name for name in packages if not name.startswith("_")), names]
+"""
+STAGES = (
+    PACKAGES
+    + """
+import json
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from io import StringIO
 stages = {}
-def stage(name):
-    stages[name] = sorted({module.split(".")[0] for module in sys.modules} | set(sys.modules))
 import trpo_jax
-stage("trpo_jax")
+stages["trpo_jax"] = stage()
 from trpo_jax import algorithms, envs
 envs.suite_of("gym/Hopper-v5"), algorithms.ALGORITHMS
-stage("names")
-import trpo_jax.cli.main
-stage("command")
+stages["names"] = stage()
+from trpo_jax.cli.main import COMMANDS
+for command in COMMANDS:
+    with redirect_stdout(StringIO()), suppress(SystemExit):
+        import_module(f"trpo_jax.cli.{command}_flags").parse(["--help"])
+        raise AssertionError("the help did not end the command")
+stages["help"] = stage()
 from trpo_jax.analysis import comparisons, diagnosis, groups, returns, statistics
-stage("analysis")
+stages["analysis"] = stage()
 for name in algorithms.ALGORITHMS:
     algorithms.get(name)
-stage("algorithms")
+stages["algorithms"] = stage()
 envs.make("CartPole-v1")
-stage("gymnax")
+stages["gymnax"] = stage()
 print(json.dumps(stages))
 """
+)
+# A state of zeros, and an algorithm that learns nothing, are compiled fast.
+FIRST_UPDATE = (
+    PACKAGES
+    + """
+import json, os
+import trpo_jax
+from trpo_jax.algorithms import trpo
+import jax, jax.numpy as jnp
+def stop(chunk):
+    print(json.dumps({"first update": stage()}), flush=True)
+    os._exit(0)
+config = trpo.Config(num_envs=2, num_steps=2, critic_minibatches=1, hidden_sizes=(4,))
+algorithm = trpo.make(trpo_jax.make_env("CartPole-v1"), config)
+state = jax.eval_shape(algorithm.init, jax.random.key(0))
+def zeros(key, x):
+    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.full(x.shape, key) if is_key else jnp.zeros(x.shape, x.dtype)
+algorithm = algorithm._replace(
+    init=lambda key: jax.tree.map(lambda x: zeros(key, x), state),
+    improve=lambda state, trajectory: (state, (), {}),
+    fit=lambda critic, _: (critic, {}),
+)
+trpo_jax.train(algorithm=algorithm, seeds=1, total_steps=4, out=sys.argv[1], callback=stop)
+"""
+)
+# Packages that a run needs before its first update is done, directly or through other packages. A
+# new one slows every start.
+NEEDED = {"jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy", "etils", "flatbuffers"}
+NEEDED |= {"flax", "msgpack", "yaml", "rich", "pygments"}
+NEEDED |= {"optax", "chex", "absl", "toolz"}
+NEEDED |= {"jaxtyping", "wadler_lindig", "typing_extensions"}
+NEEDED |= {"gymnax", "gymnasium", "cloudpickle", "psutil", "filelock", "cython_runtime"}
+
+
+def stages_of(script, *arguments):
+    """Returns the packages and the modules that are imported after each stage of a script."""
+    command = [sys.executable, "-c", script, *arguments]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    stages = json.loads(output.stdout.splitlines()[-1])
+    return {stage: tuple(map(set, found)) for stage, found in stages.items()}
 
 
 @pytest.fixture(scope="module")
-def modules_after():
-    """Returns the modules that are imported after each stage of a process."""
-    command = [sys.executable, "-c", STAGES]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    return {stage: set(modules) for stage, modules in json.loads(output.stdout).items()}
+def stages():
+    return stages_of(STAGES)
 
 
-@pytest.mark.parametrize("stage", ["trpo_jax", "names", "command"])
-def test_importing_the_library_imports_nothing_heavy(modules_after, stage):
-    heavy = {"jax", "flax", "optax", "gymnax", "matplotlib", "orbax", "numpy", "rich"}
-    assert not heavy & modules_after[stage]
+@pytest.mark.parametrize("stage", ["trpo_jax", "names", "help"])
+def test_the_library_and_the_help_of_each_command_import_no_other_package(stages, stage):
+    packages, _ = stages[stage]
+    assert packages == {"trpo_jax"}
 
 
-def test_the_analysis_needs_no_jax(modules_after):
-    assert not {"jax", "flax", "optax", "matplotlib", "orbax"} & modules_after["analysis"]
+def test_the_analysis_needs_no_jax(stages):
+    packages, _ = stages["analysis"]
+    assert not {"jax", "flax", "optax", "matplotlib", "orbax"} & packages
 
 
-def test_algorithms_import_no_environments_and_no_plotting(modules_after):
-    assert not OPTIONAL & modules_after["algorithms"]
-    assert not {"matplotlib", "seaborn", "pandas"} & modules_after["algorithms"]
-    assert "jax" in modules_after["algorithms"]  # shows that the stages work
+def test_algorithms_import_no_environments_and_no_plotting(stages):
+    packages, modules = stages["algorithms"]
+    assert not OPTIONAL & packages
+    assert not {"matplotlib", "seaborn", "pandas"} & packages
+    assert "jax" in packages  # shows that the stages work
+    assert "flax.nnx" not in modules
 
 
-def test_making_a_gymnax_environment_imports_no_plotting(modules_after):
-    assert not {"seaborn", "matplotlib.pyplot", "pandas"} & modules_after["gymnax"]
-    assert "gymnax" in modules_after["gymnax"]
+def test_a_gymnax_environment_imports_no_other_environment(stages):
+    packages, modules = stages["gymnax"]
+    assert not {"seaborn", "matplotlib", "pandas"} & packages
+    own = "gymnax.environments.classic_control.cartpole"
+    places = ("bsuite", "classic_control", "minatar", "misc")
+    found = {name for name in modules if name.startswith("gymnax.") and name.count(".") > 2}
+    assert found == {own}
+    assert {f"gymnax.environments.{place}" for place in places} <= modules
+
+
+def test_a_run_imports_only_known_packages_before_its_first_update(tmp_path):
+    packages, _ = stages_of(FIRST_UPDATE, str(tmp_path / "run"))["first update"]
+    assert packages - {"trpo_jax"} <= NEEDED
 
 
 @pytest.mark.parametrize("name", trpo_jax.__all__)

@@ -174,7 +174,7 @@ def test_every_script_takes_modules_of_the_user(write, tmp_path, capsys):
     assert "OWN on tasks:make_env" in capsys.readouterr().out
     assert render.main([str(run), "--steps", "2"]) == 0
     words = ["--algorithms", "own", "--envs", "tasks:make_env", "--num-seeds", "1"]
-    (pair,) = compare.plan(compare.build_parser().parse_args([*words, "--out", "compared"]))
+    (pair,) = compare.plan(compare.parse([*words, "--out", "compared"]))
     assert pair.unsuitable is None
     assert pair.folder.parts == ("compared", "tasks-make_env", "own")
     grid = ["--grid", "max_kl=0.01,0.02", "--total-steps", "8192", "--out", "swept"]

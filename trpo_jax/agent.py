@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from trpo_jax import exploration
 from trpo_jax.critics import Critic, adam_critic, normalized, trust_region_critic
 from trpo_jax.distributions import Distribution
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, key_shape
 from trpo_jax.envs.episodes import Episode
 from trpo_jax.envs.specs import ActionSpec, ArraySpec, ObservationSpec, split_mask, split_part
 from trpo_jax.exploration import Exploration
@@ -329,7 +329,7 @@ def _remembering(
     """Returns the network of a torso, a cell and a head. The head sees the mask of actions."""
     features = from_linen(torso, observation)
     of_one = lambda key: features.apply(features.init(key), example_seen(observation))
-    width = jax.eval_shape(of_one, jax.random.key(0)).shape[-1]
+    width = jax.eval_shape(of_one, key_shape()).shape[-1]
     joined = ArraySpec((width + cell.size,), np.dtype(np.float32))
     outputs = Network(
         from_linen(head, joined).init,

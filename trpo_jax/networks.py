@@ -6,13 +6,13 @@ by hand and modules of other libraries work as well as the modules here.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
@@ -33,6 +33,12 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import seen_spec
 
 LARGE_IMAGE = 36  # pixels
+if TYPE_CHECKING:  # importing nnx takes 0.5 s
+    from flax.nnx import Module as NNXModule
+    from flax.nnx import Rngs
+else:
+    NNXModule = Rngs = Any  # the tests check types at run time, and look up the annotation
+
 # Bounds of log_std. The code of SAC (Haarnoja et al. 2018, arXiv:1801.01290) has -20 and 2. With a
 # standard deviation of e^-10, the noise of an action near 1 is still 760 times its rounding error
 # in 32 bits.
@@ -69,6 +75,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@cache
 def orthogonal(scale: float) -> nn.initializers.Initializer:
     """Returns an initialiser for orthogonal matrices (Saxe et al. 2014, arXiv:1312.6120).
 
@@ -79,6 +86,8 @@ def orthogonal(scale: float) -> nn.initializers.Initializer:
     with few cores. This happens if networks are initialised under `jax.vmap`.
     """
 
+    # Each call of a network checks the shapes of its parameters, so flax traces this function.
+    @partial(jax.jit, static_argnums=(1, 2), inline=True)
     def init(
         key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
     ) -> Float[Array, "..."]:
@@ -154,7 +163,7 @@ def example_seen(observation: ObservationSpec) -> Any:
     return zeros | {MASK: jax.tree.map(lambda spec: jnp.ones((1, *spec.shape), bool), mask)}
 
 
-def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+def from_nnx(make_module: Callable[[Rngs], NNXModule]) -> Network:
     """Returns the network of a flax nnx module.
 
     Args:
@@ -162,12 +171,13 @@ def from_nnx(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
             must be parameters only.
 
     Examples:
-        >>> from flax import nnx
-        >>> network = trpo_jax.from_nnx(lambda rngs: nnx.Linear(4, 2, rngs=rngs))
+        >>>         >>> network = trpo_jax.from_nnx(lambda rngs: nnx.Linear(4, 2, rngs=rngs))
         >>> params = network.init(jax.random.key(0))
         >>> network.apply(params, jnp.ones((3, 4))).shape
         (3, 2)
     """
+    from flax import nnx
+
     structure, _ = nnx.split(nnx.eval_shape(lambda: make_module(nnx.Rngs(0))), nnx.Param)
     return Network(
         init=lambda key: nnx.to_pure_dict(nnx.split(make_module(nnx.Rngs(key)), nnx.Param)[1]),

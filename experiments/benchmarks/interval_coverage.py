@@ -25,7 +25,7 @@ from trpo_jax.analysis.statistics import (
 )
 from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.cli.plot_report import table_head, table_row
-from trpo_jax.running.plan import require_at_least
+from trpo_jax.running.settings import require_at_least
 
 RESAMPLES = 1000
 SEEDS = (3, 4, 5, 7, 10, 15, 20, 30)

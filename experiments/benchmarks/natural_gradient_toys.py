@@ -25,7 +25,7 @@ from trpo_jax.analysis.statistics import mean_interval
 from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
 from trpo_jax.rollout import rollout, start_episodes
 from trpo_jax.running.evaluation import evaluate
-from trpo_jax.running.plan import require_at_least
+from trpo_jax.running.settings import require_at_least
 
 TUNING_SEEDS = 2  # for each setting
 GROUP = 8  # answers for each prompt

@@ -32,7 +32,7 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.figures.curves import COLORS, LINE_STYLES, Figure, file_of, style
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
 from trpo_jax.running.description import provenance
-from trpo_jax.running.plan import require_at_least
+from trpo_jax.running.settings import require_at_least
 
 MEASURE = Path(__file__).with_name("scaling_measure.py")
 SPEED = Path(__file__).parents[1] / "results" / "speed.json"

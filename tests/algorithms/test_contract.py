@@ -10,7 +10,7 @@ import probes
 import pytest
 
 from trpo_jax import algorithms
-from trpo_jax.algorithms.groups import Team
+from trpo_jax.algorithms.configs import Team
 from trpo_jax.envs.specs import Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.line_search import backtracking

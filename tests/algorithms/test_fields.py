@@ -1,15 +1,22 @@
+import dataclasses
 import math
+import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from probes import constant_value
 
 from trpo_jax import algorithms
-from trpo_jax.algorithms import trpo, trpo_lag
+from trpo_jax.agent import CRITICS, EXPLORATIONS, NO_MEMORY
+from trpo_jax.algorithms import configs, fields, ppo, trpo, trpo_lag
+from trpo_jax.control_variates import CONTROL_WEIGHTS
 from trpo_jax.envs.native import toll_road
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.networks import ACTIVATIONS, LOG_STD_BOUNDS
+from trpo_jax.recurrent import CELLS
 
 ENV = constant_value()
 
@@ -139,6 +146,39 @@ def test_an_unknown_algorithm_gets_a_suggestion():
 def test_inherited_fields_have_a_heading_in_the_help(name):
     owners = [x for x in algorithms.get(name).Config.__mro__[1:] if vars(x).get("__annotations__")]
     assert not [x for x in owners if x.__doc__.startswith("Hyperparameters")]
+
+
+def test_the_choices_of_a_field_are_the_names_that_the_library_knows():
+    known = {"gae_critic": CRITICS, "activation": ACTIVATIONS, "memory": (NO_MEMORY, *CELLS)}
+    known |= {"exploration": EXPLORATIONS, "loss": ppo.GAINS, "eta": CONTROL_WEIGHTS}
+    for config in configs.CONFIGS.values():
+        found = {field.name: field.metadata for field in dataclasses.fields(config)}
+        for name in known.keys() & found:
+            assert found[name]["choices"] == tuple(known[name])
+    for bound in LOG_STD_BOUNDS:
+        trpo.make(ENV, trpo.Config(log_std_init=bound))
+        with pytest.raises(ConfigurationError, match="log_std_init"):
+            trpo.make(ENV, trpo.Config(log_std_init=1.01 * bound))
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_a_config_has_the_name_that_users_know(name):
+    config = algorithms.get(name).Config
+    assert config is algorithms.config_of(name)
+    assert str(config) == f"<class 'trpo_jax.algorithms.{name}.Config'>"
+    assert pickle.loads(pickle.dumps(config())) == config()
+
+
+@pytest.mark.parametrize("decorator", [fields.config, struct.dataclass])
+def test_a_config_of_the_user_is_a_pytree(decorator):
+    @decorator
+    class Own(trpo.Config):
+        number: float = fields.real(1.5, "help text")
+        count: int = fields.integer(1, "help text", 1)
+        plain: float = 2.5
+
+    assert jax.tree.leaves(Own()) == [*jax.tree.leaves(trpo.Config()), 1.5, 2.5]
+    assert jax.tree.map(jnp.ones_like, Own(count=3)).replace(count=4).number == 1.0
 
 
 def test_each_number_of_a_field_is_checked():

@@ -134,8 +134,9 @@ def parse(name, defaults, *flags):
     """Returns the config of a command line with `--total-steps` and further flags."""
     parser = Parser()
     parser.add_argument("--total-steps", type=step_count, default=defaults["total_steps"])
-    add_config_flags(parser, algorithms.get(name), defaults)
-    return config_from(parser.parse_args(flags), algorithms.get(name))
+    parser.set_defaults(algorithm=name)
+    add_config_flags(parser, name, defaults)
+    return config_from(parser.parse_args(flags))
 
 
 def test_a_field_can_follow_a_setting_of_the_run():

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from conformance import check_types
 
+import trpo_jax.envs.gymnax
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.envs.episodes import advance_episode, start_episode
+from trpo_jax.envs.gymnax import CLASSES
 from trpo_jax.envs.specs import ArraySpec, Box
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.observing import observe
@@ -100,31 +102,42 @@ def test_the_error_for_an_unknown_name_names_the_nearest_name():
         envs.make("cartpole")
 
 
+def test_every_class_is_found_where_gymnax_has_it():
+    assert CLASSES.keys() == {*NAMES, DOWNLOADS}
+    for name in NAMES:
+        kind = type(gymnax.make(name)[0])
+        assert f"{kind.__module__}.{kind.__qualname__}" == f"gymnax.environments.{CLASSES[name]}"
+
+
+@pytest.mark.parametrize("known", [{}, {"CartPole-v1": "moved.elsewhere.CartPole"}])
+def test_an_environment_is_also_found_through_the_list_of_gymnax(known, monkeypatch):
+    monkeypatch.setattr(trpo_jax.envs.gymnax, "CLASSES", known)
+    assert envs.make("CartPole-v1", {"gravity": 20.0}).time_limit == 500
+
+
 def test_the_error_for_a_failed_download_says_so(monkeypatch):
-    def fail(name):
+    def fail(self):
         raise OSError("no network")
 
-    monkeypatch.setattr(gymnax, "make", fail)
+    monkeypatch.setattr(gymnax.environments.MNISTBandit, "__init__", fail)
     with pytest.raises(ConfigurationError, match="download failed: no network"):
         envs.make(DOWNLOADS)
 
 
 def test_unsupported_spaces_are_refused(monkeypatch):
     spaces = gymnax.environments.spaces
-    env, params = gymnax.make("CartPole-v1")
-    monkeypatch.setattr(gymnax, "make", lambda name: (env, params))
     monkeypatch.setattr(
-        type(env), "action_space", lambda self, params: spaces.Tuple([spaces.Discrete(2)])
+        gymnax.environments.CartPole,
+        "action_space",
+        lambda self, params: spaces.Tuple([spaces.Discrete(2)]),
     )
     with pytest.raises(ConfigurationError, match=r"actions of type Tuple.*Supported: Discrete"):
         envs.make("CartPole-v1")
 
 
 def test_observations_of_several_arrays_are_a_tree(monkeypatch):
-    env, params = gymnax.make("CartPole-v1")
-    monkeypatch.setattr(gymnax, "make", lambda name: (env, params))
     shown = lambda self, state, **_: {"x": state.x, "turn": (state.theta, state.theta_dot)}
-    monkeypatch.setattr(type(env), "get_obs", shown)
+    monkeypatch.setattr(gymnax.environments.CartPole, "get_obs", shown)
     number = ArraySpec((), np.dtype(np.float32))
     made = envs.make("CartPole-v1")
     assert made.observation == {"x": number, "turn": (number, number)}

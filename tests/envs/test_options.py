@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from trpo_jax import envs
-from trpo_jax.cli.environment_flags import argument, make_stored, options_from
+from trpo_jax.cli.environment_flags import argument, options_from
+from trpo_jax.cli.environments import make_stored
 from trpo_jax.envs.options import name_of, parameters_of, parse_value, stored_options, text_of
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.resuming import differing_settings

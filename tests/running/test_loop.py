@@ -12,6 +12,7 @@ from probes import counter
 
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
+from trpo_jax.envs.base import key_shape
 from trpo_jax.envs.specs import ArraySpec
 from trpo_jax.running.host_program import HostState
 from trpo_jax.running.loop import (
@@ -70,6 +71,23 @@ def test_the_updates_equal_those_of_a_plain_loop(algorithm):
     new = jax.tree.leaves(chunk.actor.policy_params)
     for a, b in zip(new, jax.tree.leaves(state.actor.policy_params), strict=True):
         np.testing.assert_allclose(a[0], b, rtol=1e-3, atol=1e-5)
+
+
+def test_an_update_and_the_start_are_traced_once():
+    made, traced = trpo.make(counter(), trpo.Config(**CONFIG)), []
+
+    def init(key):
+        traced.append("init")
+        return made.init(key)
+
+    def improve(state, trajectory):
+        traced.append("improve")
+        return state, (), {}
+
+    own = made._replace(init=init, improve=improve, fit=lambda critic, _: (critic, {}))
+    jax.eval_shape(own.init, key_shape())  # as the estimate of the memory does
+    compile_program(own, (0, 1), 2)
+    assert sorted(traced) == ["improve", "init"]
 
 
 def test_the_error_about_numbers_that_are_not_finite_names_updates_and_seeds():

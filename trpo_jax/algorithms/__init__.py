@@ -90,6 +90,20 @@ def get(name: str) -> ModuleType:
     return module
 
 
+def config_of(name: str) -> type:
+    """Returns the `Config` of an algorithm. For an algorithm of this package, it imports no JAX.
+
+    Args:
+        name: see `get`.
+
+    Raises:
+        ConfigurationError: see `get`.
+    """
+    from trpo_jax.algorithms.configs import CONFIGS
+
+    return CONFIGS[name] if name in ALGORITHMS else get(name).Config
+
+
 def name_of(module: ModuleType) -> str:
     """Returns the name with which `get` finds a module; "own" for a script or a notebook."""
     name = module.__name__.removeprefix(f"{__name__}.")
@@ -100,7 +114,7 @@ def _check_fields(module: ModuleType) -> None:
     if not dataclasses.is_dataclass(module.Config):
         raise ConfigurationError(
             f"{module.__file__}: Config must be a frozen dataclass. Decorate it with "
-            "@flax.struct.dataclass."
+            "@trpo_jax.algorithms.fields.config or @flax.struct.dataclass."
         )
     for field in dataclasses.fields(module.Config):
         if "kind" not in field.metadata:

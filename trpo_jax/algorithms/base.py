@@ -8,12 +8,15 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent
+from trpo_jax.algorithms import fields
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode, Transition
 from trpo_jax.normalization import RunningStatistics
 from trpo_jax.observing import Statistics
 from trpo_jax.rollout import rollout_with_state
+
+fields.register_configs()
 
 State = (
     Any  # an immutable pytree with the fields `actor`, `critic`, `rollout`, `key`, `num_updates`

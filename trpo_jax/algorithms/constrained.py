@@ -6,17 +6,16 @@ m L. The mean m uses all steps of the batch, also the steps of episodes that hav
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Float
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm, Metrics
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.on_policy import StepInput
 from trpo_jax.envs.base import Environment, cost_metrics
 from trpo_jax.envs.episodes import Transition
@@ -25,21 +24,7 @@ from trpo_jax.errors import ConfigurationError
 SHARE = 0.2  # weight of the latest batch in the running mean of the episode length
 
 
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Constrained:
-    """Limits on costs."""
-
-    cost_limit: fields.Real | tuple[float, ...] = fields.real(
-        25.0,
-        "largest mean cost of an episode, without discount; one number for each cost, or one for "
-        "all costs",
-        several=True,
-    )
-    cost_gamma: fields.Real = fields.real(0.99, "discount factor of future costs", 0.0, 1.0)
-
-
-def require_costs(env: Environment, config: Constrained, most: int | None = None) -> None:
+def require_costs(env: Environment, config: configs.Constrained, most: int | None = None) -> None:
     """Raises a ConfigurationError if the costs of an environment do not fit a config.
 
     Args:
@@ -84,7 +69,7 @@ class EpisodeCosts(NamedTuple):
 
 
 def episode_costs(
-    env: Environment, config: Constrained, length: Float[Array, ""], trajectory: Transition
+    env: Environment, config: configs.Constrained, length: Float[Array, ""], trajectory: Transition
 ) -> EpisodeCosts:
     """Returns the estimated costs of an episode; see the top of this file.
 
@@ -140,7 +125,11 @@ class Rule(NamedTuple):
 
 
 def make_priced(
-    env: Environment, config: Constrained, agent: Agent | None, step_arguments: Any, rule: Rule
+    env: Environment,
+    config: configs.Constrained,
+    agent: Agent | None,
+    step_arguments: Any,
+    rule: Rule,
 ) -> Algorithm:
     """Returns an algorithm that subtracts the costs, times multipliers, from the return.
 

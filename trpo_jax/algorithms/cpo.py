@@ -7,23 +7,17 @@ grows as long as the cost is too high, corrects this (Ray, Achiam and Amodei 201
 safe exploration in deep reinforcement learning", appendix A). The paper of CPO has no margin.
 """
 
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy, trpo
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.constrained import (
-    Constrained,
-    cost_figures,
-    episode_costs,
-    require_costs,
-)
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.checks import prepare
+from trpo_jax.algorithms.constrained import cost_figures, episode_costs, require_costs
 from trpo_jax.algorithms.natural_gradient import (
     kl_radius,
     line_search_options,
@@ -40,21 +34,7 @@ from trpo_jax.trust_region import (
     surrogate_gradient,
 )
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(Constrained, trpo.Config):
-    """Margin below the limit on a cost.
-
-    Real numbers are pytree leaves; integers, names and booleans are static.
-    """
-
-    cost_margin_rate: fields.Real = fields.real(
-        0.0,
-        "rate of a margin below the cost limit: each update adds this share of (cost - limit) to "
-        "the margin, which is never negative; 0 means no margin",
-        0.0,
-    )
+Config = configs.CPO
 
 
 class LimitState(NamedTuple):

@@ -1,10 +1,12 @@
 """Fields of the algorithms' configs. Each field has a help text and a check of its value.
 
-A config is a frozen `flax.struct.dataclass`. Real numbers are pytree leaves, so `jax.vmap` can run
+A config is a frozen dataclass and a pytree. Real numbers are pytree leaves, so `jax.vmap` can run
 over them. Integers, names and booleans are static, because they fix shapes or control flow.
 
+`--help` reads configs. So this module imports JAX and NumPy inside the functions that need them.
+
 Examples:
-    >>> @struct.dataclass
+    >>> @config
     ... class Config:
     ...     weight: float = real(0.1, "weight of the penalty; 0 means no penalty", 0.0)
     >>> validate(Config(weight=-1.0))
@@ -16,18 +18,49 @@ Examples:
 import dataclasses
 import math
 import numbers
+import sys
 from collections.abc import Sequence
-from typing import Any
-
-import jax
-import numpy as np
-from flax import struct
-from jaxtyping import Array, Float
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from trpo_jax.errors import ConfigurationError
 
-Real = Float[Array, "..."] | float  # an array if `jax.vmap` runs over configs
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    Real = Float[Array, "..."] | float  # an array if `jax.vmap` runs over configs
+else:
+    Real = float
+
 LARGEST_INTEGER = 2**31 - 1  # of 32 bits
+Class = TypeVar("Class")
+_unregistered: list[type] = []  # the configs that are not pytrees yet
+
+
+@dataclass_transform(frozen_default=True)
+def config(cls: type[Class]) -> type[Class]:
+    """Returns a class of fields as a frozen dataclass that is a pytree and has `replace`.
+
+    `config.replace(max_kl=0.02)` returns a copy with other values. If JAX is not imported yet, the
+    class becomes a pytree as soon as `trpo_jax.algorithms.base` is imported.
+    """
+    made = dataclasses.dataclass(frozen=True)(cls)
+    made.replace = dataclasses.replace
+    _unregistered.append(made)
+    if "jax" in sys.modules:
+        register_configs()
+    return made
+
+
+def register_configs() -> None:
+    """Makes all configs known to JAX as pytrees."""
+    import jax
+
+    while _unregistered:
+        made = _unregistered.pop()
+        parts: dict[bool, list[str]] = {True: [], False: []}
+        for field in dataclasses.fields(made):
+            parts[field.metadata.get("pytree_node", True)].append(field.name)
+        jax.tree_util.register_dataclass(made, parts[True], parts[False])
 
 
 def real(
@@ -58,6 +91,7 @@ def real(
     described = [f"{words} {bound:g}" for words, bound in bounds.items() if math.isfinite(bound)]
     kinds = "a finite number" + " or a tuple of finite numbers" * several
     metadata = {
+        "pytree_node": True,
         "help": help,
         "kind": float,
         "several": several,
@@ -66,7 +100,7 @@ def real(
             (low < x if open_low else low <= x) and (x < high if open_high else x <= high)
         ),
     }
-    return struct.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def integer(default: int, help: str, low: int, high: int = LARGEST_INTEGER) -> Any:
@@ -105,6 +139,9 @@ def validate(config: Any) -> None:
         ConfigurationError: if a field cannot work. The message names the first such field, its
             value and the allowed values.
     """
+    import jax
+    import numpy as np
+
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
@@ -133,6 +170,8 @@ def require_float32(name: str, number: Any) -> None:
 
     A subnormal number counts as 0, since devices treat it as 0.
     """
+    import numpy as np
+
     with np.errstate(over="ignore", under="ignore"):
         held = float(np.float32(number))
     held = held if abs(held) >= np.finfo(np.float32).tiny else 0.0
@@ -144,8 +183,8 @@ def require_float32(name: str, number: Any) -> None:
 
 
 def _static(default, help, kind, allowed, accepts, **more) -> Any:
-    metadata = {"help": help, "kind": kind, "allowed": allowed, "accepts": accepts, **more}
-    return struct.field(pytree_node=False, default=default, metadata=metadata)
+    metadata = {"pytree_node": False, "help": help, "kind": kind, "allowed": allowed}
+    return dataclasses.field(default=default, metadata=metadata | {"accepts": accepts, **more})
 
 
 def _is_integer(value: Any) -> bool:
@@ -154,6 +193,9 @@ def _is_integer(value: Any) -> bool:
 
 def _has_kind(value: Any, kind: type) -> bool:
     if kind is float:
+        import jax
+        import numpy as np
+
         number = isinstance(value, (numbers.Real, np.ndarray, jax.Array)) and not isinstance(
             value, bool
         )

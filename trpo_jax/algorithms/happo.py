@@ -4,22 +4,13 @@ The agents of a team run the epochs of `ppo` one after another. The steps of the
 change the advantages of the later agents; see `trpo_jax.algorithms.team`.
 """
 
-from typing import no_type_check
-
-from flax import struct
-
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import ppo
+from trpo_jax.algorithms import configs, ppo
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import OnPolicy, Team
 from trpo_jax.algorithms.team import make_team_algorithm
 from trpo_jax.envs.base import Environment
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(Team, ppo.Proximal, OnPolicy):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
+Config = configs.HAPPO
 
 
 def make(

@@ -5,22 +5,13 @@ earlier agents change the advantages of the later agents; see `trpo_jax.algorith
 has its own trust region: `max_kl` bounds the KL divergence of this agent's policy.
 """
 
-from typing import no_type_check
-
-from flax import struct
-
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms import configs, trpo
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import OnPolicy, Team, TrustRegion
 from trpo_jax.algorithms.team import make_team_algorithm
 from trpo_jax.envs.base import Environment
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(Team, TrustRegion, OnPolicy):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
+Config = configs.HATRPO
 
 
 def make(

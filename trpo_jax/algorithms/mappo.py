@@ -3,24 +3,12 @@
 All agents of a team share one policy network, and one critic sees the whole team.
 """
 
-from typing import no_type_check
-
-from flax import struct
-
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, happo
+from trpo_jax.algorithms import configs, happo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.envs.base import Environment
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(happo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    share_parameters: bool = fields.flag(
-        True, "let all agents use one policy network, which also sees the number of the agent"
-    )
+Config = configs.MAPPO
 
 
 def make(

@@ -10,9 +10,10 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms.groups import NaturalGradient, decay
+from trpo_jax.algorithms import configs
+from trpo_jax.algorithms.checks import decay
 from trpo_jax.algorithms.on_policy import Batch
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, key_shape
 from trpo_jax.envs.specs import num_components, split_part
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import MatrixVectorProduct, fisher_vector_product
@@ -23,7 +24,10 @@ from trpo_jax.trust_region import Solve
 
 
 def kl_radius(
-    env: Environment, config: NaturalGradient, num_updates: Int[Array, ""], steps_per_update: int
+    env: Environment,
+    config: configs.NaturalGradient,
+    num_updates: Int[Array, ""],
+    steps_per_update: int,
 ) -> Float[Array, ""] | float:
     """Returns the radius of the trust region after `num_updates` updates, in nats.
 
@@ -40,7 +44,7 @@ def kl_radius(
     return config.max_kl * components * decay(config, num_updates, steps_per_update)
 
 
-def length_options(config: NaturalGradient) -> dict[str, Any]:
+def length_options(config: configs.NaturalGradient) -> dict[str, Any]:
     """Returns the keyword arguments of `natural_step`, without the radius."""
     return {"damping": config.damping, "damped_scaling": config.damped_scaling}
 
@@ -59,7 +63,7 @@ def step_options(config: Any) -> dict[str, Any]:
     return length_options(config) | line_search_options(config)
 
 
-def fisher_precision(config: NaturalGradient) -> AbstractContextManager[None]:
+def fisher_precision(config: configs.NaturalGradient) -> AbstractContextManager[None]:
     """Returns the context for building Fisher-vector products, with the precision of a config."""
     if config.fisher_precision == "float32":
         return jax.default_matmul_precision("float32")
@@ -93,7 +97,11 @@ def thinned(key: PRNGKeyArray, batch: Any, stride: int, axis: int = 0) -> Any:
 
 
 def make_solve(
-    config: NaturalGradient, agent: Agent, key: PRNGKeyArray, params: PyTree[Array], batch: Batch
+    config: configs.NaturalGradient,
+    agent: Agent,
+    key: PRNGKeyArray,
+    params: PyTree[Array],
+    batch: Batch,
 ) -> Solve:
     """Returns `gradient -> x`, which solves (F + damping I) x = gradient.
 
@@ -113,7 +121,7 @@ def make_solve(
 
 
 def solver_of(
-    config: NaturalGradient,
+    config: configs.NaturalGradient,
     agent: Agent,
     params: PyTree[Array],
     batch: Batch,
@@ -150,7 +158,7 @@ PRECONDITIONERS = {"cg": lambda config, agent, params, batch: None, "kronecker":
 
 
 def require_solver(
-    env: Environment, config: NaturalGradient, agent: Agent, num_envs: int | None = None
+    env: Environment, config: configs.NaturalGradient, agent: Agent, num_envs: int | None = None
 ) -> None:
     """Raises a ConfigurationError if the solver of a config cannot work with an agent's policy.
 
@@ -199,7 +207,7 @@ def require_solver(
 
     reason = "it has no such layer"
     try:
-        params = jax.eval_shape(find_layers, jax.random.key(0))
+        params = jax.eval_shape(find_layers, key_shape())
     except ValueError as error:
         paths, reason = set(), str(error)
     flat = flatten_dict(params) if paths and isinstance(params, Mapping) else {}
@@ -208,7 +216,7 @@ def require_solver(
         raise ConfigurationError(refused.format(reason))
 
 
-def require_every_step(config: NaturalGradient, reason: str) -> None:
+def require_every_step(config: configs.NaturalGradient, reason: str) -> None:
     """Raises a ConfigurationError if the Fisher matrix of a config leaves time steps out."""
     if config.fisher_subsample != 1:
         raise ConfigurationError(

@@ -5,21 +5,11 @@ divergence is `max_kl` (Rajeswaran et al. 2017, arXiv:1703.02660, equation 5, wh
 2 max_kl). The other step is a fixed multiple of F^-1 g, as in Kakade's paper.
 """
 
-from typing import no_type_check
-
-from flax import struct
-
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import (
-    Exploration,
-    NaturalGradient,
-    OnPolicy,
-    decay,
-    prepare,
-)
+from trpo_jax.algorithms.checks import decay, prepare
 from trpo_jax.algorithms.natural_gradient import (
     kl_radius,
     length_options,
@@ -34,20 +24,7 @@ from trpo_jax.trust_region import (
     surrogate_gradient,
 )
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(NaturalGradient, Exploration, OnPolicy):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    normalized_step: bool = fields.flag(
-        True,
-        "let the step end where a quadratic model of the KL divergence is max_kl; otherwise the "
-        "step is step_size * F^-1 g",
-    )
-    step_size: fields.Real = fields.real(
-        0.1, "multiple of F^-1 g that a step takes without normalized_step", 0.0, open_low=True
-    )
+Config = configs.NPG
 
 
 def make(

@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from trpo_jax.advantages import discounted_returns, generalized_advantages
 from trpo_jax.agent import Agent
+from trpo_jax.algorithms import configs
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, RolloutState, update_keys
-from trpo_jax.algorithms.groups import OnPolicy
 from trpo_jax.critics import (
     Sequences,
     WithCosts,
@@ -168,7 +168,7 @@ PolicyStep = Callable[[PRNGKeyArray, StepInput], tuple[PyTree[Array], Any, Metri
 
 def make(
     env: Environment,
-    config: OnPolicy,
+    config: configs.OnPolicy,
     *,
     agent: Agent,
     policy_step: PolicyStep,
@@ -189,8 +189,9 @@ def make(
             has its own critic.
 
     Examples:
-        >>> from trpo_jax.algorithms.groups import prepare
-        >>> env, config = trpo_jax.make_env("CartPole-v1"), OnPolicy(num_envs=4, num_steps=16)
+        >>> from trpo_jax.algorithms.checks import prepare
+        >>> env = trpo_jax.make_env("CartPole-v1")
+        >>> config = configs.OnPolicy(num_envs=4, num_steps=16)
         >>> config, agent = prepare(env, config, None)
         >>> def policy_step(key, step_input):
         ...     mean = jnp.mean(step_input.batch.advantages)
@@ -275,7 +276,7 @@ def make(
 
 def init_state(
     env: Environment,
-    config: OnPolicy,
+    config: configs.OnPolicy,
     agent: Agent,
     init_step_state: Callable[[PRNGKeyArray, PyTree[Array]], Any],
     key: PRNGKeyArray,
@@ -329,7 +330,7 @@ def random_statistics(
 
 def estimate(
     env: Environment,
-    config: OnPolicy,
+    config: configs.OnPolicy,
     agent: Agent,
     state: TrainState,
     trajectory: Transition,

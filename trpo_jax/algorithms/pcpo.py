@@ -4,28 +4,13 @@ The policy takes TRPO's step. Then it is projected onto the half-plane that the 
 moves to the nearest point there.
 """
 
-from typing import no_type_check
-
-from flax import struct
-
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import cpo, fields
+from trpo_jax.algorithms import configs, cpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.constraints import projected_step
 from trpo_jax.envs.base import Environment
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(cpo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    projection: str = fields.choice(
-        "kl",
-        "distance that decides which allowed step is nearest: kl is the KL divergence, l2 is the "
-        "Euclidean distance of the parameters",
-        ("kl", "l2"),
-    )
+Config = configs.PCPO
 
 
 def make(

@@ -6,19 +6,18 @@ quadratic penalty instead, and the gain is largest at the same distance from 1. 
 penalty pulls back a ratio that went too far.
 """
 
-from typing import Any, no_type_check
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jaxtyping import Array, Float
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare
+from trpo_jax.algorithms.checks import decay, prepare
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.minibatches import Minibatches
@@ -56,46 +55,7 @@ def spo_gain(
 
 GAINS = {"clip": clipped_gain, "spo": spo_gain}
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Proximal:
-    """Epochs of minibatch Adam on the policy's loss."""
-
-    loss: str = fields.choice(
-        "clip",
-        "loss that keeps the probability ratio near 1: clip is PPO's clipped surrogate, spo is the "
-        "quadratic penalty of SPO",
-        tuple(GAINS),
-    )
-    clip: fields.Real = fields.real(
-        0.2,
-        "distance of the probability ratio from 1 at which the gain stops growing; larger values "
-        "allow larger changes of the policy",
-        0.0,
-        open_low=True,
-    )
-    policy_lr: fields.Real = fields.real(3e-4, "learning rate of Adam for the policy", 0.0)
-    policy_epochs: int = fields.integer(
-        10, "number of passes over the batch in one update of the policy", 1
-    )
-    policy_minibatches: int = fields.integer(
-        32,
-        "number of minibatches in one pass of the policy; must divide num_envs * num_steps",
-        1,
-    )
-    max_grad_norm: fields.Real = fields.real(
-        0.5,
-        "largest norm of the policy's gradient; a longer gradient is scaled down to it",
-        0.0,
-        open_low=True,
-    )
-
-
-@no_type_check
-@struct.dataclass
-class Config(Proximal, Exploration, OnPolicy):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
+Config = configs.PPO
 
 
 def make(
@@ -115,7 +75,7 @@ def make(
     return on_policy.make(env, config, agent=agent, **step_arguments(env, config, agent))
 
 
-def step_arguments(env: Environment, config: Proximal, agent: Agent) -> dict[str, Any]:
+def step_arguments(env: Environment, config: configs.Proximal, agent: Agent) -> dict[str, Any]:
     """Returns the arguments of `on_policy.make` for the step of PPO.
 
     Raises:

@@ -3,22 +3,14 @@
 This is the usual baseline of constrained algorithms; see `trpo_jax.algorithms.trpo_lag`.
 """
 
-from typing import no_type_check
-
-from flax import struct
-
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import ppo
+from trpo_jax.algorithms import configs, ppo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.constrained import make_priced
-from trpo_jax.algorithms.trpo_lag import AdamPrice, adam_rule
+from trpo_jax.algorithms.trpo_lag import adam_rule
 from trpo_jax.envs.base import Environment
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(AdamPrice, ppo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
+Config = configs.PPOLag
 
 
 def make(

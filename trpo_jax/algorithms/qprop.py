@@ -7,25 +7,17 @@ before Q is fitted, as in algorithm 1 of the paper. And eta may depend on the ac
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import (
-    Exploration,
-    OnPolicy,
-    TrustRegion,
-    prepare,
-    require_continuous,
-    require_no_memory,
-)
+from trpo_jax.algorithms.checks import prepare, require_continuous, require_no_memory
 from trpo_jax.algorithms.natural_gradient import (
     kl_radius,
     make_solve,
@@ -42,43 +34,7 @@ from trpo_jax.observing import observe
 from trpo_jax.replay import Replay, add_rows, init_replay, sample_rows
 from trpo_jax.trust_region import trust_region_step
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(TrustRegion, Exploration, OnPolicy):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    eta: str = fields.choice(
-        "conservative",
-        "where Q is used as a control variate: conservative uses it where its sign agrees with the "
-        "advantage, aggressive also uses it elsewhere with the opposite sign, standard uses it "
-        "everywhere as it is",
-        tuple(CONTROL_WEIGHTS),
-    )
-    common_scale: bool = fields.flag(
-        True,
-        "divide both parts of the gradient by the same standard deviation; otherwise only the "
-        "sampled part is divided, which is biased",
-    )
-    replay_size: int = fields.integer(
-        100_000, "number of environment steps in the replay buffer; at least one batch", 1
-    )
-    q_lr: fields.Real = fields.real(1e-3, "learning rate of Adam for Q", 0.0)
-    q_tau: fields.Real = fields.real(
-        5e-3,
-        "share by which the target network moves towards Q after each step of Adam",
-        0.0,
-        1.0,
-    )
-    q_minibatch: int = fields.integer(
-        64, "number of replayed environment steps in one step of Adam for Q", 1
-    )
-    q_updates: int = fields.integer(
-        0,
-        "number of steps of Adam for Q in one update; 0 means one for each environment step of the "
-        "update",
-        0,
-    )
+Config = configs.QProp
 
 
 class Experience(NamedTuple):

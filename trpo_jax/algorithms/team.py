@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import on_policy
 from trpo_jax.algorithms.base import Algorithm, Metrics
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.specs import split_part

@@ -4,15 +4,13 @@ Each update maximises the surrogate under a bound on the mean KL divergence. The
 gradient with a line search; see `trpo_jax.trust_region`.
 """
 
-from typing import Any, no_type_check
-
-from flax import struct
+from typing import Any
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import on_policy
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import Exploration, OnPolicy, TrustRegion, prepare
+from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.natural_gradient import (
     kl_radius,
     make_solve,
@@ -22,11 +20,7 @@ from trpo_jax.algorithms.natural_gradient import (
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(TrustRegion, Exploration, OnPolicy):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
+Config = configs.TRPO
 
 
 def make(
@@ -58,7 +52,7 @@ def make(
     return on_policy.make(env, config, agent=agent, **step_arguments(env, config, agent))
 
 
-def step_arguments(env: Environment, config: TrustRegion, agent: Agent) -> dict[str, Any]:
+def step_arguments(env: Environment, config: configs.TrustRegion, agent: Agent) -> dict[str, Any]:
     """Returns the arguments of `on_policy.make` for the step of TRPO.
 
     Raises:

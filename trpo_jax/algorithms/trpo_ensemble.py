@@ -5,18 +5,17 @@ different initial parameters. Each member is fitted to its own bootstrap sample 
 The spread of their values weights the states in the metric of the trust region.
 """
 
-from typing import Any, no_type_check
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, PyTree
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy, trpo
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.natural_gradient import (
     fisher_precision,
     kl_radius,
@@ -36,19 +35,7 @@ from trpo_jax.trust_region import (
     surrogate_gradient,
 )
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(trpo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    num_critics: int = fields.integer(4, "number of critics in the ensemble", 2)
-    uncertainty_exponent: fields.Real = fields.real(
-        1.0,
-        "exponent of the critics' disagreement in the weight of a state; larger values change the "
-        "policy less where critics disagree; 0 weights all states alike",
-        0.0,
-    )
+Config = configs.TRPOEnsemble
 
 
 def make(

@@ -5,17 +5,14 @@ step. The line search accepts the longest candidate whose gain on the other half
 confidence 1 - alpha, by Student's t-test over environments.
 """
 
-from typing import no_type_check
-
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy, trpo
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.natural_gradient import (
     kl_radius,
     length_options,
@@ -33,21 +30,7 @@ from trpo_jax.trust_region import (
     surrogate_gradient,
 )
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(trpo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    alpha: fields.Real = fields.real(
-        0.05,
-        "largest p-value with which the line search accepts a step; smaller values accept fewer "
-        "steps",
-        0.0,
-        1.0,
-        open_low=True,
-        open_high=True,
-    )
+Config = configs.TRPOHeldOut
 
 
 def make(

@@ -5,36 +5,19 @@ exploration in deep reinforcement learning", section 5). Adam raises the multipl
 is above its limit, and lowers it while the cost is below. It is never negative.
 """
 
-from typing import no_type_check
-
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, trpo
+from trpo_jax.algorithms import configs, trpo
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.constrained import Constrained, Rule, make_priced
+from trpo_jax.algorithms.constrained import Rule, make_priced
 from trpo_jax.envs.base import Environment
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class AdamPrice(Constrained):
-    """Multipliers of a Lagrangian."""
-
-    multiplier_lr: fields.Real = fields.real(
-        0.035, "learning rate of Adam for the multipliers of the costs", 0.0
-    )
+Config = configs.TRPOLag
 
 
-@no_type_check
-@struct.dataclass
-class Config(AdamPrice, trpo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-
-def adam_rule(config: AdamPrice) -> Rule:
+def adam_rule(config: configs.AdamPrice) -> Rule:
     """Returns the rule that moves multipliers by Adam along the excess of their costs."""
     adam = optax.scale_by_adam()
 

@@ -5,43 +5,18 @@ The proportional and derivative terms of the controller damp these swings (Stook
 arXiv:2007.03964, algorithm 2).
 """
 
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, trpo
+from trpo_jax.algorithms import configs, trpo
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.constrained import Constrained, Rule, make_priced
+from trpo_jax.algorithms.constrained import Rule, make_priced
 from trpo_jax.envs.base import Environment
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(Constrained, trpo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    pid_p: fields.Real = fields.real(
-        0.1, "proportional gain: weight of the smoothed excess of the cost over its limit", 0.0
-    )
-    pid_i: fields.Real = fields.real(
-        0.01, "integral gain: weight of the sum of all excesses; the sum is never negative", 0.0
-    )
-    pid_d: fields.Real = fields.real(
-        0.01,
-        "derivative gain: weight of the rise of the smoothed excess since the last update; a fall "
-        "counts as 0",
-        0.0,
-    )
-    pid_smoothing: fields.Real = fields.real(
-        0.9,
-        "weight of the past in the smoothed excess; 0 means no smoothing",
-        0.0,
-        1.0,
-        open_high=True,
-    )
+Config = configs.TRPOPID
 
 
 class PIDState(NamedTuple):

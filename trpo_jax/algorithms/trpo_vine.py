@@ -11,19 +11,18 @@ bootstrapped. All steps of the simulator count, also the steps after a branch ha
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax import exploration
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import OnPolicy, TrustRegion, prepare, require_no_memory
+from trpo_jax.algorithms.checks import prepare, require_no_memory
 from trpo_jax.algorithms.natural_gradient import (
     kl_radius,
     make_solve,
@@ -39,34 +38,7 @@ from trpo_jax.observing import observe
 from trpo_jax.trust_region import trust_region_step
 from trpo_jax.vine import branch_return, differences, draw_actions, self_normalized_surrogate
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(TrustRegion, OnPolicy):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    num_states: int = fields.integer(
-        64, "number of states of the trajectory from which branches start", 1
-    )
-    num_branches: int = fields.integer(
-        4,
-        "number of first actions to try from each state where branches start, at least 2; a "
-        "discrete action is tried at most once",
-        1,
-    )
-    branch_steps: int = fields.integer(
-        10,
-        "largest number of steps of a branch; the paper uses 50 to 100, without a bootstrap",
-        1,
-    )
-    branch_bootstrap: bool = fields.flag(
-        True,
-        "add the critic's value of the last state to the return of a branch that does not "
-        "terminate; the paper does not do this",
-    )
-    fisher_subsample: int = fields.integer(
-        1, "use every k-th of the num_states states for the Fisher matrix; 1 uses all", 1
-    )
+Config = configs.TRPOVine
 
 
 class Branches(NamedTuple):

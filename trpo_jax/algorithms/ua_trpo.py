@@ -13,18 +13,15 @@ Krylov space. The Krylov space depends on the gradient, so the confidence level 
 nominal.
 """
 
-from typing import no_type_check
-
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy, trpo
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import prepare
+from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.natural_gradient import (
     fisher_precision,
     kl_radius,
@@ -51,27 +48,7 @@ from trpo_jax.trust_region import (
     surrogate_gradient,
 )
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(trpo.Config):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    c: fields.Real = fields.real(
-        1.0,
-        "weight of the gradient's uncertainty in the trust region; larger values shorten steps "
-        "along uncertain directions; 0 is TRPO",
-        0.0,
-    )
-    alpha: fields.Real = fields.real(
-        0.05,
-        "1 - alpha is the level of the confidence ellipsoid of the gradient; smaller values make "
-        "the ellipsoid larger",
-        0.0,
-        1.0,
-        open_low=True,
-        open_high=True,
-    )
+Config = configs.UATRPO
 
 
 def make(

@@ -4,16 +4,13 @@ Each update takes one step of Adam along the plain policy gradient. TRPO uses th
 preconditions it with the Fisher matrix.
 """
 
-from typing import no_type_check
-
 import optax
-from flax import struct
 
 from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import fields, on_policy
+from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
-from trpo_jax.algorithms.groups import Exploration, OnPolicy, decay, prepare
+from trpo_jax.algorithms.checks import decay, prepare
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import (
     importance_sampled_surrogate,
@@ -21,13 +18,7 @@ from trpo_jax.trust_region import (
     surrogate_gradient,
 )
 
-
-@no_type_check  # `make` checks the values, and leaves may be arrays
-@struct.dataclass
-class Config(Exploration, OnPolicy):
-    """Hyperparameters. Real numbers are pytree leaves; integers, names and booleans are static."""
-
-    policy_lr: fields.Real = fields.real(1e-2, "learning rate of Adam for the policy", 0.0)
+Config = configs.VPG
 
 
 def make(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-WINDOW = 20  # least number of episodes in a running return
+from trpo_jax.analysis import WINDOW
 
 
 def return_text(value: float | np.floating | None) -> str:

@@ -1,4 +1,7 @@
-"""The flags, the defaults and the error exits that all commands share."""
+"""The flags, the defaults and the error exits that all commands share.
+
+This module and the modules of flags import no JAX, so `--help` and wrong flags need little time.
+"""
 
 import argparse
 import dataclasses
@@ -11,16 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import dropwhile
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
-
-import jax
-from platformdirs import user_cache_dir
 
 from trpo_jax import algorithms, envs
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
-from trpo_jax.running.plan import (
+from trpo_jax.running.settings import (
     MOST_RUNS,
     choose_seeds,
     require_at_least,
@@ -127,6 +126,8 @@ def user_errors(*failures: type[Exception]) -> Iterator[None]:
 
 def missing_platform() -> str | None:
     """Returns an error message if JAX finds no device at all, otherwise None."""
+    import jax
+
     try:
         jax.devices()
         return None
@@ -154,7 +155,7 @@ def add_name_flags(parser: argparse._ActionsContainer) -> None:
 
 
 def add_config_flags(
-    parser: argparse.ArgumentParser, module: ModuleType, defaults: dict[str, Any]
+    parser: argparse.ArgumentParser, algorithm: str, defaults: dict[str, Any]
 ) -> None:
     """Adds one flag for each field of an algorithm's config, with its help text and its default.
 
@@ -162,15 +163,15 @@ def add_config_flags(
     the group. The default of a number may be the name of another flag. The number then has the
     value of that flag.
     """
-    groups = {}
-    for owner in reversed(module.Config.__mro__):
+    config, groups = algorithms.config_of(algorithm), {}
+    for owner in reversed(config.__mro__):
         if dataclasses.is_dataclass(owner):
             about = re.split(r"[.;]", owner.__doc__ or "")[0]
             title = f"hyperparameters: {about[:1].lower()}{about[1:]}"
-            own = f"hyperparameters that only {algorithms.name_of(module)} has"
-            group = parser.add_argument_group(own if owner is module.Config else title)
+            own = f"hyperparameters that only {algorithm} has"
+            group = parser.add_argument_group(own if owner is config else title)
             groups |= {name: group for name in owner.__annotations__ if name not in groups}
-    for field in dataclasses.fields(module.Config):
+    for field in dataclasses.fields(config):
         default = defaults.get(field.name, field.default)
         kind, several = field.metadata["kind"], field.metadata.get("several", False)
         default_text = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
@@ -191,10 +192,10 @@ def add_config_flags(
         groups[field.name].add_argument("--" + field.name.replace("_", "-"), **options)
 
 
-def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
-    """Returns the config of an algorithm with the values of the parsed flags."""
-    values = {}
-    for field in dataclasses.fields(module.Config):
+def config_from(args: argparse.Namespace) -> Any:
+    """Returns the config of the algorithm `args.algorithm` with the values of the parsed flags."""
+    config, values = algorithms.config_of(args.algorithm), {}
+    for field in dataclasses.fields(config):
         value = getattr(args, field.name)
         if isinstance(value, Follows):
             value = getattr(args, value.flag)
@@ -203,7 +204,7 @@ def config_from(args: argparse.Namespace, module: ModuleType) -> Any:
             value = tuple(value) if several else sum(value, ())
             value = value[0] if several and len(value) == 1 else value
         values[field.name] = value
-    return module.Config(**values)
+    return config(**values)
 
 
 def seed_range(first: int, count: int) -> tuple[int, ...]:
@@ -222,6 +223,9 @@ def cache_compilations() -> None:
 
     If `JAX_COMPILATION_CACHE_DIR` names a folder, JAX uses that folder instead.
     """
+    import jax
+    from platformdirs import user_cache_dir
+
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", user_cache_dir("trpo_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

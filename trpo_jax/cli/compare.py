@@ -1,9 +1,4 @@
-"""Trains several algorithms on several environments, and writes one table and one figure.
-
-An algorithm is given by its name, or in quotes as LABEL=NAME with flags of train.py, such as
-"spo=ppo --loss spo". If a comparison was interrupted, the same command with the same --out
-continues it.
-"""
+"""Trains several algorithms on several environments, and writes one table and one figure."""
 
 import argparse
 import re
@@ -20,20 +15,18 @@ import numpy as np
 from rich.console import Console
 
 from trpo_jax import algorithms, analysis, envs
+from trpo_jax.analysis import WINDOW
 from trpo_jax.analysis.groups import join
-from trpo_jax.analysis.returns import WINDOW, first_reached, return_text, running_return
+from trpo_jax.analysis.returns import first_reached, return_text, running_return
 from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
 from trpo_jax.cli.command_line import (
-    Parser,
     cache_compilations,
     call_of,
-    command_name,
-    step_count,
-    time_name,
     user_errors,
 )
+from trpo_jax.cli.compare_flags import parse
 from trpo_jax.cli.display import cost_cell, spread_text
-from trpo_jax.cli.environment_flags import add_environment_flags, options_from
+from trpo_jax.cli.environment_flags import options_from
 from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, comparison, curve_of, file_of
@@ -103,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = None
     try:
         with user_errors(StorageFailure):
-            args = build_parser().parse_args(words)
+            args = parse(words)
             pairs = plan(args)
             refuse_other_settings(pairs)
             folder = args.out
@@ -120,37 +113,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     console.print(f"Table and figure: {folder / 'comparison.md'}, {folder / 'comparison.png'}")
     return 1 if failed else 0
-
-
-def build_parser() -> Parser:
-    """Returns the parser of the command line."""
-    parser = Parser(prog=command_name("compare"), description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    help_text = 'algorithms to compare, each NAME or "LABEL=NAME FLAGS" (default: all)'
-    known = list(algorithms.ALGORITHMS)
-    add("--algorithms", nargs="+", default=known, metavar="ALGORITHM", help=help_text)
-    help_text = "environments to train on (default: CartPole-v1)"
-    add("--envs", nargs="+", default=["CartPole-v1"], metavar="NAME", help=help_text)
-    help_text = (
-        "number of seeds for each algorithm on each environment, trained in parallel (default: 10)"
-    )
-    add("--num-seeds", type=int, default=10, metavar="N", help=help_text)
-    add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
-    help_text = "environment steps of each seed (default: as in train.py)"
-    add("--total-steps", type=step_count, metavar="N", help=help_text)
-    help_text = (
-        "output folder; runs that it holds are kept or continued (default: runs/comparison/<time>)"
-    )
-    folder = Path("runs/comparison", time_name())
-    add("--out", type=Path, default=folder, metavar="FOLDER", help=help_text)
-    help_text = (
-        "value of a hyperparameter for the label LABEL, such as ppo.loss=spo; '*.gamma=0.9' sets "
-        "it for all labels"
-    )
-    options = {"nargs": "+", "action": "extend", "default": [], "metavar": "LABEL.FIELD=VALUE"}
-    add("--set", **options, dest="settings", help=help_text)
-    add_environment_flags(parser)
-    return parser
 
 
 def plan(args: argparse.Namespace) -> list[Pair]:

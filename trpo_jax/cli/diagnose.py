@@ -1,9 +1,6 @@
-"""Draws one page about the policy steps of a run, and prints warnings if something is wrong.
+"""Draws one page about the policy steps of a run, and prints warnings if something is wrong."""
 
-The page explains each of its panels. The command writes it to diagnosis.pdf and diagnosis.png, and
-replaces the files of an earlier call.
-"""
-
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +8,8 @@ from rich.console import Console
 
 from trpo_jax.analysis.diagnosis import RunWarning, describe, find_warnings
 from trpo_jax.analysis.diagnosis_costs import cost_notes
-from trpo_jax.cli.command_line import Parser, command_name, user_errors
+from trpo_jax.cli.command_line import user_errors
+from trpo_jax.cli.diagnose_flags import parse
 from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.figures.curves import Figure, file_of
 from trpo_jax.figures.diagnosis import diagnosis, headline
@@ -26,23 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(StorageFailure):
-        args = build_parser().parse_args(argv)
+        args = parse(sys.argv[1:] if argv is None else argv)
         run = read_run(the_run_in(args.folder), DESCRIBED, ("env_steps",))
         found = find_warnings(run)
         paths = write_pages(diagnosis(run, found), args.out or run.folder)
     print_warnings(console, run, found)
     console.print(f"Pages: {paths[0]}, {paths[1]}")
     return 0
-
-
-def build_parser() -> Parser:
-    """Returns the parser of the command line."""
-    parser = Parser(prog=command_name("diagnose"), description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add("folder", type=Path, help="folder of a run, finished or not")
-    help_text = "folder for the page (default: the folder of the run)"
-    add("--out", type=Path, metavar="FOLDER", help=help_text)
-    return parser
 
 
 def the_run_in(folder: Path) -> Path:

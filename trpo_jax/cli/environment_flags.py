@@ -1,12 +1,10 @@
-"""The flags that say how an environment is made, and the environments made from them."""
+"""The flags that say how an environment is made."""
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
 from trpo_jax import envs
-from trpo_jax.envs.base import Environment
-from trpo_jax.envs.options import parse_value, stored_options
+from trpo_jax.envs.options import parse_value
 
 OBSERVE_PREVIOUS = "trpo_jax.envs.wrappers:observe_previous"
 CAPITALS = {word.lower(): word for word in ("True", "False", "None")}
@@ -69,33 +67,3 @@ def options_from(args: argparse.Namespace) -> envs.Options:
     wrappers = (*args.wrapper, *([OBSERVE_PREVIOUS] if args.observe_previous else []))
     costs = tuple(args.cost)
     return envs.Options(dict(args.env_arg), wrappers, processes, args.env_timeout, costs)
-
-
-def make_stored(
-    description: Mapping[str, Any], args: argparse.Namespace, processes: bool | None = None
-) -> Environment:
-    """Returns the environment of a stored run, or another environment if the flags name one.
-
-    Without `--env`, the environment is made as it was for the run. Then `--env-arg` changes single
-    arguments. `--wrapper` and `--cost` replace the wrappers and the costs of the run.
-
-    Args:
-        description: the contents of `config.json`.
-        args: the parsed flags.
-        processes: whether each copy runs in its own process; None means as in the run.
-
-    Raises:
-        ConfigurationError: if the environment cannot be made.
-    """
-    given = options_from(args)
-    if args.env is not None:
-        return envs.make(args.env, **given._asdict())
-    stored = stored_options(description)
-    options = envs.Options(
-        {**stored.args, **given.args},
-        given.wrappers or stored.wrappers,
-        stored.processes if processes is None else processes,
-        stored.timeout if given.timeout is None else given.timeout,
-        given.costs or stored.costs,
-    )
-    return envs.make(description["env"], **options._asdict())

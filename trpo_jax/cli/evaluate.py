@@ -1,11 +1,7 @@
-"""Plays fresh episodes with the policies of a run, prints mean returns and writes all returns.
+"""Plays fresh episodes with the policies of a run, prints mean returns and writes all returns."""
 
-The policy of each seed plays twice: first with its most probable actions (deterministic), then with
-sampled actions (stochastic).
-"""
-
+import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +10,11 @@ from rich.table import Table
 
 from trpo_jax.analysis.costs import describe_costs, limit_text
 from trpo_jax.analysis.statistics import INTERVALS, LEAST_SEEDS, mean_interval, summarize
-from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
+from trpo_jax.cli.command_line import cache_compilations, user_errors
 from trpo_jax.cli.display import spread_text
-from trpo_jax.cli.environment_flags import (
-    add_environment_flags,
-    make_stored,
-    options_from,
-)
+from trpo_jax.cli.environment_flags import options_from
+from trpo_jax.cli.environments import make_stored
+from trpo_jax.cli.evaluate_flags import parse
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import (
     ConfigurationError,
@@ -41,8 +35,8 @@ from trpo_jax.running.evaluation import (
     make_evaluation,
     require_finite_returns,
 )
-from trpo_jax.running.plan import MOST, require_at_least, require_at_most
 from trpo_jax.running.progress import evaluation_progress
+from trpo_jax.running.settings import MOST, require_at_least, require_at_most
 
 MODES = ("deterministic", "stochastic")
 OWN_EPISODES = 2**30  # evaluations during training have smaller numbers
@@ -52,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(EnvironmentFailure, MemoryFailure, StorageFailure):
-        args = build_parser().parse_args(argv)
+        args = parse(sys.argv[1:] if argv is None else argv)
         of_checkpoint = f"-{args.checkpoint}" if args.checkpoint else ""
         out = args.out or args.folder / f"evaluation{of_checkpoint}.json"
         if out.exists():
@@ -113,42 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(out, report)
     console.print(f"All returns are in {out}")
     return 0
-
-
-def build_parser() -> Parser:
-    """Returns the parser of the command line."""
-    parser = Parser(
-        prog=command_name("evaluate"), description=__doc__.replace("\n", " "), allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("folder", type=Path, help="folder of a run")
-    help_text = "episodes for each seed and mode (default: 128)"
-    add("--episodes", type=int, default=128, metavar="N", help=help_text)
-    help_text = (
-        "use the policies of a checkpoint instead of the final policies: best (the highest return "
-        "in the evaluations during training; with limits on costs, the highest that keeps them), "
-        "latest, or the number of an update"
-    )
-    add("--checkpoint", metavar="WHICH", help=help_text)
-    help_text = (
-        "maximum number of steps of an episode (default: the time limit of the environment; "
-        "without one, 100,000 on the device and 1,000 on the host)"
-    )
-    add("--evaluation-steps", type=int, metavar="N", help=help_text)
-    help_text = "play in another environment, which has the same observations and actions"
-    add("--env", metavar="NAME", help=help_text)
-    add_environment_flags(parser)
-    help_text = (
-        "number that chooses the random episodes; they always differ from the episodes that are "
-        "played during training (default: 1)"
-    )
-    add("--number", type=int, default=1, metavar="N", help=help_text)
-    help_text = (
-        "file for all returns, which must not exist (default: evaluation.json in the folder of "
-        "the run, or evaluation-WHICH.json for a checkpoint)"
-    )
-    add("--out", type=Path, metavar="FILE", help=help_text)
-    return parser
 
 
 def describe(env: Environment, limits: np.ndarray | None, played: Played) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The flags that say where a script runs: on how many devices, and in how many processes."""
+"""Where a script runs: on how many devices, and in how many processes."""
 
 import argparse
 import os
@@ -8,14 +8,14 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import ModuleType
 from typing import Any, NoReturn
 
 import jax
 
-from trpo_jax import envs
+from trpo_jax import algorithms
 from trpo_jax.cli.command_line import Parser
-from trpo_jax.cli.environment_flags import options_from
+from trpo_jax.cli.environments import make_env
+from trpo_jax.cli.process_flags import SEEDS, add_process_flags
 from trpo_jax.cli.streams import outlive_readers
 from trpo_jax.devices import (
     Placement,
@@ -23,71 +23,12 @@ from trpo_jax.devices import (
     split_environments,
     split_runs,
 )
-from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import is_first, join, leave
 from trpo_jax.running.task import require_on_device
 
-SEEDS, ENVIRONMENTS = "seeds", "environments"
-ALL = "all"
 IF_LOST = "If another process ends early, JAX may abort this process with a stack trace."
 FIRST_LEAVES_AFTER = 2.0  # seconds
-
-
-def add_process_flags(
-    parser: argparse.ArgumentParser, devices: str = ALL
-) -> argparse._ArgumentGroup:
-    """Adds the flags that say where a script runs, and returns their group.
-
-    Args:
-        parser: the parser that gets the flags.
-        devices: the default of `--devices`.
-    """
-    group = parser.add_argument_group("where it runs")
-    help_text = f"number of devices to split the work over, or all (default: {devices})"
-    group.add_argument("--devices", default=devices, type=device_count, metavar="N", help=help_text)
-    help_text = (
-        "run as one of several processes, each with its own devices; Slurm, Open MPI and Cloud TPU "
-        "need no further flag"
-    )
-    group.add_argument("--distributed", action="store_true", help=help_text)
-    help_text = "without Slurm, Open MPI or Cloud TPU: address at which process 0 listens"
-    group.add_argument("--coordinator", metavar="HOST:PORT", help=help_text)
-    help_text = "with --coordinator: number of this process, from 0"
-    group.add_argument("--process-id", type=int, metavar="K", help=help_text)
-    help_text = "with --coordinator: number of processes"
-    group.add_argument("--num-processes", type=int, metavar="N", help=help_text)
-    return group
-
-
-def device_count(text: str) -> int | None:
-    """Returns a number of devices, or None for all devices."""
-    try:
-        return None if text == ALL else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of devices, and not the word all"
-        ) from None
-
-
-def without_process_flags(words: Sequence[str]) -> list[str]:
-    """Returns a command line without the flags that say where it runs."""
-    parser = Parser(add_help=False, allow_abbrev=False)
-    add_process_flags(parser)
-    return parser.parse_known_args(words)[1]
-
-
-def placement_words(args: argparse.Namespace) -> list[str]:
-    """Returns the words of a command line that place a script as the parsed flags do."""
-    words = ["--shard", args.shard] if args.shard != SEEDS else []
-    if not args.distributed:
-        count = ALL if args.devices is None else str(args.devices)
-        return [*words, "--devices", count] if count != "1" else words
-    words.append("--distributed")
-    if args.coordinator is not None:
-        words += ["--coordinator", args.coordinator, "--num-processes", str(args.num_processes)]
-        words += ["--process-id", str(args.process_id)]
-    return words
 
 
 def join_processes(words: Sequence[str]) -> None:
@@ -189,11 +130,6 @@ def devices_of(args: argparse.Namespace) -> list[jax.Device]:
     return devices
 
 
-def make_env(args: argparse.Namespace) -> Environment:
-    """Returns the environment that the flags ask for."""
-    return envs.make(args.env, **options_from(args)._asdict())
-
-
 def place_runs(args: argparse.Namespace) -> Placement | None:
     """Returns the placement that splits whole runs over devices, or None for one device.
 
@@ -206,7 +142,7 @@ def place_runs(args: argparse.Namespace) -> Placement | None:
     return split_runs(devices) if len(devices) > 1 else None
 
 
-def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placement | None:
+def place(args: argparse.Namespace, config: Any) -> Placement | None:
     """Returns the placement that splits seeds or their environments, or None for one device.
 
     Raises:
@@ -219,7 +155,7 @@ def place(args: argparse.Namespace, module: ModuleType, config: Any) -> Placemen
         require_even_shares("num_seeds", args.num_seeds, len(devices))
         return split_runs(devices)
     require_even_shares("num_envs", config.num_envs, len(devices))
-    return split_environments(devices, module.make(make_env(args), config))
+    return split_environments(devices, algorithms.get(args.algorithm).make(make_env(args), config))
 
 
 def require_even_shares(name: str, number: int, num_devices: int) -> None:

@@ -1,9 +1,4 @@
-"""Draws learning curves of all runs in some folders, and writes their scores with intervals.
-
-Runs with the same environment and label are joined. The label of a run is its algorithm, or LABEL
-if its folder is given as LABEL=FOLDER. Several folders may have the same label. Runs may be
-unfinished, and may differ in length.
-"""
+"""Draws learning curves of all runs in some folders, and writes their scores with intervals."""
 
 import re
 import sys
@@ -25,10 +20,11 @@ from trpo_jax.analysis.comparisons import (
     training_scores,
 )
 from trpo_jax.analysis.groups import Group, join_runs, read_evaluations
-from trpo_jax.analysis.returns import WINDOW, return_text
+from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import INTERVAL
-from trpo_jax.cli.command_line import Parser, call_of, command_name, time_name, user_errors
+from trpo_jax.cli.command_line import call_of, user_errors
 from trpo_jax.cli.display import cost_cell, print_files, spread_text
+from trpo_jax.cli.plot_flags import parse
 from trpo_jax.cli.plot_report import (
     cost_names,
     cost_title,
@@ -57,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     words = list(sys.argv[1:] if argv is None else argv)
     with user_errors(StorageFailure):
-        args = build_parser().parse_args(words)
+        args = parse(words)
         if args.smooth < 1:
             raise ConfigurationError(f"--smooth {args.smooth} must be at least 1.")
         labelled = label_runs(args.folders)
@@ -81,35 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_whole(args.out / f"{name}.{kind}", file_of(figure, kind, DPI))
     print_results(console, report, args.out)
     return 0
-
-
-def build_parser() -> Parser:
-    """Returns the parser of the command line."""
-    parser = Parser(prog=command_name("plot"), description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    help_text = "folder that holds runs, at any depth"
-    add("folders", nargs="+", metavar="[LABEL=]FOLDER", help=help_text)
-    help_text = "label that the other labels are compared with (default: the first one)"
-    add("--baseline", metavar="LABEL", help=help_text)
-    help_text = (
-        "score of a seed: the return of its last training episodes, or the evaluation of its final "
-        "policy, which only finished runs have (default: training)"
-    )
-    add("--score", choices=("training", "evaluation"), default="training", help=help_text)
-    help_text = f"average over at least the last N training episodes (default: {WINDOW})"
-    add("--smooth", type=int, default=WINDOW, metavar="N", help=help_text)
-    options = {"nargs": "+", "choices": ("pdf", "svg", "png"), "default": ["pdf", "png"]}
-    help_text = "formats of the figures: pdf, svg, png (default: pdf png)"
-    add("--format", **options, dest="formats", metavar="NAME", help=help_text)
-    help_text = "output folder, which must be new or empty (default: runs/plots/<time>)"
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/plots", time_name()),
-        metavar="FOLDER",
-        help=help_text,
-    )
-    return parser
 
 
 def label_runs(words: Sequence[str]) -> list[tuple[str, StoredRun]]:

@@ -1,15 +1,10 @@
-"""Plays one episode with a policy of a run, and writes it as a GIF or an MP4.
+"""Plays one episode with a policy of a run, and writes it as a GIF or an MP4."""
 
-The command prints the return of the episode, and its costs with their limits.
-"""
-
-import argparse
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from tempfile import TemporaryFile
 
 # Rendering needs no screen and no loudspeaker. Settings of the user take precedence.
@@ -21,8 +16,9 @@ for variable, value in HEADLESS.items():
 
 from rich.console import Console
 
-from trpo_jax.cli.command_line import Parser, cache_compilations, command_name, user_errors
-from trpo_jax.cli.environment_flags import add_environment_flags, make_stored
+from trpo_jax.cli.command_line import cache_compilations, user_errors
+from trpo_jax.cli.environments import make_stored
+from trpo_jax.cli.render_flags import parse
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure, StorageFailure
 from trpo_jax.records.files import make_parents
 from trpo_jax.records.limits import stored_limits
@@ -36,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, soft_wrap=True)
     with user_errors(EnvironmentFailure, StorageFailure):
-        args = build_parser().parse_args(argv)
+        args = parse(sys.argv[1:] if argv is None else argv)
         for name in ("steps", "every", "fps", "width"):
             if getattr(args, name) <= 0:
                 raise ConfigurationError(f"--{name} {getattr(args, name)} must be more than 0.")
@@ -101,39 +97,3 @@ def libraries_quiet() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(shown, 2)
             os.close(shown)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
-    parser = Parser(prog=command_name("render"), description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add("folder", type=Path, help="folder of a run")
-    help_text = (
-        "seed whose policy plays (default: the seed with the best evaluation; with limits on "
-        "costs, the best that keeps them)"
-    )
-    add("--seed", type=int, metavar="N", help=help_text)
-    help_text = (
-        "use a policy of a checkpoint instead of the final policy: best (the highest return in "
-        "the evaluations during training; with limits on costs, the highest that keeps them), "
-        "latest, or the number of an update"
-    )
-    add("--checkpoint", metavar="WHICH", help=help_text)
-    help_text = "play in another environment, which has the same observations and actions"
-    add("--env", metavar="NAME", help=help_text)
-    add_environment_flags(parser)
-    help_text = "number that chooses the random episode (default: 0)"
-    add("--episode", type=int, default=0, metavar="N", help=help_text)
-    help_text = "maximum number of steps (default: 1000)"
-    add("--steps", type=int, default=1000, metavar="N", help=help_text)
-    help_text = "number of steps from one frame to the next (default: 1)"
-    add("--every", type=int, default=1, metavar="N", help=help_text)
-    add("--fps", type=float, default=30, metavar="X", help="frames per second (default: 30)")
-    help_text = "width of the picture in pixels (default: 320)"
-    add("--width", type=int, default=320, metavar="N", help=help_text)
-    help_text = (
-        "file that ends in .gif or .mp4 and must not exist (default: episode.gif in the folder of "
-        "the run, or episode-WHICH.gif for a checkpoint)"
-    )
-    add("--out", type=Path, metavar="FILE", help=help_text)
-    return parser

@@ -18,7 +18,8 @@ from trpo_jax.cli.display import (
     print_files,
     print_missing_episodes,
 )
-from trpo_jax.cli.placement import IF_LOST, join_processes, placement_words
+from trpo_jax.cli.placement import IF_LOST, join_processes
+from trpo_jax.cli.process_flags import placement_words
 from trpo_jax.cli.run_flags import parse_run
 from trpo_jax.errors import FileGone
 from trpo_jax.processes import is_first

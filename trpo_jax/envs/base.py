@@ -155,6 +155,14 @@ class Environment(NamedTuple):
         return self.action.count if isinstance(self.action, Agents) else None
 
 
+def key_shape() -> jax.ShapeDtypeStruct:
+    """Returns the shape and the dtype of a key, for `jax.eval_shape`.
+
+    A key itself would compile a program.
+    """
+    return jax.eval_shape(jax.random.key, 0)
+
+
 def cost_metrics(costs: Sequence[str], metric: str = "episodic_cost") -> tuple[str, ...]:
     """Returns the names of a metric of costs in the files of a run, one name for each cost.
 

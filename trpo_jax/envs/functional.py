@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from trpo_jax.envs.base import Environment, StepResult
+from trpo_jax.envs.base import Environment, StepResult, key_shape
 from trpo_jax.envs.specs import ActionSpec, ArraySpec, Box
 from trpo_jax.errors import ConfigurationError
 
@@ -54,7 +54,7 @@ def make_environment(
         state, observation, reward, *_ = step(key, state, _example(action))
         return state, as_tree(observation), reward
 
-    state_spec, observation_spec, reward_spec = jax.eval_shape(first_step, jax.random.key(0))
+    state_spec, observation_spec, reward_spec = jax.eval_shape(first_step, key_shape())
     if reward_spec.size != 1:
         raise ConfigurationError(
             f"Environment {name!r} returns {reward_spec.size} rewards in each step, probably one "

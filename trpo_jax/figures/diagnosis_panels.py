@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from trpo_jax.analysis import WINDOW
 from trpo_jax.analysis import diagnosis_signs as signs
 from trpo_jax.analysis.diagnosis import CRITIC, GAIN_RATIO, REJECTED, RESIDUAL, remedies
 from trpo_jax.analysis.diagnosis_costs import costs_of, excess_text
-from trpo_jax.analysis.returns import WINDOW, running_return
+from trpo_jax.analysis.returns import running_return
 from trpo_jax.records.runs import ONLY_COST, StoredRun, cost_columns
 
 Limit = float | np.ndarray

@@ -36,7 +36,6 @@ TAGS = {
     "evaluation_seconds": "eval/seconds",
     "evaluation_episodes_cut": "eval/episodes_cut",
 }
-SERVICES = ("tensorboard", "wandb")
 
 
 class Log(NamedTuple):

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, key_shape
 from trpo_jax.rollout import start_episodes
 from trpo_jax.running.description import splits_runs
 from trpo_jax.running.host_program import trajectory_shapes
@@ -75,7 +75,7 @@ def require_evaluation_memory(
         flag: the flag that lowers the number of episodes, for the message.
     """
     devices = devices_here(placement)
-    episodes = jax.eval_shape(lambda key: start_episodes(env, key, 1), jax.random.key(0))
+    episodes = jax.eval_shape(lambda key: start_episodes(env, key, 1), key_shape())
     if env.open is not None:  # few copies play at a time, so only the returns of episodes count
         episodes = np.zeros(1, np.float32)
     split = placement is not None and splits_runs(placement) and devices[0].platform != "cpu"
@@ -85,7 +85,7 @@ def require_evaluation_memory(
 
 def _parts(algorithm: Algorithm) -> dict[tuple[str, ...], int]:
     """Returns the bytes that a seed needs, by the names of the settings that decide them."""
-    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    state = jax.eval_shape(algorithm.init, key_shape())
     trajectory = trajectory_shapes(algorithm, state)
     hidden_sizes = getattr(algorithm.config, "hidden_sizes", ())
     rows = math.prod(trajectory.reward.shape)

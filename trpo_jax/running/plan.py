@@ -22,11 +22,11 @@ from trpo_jax.algorithms.schedules import (
     started,
 )
 from trpo_jax.devices import Placement
-from trpo_jax.envs.base import Environment
+from trpo_jax.envs.base import Environment, key_shape
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.limits import last_limits
-from trpo_jax.records.logs import SERVICES, require_service
+from trpo_jax.records.logs import require_service
 from trpo_jax.records.policies import learnt_from
 from trpo_jax.records.policy_files import describe_policy, stored_observation, with_origin
 from trpo_jax.records.resuming import begun_steps, refuse_to_resume
@@ -41,6 +41,14 @@ from trpo_jax.running.description import (
     splits_runs,
 )
 from trpo_jax.running.loop import USUAL, Pace
+from trpo_jax.running.settings import (
+    MOST,
+    SERVICES,
+    STOP_EVERY,
+    choose_seeds,
+    require_at_least,
+    require_at_most,
+)
 from trpo_jax.running.task import (
     DEFAULT_ENV,
     OWN,
@@ -53,10 +61,6 @@ from trpo_jax.running.task import (
 )
 
 INTERRUPT = "interrupt"  # value of `stopped_by` after Ctrl-C
-MOST_SEEDS = 2**32
-MOST_RUNS = 10**6  # in parallel; the list of more runs would fill the memory
-MOST = 2**31 - 1  # compiled programs count in 32 bits
-STOP_EVERY = 10  # number of updates from one check of `stop_at_return` to the next
 
 
 class RunPlan(NamedTuple):
@@ -116,7 +120,7 @@ class RunPlan(NamedTuple):
     @property
     def num_envs(self) -> int:
         """The number of environments of each seed."""
-        state = jax.eval_shape(self.algorithm.init, jax.random.key(0))
+        state = jax.eval_shape(self.algorithm.init, key_shape())
         return state.rollout.episodes.length.shape[0]
 
     @property
@@ -125,41 +129,6 @@ class RunPlan(NamedTuple):
         stop_every = 0 if self.stop_at_return is None else STOP_EVERY
         intervals = self.eval_every, self.checkpoint_every or 0, stop_every
         return USUAL._replace(intervals=intervals)
-
-
-def choose_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns the seeds 0 to n - 1 for a number n, and given seeds as they are.
-
-    Raises:
-        ConfigurationError: if there is no seed, a seed is given twice, or a seed is out of range.
-    """
-    if isinstance(seeds, int | np.integer):
-        require_at_least(seeds=(seeds, 1))
-        require_at_most(seeds=(seeds, MOST_RUNS))
-        seeds = range(seeds)
-    chosen = tuple(int(seed) for seed in seeds)
-    wrong = [seed for seed in chosen if not 0 <= seed < MOST_SEEDS]
-    if wrong:
-        raise ConfigurationError(f"seed = {wrong[0]} must be at least 0 and less than 2^32.")
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ConfigurationError(
-            f"seeds = {list(chosen)} must be one or more seeds, and each seed may be given once."
-        )
-    return chosen
-
-
-def require_at_least(**numbers: tuple[int | None, int]) -> None:
-    """Raises a ConfigurationError for the first `name=(number, low)` whose number is too small."""
-    for name, (number, low) in numbers.items():
-        if number is not None and number < low:
-            raise ConfigurationError(f"{name} = {number} must be at least {low}.")
-
-
-def require_at_most(**numbers: tuple[int, int]) -> None:
-    """Raises a ConfigurationError for the first `name=(number, high)` whose number is too large."""
-    for name, (number, high) in numbers.items():
-        if number > high:
-            raise ConfigurationError(f"{name} = {number:,} must be at most {high:,}.")
 
 
 def plan_run(

@@ -139,11 +139,13 @@ def compile_runs(
     """
 
     def init(seed, values):
-        return make(values).init(jax.random.key(seed))
+        of_key = jax.jit(make(values).init, inline=True)  # traced already, for its shapes
+        return of_key(jax.random.key(seed))
 
     def advance(state, values, alive, count):
         algorithm = make(values)
 
+        @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
         def update(state, finite):
             collected, trajectory = algorithm.collect(state)
             learnt, metrics = algorithm.learn(collected, trajectory)

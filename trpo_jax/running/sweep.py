@@ -43,8 +43,9 @@ from trpo_jax.running.description import (
 from trpo_jax.running.estimate import require_memory
 from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import most_updates
-from trpo_jax.running.plan import INTERRUPT, choose_seeds, require_at_least
+from trpo_jax.running.plan import INTERRUPT
 from trpo_jax.running.progress import progress_console, sweep_progress
+from trpo_jax.running.settings import SCORES, choose_seeds, require_at_least
 from trpo_jax.running.sweep_plan import Compilation, Setting, compilations, plan_settings
 from trpo_jax.running.sweep_program import (
     compile_host_sweep,
@@ -70,7 +71,6 @@ from trpo_jax.running.task import (
     require_on_device,
 )
 
-SCORES = ("evaluation", "training")
 DPI = 150
 DESCRIPTION, RESULTS, RANKING = "sweep.json", "results.csv", "settings.csv"
 

@@ -1,7 +1,7 @@
 """A task: an algorithm with a config on an environment, for a run or for a sweep."""
 
-import sys
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -127,7 +127,7 @@ def _module_of(algorithm: str | ModuleType | None, config: Any) -> ModuleType:
         return algorithms.get(algorithm)
     if algorithm is None and config is None:
         return trpo
-    module = sys.modules[type(config).__module__] if algorithm is None else algorithm
+    module = import_module(type(config).__module__) if algorithm is None else algorithm
     missing = [name for name in ("Config", "make") if not hasattr(module, name)]
     if missing:
         raise ConfigurationError(
