@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Key, Num, PRNGKeyArray, PyTree
 
 from trpo_jax.envs.base import LARGEST, Environment, Pool, sound
-from trpo_jax.envs.episodes import Episode, Transition, judge
+from trpo_jax.envs.episodes import Episode, Transition, judge, record
 from trpo_jax.envs.observations import centre
 from trpo_jax.envs.specs import (
     MASK,
@@ -128,8 +128,7 @@ def host_rollout(
     for t in range(num_steps):
         given, actions, noise, acting_state = choose(actor, keys, t, episodes, acting_state)
         episodes, transition = advance_host_episodes(env, pool, episodes, given)
-        kept = jax.tree.map(np.asarray, {"action": actions, "noise": noise})
-        steps.append(transition._replace(**kept))
+        steps.append(transition._replace(action=actions, noise=noise))
     return episodes, acting_state, jax.tree.map(lambda *xs: np.stack(xs), *steps)
 
 
@@ -153,35 +152,52 @@ def advance_host_episodes(
     """
     with failures_named(env):
         result = pool.step(jax.tree.map(np.asarray, actions))
-        shown = centre(env.observation, result.observation)
-    result = result._replace(observation=shown)
-    transition = judge(env, episodes, actions, result, np)
-    done, going_on = transition.done, ~transition.broken
-    numbers = {"a reward": result.reward, "an observation": shown}
-    if env.costs:
-        numbers["a cost"] = dict(zip(env.costs, np.moveaxis(result.costs, -1, 0), strict=True))
-    require_sound(env, numbers, going_on, "in step {:,} of an episode", transition.length)
-    observation = shown
-    if done.any():
-        observation = jax.tree.map(
-            partial(_replaced, done), observation, reset_pool(env, pool, done)
-        )
-    require_legal_action(env, observation, ~done)
-    return Episode(
+        result = result._replace(observation=centre(env.observation, result.observation))
+    if all(map(tame, jax.tree.leaves((result.reward, result.observation, result.costs)))):
+        transition = record(env, episodes, actions, result)
+    else:
+        transition = judge(env, episodes, actions, result, np)
+        numbers = {"a reward": result.reward, "an observation": result.observation}
+        if env.costs:
+            numbers["a cost"] = dict(zip(env.costs, np.moveaxis(result.costs, -1, 0), strict=True))
+        going_on = ~transition.broken
+        require_sound(env, numbers, going_on, "in step {:,} of an episode", transition.length)
+    done = transition.done
+    ongoing = Episode(
         state=(),
-        observation=observation,
+        observation=result.observation,
         first=done,
-        length=np.where(done, 0, transition.length),
-        total_reward=np.where(done, np.float32(0), transition.total_reward),
+        length=transition.length,
+        total_reward=transition.total_reward,
         whole=episodes.whole | done,
-        total_costs=np.where(done[:, None], np.float32(0), transition.total_costs)
-        if env.costs
-        else (),
-    ), transition
+        total_costs=transition.total_costs,
+    )
+    if done.any():
+        fresh = reset_pool(env, pool, done)
+        replaced = partial(_replaced, done)
+        ongoing = ongoing._replace(
+            observation=jax.tree.map(replaced, ongoing.observation, fresh),
+            length=replaced(ongoing.length, 0),
+            total_reward=replaced(ongoing.total_reward, 0),
+            total_costs=replaced(ongoing.total_costs, 0) if env.costs else (),
+        )
+    require_legal_action(env, ongoing.observation, ~done)
+    return ongoing, transition
 
 
-def _replaced(mask: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Returns a copy of an array `[B, ...]` with new rows `[k, ...]` at the k places of a mask."""
+def tame(x: np.ndarray) -> bool:
+    """Returns whether one quick look shows that all numbers are sound. See `sound`.
+
+    The sum of squares is at least the largest square. It is not finite if a number is not.
+    """
+    return x.dtype.kind != "f" or bool(np.vdot(x, x) < LARGEST**2)
+
+
+def _replaced(mask: np.ndarray, old: np.ndarray, new: Any) -> np.ndarray:
+    """Returns a copy of an array `[B, ...]` with new values at the k places of a mask.
+
+    The new values are k rows `[k, ...]`, or a number.
+    """
     old = old.copy()
     old[mask] = new
     return old
