@@ -34,6 +34,7 @@ from trpo_jax.errors import (
 )
 
 Choose = Callable[..., tuple[Any, Any, Any, Any]]
+Check = Callable[..., np.ndarray]
 
 
 def make_choose(env: Environment, act: Callable[..., tuple[Any, Any, Any]]) -> Choose:
@@ -73,8 +74,16 @@ def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
     )
 
 
-def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> PyTree[np.ndarray]:
+def reset_pool(
+    env: Environment, pool: Pool, mask: np.ndarray, check: Check | None = None
+) -> PyTree[np.ndarray]:
     """Resets the k environments in a mask. Returns their first observations, `[k, ...]`.
+
+    Args:
+        env: the environment.
+        pool: copies of the environment.
+        mask: the copies to reset, `[B]`.
+        check: see `host_rollout`.
 
     Raises:
         EnvironmentFailure: if the environment fails.
@@ -82,7 +91,8 @@ def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> PyTree[np.ndar
     """
     with failures_named(env):
         observations = centre(env.observation, pool.reset(mask))
-    require_sound(env, {"an observation": observations}, mask, "from a reset")
+    lost = (check or require_sound)(env, {"an observation": observations}, mask, "from a reset")
+    observations = _without(lost[mask], observations)
     require_legal_action(env, observations, mask)
     return observations
 
@@ -98,10 +108,11 @@ def host_rollout(
     pool: Pool,
     choose: Choose,
     actor: Any,
-    key: PRNGKeyArray,
+    key: PyTree[PRNGKeyArray],
     episodes: Episode,
     acting_state: Any,
     num_steps: int,
+    check: Check | None = None,
 ) -> tuple[Episode, Any, Transition]:
     """Runs the B environments of a pool for T = `num_steps` steps. See `rollout_with_state`.
 
@@ -110,10 +121,13 @@ def host_rollout(
         pool: copies of the environment.
         choose: from `make_choose`.
         actor: the actor that `choose` gets.
-        key: consumed to draw the actions. A pool has its own random numbers.
+        key: consumed to draw the actions, a key or a tree of keys. A pool has its own random
+            numbers.
         episodes: running episodes of the pool, leading axis `[B]`.
         acting_state: the state that `choose` carries from step to step, any pytree.
         num_steps: T.
+        check: is called with the arguments of `require_sound` if numbers may not be sound. Returns
+            the copies whose numbers count as 0, `[B]`. None for `require_sound`.
 
     Returns:
         The episodes and the acting state after the last step, and a trajectory `[T, B]`.
@@ -122,12 +136,12 @@ def host_rollout(
         EnvironmentFailure: if the environment fails.
         NotFinite: if one of its numbers is not finite or is absurdly large.
     """
-    keys = action_keys(key, num_steps)
+    keys = jax.tree.map(lambda key: action_keys(key, num_steps), key)
     episodes = jax.tree.map(np.asarray, episodes)
     steps = []
     for t in range(num_steps):
         given, actions, noise, acting_state = choose(actor, keys, t, episodes, acting_state)
-        episodes, transition = advance_host_episodes(env, pool, episodes, given)
+        episodes, transition = advance_host_episodes(env, pool, episodes, given, check)
         steps.append(transition._replace(action=actions, noise=noise))
     return episodes, acting_state, jax.tree.map(lambda *xs: np.stack(xs), *steps)
 
@@ -137,6 +151,7 @@ def advance_host_episodes(
     pool: Pool,
     episodes: Episode,
     actions: PyTree[Num[Array | np.ndarray, "B ..."]],
+    check: Check | None = None,
 ) -> tuple[Episode, Transition]:
     """Takes one step in all environments of a pool. See `advance_episode`.
 
@@ -145,6 +160,7 @@ def advance_host_episodes(
         pool: copies of the environment.
         episodes: running episodes, leading axis `[B]`.
         actions: actions from `to_environment_action`.
+        check: see `host_rollout`.
 
     Raises:
         EnvironmentFailure: if the environment fails.
@@ -156,12 +172,15 @@ def advance_host_episodes(
     if all(map(tame, jax.tree.leaves((result.reward, result.observation, result.costs)))):
         transition = record(env, episodes, actions, result)
     else:
-        transition = judge(env, episodes, actions, result, np)
         numbers = {"a reward": result.reward, "an observation": result.observation}
         if env.costs:
             numbers["a cost"] = dict(zip(env.costs, np.moveaxis(result.costs, -1, 0), strict=True))
-        going_on = ~transition.broken
-        require_sound(env, numbers, going_on, "in step {:,} of an episode", transition.length)
+        step = judge(env, episodes, actions, result, np)
+        when = "in step {:,} of an episode"
+        lost = (check or require_sound)(env, numbers, ~step.broken, when, step.length)
+        names = ("reward", "observation", "costs")
+        result = result._replace(**{x: _without(lost, getattr(result, x)) for x in names})
+        transition = judge(env, episodes, actions, result, np)
     done = transition.done
     ongoing = Episode(
         state=(),
@@ -173,7 +192,7 @@ def advance_host_episodes(
         total_costs=transition.total_costs,
     )
     if done.any():
-        fresh = reset_pool(env, pool, done)
+        fresh = reset_pool(env, pool, done, check)
         replaced = partial(_replaced, done)
         ongoing = ongoing._replace(
             observation=jax.tree.map(replaced, ongoing.observation, fresh),
@@ -203,6 +222,13 @@ def _replaced(mask: np.ndarray, old: np.ndarray, new: Any) -> np.ndarray:
     return old
 
 
+def _without(lost: np.ndarray, tree: Any) -> Any:
+    """Returns a tree of arrays `[B, ...]` whose lost rows are 0."""
+    if not lost.any():
+        return tree
+    return jax.tree.map(lambda x: _replaced(lost, x, np.zeros((), x.dtype)), tree)
+
+
 @contextmanager
 def failures_named(env: Environment) -> Iterator[None]:
     """Turns any error of an environment into an `EnvironmentFailure` that names the environment."""
@@ -220,7 +246,7 @@ def require_sound(
     mask: np.ndarray,
     when: str,
     length: np.ndarray | None = None,
-) -> None:
+) -> np.ndarray:
     """Raises a NotFinite error if numbers of an environment are not finite, or absurdly large.
 
     Args:
@@ -230,6 +256,9 @@ def require_sound(
         mask: the copies to check, `[B]`.
         when: when the numbers came, for the message. It can have a place for the length.
         length: number of the current step in each episode, `[B]`.
+
+    Returns:
+        The copies whose numbers count as 0, `[B]`: none of them.
     """
     for path, values in jax.tree_util.tree_flatten_with_path(numbers)[0]:
         if sound(values, np).all():
@@ -250,6 +279,7 @@ def require_sound(
             f"{copy + 1} of {len(mask)}). Learning in 32 bits needs numbers smaller than "
             f"{LARGEST:g}. Replace, clip or scale such numbers in a wrapper of the environment."
         )
+    return np.zeros(len(mask), bool)
 
 
 def require_legal_action(env: Environment, observations: Any, mask: np.ndarray) -> None:
