@@ -185,7 +185,7 @@ def start_host_runs(
                 broken_by.setdefault(groups[number][index], message)
             return results
 
-        alive = [True] * len(seeds) if alive is None else alive
+        alive = [True] * len(seeds) if alive is None else np.asarray(alive).tolist()
         parts = members(programs), members(state.seeds), members(alive)
         states, outputs = zip(*in_order(in_threads(advance_group, *parts)), strict=True)
         of_seeds = [jax.tree.map(lambda *xs: np.stack(xs), *updates) for updates in outputs]
