@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, Num, PRNGKeyArray, PyTree
 
-from trpo_jax.envs.base import LARGEST, Environment, Pool, sound
+from trpo_jax.envs.base import LARGEST, Environment, Pool, StepResult, sound
 from trpo_jax.envs.episodes import Episode, Transition, judge, record
 from trpo_jax.envs.observations import centre
 from trpo_jax.envs.specs import (
@@ -172,15 +172,7 @@ def advance_host_episodes(
     if all(map(tame, jax.tree.leaves((result.reward, result.observation, result.costs)))):
         transition = record(env, episodes, actions, result)
     else:
-        numbers = {"a reward": result.reward, "an observation": result.observation}
-        if env.costs:
-            numbers["a cost"] = dict(zip(env.costs, np.moveaxis(result.costs, -1, 0), strict=True))
-        step = judge(env, episodes, actions, result, np)
-        when = "in step {:,} of an episode"
-        lost = (check or require_sound)(env, numbers, ~step.broken, when, step.length)
-        names = ("reward", "observation", "costs")
-        result = result._replace(**{x: _without(lost, getattr(result, x)) for x in names})
-        transition = judge(env, episodes, actions, result, np)
+        result, transition = _judged(env, episodes, actions, result, check or require_sound)
     done = transition.done
     ongoing = Episode(
         state=(),
@@ -202,6 +194,20 @@ def advance_host_episodes(
         )
     require_legal_action(env, ongoing.observation, ~done)
     return ongoing, transition
+
+
+def _judged(env, episodes, actions, result, check) -> tuple[StepResult, Transition]:
+    """Returns a step without the numbers that `check` leaves out. See `judge`."""
+    numbers = {"a reward": result.reward, "an observation": result.observation}
+    if env.costs:
+        numbers["a cost"] = dict(zip(env.costs, np.moveaxis(result.costs, -1, 0), strict=True))
+    with np.errstate(over="ignore"):  # a large number may not fit into 32 bits
+        step = judge(env, episodes, actions, result, np)
+        when = "in step {:,} of an episode"
+        lost = check(env, numbers, ~step.broken, when, step.length)
+        names = ("reward", "observation", "costs")
+        result = result._replace(**{x: _without(lost, getattr(result, x)) for x in names})
+        return result, judge(env, episodes, actions, result, np)
 
 
 def tame(x: np.ndarray) -> bool:
