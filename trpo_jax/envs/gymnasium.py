@@ -76,8 +76,8 @@ def make(
         name: a name for `gymnasium.make`.
         args: keyword arguments of `gymnasium.make`.
         wrappers: functions of one copy, applied in this order.
-        processes: whether each copy runs in its own process. This is faster if a step takes a
-            millisecond or more. If False, the copies are stepped one after the other.
+        processes: whether the copies run in processes, one for each core. This is faster if a step
+            takes a millisecond or more. If False, the copies are stepped one after the other.
         info_costs: functions of the `info` of a step, by the names of their costs.
 
     Raises:

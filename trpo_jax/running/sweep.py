@@ -262,8 +262,8 @@ def sweep(
             sweep, that sweep is continued. None writes no files.
         progress: whether to show progress.
         placement: the devices that the runs are split over; None for the default device.
-        env_processes: whether each copy of a Gymnasium or PettingZoo environment runs in its own
-            process.
+        env_processes: whether the copies of a Gymnasium or PettingZoo environment run in processes,
+            one for each core.
         env_args: keyword arguments for an environment that is given by its name.
         wrappers: functions that wrap the environment, or their names; see `trpo_jax.make_env`.
         env_timeout: most seconds that a reset or a step of an environment on the host may take.
