@@ -206,10 +206,9 @@ def start_host_runs(
 def groups_of(num_seeds: int, joint: bool) -> list[list[int]]:
     """Returns the seeds of each group. A group has one seed if its environment is not `joint`.
 
-    Two seeds or more make a group. So there are at most half as many groups as seeds, and at most
-    as many groups as cores.
+    Otherwise there are at most as many groups as cores.
     """
-    number = min(-(-num_seeds // 2), os.cpu_count() or 1) if joint else num_seeds
+    number = min(num_seeds, os.cpu_count() or 1) if joint else num_seeds
     return [group.tolist() for group in np.array_split(np.arange(num_seeds), number)]
 
 

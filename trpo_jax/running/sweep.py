@@ -548,7 +548,7 @@ def run_compilation(
 def host_block(seeds: Sequence[int]) -> int:
     """Returns the default number of runs in parallel if the environment runs on the host.
 
-    A block has whole settings, with two runs for each core: two seeds share one pool.
+    A block has whole settings, with two runs for each core.
     """
     return len(seeds) * max(1, 2 * (os.cpu_count() or 1) // len(seeds))
 
