@@ -1,5 +1,6 @@
 """Rollouts on the host give the same actions, statistics and updates as on the device."""
 
+import re
 import threading
 import time
 from functools import partial
@@ -195,6 +196,69 @@ def test_a_seed_that_fails_stops_the_others(monkeypatch):
     with pytest.raises(EnvironmentFailure, match="floor gave way"):
         program.advance(program.state, 10_000)
     assert len(steps) <= 1
+
+
+def drawing(opened, broken_step):
+    """Returns a joint environment whose copies draw observations, each with a generator of its own.
+
+    The last copy of seed 1 returns a reward that is NaN in one of its steps.
+    """
+
+    def open(seeds, num_envs, render=False):
+        opened.append(seeds)
+        generators = [np.random.default_rng([x, copy]) for x in seeds for copy in range(num_envs)]
+        number = 0
+
+        def draw(mask):
+            drawn = [x.normal(size=4) for x, here in zip(generators, mask, strict=True) if here]
+            return np.array(drawn, np.float32)
+
+        def step(actions):
+            nonlocal number
+            number += 1
+            shown = draw(np.ones(len(generators), bool))
+            reward, ends = shown[:, 1] * np.asarray(actions), shown[:, 0] > 1
+            if number == broken_step and 1 in seeds:
+                bad = num_envs * seeds.index(1) + num_envs - 1
+                reward[bad], ends[bad] = np.nan, False
+            return StepResult(shown, reward, ends, np.zeros_like(ends))
+
+        return Pool(draw, step, lambda: None)
+
+    spaces = envs.make("CartPole-v1")
+    arguments = spaces.observation, spaces.action, TIME_LIMIT, open
+    return host_environment("drawing", *arguments, joint=True)
+
+
+def test_a_seed_learns_the_same_in_a_group_alone_and_in_other_chunks(monkeypatch):
+    """Numbers that are not finite stop only their own seed."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    settings, opened = SETTINGS | {"num_steps": 10}, []
+    broken_step = 10 + 3 * 10 - 5  # a warm-up and two whole rollouts come before
+    algorithm = trpo.make(drawing(opened, broken_step), trpo.Config(**settings))
+
+    def run(seeds, chunks):
+        program = host_program(algorithm, seeds, max(chunks))
+        state, rows, alive = program.state, [], np.ones(len(seeds), bool)
+        for count in chunks:
+            state, (metrics, health) = program.advance(state, count, alive)
+            rows.append((metrics, health))
+            alive = alive & health.finite.all(axis=1)
+        program.close()
+        metrics, health = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *rows)
+        return program.broken_by, state.actor, metrics, health
+
+    broken_by, *together = run((0, 1, 2), (4,))
+    assert opened == [[0, 1], [2]]
+    assert list(broken_by) == [1]
+    assert re.search(r"a reward that is not finite: nan.*\(copy 4 of 4\)", broken_by[1])
+    np.testing.assert_array_equal(together[-1].finite.sum(axis=1), [4, 2, 4])
+    chex.assert_trees_all_equal(run((0, 1, 2), (1, 2, 1))[1:], tuple(together))
+    for index in range(3):
+        alone = run((index,), (4,))
+        own = jax.tree.map(lambda x, index=index: x[index : index + 1], tuple(together))
+        chex.assert_trees_all_equal(alone[1:], own)
+        assert list(alone[0].values()) == [x for key, x in broken_by.items() if key == index]
 
 
 def test_a_pool_lives_in_one_thread_from_its_opening_to_its_closing(monkeypatch):

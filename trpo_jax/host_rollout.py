@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, Num, PRNGKeyArray, PyTree
 
-from trpo_jax.envs.base import LARGEST, Environment, Pool, sound
-from trpo_jax.envs.episodes import Episode, Transition, judge
+from trpo_jax.envs.base import LARGEST, Environment, Pool, StepResult, sound
+from trpo_jax.envs.episodes import Episode, Transition, judge, record
 from trpo_jax.envs.observations import centre
 from trpo_jax.envs.specs import (
     MASK,
@@ -34,6 +34,7 @@ from trpo_jax.errors import (
 )
 
 Choose = Callable[..., tuple[Any, Any, Any, Any]]
+Check = Callable[..., np.ndarray]
 
 
 def make_choose(env: Environment, act: Callable[..., tuple[Any, Any, Any]]) -> Choose:
@@ -73,8 +74,16 @@ def start_host_episodes(env: Environment, pool: Pool, num_envs: int) -> Episode:
     )
 
 
-def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> PyTree[np.ndarray]:
+def reset_pool(
+    env: Environment, pool: Pool, mask: np.ndarray, check: Check | None = None
+) -> PyTree[np.ndarray]:
     """Resets the k environments in a mask. Returns their first observations, `[k, ...]`.
+
+    Args:
+        env: the environment.
+        pool: copies of the environment.
+        mask: the copies to reset, `[B]`.
+        check: see `host_rollout`.
 
     Raises:
         EnvironmentFailure: if the environment fails.
@@ -82,7 +91,8 @@ def reset_pool(env: Environment, pool: Pool, mask: np.ndarray) -> PyTree[np.ndar
     """
     with failures_named(env):
         observations = centre(env.observation, pool.reset(mask))
-    require_sound(env, {"an observation": observations}, mask, "from a reset")
+    lost = (check or require_sound)(env, {"an observation": observations}, mask, "from a reset")
+    observations = _without(lost[mask], observations)
     require_legal_action(env, observations, mask)
     return observations
 
@@ -98,10 +108,11 @@ def host_rollout(
     pool: Pool,
     choose: Choose,
     actor: Any,
-    key: PRNGKeyArray,
+    key: PyTree[PRNGKeyArray],
     episodes: Episode,
     acting_state: Any,
     num_steps: int,
+    check: Check | None = None,
 ) -> tuple[Episode, Any, Transition]:
     """Runs the B environments of a pool for T = `num_steps` steps. See `rollout_with_state`.
 
@@ -110,10 +121,13 @@ def host_rollout(
         pool: copies of the environment.
         choose: from `make_choose`.
         actor: the actor that `choose` gets.
-        key: consumed to draw the actions. A pool has its own random numbers.
+        key: consumed to draw the actions, a key or a tree of keys. A pool has its own random
+            numbers.
         episodes: running episodes of the pool, leading axis `[B]`.
         acting_state: the state that `choose` carries from step to step, any pytree.
         num_steps: T.
+        check: is called with the arguments of `require_sound` if numbers may not be sound. Returns
+            the copies whose numbers count as 0, `[B]`. None for `require_sound`.
 
     Returns:
         The episodes and the acting state after the last step, and a trajectory `[T, B]`.
@@ -122,14 +136,13 @@ def host_rollout(
         EnvironmentFailure: if the environment fails.
         NotFinite: if one of its numbers is not finite or is absurdly large.
     """
-    keys = action_keys(key, num_steps)
+    keys = jax.tree.map(lambda key: action_keys(key, num_steps), key)
     episodes = jax.tree.map(np.asarray, episodes)
     steps = []
     for t in range(num_steps):
         given, actions, noise, acting_state = choose(actor, keys, t, episodes, acting_state)
-        episodes, transition = advance_host_episodes(env, pool, episodes, given)
-        kept = jax.tree.map(np.asarray, {"action": actions, "noise": noise})
-        steps.append(transition._replace(**kept))
+        episodes, transition = advance_host_episodes(env, pool, episodes, given, check)
+        steps.append(transition._replace(action=actions, noise=noise))
     return episodes, acting_state, jax.tree.map(lambda *xs: np.stack(xs), *steps)
 
 
@@ -138,6 +151,7 @@ def advance_host_episodes(
     pool: Pool,
     episodes: Episode,
     actions: PyTree[Num[Array | np.ndarray, "B ..."]],
+    check: Check | None = None,
 ) -> tuple[Episode, Transition]:
     """Takes one step in all environments of a pool. See `advance_episode`.
 
@@ -146,6 +160,7 @@ def advance_host_episodes(
         pool: copies of the environment.
         episodes: running episodes, leading axis `[B]`.
         actions: actions from `to_environment_action`.
+        check: see `host_rollout`.
 
     Raises:
         EnvironmentFailure: if the environment fails.
@@ -153,38 +168,71 @@ def advance_host_episodes(
     """
     with failures_named(env):
         result = pool.step(jax.tree.map(np.asarray, actions))
-        shown = centre(env.observation, result.observation)
-    result = result._replace(observation=shown)
-    transition = judge(env, episodes, actions, result, np)
-    done, going_on = transition.done, ~transition.broken
-    numbers = {"a reward": result.reward, "an observation": shown}
+        result = result._replace(observation=centre(env.observation, result.observation))
+    if all(map(tame, jax.tree.leaves((result.reward, result.observation, result.costs)))):
+        transition = record(env, episodes, actions, result)
+    else:
+        result, transition = _judged(env, episodes, actions, result, check or require_sound)
+    done = transition.done
+    ongoing = Episode(
+        state=(),
+        observation=result.observation,
+        first=done,
+        length=transition.length,
+        total_reward=transition.total_reward,
+        whole=episodes.whole | done,
+        total_costs=transition.total_costs,
+    )
+    if done.any():
+        fresh = reset_pool(env, pool, done, check)
+        replaced = partial(_replaced, done)
+        ongoing = ongoing._replace(
+            observation=jax.tree.map(replaced, ongoing.observation, fresh),
+            length=replaced(ongoing.length, 0),
+            total_reward=replaced(ongoing.total_reward, 0),
+            total_costs=replaced(ongoing.total_costs, 0) if env.costs else (),
+        )
+    require_legal_action(env, ongoing.observation, ~done)
+    return ongoing, transition
+
+
+def _judged(env, episodes, actions, result, check) -> tuple[StepResult, Transition]:
+    """Returns a step without the numbers that `check` leaves out. See `judge`."""
+    numbers = {"a reward": result.reward, "an observation": result.observation}
     if env.costs:
         numbers["a cost"] = dict(zip(env.costs, np.moveaxis(result.costs, -1, 0), strict=True))
-    require_sound(env, numbers, going_on, "in step {:,} of an episode", transition.length)
-    observation = shown
-    if done.any():
-        observation = jax.tree.map(
-            partial(_replaced, done), observation, reset_pool(env, pool, done)
-        )
-    require_legal_action(env, observation, ~done)
-    return Episode(
-        state=(),
-        observation=observation,
-        first=done,
-        length=np.where(done, 0, transition.length),
-        total_reward=np.where(done, np.float32(0), transition.total_reward),
-        whole=episodes.whole | done,
-        total_costs=np.where(done[:, None], np.float32(0), transition.total_costs)
-        if env.costs
-        else (),
-    ), transition
+    with np.errstate(over="ignore"):  # a large number may not fit into 32 bits
+        step = judge(env, episodes, actions, result, np)
+        when = "in step {:,} of an episode"
+        lost = check(env, numbers, ~step.broken, when, step.length)
+        names = ("reward", "observation", "costs")
+        result = result._replace(**{x: _without(lost, getattr(result, x)) for x in names})
+        return result, judge(env, episodes, actions, result, np)
 
 
-def _replaced(mask: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Returns a copy of an array `[B, ...]` with new rows `[k, ...]` at the k places of a mask."""
+def tame(x: np.ndarray) -> bool:
+    """Returns whether one quick look shows that all numbers are sound. See `sound`.
+
+    The sum of squares is at least the largest square. It is not finite if a number is not.
+    """
+    return x.dtype.kind != "f" or bool(np.vdot(x, x) < LARGEST**2)
+
+
+def _replaced(mask: np.ndarray, old: np.ndarray, new: Any) -> np.ndarray:
+    """Returns a copy of an array `[B, ...]` with new values at the k places of a mask.
+
+    The new values are k rows `[k, ...]`, or a number.
+    """
     old = old.copy()
     old[mask] = new
     return old
+
+
+def _without(lost: np.ndarray, tree: Any) -> Any:
+    """Returns a tree of arrays `[B, ...]` whose lost rows are 0."""
+    if not lost.any():
+        return tree
+    return jax.tree.map(lambda x: _replaced(lost, x, np.zeros((), x.dtype)), tree)
 
 
 @contextmanager
@@ -204,7 +252,7 @@ def require_sound(
     mask: np.ndarray,
     when: str,
     length: np.ndarray | None = None,
-) -> None:
+) -> np.ndarray:
     """Raises a NotFinite error if numbers of an environment are not finite, or absurdly large.
 
     Args:
@@ -214,6 +262,9 @@ def require_sound(
         mask: the copies to check, `[B]`.
         when: when the numbers came, for the message. It can have a place for the length.
         length: number of the current step in each episode, `[B]`.
+
+    Returns:
+        The copies whose numbers count as 0, `[B]`: none of them.
     """
     for path, values in jax.tree_util.tree_flatten_with_path(numbers)[0]:
         if sound(values, np).all():
@@ -234,6 +285,7 @@ def require_sound(
             f"{copy + 1} of {len(mask)}). Learning in 32 bits needs numbers smaller than "
             f"{LARGEST:g}. Replace, clip or scale such numbers in a wrapper of the environment."
         )
+    return np.zeros(len(mask), bool)
 
 
 def require_legal_action(env: Environment, observations: Any, mask: np.ndarray) -> None:

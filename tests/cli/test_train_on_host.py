@@ -98,7 +98,11 @@ def test_the_suites_have_their_own_defaults():
 def test_the_time_of_an_environment_is_compared_with_training(capsys):
     small = [*SMALL[: SMALL.index("--total-steps")], "--num-seeds", "1", "--repeats", "1"]
     assert host_speed.main(["--env", "gym/host_tasks:Counter-v0", *small]) == 0
-    assert "2 environments a seed, 1 seeds, medians of 1 turns: bare" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "1 seeds, medians of 1 turns, steps/s" in table
+    row = re.search(r"gym/host_tasks:Counter-v0 +│ +2 +│ +([\d,]+) +│ +([\d,]+) +│ +(\d+)%", table)
+    training, bare, share = (float(x.replace(",", "")) for x in row.groups())
+    assert share == pytest.approx(100 * training / bare, abs=1)
     assert host_speed.main(["--env", "gym/host_tasks:Broken-raise-v0", *small]) == 1
     assert "error: Environment gym/host_tasks:Broken-raise-v0" in capsys.readouterr().err
     for flags, answer in (

@@ -446,7 +446,8 @@ def test_the_processes_of_copies_ignore_an_interrupt():
     assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
-def test_a_process_that_dies_raises_an_error_and_does_not_hang():
+def test_a_process_that_dies_raises_an_error_and_does_not_hang(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: NUM_ENVS)
     env = envs.make("gym/Broken-exit-v0", processes=True)
     with pytest.raises(EnvironmentFailure, match=r"Broken-exit-v0 failed.*its processes died"):
         transitions(env, 0, 6)

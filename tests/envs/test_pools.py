@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import closing
 
+import chex
 import numpy as np
 import pytest
 
@@ -237,6 +238,62 @@ def test_a_timeout_must_be_positive_and_for_an_environment_on_the_host(seconds):
         with_timeout(env, seconds)
     with pytest.raises(ConfigurationError, match="odd, because it does not run on the host"):
         with_timeout(env._replace(open=None), 1.0)
+
+
+class Walk:
+    """Shows its position, its speed and a random number of its episode."""
+
+    def reset(self, seed=None):
+        self.random = np.random.default_rng(seed) if seed is not None else self.random
+        self.position = np.zeros(2, np.int16)
+        self.number = self.random.uniform()
+        return self.shown(0), {}
+
+    def shown(self, speed):
+        return {"position": self.position, "rest": (speed, np.array([self.number]))}
+
+    def step(self, action):
+        speed, push = action
+        assert type(speed) is np.int64
+        self.position = self.position + np.int16(speed) + push.astype(np.int16)
+        ends = bool(self.position[0] > 2)
+        return self.shown(speed), self.number * speed, ends, not ends, {"cost": push.sum()}
+
+    def close(self):
+        pass
+
+
+def pushed(info):
+    return info["cost"]
+
+
+def test_copies_in_processes_give_the_numbers_of_copies_in_this_process(monkeypatch):
+    """Five copies share two processes. Results stay the same after later steps."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    spec = {
+        "position": array_spec((2,), "int16"),
+        "rest": (array_spec((), "int64"), array_spec((1,), "float64")),
+    }
+    shows, everywhere = Shows(spec, costs=(("pushed", pushed),)), np.ones(5, bool)
+    action = (Discrete(3, 0, np.dtype(np.int64)), Box(np.float32([-3, -3]), np.float32([3, 3])))
+
+    def play(processes):
+        with closing(open_pool("walk", Walk, shows, action, range(5), processes)) as pool:
+            assert len(multiprocessing.active_children()) == 2 * processes
+            found = [pool.reset(everywhere)]
+            for number in range(3):
+                given = np.arange(5) % 3, np.full((5, 2), number, np.float32)
+                found += [pool.step(given), pool.reset(np.arange(5) == number)]
+            return found
+
+    here, there = play(False), play(True)
+    chex.assert_trees_all_equal(there, here)
+    np.testing.assert_array_equal(here[1].reward, here[0]["rest"][1][:, 0] * [0, 1, 2, 0, 1])
+    ends = [False] * 5, [False, True, True, False, True], [True] * 5
+    np.testing.assert_array_equal([x.terminated for x in here[1::2]], ends)
+    assert here[2]["position"].tolist() == [[0, 0]]
+    assert here[3].costs.tolist() == [[2.0]] * 5
+    assert here[3].observation["position"].dtype == np.int16
 
 
 class Made:

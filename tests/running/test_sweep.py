@@ -106,6 +106,25 @@ def test_runs_on_the_host_do_not_depend_on_parallel_runs(on_host):
         assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True)
 
 
+@pytest.mark.parametrize(("num_seeds", "size"), [(1, 8), (2, 8), (3, 6), (8, 8), (20, 20)])
+def test_settings_on_the_host_run_side_by_side_as_far_as_cores_go(num_seeds, size, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert module.host_block(range(num_seeds)) == size
+
+
+def test_a_sweep_on_the_host_mixes_seeds_of_several_settings_in_one_pool(monkeypatch):
+    """One pool of EnvPool has runs of both settings, and another program has another integer."""
+    pytest.importorskip("envpool", reason="uv sync --extra envpool")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    options = OPTIONS | {"seeds": 1, "batch": None}
+    together = sweep("envpool/CartPole-v1", CONFIG, grid=GRID, **options)
+    alone = sweep("envpool/CartPole-v1", CONFIG, grid=GRID, **options | {"batch": 1})
+    assert [x["cg_iters"] for x in together.settings] == [3, 5, 3, 5]
+    assert len({row["kl"] for row in together.results}) == 4
+    for ours, theirs in zip(together.results, alone.results, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True)
+
+
 def test_a_sweep_on_the_host_can_be_continued_after_a_failure(on_host, tmp_path, monkeypatch):
     original, blocks = module.run_block, []
 

@@ -11,10 +11,10 @@ CAPITALS = {word.lower(): word for word in ("True", "False", "None")}
 
 
 def add_processes_flag(parser: argparse._ActionsContainer, default: bool) -> None:
-    """Adds the flag that runs each copy of an environment in its own process."""
+    """Adds the flag that runs the copies of an environment in processes."""
     help_text = (
-        "run each copy of a gym/, driving/ or pettingzoo/ environment in its own process, which is "
-        f"faster if a step takes a millisecond or more (default: {default})"
+        "run the copies of a gym/, driving/ or pettingzoo/ environment in processes, one for each "
+        f"core. This is faster if a step takes a millisecond or more (default: {default})"
     )
     action = argparse.BooleanOptionalAction
     parser.add_argument("--env-processes", default=default, action=action, help=help_text)

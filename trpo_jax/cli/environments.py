@@ -26,7 +26,7 @@ def make_stored(
     Args:
         description: the contents of `config.json`.
         args: the parsed flags.
-        processes: whether each copy runs in its own process; None means as in the run.
+        processes: whether the copies run in processes; None means as in the run.
 
     Raises:
         ConfigurationError: if the environment cannot be made.

@@ -112,8 +112,8 @@ def make(
         wrappers: functions, or their names as "module:name", applied in this order. Each takes an
             `Environment` and returns one. In gym/, each takes an environment of Gymnasium and
             returns one, unless its argument is annotated as an `Environment`.
-        processes: whether each copy runs in its own process. Only in gym/, driving/ and
-            pettingzoo/.
+        processes: whether the copies run in processes, one for each core. Only in gym/, driving/
+            and pettingzoo/.
         timeout: seconds that a reset or a step of all copies on the host may take. None means no
             limit.
         costs: costs of a step to add to those of the environment. Each is a function, its name as
@@ -174,7 +174,7 @@ def _make(
         return wrap(name, with_costs(env, functions), outside, Environment)
     if processes and suite not in IN_PROCESSES:
         raise ConfigurationError(
-            "Only environments of gym/, driving/ and pettingzoo/ can run in their own processes, "
+            "Only environments of gym/, driving/ and pettingzoo/ can run in processes, "
             f"not {name!r}. Leave --env-processes out."
         )
     if suite:

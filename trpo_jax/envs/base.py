@@ -116,6 +116,8 @@ class Environment(NamedTuple):
         critic_observation: name of the part of an observation that only the critic sees. None if
             the policy sees every part.
         costs: the names of the K costs of each step.
+        joint: whether `open` takes a list of seeds, too. The pool then has `num_envs` copies for
+            each entry, and these copies do not depend on the other entries.
 
     Examples:
         >>> def reset(key):
@@ -148,6 +150,7 @@ class Environment(NamedTuple):
     render: Callable[[Sequence[Any]], Sequence[np.ndarray]] | None = None
     critic_observation: str | None = None
     costs: tuple[str, ...] = ()
+    joint: bool = False
 
     @property
     def num_agents(self) -> int | None:
@@ -179,6 +182,7 @@ def host_environment(
     time_limit: int | None,
     open: Callable[..., Pool],
     costs: tuple[str, ...] = (),
+    joint: bool = False,
 ) -> Environment:
     """Returns an environment that runs on the host."""
 
@@ -201,6 +205,7 @@ def host_environment(
         restartable=False,
         open=open,
         costs=costs,
+        joint=joint,
     )
 
 

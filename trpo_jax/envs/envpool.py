@@ -9,7 +9,7 @@ from envpool.registration import registry
 
 from trpo_jax.envs.base import Environment, Pool, StepResult, host_environment
 from trpo_jax.envs.costs import INFO, NONE, InfoCosts, require_entries
-from trpo_jax.envs.gymnasium import action_spec, environment_seeds, observation_spec
+from trpo_jax.envs.gymnasium import Seeds, action_spec, environment_seeds, observation_spec
 from trpo_jax.envs.observations import to_arrays
 from trpo_jax.envs.options import require_known_args
 from trpo_jax.envs.specs import to_space_action
@@ -60,7 +60,7 @@ def make(name: str, *, info_costs: InfoCosts = NONE, **args: Any) -> Environment
         observation = replace(observation, shape=(*shape[1:], shape[0]), channels_first=True)
     action = action_spec(full_name, spec.gymnasium_action_space)
 
-    def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
+    def open(seeds: Seeds | list[Seeds], num_envs: int, render: bool = False) -> Pool:
         env_seeds = environment_seeds(seeds, num_envs)
         if render and registry.specs[name][0].startswith("envpool.mujoco"):
             raise ConfigurationError(
@@ -68,7 +68,9 @@ def make(name: str, *, info_costs: InfoCosts = NONE, **args: Any) -> Environment
                 "aborts the process. Gymnasium can draw the same tasks: --env gym/Hopper-v4"
             )
         options = {"render_mode": "rgb_array"} if render else {}
-        envs = envpool.make_gymnasium(name, num_envs=num_envs, seed=env_seeds, **args, **options)
+        envs = envpool.make_gymnasium(
+            name, num_envs=len(env_seeds), seed=env_seeds, **args, **options
+        )
 
         def reset(mask: np.ndarray) -> Any:
             return to_arrays(observation, envs.reset(options={"reset_mask": mask})[0])
@@ -89,4 +91,5 @@ def make(name: str, *, info_costs: InfoCosts = NONE, **args: Any) -> Environment
         None if time_limit == NEVER else time_limit,
         open,
         tuple(info_costs),
+        joint=True,
     )

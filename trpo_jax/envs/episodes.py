@@ -151,6 +151,31 @@ def step_episode(
     ), transition
 
 
+def record(env: Environment, episode: Episode, action: Any, result: StepResult) -> Transition:
+    """Returns the transition of a step whose numbers are sound. See `judge` for the arguments."""
+    length = episode.length + 1
+    truncated = result.truncated
+    if env.time_limit is not None:  # a pool counts from its resets, without the stagger
+        truncated = truncated | (length >= env.time_limit)
+    reward = result.reward.astype(np.float32)
+    costs = result.costs.astype(np.float32) if env.costs else ()
+    return Transition(
+        observation=episode.observation,
+        action=action,
+        reward=reward,
+        terminated=result.terminated,
+        truncated=truncated,
+        next_observation=result.observation,
+        first=episode.first,
+        length=length,
+        total_reward=episode.total_reward + reward,
+        whole=episode.whole,
+        broken=truncated & False,
+        costs=costs,
+        total_costs=episode.total_costs + costs if env.costs else (),
+    )
+
+
 def judge(
     env: Environment,
     episode: Episode,
@@ -167,34 +192,25 @@ def judge(
         result: the result of the step.
         numpy: `numpy` for arrays on the host, `jax.numpy` for arrays on the device.
     """
-    length = episode.length + 1
-    truncated = result.truncated
-    if env.time_limit is not None:  # a pool counts from its resets, without the stagger
-        truncated = truncated | (length >= env.time_limit)
-    batch_axes = numpy.ndim(length)
+    step = record(env, episode, action, result)
+    batch_axes = numpy.ndim(step.length)
     axes = lambda x: tuple(range(batch_axes, x.ndim))
     good = sound(result.reward, numpy)
     for x in jax.tree.leaves((result.observation, result.costs)):
         good = good & sound(x, numpy).all(axis=axes(x))
-    broken = ~good & (result.terminated | truncated)
-    reward = numpy.where(broken, 0, result.reward).astype(numpy.float32)
-    costs, total_costs = (), ()
-    if env.costs:
-        costs = numpy.where(broken[..., None], 0, result.costs).astype(numpy.float32)
-        total_costs = episode.total_costs + costs
+    broken = ~good & step.done
     kept = lambda old, new: numpy.where(numpy.expand_dims(broken, axes(new)), old, new)
-    return Transition(
-        observation=episode.observation,
-        action=action,
+    reward = kept(numpy.float32(0), step.reward)
+    step = step._replace(
         reward=reward,
-        terminated=result.terminated & ~broken,
-        truncated=truncated | broken,
+        terminated=step.terminated & ~broken,
+        truncated=step.truncated | broken,
         next_observation=jax.tree.map(kept, episode.observation, result.observation),
-        first=episode.first,
-        length=length,
         total_reward=episode.total_reward + reward,
         whole=episode.whole & ~broken,
         broken=broken,
-        costs=costs,
-        total_costs=total_costs,
     )
+    if not env.costs:
+        return step
+    costs = kept(numpy.float32(0), step.costs)
+    return step._replace(costs=costs, total_costs=episode.total_costs + costs)

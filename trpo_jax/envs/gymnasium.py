@@ -76,8 +76,8 @@ def make(
         name: a name for `gymnasium.make`.
         args: keyword arguments of `gymnasium.make`.
         wrappers: functions of one copy, applied in this order.
-        processes: whether each copy runs in its own process. This is faster if a step takes a
-            millisecond or more. If False, the copies are stepped one after the other.
+        processes: whether the copies run in processes, one for each core. This is faster if a step
+            takes a millisecond or more. If False, the copies are stepped one after the other.
         info_costs: functions of the `info` of a step, by the names of their costs.
 
     Raises:
@@ -122,7 +122,7 @@ def make(
     with suppress(*RAISED):  # a pool reports such an error
         env.close()
 
-    def open(seeds: int | tuple[int, ...], num_envs: int, render: bool = False) -> Pool:
+    def open(seeds: Seeds, num_envs: int, render: bool = False) -> Pool:
         options = {"render_mode": "rgb_array"} if render else {}
         return open_pool(
             full_name,
@@ -229,8 +229,18 @@ def _check_args(full_name: str, name: str, args: Mapping[str, Any]) -> None:
     require_known_args(full_name, args, known and (known | OF_EVERY) - {"render_mode"})
 
 
-def environment_seeds(seeds: int | tuple[int, ...], num_envs: int) -> list[int]:
-    """Returns a seed below 2^31 for each environment of a pool."""
+Seeds = int | tuple[int, ...]
+
+
+def environment_seeds(seeds: Seeds | list[Seeds], num_envs: int) -> list[int]:
+    """Returns a seed below 2^31 for each environment of a pool.
+
+    Args:
+        seeds: integers that decide the `num_envs` seeds, or a list of such integers.
+        num_envs: number of environments for each entry of the list.
+    """
+    if isinstance(seeds, list):
+        return [seed for own in seeds for seed in environment_seeds(own, num_envs)]
     return (np.random.SeedSequence(seeds).generate_state(num_envs) >> 1).tolist()
 
 

@@ -26,7 +26,7 @@ class Options(NamedTuple):
         args: keyword arguments for the environment.
         wrappers: functions of an environment, or their names as `module:name`, applied in this
             order.
-        processes: whether each copy runs in its own process. None means the default.
+        processes: whether the copies run in processes, one for each core. None means the default.
         timeout: seconds that a reset or a step of all copies on the host may take. None means no
             limit.
         costs: entries of `info`, or functions of an observation and an action, or their names.

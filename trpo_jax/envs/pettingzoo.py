@@ -192,7 +192,7 @@ def make(
         rewards: how to compute the reward of the team from the rewards of the agents: their "sum",
             their "mean", or "same", the reward of the first agent, if all agents get the same
             reward. None means the choice that fits the environment.
-        processes: whether each copy runs in its own process.
+        processes: whether the copies run in processes, one for each core.
         **args: arguments of the class or the function of the environment.
 
     Raises:

@@ -1,10 +1,13 @@
 """Pools: copies of one environment on the host.
 
-The copies run one after the other, or each in its own process. Both ways use the same `Copy`. It
-checks that the values that an environment returns match its space.
+The copies run one after the other, or in several processes. Both ways use the same `Copy`. It
+checks that the values that an environment returns match its space. The copies read their actions
+from rows of arrays, and write their results into rows. The processes share the memory of these
+arrays, so only short commands go through pipes.
 """
 
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -23,6 +26,8 @@ from trpo_jax.envs.observations import in_words, to_arrays
 from trpo_jax.envs.specs import (
     MASK,
     ActionSpec,
+    Agents,
+    Box,
     Discrete,
     ObservationSpec,
     to_space_action,
@@ -33,6 +38,7 @@ from trpo_jax.errors import RAISED, Unpromised, environment_failure
 # Each process needs these modules. They are imported once, in the server that forks the processes.
 PRELOADED = ["flax.linen", "optax", "gymnasium", "trpo_jax.envs.pools"]
 GOODBYE = 2.0  # seconds in which processes must close their environments
+ALIGNED = 64  # bytes; each array begins at a multiple of it
 
 
 class Shows(NamedTuple):
@@ -49,21 +55,85 @@ class Shows(NamedTuple):
     costs: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
 
 
+class Rows(NamedTuple):
+    """Arrays with a row for each copy, `[B, ...]`.
+
+    Attributes:
+        mask: the copies to reset.
+        actions: the actions, in the dtypes of the environment's own space.
+        observation: the observations, as the arrays of their spec.
+        reward: the rewards.
+        terminated: the flags terminated.
+        truncated: the flags truncated.
+        costs: the costs, `[B, K]`.
+    """
+
+    mask: np.ndarray
+    actions: Any
+    observation: Any
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    costs: np.ndarray
+
+
+def shapes_of(shows: Shows, action: ActionSpec, count: int) -> Rows:
+    """Returns the shapes and dtypes of the rows of `count` copies."""
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
+
+    def of_action(spec):
+        spec = spec.joint if isinstance(spec, Agents) else spec
+        if isinstance(spec, Box):
+            return array(spec.low.dtype, *spec.low.shape)
+        return array(spec.dtype, *spec.shape)
+
+    return Rows(
+        array(bool),
+        jax.tree.map(of_action, action),
+        jax.tree.map(lambda x: array(x.own_dtype or x.dtype, *x.shape), shows.observation),
+        array(np.float64),
+        array(bool),
+        array(bool),
+        array(np.float64, len(shows.costs)),
+    )
+
+
+def num_bytes(x: Any) -> int:
+    """Returns the memory that an array needs, as a multiple of `ALIGNED`."""
+    return -(-x.size * x.dtype.itemsize // ALIGNED) * ALIGNED
+
+
+def rows_in(memory: Any, shapes: Rows) -> Rows:
+    """Returns arrays of these shapes that lie in a memory, such as a `bytearray`."""
+    leaves, structure = jax.tree.flatten(shapes)
+    starts = np.cumsum([0, *map(num_bytes, leaves)])
+    arrays = [
+        np.frombuffer(memory, x.dtype, x.size, start).reshape(x.shape)
+        for x, start in zip(leaves, starts, strict=False)
+    ]
+    return jax.tree.unflatten(structure, arrays)
+
+
+class CopyError(Exception):
+    """A copy raised an error, or the process of some copies died.
+
+    Attributes:
+        indices: the indices of the copies.
+        error: the error.
+    """
+
+    def __init__(self, indices: Sequence[int], error: BaseException):
+        """Stores the attributes."""
+        super().__init__(indices, error)
+        self.indices, self.error = indices, error
+
+
 class Copy:
     """One copy of an environment with the interface of Gymnasium."""
 
     def __init__(self, make: Callable[[], Any], shows: Shows):
         """Makes the copy."""
         self.env, self.shows = make(), shows
-
-    def ask(self, command: str, *args: Any) -> None:
-        """Stores the method to call next, and its arguments."""
-        self.asked = command, args
-
-    def answer(self) -> Any:
-        """Calls the stored method, and returns its result."""
-        command, args = self.asked
-        return getattr(self, command)(*args)
 
     def reset(self, seed: int | None) -> Any:
         """Starts an episode, and returns its first observation."""
@@ -115,28 +185,120 @@ class Copy:
             raise Unpromised(f"{in_words(frame)} from render, not an image of bytes [H, W, 3]")
         return image
 
-    def end(self, deadline: float) -> None:
-        """Closes the environment."""
-        self.env.close()
+
+class Copies:
+    """Some copies of a pool in one process. Their errors become a `CopyError`."""
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        shows: Shows,
+        action: ActionSpec,
+        rows: Rows,
+        seeds: Mapping[int, int],
+    ):
+        """Stores the facts. `seeds` has the seed of each copy by its index in the pool."""
+        self.make_one, self.shows, self.action, self.rows = make, shows, action, rows
+        self.indices, self.first_seeds = list(seeds), dict(seeds)
+        self.copies: dict[int, Copy] = {}
+
+    def ask(self, command: str) -> None:
+        """Stores the method to call next."""
+        self.asked = command
+
+    def answer(self) -> Any:
+        """Calls the stored method, and returns its result."""
+        return getattr(self, self.asked)()
+
+    def each(self, function: Callable[[int], Any], indices: Iterable[int]) -> list[Any]:
+        """Returns the results of a function of the index of a copy."""
+        found = []
+        for index in indices:
+            try:
+                found.append(function(index))
+            except RAISED as error:
+                raise CopyError([index], error) from error
+        return found
+
+    def make(self) -> None:
+        """Makes the copies."""
+
+        def one(index):
+            self.copies[index] = Copy(self.make_one, self.shows)
+
+        self.each(one, self.indices)
+
+    def show(self, index: int, observation: Any) -> None:
+        """Writes the observation of a copy into its row."""
+
+        def write(rows, x):
+            rows[index] = x
+
+        jax.tree.map(write, self.rows.observation, observation)
+
+    def reset(self) -> None:
+        """Starts episodes in the copies in the mask. Writes their observations."""
+        reset = lambda index: self.copies[index].reset(self.first_seeds.pop(index, None))
+        self.each(
+            lambda index: self.show(index, reset(index)),
+            [index for index in self.indices if self.rows.mask[index]],
+        )
+
+    def step(self) -> None:
+        """Takes a step in all copies, and writes the results."""
+        rows = self.rows
+
+        def one(index):
+            action = jax.tree.map(partial(_action_of, index), self.action, rows.actions)
+            shown, *others = self.copies[index].step(action)
+            self.show(index, shown)
+            rows.reward[index], rows.terminated[index], rows.truncated[index] = others[:3]
+            rows.costs[index] = others[3]
+
+        self.each(one, self.indices)
+
+    def render(self) -> list[np.ndarray]:
+        """Returns an image of each copy."""
+        return self.each(lambda index: self.copies[index].render(), self.indices)
+
+    def end(self, deadline: float = 0) -> None:
+        """Closes all copies, even if one of them raises an error."""
+        errors = []
+        while self.copies:
+            index, copy = self.copies.popitem()
+            try:
+                copy.env.close()
+            except RAISED as error:
+                errors.append(CopyError([index], error))
+        if errors:
+            raise errors[-1]
 
 
 class Process:
-    """A `Copy` in its own process."""
+    """Some copies in a process of their own."""
 
-    def __init__(self, make: Callable[[], Any], shows: Shows):
-        """Starts the process. Its first answer means that it is ready."""
-        # A fork of this process could inherit a lock that XLA's threads hold.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        shows: Shows,
+        action: ActionSpec,
+        memory: Any,
+        num_copies: int,
+        seeds: Mapping[int, int],
+    ):
+        """Starts the process. Its first answer means that its copies are ready."""
+        context = process_context()
+        self.indices = list(seeds)
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, make, shows), daemon=True)
+        args = other, make, shows, action, memory, num_copies, seeds
+        self.process = context.Process(target=work, args=args, daemon=True)
         self.process.start()
         other.close()
 
-    def ask(self, command: str, *args: Any) -> None:
-        """Tells the process which method to call next, and with which arguments."""
+    def ask(self, command: str) -> None:
+        """Tells the process which method of `Copies` to call next."""
         with suppress(ConnectionError):  # if the process died, `answer` reports it
-            self.pipe.send((command, args))
+            self.pipe.send(command)
 
     def answer(self) -> Any:
         """Waits for the result of that method, and returns it."""
@@ -144,13 +306,19 @@ class Process:
             good, value = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
             self.process.join(GOODBYE)
-            raise EOFError(f"exit code {self.process.exitcode}") from error
+            died = EOFError(f"exit code {self.process.exitcode}")
+            raise CopyError(self.indices, died) from error
+        return self.value_of(good, value)
+
+    def value_of(self, good: bool, value: Any) -> Any:
+        """Returns the value of an answer, or raises its error."""
         if good:
             return value
-        raise pickle.loads(value)
+        indices, error = value
+        raise CopyError(indices, pickle.loads(error))
 
     def end(self, deadline: float) -> None:
-        """Waits for the process to close its environment, until the deadline. Then ends it."""
+        """Waits for the process to close its environments, until the deadline. Then ends it."""
         good, value = True, None
         with suppress(EOFError, ConnectionError):
             while self.pipe.poll(max(0, deadline - time.monotonic())):
@@ -159,33 +327,39 @@ class Process:
         self.process.kill()  # needed if the process is stopped, or if its environment hangs
         self.process.join()
         self.pipe.close()
-        if not good:
-            raise pickle.loads(value)
+        self.value_of(good, value)
 
 
-def work(pipe: Any, make: Callable[[], Any], shows: Shows) -> None:
-    """Answers the commands of a `Process`, until a command ends the copy or the pipe closes."""
+def process_context() -> Any:
+    """Returns the way to start processes. A fork could inherit a lock that XLA's threads hold."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def work(
+    pipe: Any,
+    make: Callable[[], Any],
+    shows: Shows,
+    action: ActionSpec,
+    memory: Any,
+    num_copies: int,
+    seeds: Mapping[int, int],
+) -> None:
+    """Answers the commands of a `Process`, until a command ends the copies or the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C, the parent ends the processes
-    copy, command = None, "make"
+    rows = rows_in(memory, shapes_of(shows, action, num_copies))
+    copies, command = Copies(make, shows, action, rows, seeds), "make"
     with suppress(EOFError, ConnectionError):
-        while command != "end":
+        while True:
             try:
-                if copy is None:
-                    copy, value = Copy(make, shows), None
-                else:
-                    value = copy.answer()
-                answer = True, value
-            except RAISED as error:
-                answer = False, _pickled(error)
+                answer = True, getattr(copies, command)()
+            except CopyError as failure:
+                answer = False, (failure.indices, _pickled(failure.error))
             pipe.send(answer)
-            if copy is None:
+            if command == "end":
                 return
-            command, args = pipe.recv()
-            copy.ask(command, *args)
-        try:
-            copy.end(0)
-        except RAISED as error:
-            pipe.send((False, _pickled(error)))
+            command = pipe.recv()
 
 
 def open_pool(
@@ -204,81 +378,74 @@ def open_pool(
         shows: the data that the environment shows.
         action: the spec of its actions.
         seeds: the seed of each copy. It decides all episodes of the copy.
-        processes: whether each copy runs in its own process.
+        processes: whether the copies run in processes, one for each core.
 
     Raises:
         EnvironmentFailure: if a copy cannot be made. The functions of the pool can raise it too.
     """
-    copies: list[Copy | Process] = []
-    first_seeds = dict(enumerate(seeds))  # the seeds of the copies before their first reset
-    broken = False
+    num_copies, broken = len(seeds), False
+    shapes = shapes_of(shows, action, num_copies)
+    size = sum(map(num_bytes, jax.tree.leaves(shapes)))
+    memory = process_context().RawArray("b", size) if processes else bytearray(size)
+    rows = rows_in(memory, shapes)
+    copy_rows = partial(jax.tree.map, np.copy)  # the next step overwrites the rows
+    workers: list[Copies | Process] = []
 
-    def named(error: BaseException, index: int) -> Exception:
-        return environment_failure(name, error, f" (copy {index + 1} of {len(seeds)})")
+    def named(failure: CopyError) -> Exception:
+        first, last = failure.indices[0] + 1, failure.indices[-1] + 1
+        which = f"copy {first}" if first == last else f"one of the copies {first} to {last}"
+        return environment_failure(name, failure.error, f" ({which} of {num_copies})")
 
-    def answers(indices: Iterable[int]) -> list[Any]:
+    def answers(command: str, ask: bool = True) -> list[Any]:
         nonlocal broken
-        found = []
-        for index in indices:
-            try:
-                found.append(copies[index].answer())
-            except RAISED as error:
-                broken = True
-                raise named(error, index) from error
-        return found
+        for worker in workers if ask else ():
+            worker.ask(command)
+        try:
+            return [worker.answer() for worker in workers]
+        except CopyError as failure:
+            broken = True
+            raise named(failure) from failure.error
 
     def reset(mask: np.ndarray) -> Any:
-        indices = np.flatnonzero(mask).tolist()
-        for index in indices:
-            copies[index].ask("reset", first_seeds.pop(index, None))
-        return _stacked(answers(indices))
+        rows.mask[:] = mask
+        answers("reset")
+        return jax.tree.map(lambda x: x[mask], rows.observation)
 
     def step(actions: Any) -> StepResult:
-        given = to_space_action(action, actions)
-        for index, copy in enumerate(copies):
-            copy.ask("step", jax.tree.map(partial(_action_of, index), action, given))
-        columns = zip(*answers(range(len(copies))), strict=True)
-        observations, rewards, terminated, truncated, costs = columns
-        return StepResult(
-            _stacked(observations),
-            np.array(rewards, np.float64),
-            np.array(terminated, bool),
-            np.array(truncated, bool),
-            np.array(costs, np.float64) if shows.costs else (),
-        )
+        jax.tree.map(np.copyto, rows.actions, to_space_action(action, actions))
+        answers("step")
+        found = (rows.observation, rows.reward, rows.terminated, rows.truncated)
+        return StepResult(*copy_rows(found), copy_rows(rows.costs) if shows.costs else ())
 
     def render() -> np.ndarray:
-        for copy in copies:
-            copy.ask("render")
-        return np.stack(answers(range(len(copies))))
+        return np.stack([frame for frames in answers("render") for frame in frames])
 
     def close() -> None:
         deadline = time.monotonic() + GOODBYE
-        if processes:
-            for copy in copies:
-                copy.ask("end")
+        for worker in workers if processes else ():
+            worker.ask("end")
         errors = []
-        for index, copy in enumerate(copies):
+        for worker in workers:
             try:
-                copy.end(deadline)
-            except RAISED as error:
-                errors.append(named(error, index))
-        copies.clear()
+                worker.end(deadline)
+            except CopyError as failure:
+                errors.append(named(failure))
+        workers.clear()
         if errors and not broken:  # if the pool is broken, its failure was reported before
             print(f"warning: An environment did not close cleanly: {errors[0]}", file=sys.stderr)
 
     def kill() -> None:
-        for copy in copies if processes else ():
-            copy.process.kill()
+        for worker in workers if processes else ():
+            worker.process.kill()
 
     try:
-        for index in range(len(seeds)):
-            try:
-                copies.append((Process if processes else Copy)(make, shows))
-            except RAISED as error:
-                raise named(error, index) from error
-        if processes:  # all processes start at the same time
-            answers(range(len(seeds)))
+        if processes:
+            for part in np.array_split(np.arange(num_copies), min(num_copies, os.cpu_count() or 1)):
+                own = {index: seeds[index] for index in part.tolist()}
+                workers.append(Process(make, shows, action, memory, num_copies, own))
+        else:
+            workers.append(Copies(make, shows, action, rows, dict(enumerate(seeds))))
+        answers("make", ask=not processes)  # all processes start at the same time
     except BaseException:
         broken = True
         close()
@@ -287,12 +454,8 @@ def open_pool(
 
 
 def _action_of(index: int, spec: Any, actions: np.ndarray) -> Any:
-    """Returns the action of one copy: a number for a `Discrete`, and else an array."""
-    return actions[index] if isinstance(spec, Discrete) else actions[index, ...]
-
-
-def _stacked(observations: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *xs: np.stack(xs), *observations)
+    """Returns the action of one copy: a number for a `Discrete`, and else an array of its own."""
+    return actions[index] if isinstance(spec, Discrete) else actions[index, ...].copy()
 
 
 def _number(what: str, value: Any) -> Any:

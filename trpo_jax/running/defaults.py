@@ -53,8 +53,8 @@ class Defaults(NamedTuple):
         total_steps: environment steps of each seed.
         num_seeds: number of seeds.
         evaluation_episodes: number of episodes for evaluating the policy of a seed.
-        env_processes: whether each copy of a Gymnasium or PettingZoo environment runs in its own
-            process.
+        env_processes: whether the copies of a Gymnasium or PettingZoo environment run in processes,
+            one for each core.
     """
 
     config: Any

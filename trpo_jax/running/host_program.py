@@ -1,8 +1,12 @@
 """The program for environments that run on the host: the seeds run in parallel threads.
 
 Within a seed, the step of the policy waits for its batch, and the next batch waits for the step of
-the policy. The critic is fitted while the next batch is collected. Seeds do not wait for each
-other, so the environments of one seed are stepped while the device learns from another.
+the policy. The critic is fitted while the next batch is collected.
+
+If the environment can open one pool for several seeds, the seeds form groups. A group has one pool
+and one thread, so a step of Python serves all its seeds. Otherwise each seed is a group of its own.
+Groups do not wait for each other, so the environments of one group are stepped while the device
+learns from another. A seed learns the same in every group.
 """
 
 import os
@@ -25,11 +29,13 @@ from trpo_jax.envs.specs import split_mask
 from trpo_jax.envs.threads import OwnThread, close_in
 from trpo_jax.errors import NotFinite
 from trpo_jax.host_rollout import (
+    Check,
     Choose,
     action_keys,
     failures_named,
     host_rollout,
     make_choose,
+    require_sound,
     start_host_episodes,
 )
 from trpo_jax.observing import update_observing
@@ -134,23 +140,27 @@ def start_host_runs(
     states = [runs.init(*pair) for pair in zip(keys, values, strict=True)]
     programs = [runs.programs(x) for x in values]
     num_envs = states[0].rollout.episodes.length.shape[0]
+    groups = groups_of(len(seeds), env.joint)
     # A pool is opened, stepped and closed in the same thread, since some environments need that.
-    threads = [OwnThread() for _ in range(min(len(seeds), os.cpu_count() or 1))]
+    threads = [OwnThread() for _ in range(min(len(groups), os.cpu_count() or 1))]
     pools: dict[int, Pool] = {}
     broken_by: dict[int, str] = {}
     stopping = threading.Event()
 
     in_threads = partial(side_by_side, threads, stopping)
+    members = lambda xs: [[xs[index] for index in group] for group in groups]
+    in_order = lambda of_groups: [x for group in of_groups for x in group]
 
-    def open_and_start(index, seed, state):
+    def open_and_start(number, seeds, states):
+        own = [(seed, num_done) if num_done else seed for seed in seeds]
         with failures_named(env):
-            pools[index] = env.open((seed, num_done) if num_done else seed, num_envs)
-        return start(algorithm, pools[index], state, warm_up=num_done == 0)
+            pools[number] = env.open(own if env.joint else own[0], num_envs)
+        return start(algorithm, pools[number], states, warm_up=num_done == 0)
 
     def close():
         stopping.set()
-        for index, pool in pools.items():
-            close_in(threads[index % len(threads)], pool, env.name)
+        for number, pool in pools.items():
+            close_in(threads[number % len(threads)], pool, env.name)
         pools.clear()
         for thread in threads:
             thread.end()
@@ -158,7 +168,7 @@ def start_host_runs(
     try:
         starting = f"Starting {num_envs} environments per seed"
         told = tell and (lambda words: tell(f"{starting}: {words}"))
-        states = in_threads(open_and_start, seeds, states, tell=told)
+        states = in_order(in_threads(open_and_start, members(seeds), members(states), tell=told))
     except BaseException:
         close()
         raise
@@ -166,16 +176,18 @@ def start_host_runs(
     def advance(
         state: HostState, count: int, alive: Sequence[bool] | np.ndarray | None = None
     ) -> tuple[HostState, Any]:
-        def advance_one(index, state, living):
-            program, broke = programs[index], partial(broken_by.setdefault, index)
-            if not living:
-                return state, [program.broken] * count
-            stoppable = program._replace(choose=partial(_choose_or_stop, program.choose, stopping))
-            return advance_seed(env, stoppable, pools[index], state, count, broke)
+        def advance_group(number, programs, states, alive):
+            if not any(alive):
+                return [(x, [programs[0].broken] * count) for x in states]
+            pool, broken = pools[number], {}
+            results = advance_seeds(env, programs, pool, states, count, alive, broken, stopping)
+            for index, message in broken.items():
+                broken_by.setdefault(groups[number][index], message)
+            return results
 
-        all_alive = [True] * len(seeds)
-        results = in_threads(advance_one, state.seeds, all_alive if alive is None else alive)
-        states, outputs = zip(*results, strict=True)
+        alive = [True] * len(seeds) if alive is None else np.asarray(alive).tolist()
+        parts = members(programs), members(state.seeds), members(alive)
+        states, outputs = zip(*in_order(in_threads(advance_group, *parts)), strict=True)
         of_seeds = [jax.tree.map(lambda *xs: np.stack(xs), *updates) for updates in outputs]
         return stack_states(states), jax.tree.map(lambda *xs: np.stack(xs), *of_seeds)
 
@@ -191,6 +203,15 @@ def start_host_runs(
     )
 
 
+def groups_of(num_seeds: int, joint: bool) -> list[list[int]]:
+    """Returns the seeds of each group. A group has one seed if its environment is not `joint`.
+
+    Otherwise there are at most as many groups as cores.
+    """
+    number = min(num_seeds, os.cpu_count() or 1) if joint else num_seeds
+    return [group.tolist() for group in np.array_split(np.arange(num_seeds), number)]
+
+
 def side_by_side(
     threads: Sequence[OwnThread],
     stopping: threading.Event,
@@ -198,13 +219,14 @@ def side_by_side(
     *args: Any,
     tell: Callable[[str], None] | None = None,
 ) -> list[Any]:
-    """Calls a function for each seed, each in the thread of the seed, and returns the results.
+    """Calls a function for each group, each in the thread of the group, and returns the results.
 
     Args:
-        threads: the threads. Seed k has the thread of number k modulo the number of threads.
+        threads: the threads. Group k has the thread of number k modulo the number of threads.
         stopping: is set if a call fails, so that the other calls end soon and return None.
-        function: `(index of the seed, argument of the seed, ...) -> result`.
-        args: sequences with one argument for each seed.
+        function: `(number of the group, argument of the group, ...) -> result`.
+        args: sequences with one argument for each group. An argument is a sequence, with an entry
+            for each seed of the group.
         tell: is called with messages about how many seeds are ready, if they take long.
     """
 
@@ -218,9 +240,10 @@ def side_by_side(
             raise
 
     futures = [
-        threads[index % len(threads)].submit(call, index, *seed_args)
-        for index, seed_args in enumerate(zip(*args, strict=True))
+        threads[index % len(threads)].submit(call, index, *group_args)
+        for index, group_args in enumerate(zip(*args, strict=True))
     ]
+    sizes = {future: len(own) for future, own in zip(futures, args[0], strict=True)}
     began, pending = time.monotonic(), futures
     try:
         while pending:
@@ -228,8 +251,9 @@ def side_by_side(
             for future in done:
                 future.result()
             if tell and pending:
-                ready, seconds = len(futures) - len(pending), time.monotonic() - began
-                tell(f"{ready} of {len(futures)} seeds after {seconds:.0f} s")
+                ready = sum(size for future, size in sizes.items() if future not in pending)
+                seconds = time.monotonic() - began
+                tell(f"{ready} of {sum(sizes.values())} seeds after {seconds:.0f} s")
     except BaseException:
         stopping.set()
         wait(futures)
@@ -237,23 +261,18 @@ def side_by_side(
     return [future.result() for future in futures]
 
 
-def _choose_or_stop(choose, stopping, *args):
-    if stopping.is_set():
-        raise Stopping
-    return choose(*args)
-
-
-def start(algorithm: Algorithm, pool: Pool, state: State, warm_up: bool) -> State:
-    """Returns the state of a seed with the episodes of a pool.
+def start(algorithm: Algorithm, pool: Pool, states: Sequence[State], warm_up: bool) -> list[State]:
+    """Returns the states of the seeds of a group with the episodes of their pool.
 
     Args:
         algorithm: the algorithm.
-        pool: copies of its environment.
-        state: from `algorithm.init`.
+        pool: copies of its environment, an equal number for each seed.
+        states: the states of the seeds, from `algorithm.init`.
         warm_up: whether to measure the first statistics of observations with random actions, as
             `trpo_jax.algorithms.on_policy.random_statistics` does on the device.
     """
-    env, num_envs = algorithm.env, state.rollout.episodes.length.shape[0]
+    env, num_envs = algorithm.env, states[0].rollout.episodes.length.shape[0]
+    started = partial(start_host_episodes, env, pool, num_envs * len(states))
     if warm_up and getattr(algorithm.config, "normalize_observations", False):
         choose = make_choose(
             env,
@@ -263,74 +282,182 @@ def start(algorithm: Algorithm, pool: Pool, state: State, warm_up: bool) -> Stat
                 (),
             ),
         )
-        episodes, num_steps = start_host_episodes(env, pool, num_envs), algorithm.num_steps
-        key = jax.random.fold_in(state.key, NO_UPDATE)
+        num_steps, nothing = min(algorithm.num_steps, RANDOM_STEPS), [()] * len(states)
+        keys = [jax.random.fold_in(state.key, NO_UPDATE) for state in states]
+        choose = choose_for_all([choose] * len(states), num_envs)
         _, _, trajectory = host_rollout(
-            env, pool, choose, (), key, episodes, (), min(num_steps, RANDOM_STEPS)
+            env, pool, choose, nothing, keys, started(), nothing, num_steps
         )
-        statistics = state.actor.observation_statistics
         update = jax.jit(partial(update_observing, env.observation))
-        statistics = update(statistics, trajectory.observation)
-        state = state._replace(actor=state.actor._replace(observation_statistics=statistics))
-    episodes = stagger(env, start_host_episodes(env, pool, num_envs))
-    return state._replace(rollout=state.rollout._replace(episodes=episodes))
+        for index, state in enumerate(states):
+            shown = own_part(trajectory.observation, index, num_envs, axis=1)
+            statistics = update(state.actor.observation_statistics, shown)
+            actor = state.actor._replace(observation_statistics=statistics)
+            states[index] = state._replace(actor=actor)
+    episodes = started()
+    own = [stagger(env, own_part(episodes, index, num_envs)) for index in range(len(states))]
+    return [
+        state._replace(rollout=state.rollout._replace(episodes=x))
+        for state, x in zip(states, own, strict=True)
+    ]
 
 
-def advance_seed(
+def own_part(tree: Any, index: int, num_envs: int, axis: int = 0) -> Any:
+    """Returns the part of arrays of a group that belongs to a seed.
+
+    Args:
+        tree: arrays, in which the environments of all seeds stand on one axis.
+        index: the index of the seed in its group.
+        num_envs: number of environments of each seed.
+        axis: the axis of the environments.
+    """
+    part = (slice(None),) * axis + (slice(index * num_envs, (index + 1) * num_envs),)
+    return jax.tree.map(lambda x: x[part], tree)
+
+
+def joined(trees: Sequence[Any]) -> Any:
+    """Returns trees of the seeds of a group as one tree. This joins the first axis of arrays."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *trees)
+
+
+def choose_for_all(
+    chooses: Sequence[Choose], num_envs: int, stopping: threading.Event | None = None
+) -> Choose:
+    """Returns the function that chooses the actions of a group in one step.
+
+    Its actor, keys, acting state, actions and noise have an entry for each seed. The actions of the
+    environment are those of all seeds.
+
+    Args:
+        chooses: the function of each seed, from `make_choose`.
+        num_envs: number of environments of each seed.
+        stopping: if it is set, the function raises `Stopping`.
+    """
+
+    def choose(actors, keys, t, episodes, acting_states):
+        if stopping is not None and stopping.is_set():
+            raise Stopping
+        parts = [own_part(episodes, index, num_envs) for index in range(len(chooses))]
+        each = zip(chooses, actors, keys, parts, acting_states, strict=True)
+        chosen = [choose(actor, key, t, part, acting) for choose, actor, key, part, acting in each]
+        given, *others = zip(*chosen, strict=True)
+        return joined(given), *others
+
+    return choose
+
+
+def finding_lost(lost: set[int], broken: dict[int, str], num_envs: int) -> Check:
+    """Returns a function that finds the seeds of a group whose environments return bad numbers.
+
+    The function is for `host_rollout`. It raises `NotFinite` if all seeds are lost.
+
+    Args:
+        lost: the indices of the seeds that are not trained any longer. The function adds to it.
+        broken: gets the error message of each seed that the function adds to `lost`.
+        num_envs: number of environments of each seed.
+    """
+
+    def check(env, numbers, mask, when, length=None):
+        owners = np.repeat(np.arange(len(mask) // num_envs), num_envs)
+        for index in set(owners.tolist()) - lost:
+            own, rows = owners == index, owners[mask] == index
+            of_seed = lambda x, own=own, rows=rows: x[own if len(x) == len(own) else rows]
+            own_length = None if length is None else length[own]
+            try:
+                require_sound(env, jax.tree.map(of_seed, numbers), mask[own], when, own_length)
+            except NotFinite as error:
+                lost.add(index)
+                broken[index] = str(error)
+                if lost.issuperset(owners.tolist()):
+                    raise
+        return np.isin(owners, list(lost))
+
+    return check
+
+
+def advance_seeds(
     env: Environment,
-    programs: HostPrograms,
+    programs: Sequence[HostPrograms],
     pool: Pool,
-    state: State,
+    states: Sequence[State],
     count: int,
-    broke: Callable[[str], Any],
-) -> tuple[State, list[Any]]:
-    """Runs `count` updates of one seed. Stops when its numbers are not finite.
+    alive: Sequence[bool],
+    broken: dict[int, str],
+    stopping: threading.Event,
+) -> list[tuple[State, list[Any]]]:
+    """Runs `count` updates of the seeds of a group. A seed stops when its numbers are not finite.
+
+    The environments of a seed that has stopped go on, because the pool steps all environments.
 
     Args:
         env: the environment.
-        programs: the programs of the seed.
-        pool: copies of the environment.
-        state: the state of the seed.
+        programs: the programs of each seed.
+        pool: copies of the environment, an equal number for each seed.
+        states: the state of each seed.
         count: number of updates.
-        broke: is called with the error message if numbers of the environment are not finite.
+        alive: which seeds have not stopped earlier. At least one has not.
+        broken: gets the error message of each seed whose environment returns bad numbers.
+        stopping: if it is set, the function raises `Stopping`.
 
     Returns:
-        The state after the last update whose numbers are finite, and `(metrics, health)` of each
-        update. Updates that were not done have `programs.broken`.
+        For each seed: the state after the last update whose numbers are finite, and `(metrics,
+        health)` of each update. Updates that were not done have `programs.broken`.
     """
+    states, outputs = list(states), [[] for _ in states]
+    num_envs = states[0].rollout.episodes.length.shape[0]
+    lost = {index for index, living in enumerate(alive) if not living}
+    choose = choose_for_all([program.choose for program in programs], num_envs, stopping)
+    check = finding_lost(lost, broken, num_envs)
 
-    def collect(state):
-        rollout = state.rollout
+    def collect(states):
+        rollouts = [state.rollout for state in states]
         try:
             episodes, acting, trajectory = host_rollout(
                 env,
                 pool,
-                programs.choose,
-                state.actor,
-                next_key(state),
-                rollout.episodes,
-                rollout.acting,
-                programs.num_steps,
+                choose,
+                [state.actor for state in states],
+                [next_key(state) for state in states],
+                joined([rollout.episodes for rollout in rollouts]),
+                [rollout.acting for rollout in rollouts],
+                programs[0].num_steps,
+                check,
             )
-        except NotFinite as error:
-            broke(str(error))
-            return None
-        return rollout.after(episodes, acting), trajectory
+        except NotFinite:  # the last living seed is lost
+            return
+        for index in set(range(len(states))) - lost:
+            rollout = rollouts[index].after(own_part(episodes, index, num_envs), acting[index])
+            own = own_part(trajectory._replace(action=(), noise=()), index, num_envs, axis=1)
+            chosen = {"action": trajectory.action[index], "noise": trajectory.noise[index]}
+            yield index, rollout, own._replace(**chosen)
 
-    batch, outputs = collect(state), []
-    while batch is not None:
-        rollout, trajectory = batch
-        collected = state._replace(rollout=rollout)
-        improved, *to_fit, health = programs.improve(collected, trajectory)
-        critic, output = programs.fit(collected.critic, *to_fit, health)  # the call does not wait
-        more = len(outputs) + 1 < count
-        # The environment must not see actions of a broken policy.
-        batch = collect(improved) if more and health.finite else None
-        outputs.append(output)
-        if not output[1].finite:
-            break
-        state = improved._replace(critic=critic)
-    return state, outputs + [programs.broken] * (count - len(outputs))
+    batch = list(collect(states))
+    for update in range(count):
+        improved = {
+            index: programs[index].improve(states[index]._replace(rollout=rollout), trajectory)
+            for index, rollout, trajectory in batch
+        }
+        fitted = {  # the calls do not wait
+            index: programs[index].fit(states[index].critic, *to_fit)
+            for index, (_, *to_fit) in improved.items()
+        }
+        acting = list(states)  # the environment must not see actions of a broken policy
+        for index, (state, *_, health) in improved.items():
+            if health.finite:
+                acting[index] = state
+            else:
+                lost.add(index)
+        more = update + 1 < count and len(lost) < len(states)
+        batch = list(collect(acting)) if more else []
+        for index, (critic, output) in fitted.items():
+            outputs[index].append(output)
+            if output[1].finite:
+                states[index] = improved[index][0]._replace(critic=critic)
+            else:
+                lost.add(index)
+        batch = [x for x in batch if x[0] not in lost]
+    rest = [[x.broken] * (count - len(done)) for x, done in zip(programs, outputs, strict=True)]
+    return [(x, done + own) for x, done, own in zip(states, outputs, rest, strict=True)]
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """One call runs many settings with several seeds each, and ranks the settings."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -253,15 +254,16 @@ def sweep(
             are
             limits on costs, the settings whose mean costs of these episodes keep their own limits
             come first.
-        batch: maximum number of runs in parallel. None stands for the number of seeds if the
-            environment runs on the host. Otherwise it stands for 16 on a CPU, and for as many as
-            fit into half of the free memory on an accelerator.
+        batch: maximum number of runs in parallel. If the environment runs on the host, None stands
+            for as many whole settings as keep twice the number of cores busy, and for at least one
+            setting. Otherwise it stands for 16 on a CPU, and for as many as fit into half of the
+            free memory on an accelerator.
         out: folder for files, which are written after every block of runs. If it holds the same
             sweep, that sweep is continued. None writes no files.
         progress: whether to show progress.
         placement: the devices that the runs are split over; None for the default device.
-        env_processes: whether each copy of a Gymnasium or PettingZoo environment runs in its own
-            process.
+        env_processes: whether the copies of a Gymnasium or PettingZoo environment run in processes,
+            one for each core.
         env_args: keyword arguments for an environment that is given by its name.
         wrappers: functions that wrap the environment, or their names; see `trpo_jax.make_env`.
         env_timeout: most seconds that a reset or a step of an environment on the host may take.
@@ -498,8 +500,8 @@ def run_compilation(
     with console.status("Compiling"):
         if plan.task.env.open is None:
             program = compile_sweep(make, fields, len(pending), room, plan.batch, plan.placement)
-        else:  # by default, the seeds of one setting run in parallel, as in a training run
-            program = compile_host_sweep(make, fields, plan.batch or len(plan.seeds), room)
+        else:
+            program = compile_host_sweep(make, fields, plan.batch or host_block(plan.seeds), room)
     values = ", ".join(f"{name} = {value}" for name, value in compilation.static.items())
     size = program.block_size
     takes = "at a time"
@@ -541,6 +543,14 @@ def run_compilation(
             if plan.folder is not None and is_first():
                 rows = table(plan, results)
                 write_csv(plan.folder / RESULTS, list(rows[0]), [row.values() for row in rows])
+
+
+def host_block(seeds: Sequence[int]) -> int:
+    """Returns the default number of runs in parallel if the environment runs on the host.
+
+    A block has whole settings, with two runs for each core.
+    """
+    return len(seeds) * max(1, 2 * (os.cpu_count() or 1) // len(seeds))
 
 
 def table(plan: SweepPlan, results: Mapping[Key, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -112,8 +112,8 @@ def train(
         seeds: a number n for the seeds 0 to n - 1, or the seeds themselves.
         total_steps: environment steps of each seed, rounded down to whole updates.
         evaluation_episodes: number of episodes for evaluating the policy of a seed.
-        env_processes: whether each copy of a Gymnasium or PettingZoo environment runs in its own
-            process.
+        env_processes: whether the copies of a Gymnasium or PettingZoo environment run in processes,
+            one for each core.
         env_args: keyword arguments for an environment that is given by its name.
         wrappers: functions that wrap the environment, or their names as "module:name", applied in
             order; see `trpo_jax.make_env`.
