@@ -39,6 +39,27 @@ def pytest_unconfigure():
         shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Compiles equal runs once, for files that repeat and resume runs of suites by their names."""
+    from trpo_jax.running import program
+
+    compile_runs, compiled = program.compile_runs, {}
+
+    def shared(make, num_runs, values, updates_per_chunk, placement=None):
+        algorithm = make(values)
+        key = algorithm.env.name, algorithm.config, num_runs, updates_per_chunk
+        if placement is not None or algorithm.config is None:
+            return compile_runs(make, num_runs, values, updates_per_chunk, placement)
+        if key not in compiled:
+            compiled[key] = compile_runs(make, num_runs, values, updates_per_chunk)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "compile_runs", shared)
+        yield
+
+
 @pytest.fixture
 def x64():
     """Runs a test in float64, so that results agree with an oracle to many digits."""
