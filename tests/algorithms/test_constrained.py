@@ -349,6 +349,8 @@ def test_a_cost_that_is_nan_on_the_host_stops_the_seed_and_is_named():
 
 
 LIMIT = 5.0
+HEAVY = [pytest.param(name, marks=pytest.mark.heavy) for name in ("trpo_pid", "ppo_lag", "pcpo")]
+TRAINED = ["cpo", "trpo_lag", *HEAVY]
 
 
 @functools.cache
@@ -362,13 +364,7 @@ def on_the_road(name):
     return {metric: np.asarray(x)[-num_updates // 2 :] for metric, x in metrics.items()}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in ("cpo", "trpo_lag") else pytest.param(name, marks=pytest.mark.heavy)
-        for name in PLAIN
-    ],
-)
+@pytest.mark.parametrize("name", TRAINED)
 def test_training_finds_the_best_policy_within_the_limit(name):
     late = on_the_road(name)
     best = native.best_return(LIMIT)
@@ -376,8 +372,6 @@ def test_training_finds_the_best_policy_within_the_limit(name):
     assert late["episodic_cost"].mean() <= 1.02 * LIMIT
 
 
-@pytest.mark.parametrize(
-    "name", ["trpo_lag", *(pytest.param(x, marks=pytest.mark.heavy) for x in ("trpo_pid", "ppo_lag"))]
-)
+@pytest.mark.parametrize("name", TRAINED[1:4])
 def test_the_multiplier_converges_to_the_value_of_a_toll(name):
     np.testing.assert_allclose(on_the_road(name)["cost_multiplier"].mean(), 0.75, atol=0.03)

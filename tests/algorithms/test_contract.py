@@ -64,7 +64,10 @@ def test_the_methods_use_a_replaced_primitive(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_reward_signal_the_policy_stays_the_same(name):
-    """All rewards are the same. Without this rule, the policy would follow errors of the critic."""
+    """All rewards are the same. Without this rule, the policy would follow errors of the critic.
+
+    No update uses a key twice, and no number is NaN.
+    """
     box = Box(-np.ones(1, np.float32), np.ones(1, np.float32))
     counter = lambda reward: probes.counter(time_limit=3, reward=reward)._replace(action=box)
 
@@ -72,17 +75,19 @@ def test_without_a_reward_signal_the_policy_stays_the_same(name):
     def run(rewards):
         def update(state, reward):
             state, metrics = make(name, env=counter(reward)).update(state)
-            return state, (state.actor.policy_params, metrics["reward_signal"])
+            return state, (state.actor.policy_params, metrics)
 
         start = make(name, env=counter(0.0)).init(jax.random.key(0))
         return start.actor.policy_params, *jax.lax.scan(update, start, rewards)[1]
 
-    for constant in (0.0, 1.5):
-        start, params, signal = run(jnp.array([constant, constant]))
-        assert signal.tolist() == [False, False]
-        chex.assert_trees_all_equal(jax.tree.map(lambda x: jnp.stack([x, x]), start), params)
-    *_, signal = run(jnp.array([0.0, -1.5]))  # a termination would escape this reward
-    assert signal.tolist() == [False, True]
+    with jax.debug_key_reuse(True), jax.debug_nans(True):
+        for constant in (0.0, 1.5):
+            start, params, metrics = run(jnp.array([constant, constant]))
+            assert metrics["reward_signal"].tolist() == [False, False]
+            chex.assert_trees_all_equal(jax.tree.map(lambda x: jnp.stack([x, x]), start), params)
+        *_, metrics = run(jnp.array([0.0, -1.5]))  # a termination would escape this reward
+    assert metrics["reward_signal"].tolist() == [False, True]
+    assert all(np.isfinite(x).all() for x in metrics.values())
 
 
 def assert_keeps_types(algorithm):
@@ -103,7 +108,7 @@ def test_other_solvers_and_explorations_keep_their_types_if_float64_is_enabled()
     assert_keeps_types(make("trpo", **settings))
 
 
-@pytest.mark.parametrize("name", ["trpo", "qprop", "trpo_vine"])
+@pytest.mark.parametrize("name", ["trpo", "qprop"])
 def test_correlated_exploration_uses_no_key_twice_and_gives_no_nan(name):
     algorithm = make(name, exploration="ou")
     with jax.debug_key_reuse(True), jax.debug_nans(True):
@@ -111,17 +116,31 @@ def test_correlated_exploration_uses_no_key_twice_and_gives_no_nan(name):
     assert all(np.isfinite(x) for x in metrics.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [*((name, {}) for name in NAMES), ("trpo", {"solver": "kronecker"})]
-)
-def test_algorithms_learn_from_trees_of_observations_masks_and_joint_actions(name, settings):
-    """No key is used twice, and no number is NaN."""
+def with_trees(name, **settings):
+    """Returns an algorithm on trees of observations. If it can, it has masks and joint actions."""
     continuous = name == "qprop"
     team = isinstance(algorithms.get(name).Config(), Team)  # the actions of a team are no trees
     env = probes.noise(parts=True, masked=not continuous, joint=not team)
     if continuous:
         env = env._replace(action=env.action["push"])
-    algorithm = make(name, env, **settings)
+    return make(name, env, **settings)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_algorithms_take_trees_of_observations_masks_and_joint_actions(name):
+    assert_keeps_types(with_trees(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        # One algorithm for each kind of policy step.
+        *((name, {}) for name in ("trpo", "ppo", "ua_trpo", "qprop", "trpo_vine", "cpo", "hatrpo")),
+        ("trpo", {"solver": "kronecker"}),
+    ],
+)
+def test_algorithms_learn_from_trees_of_observations_masks_and_joint_actions(name, settings):
+    algorithm = with_trees(name, **settings)
 
     @jax.jit
     def run(key):
