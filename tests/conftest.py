@@ -7,11 +7,13 @@ from importlib.metadata import version
 
 from jaxtyping import install_import_hook
 
-# Compilation takes most of the time of the tests, and these emitters take half of it. Later
-# versions do not have this flag, and XLA aborts if it does not know a flag.
+# Compilation takes most of the time of the tests, and these emitters take half of it. One part of
+# a program compiles faster than many parts, since the tests use every core in any case. Later
+# versions may not have these flags, and XLA aborts if it does not know a flag.
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        " --xla_cpu_parallel_codegen_split_count=1"
     )
 # All tests and their child processes share one cache of compiled programs. The first process makes
 # the cache, unless JAX_COMPILATION_CACHE_DIR names one. Such a cache is kept.
@@ -35,6 +37,27 @@ def pytest_unconfigure():
     """Removes the cache of compiled programs."""
     if FIRST:
         shutil.rmtree(PROGRAMS, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Compiles equal runs once, for files that repeat and resume runs of suites by their names."""
+    from trpo_jax.running import program
+
+    compile_runs, compiled = program.compile_runs, {}
+
+    def shared(make, num_runs, values, updates_per_chunk, placement=None):
+        algorithm = make(values)
+        key = algorithm.env.name, algorithm.config, num_runs, updates_per_chunk
+        if placement is not None or algorithm.config is None:
+            return compile_runs(make, num_runs, values, updates_per_chunk, placement)
+        if key not in compiled:
+            compiled[key] = compile_runs(make, num_runs, values, updates_per_chunk)
+        return compiled[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "compile_runs", shared)
+        yield
 
 
 @pytest.fixture

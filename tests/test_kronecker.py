@@ -195,8 +195,8 @@ def test_algorithms_find_the_same_direction_in_fewer_iterations(module, settings
     def metrics(**solver):
         config = module.Config(**(SMALL | settings | solver), damping=1e-3)
         algorithm = module.make(env, config)
-        state = jax.jit(algorithm.init)(jax.random.key(0))
-        return jax.jit(algorithm.update)(state)[1]
+        run = jax.jit(lambda key: algorithm.update(algorithm.init(key))[1])
+        return run(jax.random.key(0))
 
     plain, preconditioned = metrics(cg_iters=60), metrics(cg_iters=8, solver="kronecker")
     name = "gradient_dot_direction"

@@ -57,15 +57,19 @@ def classification(seed=0, examples=20):
 
 def updated(optimizer, params, distribution_fn, loss, state=None, **extra):
     """Returns the update and the state after one step."""
-    state = optimizer.init(params) if state is None else state
-    return optimizer.update(
-        jax.grad(loss)(params),
-        state,
-        params,
-        distribution_fn=distribution_fn,
-        value_fn=loss,
-        **extra,
-    )
+
+    @jax.jit
+    def step(params, state, extra):
+        return optimizer.update(
+            jax.grad(loss)(params),
+            state,
+            params,
+            distribution_fn=distribution_fn,
+            value_fn=loss,
+            **extra,
+        )
+
+    return step(params, optimizer.init(params) if state is None else state, extra)
 
 
 def assert_dense_step(updates, params, distribution_fn, loss, **tolerances):

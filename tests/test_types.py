@@ -1,4 +1,4 @@
-"""Tests what static type checkers see of the library."""
+"""Tests what static type checkers see of the library. The heavy test runs pyright."""
 
 import ast
 import subprocess
@@ -41,6 +41,7 @@ def test_the_package_has_a_py_typed_file():
     assert (PACKAGE / "py.typed").is_file()
 
 
+@pytest.mark.heavy
 def test_pyright_finds_only_the_expected_mistakes():
     pytest.importorskip("pyright", reason="uv sync")
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]

@@ -61,7 +61,14 @@ def without_limit(name, memory, optimized):
     return updated(algorithm, 4, optimized)
 
 
-@pytest.mark.parametrize(("name", "memory"), [*((name, False) for name in PLAIN), ("cpo", True)])
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [
+        *((name, False) for name in PLAIN if name != "ppo_lag"),
+        pytest.param("ppo_lag", False, marks=pytest.mark.heavy),
+        pytest.param("cpo", True, marks=pytest.mark.heavy),
+    ],
+)
 def test_without_an_active_limit_the_result_is_that_of_the_plain_algorithm(name, memory):
     settings = {"cost_limit": 1e6} | (MEMORY if memory else {})
     # Without optimisations, XLA rounds these two cases differently from the plain algorithm.
@@ -239,14 +246,20 @@ def test_each_gain_of_the_pid_controller(gains, expected):
 def test_the_margin_follows_the_excess_and_lowers_the_limit():
     env = native.toll_road()
     settings = {"cost_limit": 9.5, "num_envs": 16, "num_steps": 20, "max_kl": 0.1}
-    with_margin, metrics = updated(make("cpo", env, cost_margin_rate=0.5, **settings), 6)
+
+    @jax.jit
+    def run(rate):
+        algorithm = make("cpo", env, cost_margin_rate=rate, **settings)
+        state = algorithm.init(jax.random.key(0))
+        return jax.lax.scan(lambda state, _: algorithm.update(state), state, length=6)
+
+    (with_margin, metrics), (without, _) = run(0.5), run(0.0)
     margin, expected = 0.0, []
     for excess in metrics["cost_excess"]:
         margin = max(margin + 0.5 * float(excess), 0.0)
         expected.append(margin)
     np.testing.assert_allclose(metrics["cost_margin"], expected, rtol=1e-5)
     assert max(expected) > 0
-    without, _ = updated(make("cpo", env, **settings), 6)
     pairs = zip(
         *(jax.tree.leaves(x.actor.policy_params) for x in (with_margin, without)), strict=True
     )
@@ -336,6 +349,8 @@ def test_a_cost_that_is_nan_on_the_host_stops_the_seed_and_is_named():
 
 
 LIMIT = 5.0
+HEAVY = [pytest.param(name, marks=pytest.mark.heavy) for name in ("trpo_pid", "ppo_lag", "pcpo")]
+TRAINED = ["cpo", "trpo_lag", *HEAVY]
 
 
 @functools.cache
@@ -349,7 +364,7 @@ def on_the_road(name):
     return {metric: np.asarray(x)[-num_updates // 2 :] for metric, x in metrics.items()}
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", TRAINED)
 def test_training_finds_the_best_policy_within_the_limit(name):
     late = on_the_road(name)
     best = native.best_return(LIMIT)
@@ -357,6 +372,6 @@ def test_training_finds_the_best_policy_within_the_limit(name):
     assert late["episodic_cost"].mean() <= 1.02 * LIMIT
 
 
-@pytest.mark.parametrize("name", ["trpo_lag", "trpo_pid", "ppo_lag"])
+@pytest.mark.parametrize("name", TRAINED[1:4])
 def test_the_multiplier_converges_to_the_value_of_a_toll(name):
     np.testing.assert_allclose(on_the_road(name)["cost_multiplier"].mean(), 0.75, atol=0.03)

@@ -38,104 +38,117 @@ def make(name, env=None, **settings):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_methods_use_a_replaced_primitive(name):
+    """Each replaced primitive returns a dtype or names of its own. The methods are only traced."""
     algorithm = make(name)
+    marked = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
     changed = {
-        "init": lambda key: algorithm.init(key)._replace(num_updates=jnp.array(7)),
-        "act": lambda *args: (algorithm.act(*args)[0] + 100, *algorithm.act(*args)[1:]),
+        "init": lambda key: algorithm.init(key)._replace(num_updates=jnp.zeros((), jnp.int8)),
+        "act": lambda *args: (marked(algorithm.act(*args)[0]), *algorithm.act(*args)[1:]),
         "improve": lambda *args: (*algorithm.improve(*args)[:2], {"own": jnp.ones(())}),
-        "fit": lambda critic, fit_input: (critic, {"fitted": jnp.zeros(())}),
+        "fit": lambda critic, fit_input: (marked(critic), {"fitted": jnp.zeros(())}),
         "num_steps": 5,
     }
     other = algorithm._replace(**changed)
 
-    @jax.jit
     def run(key):
         state = other.init(key)
-        _, trajectory = other.collect(state)
-        return state, trajectory, *other.update(state)
+        return other.collect(state)[1], *other.update(state)
 
-    state, trajectory, updated, metrics = run(jax.random.key(0))
-    assert state.num_updates == 7
+    trajectory, updated, metrics = jax.eval_shape(run, jax.random.key(0))
+    assert updated.num_updates.dtype == jnp.int8
     assert trajectory.action.shape[0] == 5
-    assert trajectory.action.min() > 50
+    assert trajectory.action.dtype == jnp.bfloat16
     assert set(metrics) == {"own", "fitted"}
-    for a, b in zip(*map(jax.tree.leaves, (updated.critic, state.critic)), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_no_key_is_used_twice_and_no_number_is_nan(name):
-    correlated = hasattr(algorithms.get(name).Config(), "exploration")
-    algorithm = make(name, **({"exploration": "ou"} if correlated else {}))
-    with jax.debug_key_reuse(True), jax.debug_nans(True):
-        state = jax.jit(algorithm.init)(jax.random.key(0))
-        _, metrics = jax.jit(algorithm.update)(state)
-    assert all(np.isfinite(x) for x in metrics.values())
+    assert {x.dtype for x in jax.tree.leaves(updated.critic)} == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_reward_signal_the_policy_stays_the_same(name):
-    """All rewards are the same. Without this rule, the policy would follow errors of the critic."""
+    """All rewards are the same. Without this rule, the policy would follow errors of the critic.
+
+    No update uses a key twice, and no number is NaN.
+    """
     box = Box(-np.ones(1, np.float32), np.ones(1, np.float32))
     counter = lambda reward: probes.counter(time_limit=3, reward=reward)._replace(action=box)
 
     @jax.jit
     def run(rewards):
-        update = lambda reward, state: make(name, env=counter(reward)).update(state)
-        states = [make(name, env=counter(0.0)).init(jax.random.key(0))]
-        metrics = []
-        for reward in rewards:
-            state, metric = update(reward, states[-1])
-            states.append(state)
-            metrics.append(metric["reward_signal"])
-        return [state.actor.policy_params for state in states], metrics
+        def update(state, reward):
+            state, metrics = make(name, env=counter(reward)).update(state)
+            return state, (state.actor.policy_params, metrics)
 
-    for constant in (0.0, 1.5):
-        (start, *params), metrics = run(jnp.array([constant, constant]))
-        assert [bool(x) for x in metrics] == [False, False]
-        chex.assert_trees_all_equal(start, *params)
-    _, metrics = run(jnp.array([0.0, -1.5]))  # a termination would escape this reward
-    assert [bool(x) for x in metrics] == [False, True]
+        start = make(name, env=counter(0.0)).init(jax.random.key(0))
+        return start.actor.policy_params, *jax.lax.scan(update, start, rewards)[1]
+
+    with jax.debug_key_reuse(True), jax.debug_nans(True):
+        for constant in (0.0, 1.5):
+            start, params, metrics = run(jnp.array([constant, constant]))
+            assert metrics["reward_signal"].tolist() == [False, False]
+            chex.assert_trees_all_equal(jax.tree.map(lambda x: jnp.stack([x, x]), start), params)
+        *_, metrics = run(jnp.array([0.0, -1.5]))  # a termination would escape this reward
+    assert metrics["reward_signal"].tolist() == [False, True]
+    assert all(np.isfinite(x).all() for x in metrics.values())
+
+
+def assert_keeps_types(algorithm):
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    learnt, _ = jax.eval_shape(algorithm.update, state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(learnt, state)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_update_keeps_its_types_if_float64_is_enabled(name):
-    algorithm = make(name)
-    state = algorithm.init(jax.random.key(0))
-    learnt, _ = jax.jit(algorithm.update)(state)
-    types = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
-    assert types(learnt) == types(state)
+    assert_keeps_types(make(name))
 
 
 @pytest.mark.usefixtures("x64")
 def test_other_solvers_and_explorations_keep_their_types_if_float64_is_enabled():
-    algorithm = make("trpo", solver="kronecker", exploration="colored", gae_critic="trust_region")
-    state = algorithm.init(jax.random.key(0))
-    learnt, _ = jax.jit(algorithm.update)(state)
-    types = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
-    assert types(learnt) == types(state)
+    settings = {"solver": "kronecker", "exploration": "colored", "gae_critic": "trust_region"}
+    assert_keeps_types(make("trpo", **settings))
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        *(
-            (name, {}) for name in NAMES if name not in ("trpo", "npg", "vpg")
-        ),  # they are much like trpo
-        ("trpo", {"solver": "kronecker"}),
-    ],
-)
-def test_algorithms_learn_from_trees_of_observations_masks_and_joint_actions(name, settings):
+@pytest.mark.parametrize("name", ["trpo", "qprop"])
+def test_correlated_exploration_uses_no_key_twice_and_gives_no_nan(name):
+    algorithm = make(name, exploration="ou")
+    with jax.debug_key_reuse(True), jax.debug_nans(True):
+        _, metrics = jax.jit(lambda key: algorithm.update(algorithm.init(key)))(jax.random.key(0))
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
+def with_trees(name, **settings):
+    """Returns an algorithm on trees of observations. If it can, it has masks and joint actions."""
     continuous = name == "qprop"
     team = isinstance(algorithms.get(name).Config(), Team)  # the actions of a team are no trees
     env = probes.noise(parts=True, masked=not continuous, joint=not team)
     if continuous:
         env = env._replace(action=env.action["push"])
-    algorithm = make(name, env, **settings)
-    with jax.debug_nans(True):
-        state = jax.jit(algorithm.init)(jax.random.key(0))
-        learnt, metrics = jax.jit(algorithm.update)(state)
+    return make(name, env, **settings)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_algorithms_take_trees_of_observations_masks_and_joint_actions(name):
+    assert_keeps_types(with_trees(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        # One algorithm for each kind of policy step.
+        *((name, {}) for name in ("trpo", "ppo", "ua_trpo", "qprop", "trpo_vine", "cpo", "hatrpo")),
+        ("trpo", {"solver": "kronecker"}),
+    ],
+)
+def test_algorithms_learn_from_trees_of_observations_masks_and_joint_actions(name, settings):
+    algorithm = with_trees(name, **settings)
+
+    @jax.jit
+    def run(key):
+        state = algorithm.init(key)
+        return state, *algorithm.update(state)
+
+    with jax.debug_key_reuse(True), jax.debug_nans(True):
+        state, learnt, metrics = run(jax.random.key(0))
     assert all(np.isfinite(x) for x in metrics.values())
     assert metrics["kl"] > 0 or metrics["step_rejected"]
     before, after = (getattr(x.critic, "own", x.critic).params for x in (state, learnt))

@@ -37,7 +37,8 @@ def test_decay_steps_lets_the_length_of_the_step_fall_to_zero_and_stay_there(cas
     settings = learning.SMALL | CONSTANT | settings
     per_update = module.make(env, module.Config(**settings)).steps_per_update
     algorithm = module.make(env, module.Config(**settings, decay_steps=4 * per_update))
-    state, trajectory = jax.jit(algorithm.collect)(algorithm.init(jax.random.key(0)))
+    collect = jax.jit(lambda key: algorithm.collect(algorithm.init(key)))
+    state, trajectory = collect(jax.random.key(0))
 
     @jax.jit
     @jax.vmap

@@ -50,8 +50,9 @@ def test_hatrpo_of_one_agent_is_trpo_bit_for_bit(continuous, own):
     config = hatrpo.Config(**SMALL | own, normalize_values=False)
     team = hatrpo.make(probes.team_of(env, 1), config)
     states = [jax.jit(x.init)(jax.random.key(0)) for x in (alone, team)]
+    updates = [jax.jit(x.update) for x in (alone, team)]
     for _ in range(3):
-        updated = [jax.jit(x.update)(s) for x, s in zip((alone, team), states, strict=True)]
+        updated = [update(state) for update, state in zip(updates, states, strict=True)]
         states, metrics = zip(*updated, strict=True)
     assert metrics[0]["kl"] > 0
     of_team = jax.tree.map(lambda x: x[0], states[1].actor.policy_params)
@@ -236,17 +237,22 @@ def emptied(x, like):
 
 def step_of(params, distributions, actions, advantages):
     """Returns a trust-region step with an exact solution."""
-    product = fisher_vector_product(distributions, params)
-    return trust_region_step(
-        params,
-        distributions,
-        importance_sampled_surrogate(actions, advantages),
-        damped_solver(product, damping=0.1, num_iterations=30),
-        max_kl=0.01,
-        damping=0.1,
-        line_search_steps=10,
-        line_search_shrink=0.8,
-    )
+
+    @jax.jit
+    def step(params, actions, advantages):
+        product = fisher_vector_product(distributions, params)
+        return trust_region_step(
+            params,
+            distributions,
+            importance_sampled_surrogate(actions, advantages),
+            damped_solver(product, damping=0.1, num_iterations=30),
+            max_kl=0.01,
+            damping=0.1,
+            line_search_steps=10,
+            line_search_shrink=0.8,
+        )
+
+    return step(params, actions, advantages)
 
 
 MEAN_OF_COMPONENTS = hatrpo.Config(max_kl_per_dimension=True)

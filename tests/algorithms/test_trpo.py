@@ -50,21 +50,22 @@ def test_probe_with_the_critic_in_a_trust_region(probe):
 def one_update(cartpole):
     algorithm = trpo.make(cartpole, trpo.Config(**SMALL, fisher_subsample=4))
     state = jax.jit(algorithm.init)(jax.random.key(3))
-    state, _ = jax.jit(algorithm.update)(state)  # the statistics differ from their start
+    update = jax.jit(algorithm.update)
+    state, _ = update(state)  # the statistics differ from their start
     collected, trajectory = jax.jit(algorithm.collect)(state)
     learnt, metrics = jax.jit(algorithm.learn)(collected, trajectory)
-    return algorithm, state, collected, trajectory, learnt, metrics
+    return algorithm, update, state, collected, trajectory, learnt, metrics
 
 
 def test_update_is_learn_after_collect(one_update):
-    algorithm, state, _, _, learnt, metrics = one_update
-    new_state, new_metrics = jax.jit(algorithm.update)(state)
+    _, update, state, _, _, learnt, metrics = one_update
+    new_state, new_metrics = update(state)
     chex.assert_trees_all_close(new_state.actor, learnt.actor, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(new_metrics, metrics, rtol=1e-4, atol=1e-5)
 
 
 def test_the_kl_compares_both_policies_with_the_statistics_of_the_rollout(one_update):
-    algorithm, state, collected, trajectory, learnt, metrics = one_update
+    algorithm, _, state, collected, trajectory, learnt, metrics = one_update
     chex.assert_trees_all_equal(collected.actor, state.actor)
     frozen = state.actor.observation_statistics
     assert learnt.actor.observation_statistics.count == frozen.count + 64
@@ -81,7 +82,7 @@ def test_the_kl_compares_both_policies_with_the_statistics_of_the_rollout(one_up
 
 
 def test_advantages_use_the_critic_before_its_fit(one_update):
-    _, state, _, trajectory, _, metrics = one_update
+    _, _, state, _, trajectory, _, metrics = one_update
     critic = make_critic(envs.make("CartPole-v1").observation, hidden_sizes=(8,))
     see = lambda x: normalize(state.actor.observation_statistics, x)
     old_values = critic.apply(state.critic.params, see(trajectory.observation))
@@ -103,21 +104,21 @@ def test_the_gradient_is_not_subsampled():
     algorithm = trpo.make(
         probes.constant_value(), trpo.Config(**SMALL, fisher_subsample=4, gae_lambda=0.0)
     )
-    state = algorithm.init(jax.random.key(0))
-    state, trajectory = algorithm.collect(state)
+    collect = jax.jit(lambda key: algorithm.collect(algorithm.init(key)))
+    state, trajectory = collect(jax.random.key(0))
     skipped = jnp.arange(16)[:, None] % 4 != 0
     silent = jnp.zeros_like(trajectory.reward)
     # Only skipped states have rewards. They are centred, so the other states have no advantage.
     reward = jnp.where(skipped, 1.0 - 2.0 * trajectory.action, silent)
     critic = jax.tree.map(jnp.zeros_like, state.critic)
     state = state._replace(critic=critic)
-    _, metrics = algorithm.learn(state, trajectory._replace(reward=reward))
+    _, metrics = jax.jit(algorithm.learn)(state, trajectory._replace(reward=reward))
     assert metrics["surrogate_gain"] > 0.01
     assert metrics["step_rejected"] == 0
 
 
 def test_the_fisher_matrix_uses_every_kth_time_step(one_update):
-    _, state, _, trajectory, _, metrics = one_update  # fisher_subsample = 4
+    _, _, state, _, trajectory, _, metrics = one_update  # fisher_subsample = 4
     policy = make_policy(envs.make("CartPole-v1").observation, Discrete(2), hidden_sizes=(8,))
     critic = make_critic(envs.make("CartPole-v1").observation, hidden_sizes=(8,))
     see = lambda x: normalize(state.actor.observation_statistics, x)
@@ -212,7 +213,7 @@ def test_an_update_needs_memory_for_about_four_copies_of_its_observations(settin
 
 def test_a_rejected_step_keeps_the_policy_bit_for_bit(cartpole):
     algorithm = trpo.make(cartpole, trpo.Config(**SMALL, kl_peak=1e-20))
-    state = algorithm.init(jax.random.key(0))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
     new_state, metrics = jax.jit(algorithm.update)(state)
     assert metrics["step_rejected"] == 1
     assert metrics["kl"] == 0
@@ -297,9 +298,10 @@ def test_new_statistics_change_the_policy_by_less_than_the_trust_region():
     """The KL divergence between the old and the new statistics, with the same parameters."""
     env = envs.make("MountainCar-v0")
     algorithm = trpo.make(env, trpo.Config(**(SMALL | {"num_steps": 64})))
-    update, state = jax.jit(algorithm.update), algorithm.init(jax.random.key(0))
+    update, collect = jax.jit(algorithm.update), jax.jit(algorithm.collect)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
     for _ in range(4):
-        _, trajectory = algorithm.collect(state)
+        _, trajectory = collect(state)
         new_state, _ = update(state)
         frozen = new_state.actor._replace(observation_statistics=state.actor.observation_statistics)
         _, through_old = algorithm.policy(frozen, (), trajectory.observation)
@@ -311,10 +313,10 @@ def test_new_statistics_change_the_policy_by_less_than_the_trust_region():
 def test_scale_rewards_divides_by_the_deviation_of_discounted_sums():
     env = probes.counter(time_limit=6)
     algorithm = trpo.make(env, trpo.Config(**SMALL, scale_rewards=True))
-    state = algorithm.init(jax.random.key(0))
-    state, trajectory = algorithm.collect(state)
+    collect = jax.jit(lambda key: algorithm.collect(algorithm.init(key)))
+    state, trajectory = collect(jax.random.key(0))
     assert isinstance(trajectory, Transition)
-    state, _ = algorithm.learn(state, trajectory)
+    state, _ = jax.jit(algorithm.learn)(state, trajectory)
     sums, total = [], np.zeros(4)
     for reward, done in zip(trajectory.reward, trajectory.done, strict=True):
         total = reward + 0.99 * total
@@ -325,35 +327,40 @@ def test_scale_rewards_divides_by_the_deviation_of_discounted_sums():
     np.testing.assert_allclose(state.rollout.reward_sums, total, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("reward", "expected"),
-    [
-        (lambda count: 1.0, 1.0),
-        (lambda count: 1e6 + 0 * count, 1.0),
-        (lambda count: 1e-6 + 0 * count, 1e-6),
-        (lambda count: 1 + 1e-5 * count, 100.0),  # hardly varies
-        (lambda count: 1e8 * (1 + 1e-5 * count), 100.0),
-        (lambda count: 5e-9 * (count == 2), 1 / np.sqrt(5 / 36)),  # tiny, but the only reward
-    ],
-)
-def test_scaled_rewards_have_a_size_that_a_critic_can_fit(reward, expected):
+REWARDS = [  # rewards of a count, and the size of the largest of the scaled rewards
+    (lambda count: 1.0, 1.0),
+    (lambda count: 1e6 + 0 * count, 1.0),
+    (lambda count: 1e-6 + 0 * count, 1e-6),
+    (lambda count: 1 + 1e-5 * count, 100.0),  # hardly varies
+    (lambda count: 1e8 * (1 + 1e-5 * count), 100.0),
+    (lambda count: 5e-9 * (count == 2), 1 / np.sqrt(5 / 36)),  # tiny, but the only reward
+]
+
+
+def test_scaled_rewards_have_a_size_that_a_critic_can_fit():
     """With a gamma of 0, the targets of the critic are the scaled rewards."""
     env = probes.counter(time_limit=6)
-
-    def step(key, count, action):
-        new, result = env.step(key, count, action)
-        return new, result._replace(reward=jnp.asarray(reward(count), jnp.float32))
-
     config = trpo.Config(**(SMALL | {"num_steps": 36}), scale_rewards=True, gamma=0.0)
-    algorithm = trpo.make(env._replace(step=step), config)
-    state, trajectory = algorithm.collect(algorithm.init(jax.random.key(0)))
-    _, fit_input, _ = algorithm.improve(state, trajectory)
-    np.testing.assert_allclose(np.abs(fit_input.targets).max(), expected, rtol=0.2)
+    numbers = [lambda count, f=f: jnp.asarray(f(count), jnp.float32) for f, _ in REWARDS]
+
+    @jax.jit
+    @jax.vmap
+    def largest_target(index):
+        def step(key, count, action):
+            new, result = env.step(key, count, action)
+            return new, result._replace(reward=jax.lax.switch(index, numbers, count))
+
+        algorithm = trpo.make(env._replace(step=step), config)
+        state, trajectory = algorithm.collect(algorithm.init(jax.random.key(0)))
+        _, fit_input, _ = algorithm.improve(state, trajectory)
+        return jnp.abs(fit_input.targets).max()
+
+    expected = [size for _, size in REWARDS]
+    np.testing.assert_allclose(largest_target(jnp.arange(len(REWARDS))), expected, rtol=0.2)
 
 
 def test_a_restored_state_continues_bit_for_bit(one_update):
-    algorithm, state, *_ = one_update
-    update = jax.jit(algorithm.update)
+    _, update, state, *_ = one_update
     leaves, treedef = jax.tree.flatten(state._replace(key=jax.random.key_data(state.key)))
     restored = jax.tree.unflatten(treedef, [jnp.asarray(np.array(leaf)) for leaf in leaves])
     restored = restored._replace(key=jax.random.wrap_key_data(restored.key))

@@ -203,10 +203,10 @@ def test_every_step_of_the_simulator_counts(num_actions, tried):
         return env.step(key, state, action)
 
     algorithm = trpo_vine.make(env._replace(step=step), trpo_vine.Config(**SMALL))
-    state = algorithm.init(jax.random.key(0))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
     jax.effects_barrier()
     steps.clear()  # without the random actions of the first statistics
-    jax.block_until_ready(algorithm.update(state))
+    jax.block_until_ready(jax.jit(algorithm.update)(state))
     jax.effects_barrier()
     assert algorithm.steps_per_update == len(steps) == 4 * 8 + 16 * tried * 3
 

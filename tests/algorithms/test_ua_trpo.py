@@ -35,7 +35,9 @@ def first_update(env, weights, **settings):
     return jax.jit(lambda weights: jax.lax.map(run, weights))(jnp.asarray(weights))
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(
+    "name", ["CartPole-v1", pytest.param("Pendulum-v1", marks=pytest.mark.heavy)]
+)
 def test_with_c_of_zero_it_is_trpo_bit_for_bit(name):
     env = envs.make(name)
     # With the fusion emitters, which the tests switch off, XLA fuses both programs the same way.

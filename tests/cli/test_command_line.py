@@ -1,13 +1,10 @@
 import argparse
 import dataclasses
 import fnmatch
-import os
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import gymnax
+import jax
 import numpy as np
 import probes
 import pytest
@@ -172,22 +169,17 @@ def test_other_step_counts_are_refused(text):
 
 
 @pytest.mark.parametrize("named", [None, "elsewhere"])
-def test_compiled_programs_are_stored_in_the_cache_of_the_user_or_of_jax(named, tmp_path):
-    code = "import jax; from trpo_jax.cli import command_line; command_line.cache_compilations()"
-    code += "; print(jax.config.jax_compilation_cache_dir)"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    if named:
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / named)
-    output = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(command_line.__file__).parents[2],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert output.stdout.strip() == str(tmp_path / (named or "trpo_jax"))
+def test_compiled_programs_are_stored_in_the_cache_of_the_user_or_of_jax(
+    named, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", named and str(tmp_path / named))
+    try:
+        command_line.cache_compilations()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / (named or "trpo_jax"))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend 'cuda'\nmore")])

@@ -104,8 +104,8 @@ def test_a_run_of_train_can_be_diagnosed(tmp_path, capsys):
     tiny = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "1"]
     tiny += ["--num-seeds", "2", "--total-steps", "768", "--evaluation-episodes", "1", "--quiet"]
     folder = tmp_path / "run"
-    assert train.main(["--env", "Pendulum-v1", *tiny, "--out", str(folder)]) == 0
+    assert train.main([*tiny, "--out", str(folder)]) == 0
     assert diagnose.main([str(folder)]) == 0
-    headline = "TRPO on Pendulum-v1, seeds 0 to 1: 768 environment steps each, in 12 updates"
+    headline = "TRPO on CartPole-v1, seeds 0 to 1: 768 environment steps each, in 12 updates"
     assert headline in capsys.readouterr().out
     assert np.all([len(page) > 10_000 for page in pages(folder)])

@@ -8,7 +8,10 @@ import pytest
 
 from trpo_jax.cli import compare, diagnose, evaluate, plot, render, sweep, train
 
-pytestmark = pytest.mark.xdist_group("full disk")  # one worker, so that the run is shared
+pytestmark = [
+    pytest.mark.xdist_group("full disk"),  # one worker, so that the run is shared
+    pytest.mark.usefixtures("shared_programs"),
+]
 
 TINY = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "1"]
 TINY += ["--total-steps", "128", "--evaluation-episodes", "2"]

@@ -140,6 +140,7 @@ def test_a_sweep_in_two_processes_gives_the_results_of_one_process(tmp_path):
     np.testing.assert_allclose(tables[1], tables[0], rtol=0.02)
 
 
+@pytest.mark.heavy
 def test_a_folder_that_is_not_empty_ends_both_processes(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     words = [*TRAIN, *UPDATES, "--out", str(tmp_path)]
@@ -148,6 +149,7 @@ def test_a_folder_that_is_not_empty_ends_both_processes(tmp_path):
     assert all("is not empty" in text and "Traceback" not in text for text in printed)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("second", "messages"),
     [
@@ -182,6 +184,7 @@ def test_a_process_id_that_is_taken_ends_the_second_process_at_once(monkeypatch,
         processes.join("localhost:7", 1, 2)
 
 
+@pytest.mark.heavy
 def test_a_process_that_never_starts_gives_an_error_of_one_paragraph(tmp_path):
     code = "from trpo_jax import processes; processes.JOINING_SECONDS = 3; "
     code += f"processes.join('localhost:{two_processes.free_port()}', 0, 2)"

@@ -19,6 +19,7 @@ from trpo_jax.records.runs import read_rows
 
 pytestmark = [
     pytest.mark.xdist_group("resume"),  # one worker, so that the run is shared
+    pytest.mark.usefixtures("shared_programs"),
 ]
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,7 @@
 """experiments/train.py, called with the words of a command line."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,27 +20,28 @@ from refusals import refusal
 import trpo_jax
 from trpo_jax import algorithms
 from trpo_jax.cli import train
+from trpo_jax.cli.command_line import flags_in
 from trpo_jax.running.defaults import defaults_for
 
 pytestmark = pytest.mark.xdist_group("script")  # one worker, so that the run is shared
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = [sys.executable, "experiments/train.py"]
 SMALL = ["--num-envs", "2", "--num-steps", "64", "--hidden-sizes", "8", "--critic-epochs", "2"]
 
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "pendulum"
-    command = [*SCRIPT, "--env", "Pendulum-v1", "--num-seeds", "3", "--seed", "5"]
-    command += ["--total-steps", "2000", "--max-kl", "0.02", "--out", str(folder), *SMALL]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return folder, result
+    words = ["--env", "Pendulum-v1", "--num-seeds", "3", "--seed", "5", "--total-steps", "2000"]
+    words += ["--max-kl", "0.02", "--out", str(folder), *SMALL]
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert train.main(words) == 0
+    return folder, out.getvalue(), err.getvalue()
 
 
 def test_a_run_writes_all_its_files(finished_run):
-    folder, _ = finished_run
+    folder, *_ = finished_run
     names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
     assert {path.name for path in folder.iterdir()} == names | {"checkpoints"}
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["15"]  # at the end
@@ -55,10 +58,10 @@ def test_config_json_has_everything_needed_to_repeat_the_run(finished_run):
 
 
 def test_the_command_in_the_config_gives_the_same_numbers_again(finished_run, tmp_path):
-    folder, _ = finished_run
+    folder, *_ = finished_run
     command = json.loads((folder / "config.json").read_text())["command"]
     command[command.index("--out") + 1] = str(tmp_path / "again")
-    subprocess.run([*SCRIPT, *command[2:]], cwd=ROOT, check=True, capture_output=True)
+    assert train.main([*flags_in(command), "--quiet"]) == 0
     for ours, theirs in zip(
         csv.DictReader((folder / "metrics.csv").open()),
         csv.DictReader((tmp_path / "again" / "metrics.csv").open()),
@@ -133,16 +136,13 @@ def test_the_figure_is_a_png_file(finished_run):
 
 
 def test_the_output_shows_progress_and_the_files(finished_run):
-    folder, result = finished_run
-    assert (
-        "TRPO on Pendulum-v1: 1,920 steps in 15 updates for each of the seeds 5 to 7"
-        in result.stdout
-    )
-    assert "update 15/15" in result.stdout
-    assert "steps/s" in result.stdout
-    assert str(folder) in result.stdout
-    assert "\x1b" not in result.stdout  # escape codes are only for terminals
-    assert result.stderr == ""
+    folder, out, err = finished_run
+    assert "TRPO on Pendulum-v1: 1,920 steps in 15 updates for each of the seeds 5 to 7" in out
+    assert "update 15/15" in out
+    assert "steps/s" in out
+    assert str(folder) in out
+    assert "\x1b" not in out  # escape codes are only for terminals
+    assert err == ""
 
 
 def test_quiet_prints_nothing_and_one_seed_has_no_interval(tmp_path, capsys):
@@ -220,16 +220,8 @@ def test_numbers_that_are_not_finite_stop_the_run_and_its_files_are_kept(tmp_pat
 
 def test_ctrl_c_keeps_the_files_and_the_message_says_so(tmp_path):
     out = tmp_path / "interrupted"
-    command = [
-        *SCRIPT,
-        "--total-steps",
-        "100_000_000",
-        "--num-seeds",
-        "1",
-        "--out",
-        str(out),
-        *SMALL,
-    ]
+    command = [sys.executable, "experiments/train.py", "--total-steps", "100_000_000"]
+    command += ["--num-seeds", "1", "--out", str(out), *SMALL]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     metrics = out / "metrics.csv"
     for _ in range(1200):

@@ -1,6 +1,7 @@
 """An exported policy returns the same actions as the policy, without this library."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -41,6 +42,11 @@ CASES = {
     "small images": (SMALL, Discrete(4), {"activation": "relu"}, False),
     "large images": (LARGE, FLOW, {"activation": "relu"}, True),
 }
+
+
+@functools.cache
+def policy_of(case):
+    return random_policy(*CASES[case])
 
 
 def random_policy(observation, action, settings, normalized):
@@ -107,7 +113,7 @@ def run_jax(path, observations):
 @pytest.mark.parametrize("run", [run_npz, run_onnx, run_jax])
 @pytest.mark.parametrize("case", CASES)
 def test_an_exported_policy_returns_the_actions_of_the_policy(run, case, tmp_path):
-    policy = random_policy(*CASES[case])
+    policy = policy_of(case)
     if run is run_onnx:
         pytest.importorskip("onnx")
     path = tmp_path / f"policy.{run.__name__.removeprefix('run_')}"

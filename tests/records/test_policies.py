@@ -1,7 +1,10 @@
+import functools
 import hashlib
 import re
 import resource
+import tempfile
 from contextlib import closing
+from pathlib import Path
 
 import gymnasium
 import host_tasks
@@ -232,10 +235,17 @@ def test_a_file_with_a_flipped_bit_is_refused(tmp_path):
             trpo_jax.load_policy(path)
 
 
+@functools.cache
+def content_of_file():
+    """Returns the content of a policy file, as bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, _, path = saved(Path(folder), envs.make("CartPole-v1"))
+        return serialization.msgpack_restore(path.read_bytes())["content"]
+
+
 def changed_file(tmp_path, **changes):
     """Writes a policy file with some entries changed, and returns its path."""
-    _, _, path = saved(tmp_path, envs.make("CartPole-v1"))
-    content = serialization.msgpack_restore(path.read_bytes())["content"]
+    path, content = tmp_path / "policy.msgpack", content_of_file()
     content = serialization.msgpack_serialize(serialization.msgpack_restore(content) | changes)
     data = {"format": 4, "digest": hashlib.sha256(content).hexdigest(), "content": content}
     path.write_bytes(serialization.msgpack_serialize(data))

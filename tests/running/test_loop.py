@@ -29,7 +29,7 @@ from trpo_jax.running.loop import (
     run_chunks,
     stop_if_interrupted,
 )
-from trpo_jax.running.program import Health, Program
+from trpo_jax.running.program import RUNS_OFTEN, Health, Program, cpu_options
 
 CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}
 
@@ -88,6 +88,16 @@ def test_an_update_and_the_start_are_traced_once():
     jax.eval_shape(own.init, key_shape())  # as the estimate of the memory does
     compile_program(own, (0, 1), 2)
     assert sorted(traced) == ["improve", "init"]
+
+
+@pytest.mark.parametrize(("disabled", "expected"), [(False, RUNS_OFTEN), (True, None)])
+def test_a_program_has_no_optimisations_if_the_user_has_switched_them_off(disabled, expected):
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", disabled)
+    try:
+        assert cpu_options() == expected
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def test_the_error_about_numbers_that_are_not_finite_names_updates_and_seeds():

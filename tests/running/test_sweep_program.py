@@ -131,6 +131,7 @@ np.save("kl.npy", chunk.metrics["kl"])
 """
 
 
+@pytest.mark.heavy
 def test_two_devices_share_a_block(program, tmp_path):
     paths = [Path(__file__).parent, Path(__file__).parents[2]]
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"

@@ -41,6 +41,7 @@ from trpo_jax.running.train import train
 
 pytestmark = [
     pytest.mark.xdist_group("train"),  # one worker, so that the run is shared
+    pytest.mark.usefixtures("shared_programs"),
 ]
 
 TINY = {"num_envs": 2, "num_steps": 16, "hidden_sizes": (8,), "critic_epochs": 1}

@@ -209,8 +209,12 @@ def compile_runs(
 
 
 def cpu_options() -> dict[str, int] | None:
-    """Returns the compiler options on a CPU for a program that runs often, or None elsewhere."""
-    return RUNS_OFTEN if jax.default_backend() == "cpu" else None
+    """Returns the compiler options for a program that runs often; None for those of JAX.
+
+    JAX decides on other devices than a CPU, and if the user has switched optimisations off.
+    """
+    plain = jax.config.read("jax_disable_most_optimizations") or jax.default_backend() != "cpu"
+    return None if plain else RUNS_OFTEN
 
 
 def as_metrics(metrics: Metrics) -> dict[str, Float[Array, ""]]:
