@@ -211,7 +211,8 @@ NEEDED = {"jax", "jaxlib", "ml_dtypes", "numpy", "opt_einsum", "scipy", "etils",
 NEEDED |= {"flax", "msgpack", "yaml", "rich", "pygments"}
 NEEDED |= {"optax", "chex", "absl", "toolz"}
 NEEDED |= {"jaxtyping", "wadler_lindig", "typing_extensions"}
-NEEDED |= {"gymnax", "gymnasium", "cloudpickle", "psutil", "filelock", "cython_runtime"}
+NEEDED |= {"gymnax", "gymnasium", "farama_notifications", "cloudpickle"}
+NEEDED |= {"psutil", "filelock", "cython_runtime"}
 
 
 def stages_of(script, *arguments):
