@@ -24,11 +24,11 @@ pytestmark = pytest.mark.xdist_group("memory")
 SMALL = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (4,), "critic_minibatches": 2}
 SMALL |= {"critic_epochs": 1, "memory": "gru", "memory_size": 3}
 OWN = {"ppo": {"policy_epochs": 1, "policy_minibatches": 2}, "trpo_ensemble": {"num_critics": 2}}
-NAMES = ("trpo", "npg", "ppo", "vpg", "ua_trpo", "trpo_ensemble", "trpo_held_out")
+NAMES = ("trpo", "ppo", "ua_trpo", "trpo_ensemble", "trpo_held_out")  # kinds of policy steps
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_algorithm_learns_with_a_memory(name):
+def test_algorithms_learn_with_a_memory(name):
     module = algorithms.get(name)
     algorithm = module.make(probes.noise(), module.Config(**(SMALL | OWN.get(name, {}))))
 
@@ -58,9 +58,12 @@ def test_other_solvers_critics_and_explorations_learn_with_a_memory():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("memory", ["gru", "lstm"])
-def test_a_memory_keeps_its_types_if_float64_is_enabled(memory):
-    algorithm = trpo.make(probes.noise(), trpo.Config(**SMALL | {"memory": memory}))
+@pytest.mark.parametrize(
+    ("name", "memory"), [("trpo", "gru"), ("trpo", "lstm"), ("npg", "gru"), ("vpg", "gru")]
+)
+def test_a_memory_keeps_its_types_if_float64_is_enabled(name, memory):
+    module = algorithms.get(name)
+    algorithm = module.make(probes.noise(), module.Config(**SMALL | {"memory": memory}))
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     learnt, _ = jax.eval_shape(algorithm.update, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(learnt, state)

@@ -11,7 +11,10 @@ from refusals import refusal
 from trpo_jax.cli import compare
 from trpo_jax.running.loop import NonFiniteError
 
-pytestmark = pytest.mark.xdist_group("compare")  # one worker, so that the comparison is shared
+pytestmark = [
+    pytest.mark.xdist_group("compare"),  # one worker, so that the comparison is shared
+    pytest.mark.usefixtures("shared_programs"),
+]
 
 TINY = ["num_envs=2", "num_steps=64", "hidden_sizes=8", "critic_epochs=1", "critic_minibatches=4"]
 TINY += ["evaluation_episodes=2"]

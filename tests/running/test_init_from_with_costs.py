@@ -105,6 +105,7 @@ def test_a_file_without_excess_is_judged_by_the_return(tmp_path):
     assert read_policies(tmp_path).excess == (0, 0)
 
 
+@pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("module", [cpo, trpo_lag])
 def test_a_resumed_run_gives_the_numbers_of_a_run_that_never_stopped(module, tmp_path):
     config = module.Config(**TINY, cost_limit=1.0)

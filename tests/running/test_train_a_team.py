@@ -14,7 +14,7 @@ from trpo_jax.records.runs import read_metrics
 from trpo_jax.running.animation import play
 from trpo_jax.running.train import train
 
-pytestmark = pytest.mark.xdist_group("train_a_team")
+pytestmark = [pytest.mark.xdist_group("train_a_team"), pytest.mark.usefixtures("shared_programs")]
 
 TINY = {"num_envs": 2, "num_steps": 16, "hidden_sizes": (8,), "critic_epochs": 1}
 TINY |= {"critic_minibatches": 2}
@@ -88,7 +88,7 @@ def test_a_seed_of_a_team_does_not_depend_on_other_seeds(finished):
 
 
 def test_a_team_can_start_from_the_policies_of_another_team(finished):
-    options = {"progress": False, "total_steps": 32, "init_from": finished.folder}
+    options = {"seeds": 2, "progress": False, "total_steps": 32, "init_from": finished.folder}
     later = train(team(), CONFIG, **options)
     assert later.num_updates == 1
     shared = CONFIG.replace(share_parameters=True)
