@@ -17,7 +17,7 @@ from trpo_jax import envs, installing
 from trpo_jax.envs.gymnasium import PLUGINS
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install, requirements
-from trpo_jax.records.logs import SERVICES
+from trpo_jax.running.settings import SERVICES
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {

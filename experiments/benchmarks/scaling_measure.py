@@ -20,7 +20,8 @@ from collectives import collectives
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from trpo_jax.cli.command_line import Parser
-from trpo_jax.cli.placement import add_process_flags, exit_with, join_processes
+from trpo_jax.cli.placement import exit_with, join_processes
+from trpo_jax.cli.process_flags import add_process_flags
 from trpo_jax.devices import ENVIRONMENTS
 from trpo_jax.envs.specs import ArraySpec, Box
 from trpo_jax.fisher import fisher_vector_product

@@ -15,7 +15,8 @@ import pytest
 
 from trpo_jax import algorithms, envs
 from trpo_jax.algorithms import cpo, trpo_lag, trpo_pid
-from trpo_jax.algorithms.constrained import Constrained, episode_costs
+from trpo_jax.algorithms.configs import Constrained
+from trpo_jax.algorithms.constrained import episode_costs
 from trpo_jax.algorithms.on_policy import estimate
 from trpo_jax.constraints import constrained_step, cost_surrogate
 from trpo_jax.critics import Sequences

@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from healthy_runs import STEPS_PER_UPDATE, healthy_run
-from trpo_jax.algorithms.groups import decay
 
 from trpo_jax.algorithms import trpo
+from trpo_jax.algorithms.checks import decay
 from trpo_jax.algorithms.natural_gradient import kl_radius
 from trpo_jax.analysis import diagnosis_signs as signs
 from trpo_jax.envs import make

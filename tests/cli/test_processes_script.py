@@ -17,7 +17,7 @@ import two_processes
 from refusals import refusal
 
 from trpo_jax import processes
-from trpo_jax.cli import placement, sweep, train
+from trpo_jax.cli import placement, process_flags, sweep, train
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.runs import read_metrics
@@ -237,13 +237,13 @@ def test_a_process_without_coordinator_explains_what_is_missing(tmp_path):
 def test_the_command_to_resume_has_the_placement_flags():
     words = ["--distributed", "--coordinator", "a:1", "--process-id", "0", "--num-processes", "2"]
     parser = argparse.ArgumentParser()
-    placement.add_process_flags(parser, devices="1")
+    process_flags.add_process_flags(parser, devices="1")
     parser.add_argument("--shard", default="seeds")
     for own in ([], words, ["--devices", "all"], ["--shard", "environments", "--devices", "4"]):
         args = parser.parse_args(own)
-        again = placement.placement_words(args)
+        again = process_flags.placement_words(args)
         assert parser.parse_args(again) == args
-        assert placement.without_process_flags(own) == [x for x in own if x in SHARDED]
+        assert process_flags.without_process_flags(own) == [x for x in own if x in SHARDED]
 
 
 @pytest.mark.parametrize(

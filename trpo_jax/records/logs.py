@@ -133,7 +133,7 @@ def tagged(row: Row) -> dict[str, float]:
 
 
 def require_service(name: str) -> None:
-    """Raises a ConfigurationError if a service of `SERVICES` is not installed or has no key."""
+    """Raises a ConfigurationError if a service of logs is not installed or has no key."""
     try:
         if name == "tensorboard":
             import tensorboardX  # noqa: F401

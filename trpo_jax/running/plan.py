@@ -80,7 +80,7 @@ class RunPlan(NamedTuple):
         keep_checkpoints: number of latest checkpoints to keep.
         folder: the folder of the files; None for no files.
         resumed: whether the folder holds the beginning of the run.
-        log: names of further logs, from `trpo_jax.records.logs.SERVICES`.
+        log: names of further logs, from `trpo_jax.running.settings.SERVICES`.
         description: the contents of `config.json`.
         placement: the devices of the run; None for the default device.
         evaluation_steps: maximum number of steps of an evaluation episode; None for the default.
