@@ -249,7 +249,7 @@ def test_a_seed_learns_the_same_in_a_group_alone_and_in_other_chunks(monkeypatch
         return program.broken_by, state.actor, metrics, health
 
     broken_by, *together = run((0, 1, 2), (4,))
-    assert opened == [[0, 1], [2]]
+    assert sorted(opened) == [[0, 1], [2]]  # each group opens its pool in its own thread
     assert list(broken_by) == [1]
     assert re.search(r"a reward that is not finite: nan.*\(copy 4 of 4\)", broken_by[1])
     np.testing.assert_array_equal(together[-1].finite.sum(axis=1), [4, 2, 4])
