@@ -54,7 +54,7 @@ def tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
     with two stored arrays, so it reads more memory in every Fisher-vector product.
 
     Examples:
-        >>> print(tanh(0.0), jax.grad(tanh)(0.0))
+        >>> print(tanh(jnp.zeros(())), jax.grad(tanh)(jnp.zeros(())))
         0.0 1.0
     """
     return jnp.tanh(x)
