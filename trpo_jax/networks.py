@@ -171,7 +171,8 @@ def from_nnx(make_module: Callable[[Rngs], NNXModule]) -> Network:
             must be parameters only.
 
     Examples:
-        >>>         >>> network = trpo_jax.from_nnx(lambda rngs: nnx.Linear(4, 2, rngs=rngs))
+        >>> from flax import nnx
+        >>> network = trpo_jax.from_nnx(lambda rngs: nnx.Linear(4, 2, rngs=rngs))
         >>> params = network.init(jax.random.key(0))
         >>> network.apply(params, jnp.ones((3, 4))).shape
         (3, 2)
