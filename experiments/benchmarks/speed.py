@@ -58,15 +58,8 @@ PEER_TASKS = (  # (environment of this library, further settings, environment of
 )
 DEFAULT_PARTS = {
     "cpu": (
-        "goals",
-        "profile",
-        "pieces",
-        "growth",
-        "solvers",
-        "training",
-        "memory",
-        "reach",
-        "peers",
+        *("goals", "profile", "peers", "growth", "solvers"),
+        *("training", "reach", "memory", "pieces"),
     ),
     "gpu": ("accelerator", "update", "pieces", "training", "memory"),
 }
