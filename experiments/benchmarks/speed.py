@@ -172,11 +172,13 @@ def measure_update(args: argparse.Namespace, console: Console) -> Iterator[Repor
         console.print(f"update: parts of an update, {row['num_seeds']} seeds")
         report["parts"].append(row)
         yield report
-    console.print("update: tests of the mathematics")
-    report |= accelerator.run_tests()
-    yield report
-    console.print("update: resume on a CPU")
-    yield report | {"resumed": accelerator.resume_on_cpu()}
+    if time.monotonic() < args.deadline:
+        console.print("update: tests of the mathematics")
+        report |= accelerator.run_tests()
+        yield report
+    if time.monotonic() < args.deadline:
+        console.print("update: resume on a CPU")
+        yield report | {"resumed": accelerator.resume_on_cpu()}
 
 
 def measure_profile(args: argparse.Namespace, console: Console) -> Iterator[list[Report]]:

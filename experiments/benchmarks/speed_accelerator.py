@@ -158,7 +158,7 @@ GOALS = (
         partial(beside_ppo, "trpo"),
     ),
     Goal(
-        "hopper of Brax, {} seeds side by side: s for a million steps of a seed",
+        "hopper of Brax, seeds side by side: {}; s for a million steps of a seed",
         0.8,
         False,
         "rejax's PPO on an A100: 0.8",
