@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for report in measure(args, argv, console):  # each report has one more part
             write_json(folder / "speed.json", report)
-            lines = "\n".join(table_lines(report, "speed.png"))
+            lines = "\n".join(table_lines(report))
             (folder / "speed.md").write_text(lines + "\n")
             if figure := draw(report):
                 figure.savefig(folder / "speed.png", dpi=110)

@@ -50,7 +50,8 @@ class Goal(NamedTuple):
         at_least: whether the measurement has to be at least, or at most, the goal.
         anchor: published speed with which the goal compares.
         needs: package of the environment.
-        sizes: number of seeds or environments by kind of device.
+        gpu: numbers of seeds or environments on a GPU. Each number is measured.
+        cpu: the same on a CPU.
         measure: `size -> measurement`.
     """
 
@@ -59,7 +60,8 @@ class Goal(NamedTuple):
     at_least: bool
     anchor: str
     needs: str
-    sizes: dict[str, int]
+    gpu: tuple[int, ...]
+    cpu: tuple[int, ...]
     measure: Callable[[int], float]
 
 
@@ -93,88 +95,50 @@ BREAKOUT = lambda seeds: steps_per_second(made("Breakout-MinAtar"), seeds)
 ANT = lambda count: steps_per_second(made("brax/ant", num_envs=count, num_steps=16), 1)
 HOPPER = lambda seeds: 1e6 / steps_per_second(made("brax/hopper"), seeds)
 
+PUREJAXRL = "PureJaxRL's PPO on an A100: "
+CLASSIC = PUREJAXRL + "8.5 to 10.4 million"
+RETURN = "CartPole, seconds until all of {} seeds have a return of 475"
+RATIO = "time of TRPO over PPO, CartPole, {} seeds"
+MILLION = "hopper of Brax, seconds of a million steps of a seed, with {} seeds side by side"
+ALONE = "ant of Brax, steps/s of one seed with {} environments"
+QUARTER, ALL = partial(beside_ppo, "trpo, a quarter"), partial(beside_ppo, "trpo")
+
 GOALS = (
     Goal(
-        "CartPole, {} seed: steps/s",
+        "CartPole, steps/s, seeds: {}",
         25e3,
         True,
-        "PureJaxRL's PPO on an A100: 20,000",
+        PUREJAXRL + "20,000",
         "gymnax",
-        {"gpu": 1, "cpu": 1},
+        (1,),
+        (1,),
         CARTPOLE,
     ),
     Goal(
-        "CartPole, {} seeds: steps/s",
+        "CartPole, steps/s, seeds: {}",
         10e6,
         True,
-        "PureJaxRL's PPO on an A100: 8.5 to 10.4 million",
+        CLASSIC,
         "gymnax",
-        {"gpu": 1_024, "cpu": 8},
+        (1_024, 4_096),
+        (8, 16),
         CARTPOLE,
     ),
+    Goal(RETURN, 60, False, "", "gymnax", (1_024,), (4,), seconds_to_return),
     Goal(
-        "CartPole, {} seeds: steps/s",
-        10e6,
-        True,
-        "PureJaxRL's PPO on an A100: 8.5 to 10.4 million",
-        "gymnax",
-        {"gpu": 4_096, "cpu": 16},
-        CARTPOLE,
-    ),
-    Goal(
-        "CartPole, {} seeds to a return of 475: s",
-        60,
-        False,
-        "",
-        "gymnax",
-        {"gpu": 1_024, "cpu": 4},
-        seconds_to_return,
-    ),
-    Goal(
-        "Breakout of MinAtar, {} seeds: steps/s",
+        "Breakout of MinAtar, steps/s, seeds: {}",
         8e6,
         True,
-        "PureJaxRL's PPO on an A100: 7.9 million",
+        PUREJAXRL + "7.9 million",
         "gymnax",
-        {"gpu": 256, "cpu": 2},
+        (256,),
+        (2,),
         BREAKOUT,
     ),
-    Goal(
-        "time of TRPO over PPO, CartPole, {} seeds",
-        1.3,
-        False,
-        "",
-        "gymnax",
-        {"gpu": 1_024, "cpu": 4},
-        partial(beside_ppo, "trpo, a quarter"),
-    ),
-    Goal(
-        "the same, all states in the metric, {} seeds",
-        1.3,
-        False,
-        "",
-        "gymnax",
-        {"gpu": 1_024, "cpu": 4},
-        partial(beside_ppo, "trpo"),
-    ),
-    Goal(
-        "hopper of Brax, seeds side by side: {}; s for a million steps of a seed",
-        0.8,
-        False,
-        "rejax's PPO on an A100: 0.8",
-        "brax",
-        {"gpu": 300, "cpu": 1},
-        HOPPER,
-    ),
-    Goal(
-        "ant of Brax, one seed, {} environments: steps/s",
-        0.5e6,
-        True,
-        "CleanRL's PPO: 0.6 million",
-        "brax",
-        {"gpu": 4_096, "cpu": 16},
-        ANT,
-    ),
+    Goal(RATIO, 1.3, False, "", "gymnax", (1_024,), (4,), QUARTER),
+    Goal(RATIO + ", all states in the metric", 1.3, False, "", "gymnax", (1_024,), (4,), ALL),
+    Goal(MILLION, 0.8, False, "rejax's PPO on an A100: 0.8", "brax", (300,), (1,), HOPPER),
+    Goal(ALONE, 0.5e6, True, "CleanRL's PPO: 0.6 million", "brax", (4_096,), (16,), ANT),
 )
 
 
@@ -185,9 +149,8 @@ def measure_goals(kind: str, deadline: float) -> Iterator[dict[str, Any]]:
         kind: kind of the device, "gpu" or "cpu".
         deadline: reading of `time.monotonic` after which no measurement starts.
     """
-    for goal in GOALS:
+    for goal, size in [(x, size) for x in GOALS for size in getattr(x, kind)]:
         there = find_spec(goal.needs) is not None and time.monotonic() < deadline
-        size = goal.sizes[kind]
         started = time.monotonic()
         yield {
             "what": goal.what.format(f"{size:,}"),

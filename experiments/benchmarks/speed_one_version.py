@@ -6,7 +6,6 @@ script uses only functions that both versions have.
 
 import argparse
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 STATES = {"64 x 64": 2_048, "256 x 256": 65_536}
@@ -179,13 +179,6 @@ def measure_host(checkout: Path, repeats: int) -> dict[str, float]:
         found[f"envpool/{task}, {HOST_SEEDS} seeds: steps/s"] = median(training)
         found[f"envpool/{task}, {HOST_SEEDS} seeds: share of EnvPool's own speed"] = share
     return found
-
-
-def median(values: Any) -> float:
-    """Returns the median of some numbers."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return math.fsum((ordered[middle], ordered[-1 - middle])) / 2
 
 
 MEASURES: dict[str, Callable[[Path, int], dict[str, float]]] = {

@@ -12,8 +12,8 @@ from trpo_jax.figures.curves import COLORS, Figure
 Report = dict[str, Any]
 
 
-def table_lines(report: Report, figure: str) -> Iterator[str]:
-    """Yields the lines of the Markdown file. The name of its figure is `figure`."""
+def table_lines(report: Report) -> Iterator[str]:
+    """Yields the lines of the Markdown file."""
     yield "# How fast trpo_jax is"
     yield ""
     yield f"```\npython3 -m uv run --extra envpool --extra gym {report['command']}\n```"
@@ -26,7 +26,7 @@ def table_lines(report: Report, figure: str) -> Iterator[str]:
     )
     if "growth" in report or "training" in report:
         yield ""
-        yield f"![Cost of a step, and steps per second of training]({figure})"
+        yield "![Cost of a step, and steps per second of training](speed.png)"
     for part in TABLES:
         if part in report:
             yield ""

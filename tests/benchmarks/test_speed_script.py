@@ -136,7 +136,7 @@ def test_an_unknown_old_version_is_refused(capsys):
 
 def test_no_measurement_of_an_accelerator_starts_after_its_deadline():
     rows = list(speed_accelerator.measure_goals("cpu", deadline=0.0))
-    assert len(rows) == len(speed_accelerator.GOALS)
+    assert len(rows) == sum(len(goal.cpu) for goal in speed_accelerator.GOALS)
     assert all(row["new"] is None for row in rows)
     assert not list(speed_accelerator.measure_parts("cpu", deadline=0.0))
 

@@ -77,9 +77,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--score", choices=SCORES, default="evaluation", help=help_text)
     add = parser.add_argument_group("the sweep and its files").add_argument
     help_text = (
-        "maximum number of runs in parallel (default: the number of seeds if the environment runs "
-        "on the host; otherwise 16 on a CPU, and as many as fit into half of the free memory on an "
-        "accelerator)"
+        "maximum number of runs in parallel (default: whole settings with two runs for each core "
+        "if the environment runs on the host; otherwise 16 on a CPU, and as many as fit into half "
+        "of the free memory on an accelerator)"
     )
     add("--batch", type=int, metavar="N", help=help_text)
     help_text = "output folder; a sweep that it holds is continued (default: runs/sweeps/<time>)"
