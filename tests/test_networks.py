@@ -9,7 +9,7 @@ from trpo_jax import networks
 from trpo_jax.distributions import Categorical, DiagGaussian, Product
 from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.networks import make_action_critic, make_critic, make_policy, orthogonal
+from trpo_jax.networks import make_action_critic, make_critic, make_policy, orthogonal, tanh
 
 VECTOR = ArraySpec((4,), np.dtype(np.float32))
 BOX = Box(np.full(2, -1.0, np.float32), np.full(2, 1.0, np.float32))
@@ -135,3 +135,11 @@ def test_large_images_see_two_convolutions():
     shapes = jax.eval_shape(network.init, jax.random.key(0))["layers_0"]
     kernels = [shapes[f"Dense_{index}"]["kernel"].shape for index in range(3)]
     assert kernels == [(8 * 8 * 4, 16), (4 * 4 * 16, 32), (9 * 9 * 32, 8)]
+
+
+def test_tanh_has_the_derivatives_of_the_hyperbolic_tangent(x64):
+    x = jnp.linspace(-3.0, 3.0, 13)
+    for own, other in ((tanh, jnp.tanh), (jax.grad(tanh), jax.grad(jnp.tanh))):
+        np.testing.assert_allclose(jax.vmap(own)(x), jax.vmap(other)(x), rtol=1e-12)
+    second = lambda f: jax.vmap(jax.grad(jax.grad(f)))(x)
+    np.testing.assert_allclose(second(tanh), second(jnp.tanh), rtol=1e-12, atol=1e-15)
