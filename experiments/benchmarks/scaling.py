@@ -212,9 +212,7 @@ def iteration_lines(setting: Setting) -> Iterator[str]:
         "microseconds of sums and vectors, and the share of the products in the whole time."
     )
     yield ""
-    counts = " | ".join(f"{count:,} devices" if count > 1 else "1 device" for count in DEVICES)
-    yield f"| parameters | summed | {counts} |"
-    yield f"| ---: | ---: |{' ---: |' * len(DEVICES)}"
+    yield from device_columns(["parameters", "summed"], DEVICES)
     for name, num_params in NETS.items():
         cells = []
         for count in DEVICES:
@@ -236,6 +234,13 @@ def iteration_lines(setting: Setting) -> Iterator[str]:
         "F L / (c P)."
     )
     yield ""
+
+
+def device_columns(first: Sequence[str], counts: Sequence[int]) -> Iterator[str]:
+    """Yields the head of a table with some first columns and a column for each device count."""
+    names = [*first, *(f"{n:,} devices" if n > 1 else "1 device" for n in counts)]
+    yield f"| {' | '.join(names)} |"
+    yield f"| --- |{' ---: |' * (len(names) - 1)}"
 
 
 def knob_lines(setting: Setting) -> Iterator[str]:
@@ -286,9 +291,7 @@ def device_lines(setting: Setting, speed: dict[str, Any]) -> Iterator[str]:
         "logarithmic scales. A cell shows steps per second, and the speed-up over one device."
     )
     yield ""
-    counts = " | ".join(f"{n} devices" if n > 1 else "1 device" for n in LIKE_MEASURED)
-    yield f"| | {counts} |"
-    yield f"| --- |{' ---: |' * len(LIKE_MEASURED)}"
+    yield from device_columns(["work"], LIKE_MEASURED)
     for name, rates in device_rates(setting, speed).items():
         cells = [f"{rate:,.0f} ({rate / rates[0]:.1f})" for rate in rates]
         yield f"| {name} | {' | '.join(cells)} |"
