@@ -13,7 +13,7 @@ from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.host_rollout import host_rollout, make_choose, start_host_episodes
-from trpo_jax.running.host_program import next_key
+from trpo_jax.running.host_groups import next_key
 from trpo_jax.running.loop import compile_program
 
 UPDATES = 60
