@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from trpo_jax.distributions import DiagGaussian
 
 pytestmark = pytest.mark.xdist_group("control_variates")  # one worker, to share compiled programs
 
-SIGNS = (jnp.array([2.0, -3.0, 1.0, -4.0, 0.0, 2.0]), jnp.array([5.0, -1.0, -2.0, 3.0, 1.0, 0.0]))
+SIGNS = (np.array([2.0, -3.0, 1.0, -4.0, 0.0, 2.0]), np.array([5.0, -1.0, -2.0, 3.0, 1.0, 0.0]))
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,36 @@ SIGNS = (jnp.array([2.0, -3.0, 1.0, -4.0, 0.0, 2.0]), jnp.array([5.0, -1.0, -2.0
     ],
 )
 def test_eta_depends_on_the_signs_of_the_two_advantages(kind, expected):
-    np.testing.assert_array_equal(CONTROL_WEIGHTS[kind](*SIGNS), expected)
+    np.testing.assert_array_equal(jax.jit(CONTROL_WEIGHTS[kind])(*SIGNS), expected)
+
+
+def two_dimensional_policy(theta, observations):
+    """Returns a policy with a deviation that depends on the state."""
+    outputs = jnp.tanh(observations @ theta.reshape(3, 4))
+    return DiagGaussian(outputs[..., :2], outputs[..., 2:])
+
+
+@jax.jit
+def sample_and_derivatives(theta, observations, key):
+    """Returns actions, their means, and derivatives in theta: scores and those of the policy."""
+    policy = lambda theta: two_dimensional_policy(theta, observations)
+    actions = policy(theta).sample(key)
+    scores = jax.jacfwd(lambda t: policy(t).log_prob(actions))(theta)
+    means = jax.jacfwd(lambda t: policy(t).mean)(theta)
+    entropies = jax.jacfwd(lambda t: policy(t).entropy())(theta)
+    return actions, policy(theta).mean, scores, means, entropies
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def surrogate_gradient(kind, common_scale, theta, observations, actions, advantages):
+    old = two_dimensional_policy(theta, observations)
+    q = lambda a: jnp.sin(2 * a[..., 0] + observations[..., 1]) + a[..., 1] ** 2 * a[..., 0]
+    control = control_variate(q, old.mode(), actions)
+    eta = CONTROL_WEIGHTS[kind](advantages, control.advantages)
+    surrogate = controlled_surrogate(
+        actions, advantages, control, eta, 0.1, common_scale=common_scale
+    )
+    return jax.grad(lambda t: surrogate(two_dimensional_policy(t, observations), old))(theta)
 
 
 @pytest.mark.parametrize(
@@ -29,31 +60,16 @@ def test_eta_depends_on_the_signs_of_the_two_advantages(kind, expected):
 )
 def test_the_gradient_equals_the_estimator_of_the_paper(x64, kind, common_scale):
     """The expected value is computed action by action, from scores and Jacobians of the means."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    observations = jax.random.normal(keys[0], (4, 6, 3))
-    advantages = 3.0 + jax.random.normal(keys[1], (4, 6))
-    theta = 0.5 * jax.random.normal(keys[2], (12,))
+    generator = np.random.default_rng(0)
+    observations = generator.normal(size=(4, 6, 3))
+    advantages = 3.0 + generator.normal(size=(4, 6))
+    theta = 0.5 * generator.normal(size=12)
+    actions, *others = sample_and_derivatives(theta, observations, jax.random.key(3))
+    gradient = surrogate_gradient(kind, common_scale, theta, observations, actions, advantages)
 
-    def distribution_fn(theta):  # two dimensions, and a state-dependent deviation
-        outputs = jnp.tanh(observations @ theta.reshape(3, 4))
-        return DiagGaussian(outputs[..., :2], outputs[..., 2:])
-
-    old = distribution_fn(theta)
-    actions = old.sample(keys[3])
-    q = lambda a: jnp.sin(2 * a[..., 0] + observations[..., 1]) + a[..., 1] ** 2 * a[..., 0]
-    control = control_variate(q, old.mode(), actions)
-    eta = CONTROL_WEIGHTS[kind](advantages, control.advantages)
-    surrogate = controlled_surrogate(
-        actions, advantages, control, eta, 0.1, common_scale=common_scale
-    )
-    gradient = jax.grad(lambda t: surrogate(distribution_fn(t), old))(theta)
-
-    scores = jax.jacfwd(lambda t: distribution_fn(t).log_prob(actions))(theta)
-    means = jax.jacfwd(lambda t: distribution_fn(t).mean)(theta)
-    entropies = jax.jacfwd(lambda t: distribution_fn(t).entropy())(theta)
-    scores, means, entropies, chosen, centre, seen, sampled = (
+    chosen, centre, scores, means, entropies, seen, sampled = (
         np.asarray(x).reshape(24, *x.shape[2:])
-        for x in (scores, means, entropies, actions, old.mean, observations, advantages)
+        for x in (actions, *others, observations, advantages)
     )
     slopes, residuals = [], []
     for n in range(24):
@@ -89,28 +105,32 @@ def test_a_good_critic_lowers_the_variance_of_the_gradient(x64):
         scale = jnp.std(advantages - control.advantages)
         return scale * jax.grad(lambda m: surrogate(policy(m), policy(0.0)))(0.0)
 
-    keys = jax.random.split(jax.random.key(0), 4000)
-    without, right = (
-        jax.jit(jax.vmap(lambda k, s=slope: gradient(k, s)))(keys) for slope in (0.0, 4.0)
-    )
+    @jax.jit
+    def gradients(key, slopes):
+        keys = jax.random.split(key, 4000)
+        return jax.vmap(lambda slope: jax.vmap(lambda key: gradient(key, slope))(keys))(slopes)
+
+    without, right = np.asarray(gradients(jax.random.key(0), np.array([0.0, 4.0])))
     np.testing.assert_allclose([without.mean(), right.mean()], 4.0, rtol=0.03)
     np.testing.assert_allclose(64 * right.var(), 10.0, rtol=0.15)
     assert without.var() > 3 * right.var()
 
 
 def test_a_constant_residual_leaves_only_the_gradient_of_the_critic():
-    actions = jnp.array([[1.0], [-1.0], [2.0]])
-    control = control_variate(lambda a: 2 * a[:, 0], jnp.zeros((3, 1)), actions)
-    surrogate = controlled_surrogate(actions, 2 * actions[:, 0], control, jnp.ones(3))
-    policy = lambda mean: DiagGaussian(jnp.full((3, 1), mean), jnp.zeros((3, 1)))
-    gradient = jax.grad(lambda m: surrogate(policy(m), policy(0.0)))(0.0)
-    np.testing.assert_allclose(gradient, 2.0)
+    @jax.jit
+    def gradient(actions):
+        control = control_variate(lambda a: 2 * a[:, 0], jnp.zeros((3, 1)), actions)
+        surrogate = controlled_surrogate(actions, 2 * actions[:, 0], control, jnp.ones(3))
+        policy = lambda mean: DiagGaussian(jnp.full((3, 1), mean), jnp.zeros((3, 1)))
+        return jax.grad(lambda m: surrogate(policy(m), policy(0.0)))(0.0)
+
+    np.testing.assert_allclose(gradient(np.array([[1.0], [-1.0], [2.0]], np.float32)), 2.0)
 
 
 # --- a linear-quadratic problem of two steps, whose expected return has a formula
 
 DRIFT, GAIN, NOISE, STEPS = 0.9, 0.5, 0.2, 2
-THETA = jnp.array([-0.4, 0.3, -0.5])  # a ~ N(THETA[0] s + THETA[1], exp(THETA[2])^2)
+THETA = np.array([-0.4, 0.3, -0.5])  # a ~ N(THETA[0] s + THETA[1], exp(THETA[2])^2)
 
 
 def exact_return(theta):
@@ -119,11 +139,11 @@ def exact_return(theta):
     mean, variance, total = 1.0, 0.25, 0.0
     for _ in range(STEPS):
         action_mean = slope * mean + offset
-        action_variance = slope**2 * variance + jnp.exp(2 * log_std)
+        action_variance = slope**2 * variance + np.exp(2 * log_std)
         total -= mean**2 + variance + 0.5 * (action_mean**2 + action_variance)
         mean, variance = (
             DRIFT * mean + GAIN * action_mean,
-            (DRIFT + GAIN * slope) ** 2 * variance + (GAIN * jnp.exp(log_std)) ** 2 + NOISE**2,
+            (DRIFT + GAIN * slope) ** 2 * variance + (GAIN * np.exp(log_std)) ** 2 + NOISE**2,
         )
     return total
 
@@ -137,8 +157,11 @@ def wrong_q(states, actions):
     return (4.0 * actions + jnp.sin(3 * states) * actions**2 + jnp.cos(2 * states))[..., 0]
 
 
-def sampled_gradient(key, number, common_scale):
-    """Returns the gradient of the surrogate on `number` episodes, in units of the return."""
+def sampled_gradients(key, number):
+    """Returns the gradients of the surrogate on `number` episodes, in units of the return.
+
+    The first is that with one scale, the second that with two.
+    """
     start_key, *keys = jax.random.split(key, 1 + 2 * STEPS)
     state = 1.0 + 0.5 * jax.random.normal(start_key, (number, 1))
     states, actions, rewards = [], [], []
@@ -153,36 +176,38 @@ def sampled_gradient(key, number, common_scale):
     to_go = jnp.cumsum(jnp.stack(rewards)[::-1], axis=0)[::-1]
     control = control_variate(lambda a: wrong_q(states, a), policy(THETA, states).mode(), actions)
     weights = jnp.ones_like(to_go)
-    surrogate = controlled_surrogate(actions, to_go, control, weights, common_scale=common_scale)
-    gradient = jax.grad(lambda t: surrogate(policy(t, states), policy(THETA, states)))(THETA)
-    return gradient * STEPS * jnp.std(to_go - control.advantages)
 
-
-def mean_and_error(common_scale):
-    def run(key):
-        gradients = jax.vmap(lambda k: sampled_gradient(k, 2000, common_scale))(
-            jax.random.split(key, 400)
+    def gradient(common_scale):
+        surrogate = controlled_surrogate(
+            actions, to_go, control, weights, common_scale=common_scale
         )
-        return gradients.mean(0), gradients.std(0) / jnp.sqrt(400)
+        gradient = jax.grad(lambda t: surrogate(policy(t, states), policy(THETA, states)))(THETA)
+        return gradient * STEPS * jnp.std(to_go - control.advantages)
 
-    return jax.jit(run)(jax.random.key(0))
+    return gradient(True), gradient(False)
 
 
 def test_the_gradient_is_unbiased_for_a_wrong_critic_with_one_scale(x64):
     step = 1e-5
-    truth = jnp.array(
+    truth = np.array(
         [
             (exact_return(THETA + step * e) - exact_return(THETA - step * e)) / (2 * step)
-            for e in jnp.eye(3)
+            for e in np.eye(3)
         ]
     )
-    mean, error = mean_and_error(common_scale=True)
-    assert jnp.all(jnp.abs(mean - truth) < 4 * error)
-    assert jnp.all(error < 0.02 * jnp.abs(truth).max())
 
-    along = lambda g: truth @ g / jnp.linalg.norm(truth) / jnp.linalg.norm(g)
+    @jax.jit
+    def gradients(key):
+        return jax.vmap(lambda k: sampled_gradients(k, 2000))(jax.random.split(key, 400))
+
+    right, wrong = map(np.asarray, gradients(jax.random.key(0)))
+    mean, error = right.mean(0), right.std(0) / np.sqrt(400)
+    assert np.all(np.abs(mean - truth) < 4 * error)
+    assert np.all(error < 0.02 * np.abs(truth).max())
+
+    along = lambda g: truth @ g / np.linalg.norm(truth) / np.linalg.norm(g)
     assert along(mean) > 0.999
     # With two scales, the direction differs from that of the gradient, not only the length.
-    biased, error = mean_and_error(common_scale=False)
-    assert jnp.any(jnp.abs(biased - truth) > 20 * error)
+    biased, error = wrong.mean(0), wrong.std(0) / np.sqrt(400)
+    assert np.any(np.abs(biased - truth) > 20 * error)
     assert along(biased) < 0.99

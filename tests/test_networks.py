@@ -1,3 +1,4 @@
+import functools
 import inspect
 
 import jax
@@ -17,8 +18,8 @@ BOX = Box(np.full(2, -1.0, np.float32), np.full(2, 1.0, np.float32))
 
 @pytest.mark.parametrize("shape", [(64, 64), (4, 64), (64, 2), (9, 16), (1, 1)])
 def test_orthogonal_matrices_are_orthogonal_for_many_seeds_at_once(shape):
-    keys = jax.random.split(jax.random.key(0), 16)
-    matrices = np.asarray(jax.jit(jax.vmap(lambda k: orthogonal(2.0)(k, shape)))(keys))
+    draw = jax.vmap(lambda key: orthogonal(2.0)(key, shape))
+    matrices = np.asarray(jax.jit(lambda key: draw(jax.random.split(key, 16)))(jax.random.key(0)))
     if shape[0] < shape[1]:
         matrices = matrices.transpose(0, 2, 1)
     gram = matrices.transpose(0, 2, 1) @ matrices
@@ -35,82 +36,112 @@ def test_every_action_space_gets_its_distribution_for_every_observation_shape(ac
     observation = ArraySpec(shape, np.dtype(np.int32))
     policy = make_policy(observation, action, hidden_sizes=(8,))
     critic = make_critic(observation, hidden_sizes=(8,))
-    observations = jnp.ones((2, 3, *shape), jnp.int32)
-    distribution = policy.apply(policy.init(jax.random.key(0)), observations)
+    observations = np.ones((2, 3, *shape), np.int32)
+
+    def results(key, observations):
+        distribution = policy.apply(policy.init(key), observations)
+        values = critic.apply(critic.init(key), observations)
+        return distribution, distribution.entropy(), values
+
+    distribution, entropy, values = jax.eval_shape(results, jax.random.key(0), observations)
     assert isinstance(distribution, kind)
-    assert distribution.entropy().shape == (2, 3)
-    values = critic.apply(critic.init(jax.random.key(0)), observations)
+    assert entropy.shape == (2, 3)
     assert values.shape == (2, 3)
     assert values.dtype == jnp.float32
 
 
+def normal(seed, *shape):
+    """Returns an array of random numbers."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def test_the_initial_policy_is_nearly_the_same_in_every_state():
-    observations = jax.random.normal(jax.random.key(1), (100, 4)) * 3
     policy = make_policy(VECTOR, Discrete(3))
-    distribution = policy.apply(policy.init(jax.random.key(0)), observations)
-    assert distribution.entropy().min() > 0.999 * np.log(3)
+    entropies = jax.jit(lambda key, seen: policy.apply(policy.init(key), seen).entropy())
+    assert entropies(jax.random.key(0), 3 * normal(1, 100, 4)).min() > 0.999 * np.log(3)
 
 
 @pytest.mark.parametrize("state_dependent_std", [False, True])
 def test_log_std_starts_at_log_std_init(state_dependent_std):
     policy = make_policy(VECTOR, BOX, log_std_init=-0.7, state_dependent_std=state_dependent_std)
-    params = policy.init(jax.random.key(0))
-    observations = jax.random.normal(jax.random.key(1), (100, 4))
-    distribution = policy.apply(params, observations)
-    np.testing.assert_allclose(distribution.log_std, -0.7, atol=0.15)
-    varies = bool((distribution.log_std != distribution.log_std[0]).any())
+    initial = jax.jit(lambda key, seen: policy.apply(policy.init(key), seen))
+    distribution = initial(jax.random.key(0), normal(1, 100, 4))
+    log_std = np.asarray(distribution.log_std)
+    np.testing.assert_allclose(log_std, -0.7, atol=0.15)
+    varies = bool((log_std != log_std[0]).any())
     assert varies == state_dependent_std
     assert np.abs(distribution.mean).max() < 0.15
+
+
+@functools.cache
+def moved_policy(state_dependent_std):
+    """Returns the program that moves all log standard deviations of a policy by a number."""
+    policy = make_policy(VECTOR, BOX, state_dependent_std=state_dependent_std)
+
+    @jax.jit
+    def results(far, observations):
+        params = policy.init(jax.random.key(0))
+        move = lambda path, x: x + far * (x.shape == (2,) and "layers_1" in str(path))
+        moved = jax.tree_util.tree_map_with_path(move, params)
+        old, new = policy.apply(params, observations), policy.apply(moved, observations)
+        actions = new.sample(jax.random.key(2))
+        numbers = (new.log_prob(actions), new.entropy(), new.kl(old), old.kl(new))
+        return new.log_std, (*numbers, *new.fisher_product(old))
+
+    return results
 
 
 @pytest.mark.parametrize("state_dependent_std", [False, True])
 @pytest.mark.parametrize("far", [-1e3, -10.0, 10.0, 1e3])
 def test_log_std_stays_within_its_bounds_and_the_distribution_is_finite(state_dependent_std, far):
-    policy = make_policy(VECTOR, BOX, state_dependent_std=state_dependent_std)
-    observations = jax.random.normal(jax.random.key(1), (50, 4))
-    params = policy.init(jax.random.key(0))
-    move = lambda path, x: x + far * (x.shape == (2,) and "layers_1" in str(path))
-    moved = jax.tree_util.tree_map_with_path(move, params)
-    old, new = policy.apply(params, observations), policy.apply(moved, observations)
-    assert np.abs(new.log_std).max() <= 10
-    assert np.abs(new.log_std).max() > 9.9
-    actions = new.sample(jax.random.key(2))
-    numbers = (new.log_prob(actions), new.entropy(), new.kl(old), old.kl(new))
-    numbers += tuple(new.fisher_product(old))
+    log_std, numbers = moved_policy(state_dependent_std)(far, normal(1, 50, 4))
+    assert np.abs(log_std).max() <= 10
+    assert np.abs(log_std).max() > 9.9
     assert all(np.isfinite(x).all() for x in numbers)
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (8,), (8, 6)])
 def test_the_action_joins_an_action_critic_before_the_last_hidden_layer(hidden_sizes):
     critic = make_action_critic(VECTOR, BOX, hidden_sizes=hidden_sizes)
-    params = critic.init(jax.random.key(0))
-    observations, actions = jax.random.normal(jax.random.key(1), (2, 3, 4)), jnp.ones((2, 3, 2))
-    assert critic.apply(params, observations, actions).shape == (2, 3)
-    for argnum in (0, 1):
-        slope = jax.grad(lambda *inputs: critic.apply(params, *inputs).sum(), argnum)
-        assert np.all(np.asarray(slope(observations, actions)) != 0)
+
+    @jax.jit
+    def results(key, observations, actions):
+        params = critic.init(key)
+        total = lambda *inputs: critic.apply(params, *inputs).sum()
+        slopes = jax.grad(total, (0, 1))(observations, actions)
+        return params, critic.apply(params, observations, actions), slopes
+
+    actions = np.ones((2, 3, 2), np.float32)
+    params, values, slopes = results(jax.random.key(0), normal(1, 2, 3, 4), actions)
+    assert values.shape == (2, 3)
+    for slope in slopes:
+        assert np.all(np.asarray(slope) != 0)
     features = (4, *hidden_sizes[:-1])[-1]
     assert features + 2 in {x.shape[0] for x in jax.tree.leaves(params) if x.ndim == 2}
 
 
 def test_images_are_convolved():
     policy = make_policy(ArraySpec((10, 10, 4), np.dtype(np.float32)), Discrete(3))
-    params = policy.init(jax.random.key(0))
-    kernel = params["layers_0"]["Dense_0"]["kernel"]
-    assert kernel.shape == (36, 16)
-    images = jax.random.normal(jax.random.key(1), (5, 10, 10, 4))
-    expected = jax.lax.conv_general_dilated(
-        images,
-        kernel.reshape(3, 3, 4, 16),
-        (1, 1),
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    x = jnp.tanh(expected + params["layers_0"]["Dense_0"]["bias"]).reshape(5, -1)
+
+    @jax.jit
+    def results(key, images):
+        params = policy.init(key)
+        convolved = jax.lax.conv_general_dilated(
+            images,
+            params["layers_0"]["Dense_0"]["kernel"].reshape(3, 3, 4, 16),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return params, convolved, policy.apply(params, images).logits
+
+    found = results(jax.random.key(0), normal(1, 5, 10, 10, 4))
+    params, expected, logits = jax.tree.map(np.asarray, found)
+    assert params["layers_0"]["Dense_0"]["kernel"].shape == (36, 16)
+    x = np.tanh(expected + params["layers_0"]["Dense_0"]["bias"]).reshape(5, -1)
     for name in ("Dense_1", "Dense_2"):
-        x = jnp.tanh(x @ params["layers_0"][name]["kernel"] + params["layers_0"][name]["bias"])
+        x = np.tanh(x @ params["layers_0"][name]["kernel"] + params["layers_0"][name]["bias"])
     head = params["layers_1"]["Dense_0"]
-    logits = policy.apply(params, images).logits
     np.testing.assert_allclose(logits, x @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-6)
 
 
@@ -120,12 +151,14 @@ def test_an_action_space_without_a_distribution_is_refused():
 
 
 def test_patches_and_a_matrix_product_are_a_convolution():
-    images = jax.random.normal(jax.random.key(0), (2, 40, 37, 3))
-    kernel = jax.random.normal(jax.random.key(1), (8, 8, 3, 5))
-    expected = jax.lax.conv_general_dilated(
-        images, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    found = networks._patches(images, 8, 4) @ kernel.reshape(-1, 5)
+    @jax.jit
+    def results(images, kernel):
+        expected = jax.lax.conv_general_dilated(
+            images, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return networks._patches(images, 8, 4) @ kernel.reshape(-1, 5), expected
+
+    found, expected = results(normal(0, 2, 40, 37, 3), normal(1, 8, 8, 3, 5))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -138,8 +171,13 @@ def test_large_images_see_two_convolutions():
 
 
 def test_tanh_has_the_derivatives_of_the_hyperbolic_tangent(x64):
-    x = jnp.linspace(-3.0, 3.0, 13)
-    for own, other in ((tanh, jnp.tanh), (jax.grad(tanh), jax.grad(jnp.tanh))):
-        np.testing.assert_allclose(jax.vmap(own)(x), jax.vmap(other)(x), rtol=1e-12)
-    second = lambda f: jax.vmap(jax.grad(jax.grad(f)))(x)
-    np.testing.assert_allclose(second(tanh), second(jnp.tanh), rtol=1e-12, atol=1e-15)
+    x = np.linspace(-3.0, 3.0, 13)
+
+    @jax.jit
+    def derivatives(x):
+        nth = lambda f: [jax.vmap(g)(x) for g in (f, jax.grad(f), jax.grad(jax.grad(f)))]
+        return nth(tanh), nth(jnp.tanh)
+
+    found, expected = derivatives(x)
+    for order, absolute in enumerate((0, 0, 1e-15)):
+        np.testing.assert_allclose(found[order], expected[order], rtol=1e-12, atol=absolute)

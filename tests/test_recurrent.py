@@ -40,13 +40,20 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def filled(tree, dtype=jnp.float32, seed=1):
+def filled(tree, seed=1):
     """Returns the tree with random numbers in all of its arrays, also in biases."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten(
-        jax.random.normal(k, x.shape, dtype) / 2 for k, x in zip(keys, leaves, strict=True)
-    )
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jax.device_put(rng.normal(size=x.shape) / 2), tree)
+
+
+def shapes(make, *args):
+    """Returns the shapes of the arrays that a function makes."""
+    return jax.eval_shape(lambda: make(*args))
+
+
+def numbers(seed, *shape):
+    """Returns an array of random numbers."""
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape))
 
 
 def policy_with(memory, action="choice", **settings):
@@ -61,21 +68,20 @@ def policy_with(memory, action="choice", **settings):
         memory_size=SIZE,
         **settings,
     )
-    dtype = jnp.zeros(0).dtype
-    params = filled(jax.eval_shape(policy.init, jax.random.key(0)), dtype)
-    carry = filled(policy.carry(ENVS), dtype, seed=2)
-    observations = jax.random.normal(jax.random.key(3), (STEPS, ENVS, 3), dtype)
-    return policy, params, (carry, observations, jnp.asarray(FIRST))
+    params = filled(shapes(policy.init, jax.random.key(0)))
+    carry = filled(shapes(policy.carry, ENVS), seed=2)
+    return policy, params, (carry, numbers(3, STEPS, ENVS, 3), jax.device_put(FIRST))
 
 
 def step_by_step(policy, params, carry, observations, first):
     """Returns the result of `unroll`, computed by single steps."""
-    found, step = [], jax.jit(policy.step)
-    for seen, starts in zip(observations, first, strict=True):
+
+    def step(carry, inputs):
+        seen, starts = inputs
         carry = jax.tree.map(partial(jnp.where, starts[:, None]), policy.carry(ENVS), carry)
-        carry, distribution = step(params, carry, seen)
-        found.append(distribution)
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *found)
+        return policy.step(params, carry, seen)
+
+    return jax.lax.scan(step, carry, (observations, first))[1]
 
 
 # --- cells
@@ -84,12 +90,14 @@ def step_by_step(policy, params, carry, observations, first):
 @pytest.mark.usefixtures("x64")
 def test_a_gru_computes_its_formula():
     cell = gru(SIZE)
-    params = filled(cell.init(jax.random.key(0), 3), jnp.float64)
-    h, x = (jax.random.normal(jax.random.key(n), (ENVS, n)) for n in (SIZE, 3))
-    carry, output = cell.step(params, h, cell.prepare(params, x))
-    w_r, w_z, w_n = np.split(np.asarray(params["kernel"]), 3, axis=1)
-    b_r, b_z, b_n = np.split(np.asarray(params["bias"]), 3)
-    u_r, u_z, u_n = np.split(np.asarray(params["recurrent"]), 3, axis=1)
+    params = filled(shapes(cell.init, jax.random.key(0), 3))
+    h, x = numbers(2, ENVS, SIZE), numbers(3, ENVS, 3)
+    step = jax.jit(lambda params, h, x: cell.step(params, h, cell.prepare(params, x)))
+    carry, output = step(params, h, x)
+    params, h, x = jax.tree.map(np.asarray, (params, h, x))
+    w_r, w_z, w_n = np.split(params["kernel"], 3, axis=1)
+    b_r, b_z, b_n = np.split(params["bias"], 3)
+    u_r, u_z, u_n = np.split(params["recurrent"], 3, axis=1)
     r, z = sigmoid(x @ w_r + b_r + h @ u_r), sigmoid(x @ w_z + b_z + h @ u_z)
     n = np.tanh(x @ w_n + b_n + r * (h @ u_n + params["new_bias"]))
     np.testing.assert_allclose(output, (1 - z) * n + z * h, rtol=1e-12)
@@ -99,11 +107,12 @@ def test_a_gru_computes_its_formula():
 @pytest.mark.usefixtures("x64")
 def test_an_lstm_computes_its_formula():
     cell = lstm(SIZE)
-    params = filled(cell.init(jax.random.key(0), 3), jnp.float64)
-    c, h = jax.random.normal(jax.random.key(1), (2, ENVS, SIZE))
-    x = jax.random.normal(jax.random.key(2), (ENVS, 3))
-    (new_c, new_h), output = cell.step(params, (c, h), cell.prepare(params, x))
-    sums = np.asarray(x @ params["kernel"] + params["bias"] + h @ params["recurrent"])
+    params = filled(shapes(cell.init, jax.random.key(0), 3))
+    c, h, x = numbers(1, ENVS, SIZE), numbers(2, ENVS, SIZE), numbers(3, ENVS, 3)
+    step = jax.jit(lambda params, carry, x: cell.step(params, carry, cell.prepare(params, x)))
+    (new_c, new_h), output = step(params, (c, h), x)
+    params, c, h, x = jax.tree.map(np.asarray, (params, c, h, x))
+    sums = x @ params["kernel"] + params["bias"] + h @ params["recurrent"]
     i, f, o, g = np.split(sums, 4, axis=1)
     expected = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     np.testing.assert_allclose(new_c, expected, rtol=1e-12)
@@ -113,38 +122,41 @@ def test_an_lstm_computes_its_formula():
 
 @pytest.mark.parametrize(("name", "gates"), [("gru", 3), ("lstm", 4)])
 def test_the_initial_weights_of_cells_are_orthogonal_or_of_unit_scale(name, gates):
-    params = CELLS[name](64).init(jax.random.key(0), 100)
-    for block in jnp.split(params["recurrent"], gates, axis=1):
+    cell = CELLS[name](64)
+    init = jax.jit(lambda key: (cell.init(key, 100), cell.carry(2)))
+    params, carry = jax.tree.map(np.asarray, init(jax.random.key(0)))
+    blocks = np.split(params["recurrent"], gates, axis=1)
+    for block in blocks:
         np.testing.assert_allclose(block.T @ block, np.eye(64), atol=1e-4)
     np.testing.assert_allclose(params["kernel"].std(), 0.1, rtol=0.05)
     biases = np.zeros(gates * 64)
     biases[64:128] = name == "lstm"  # the bias of the forget gate
     np.testing.assert_array_equal(params["bias"], biases)
-    assert len({np.asarray(x).tobytes() for x in jnp.split(params["recurrent"], gates, axis=1)}) > 1
-    assert not any(x.any() for x in jax.tree.leaves(CELLS[name](64).carry(2)))
+    assert len({x.tobytes() for x in blocks}) > 1
+    assert not any(x.any() for x in jax.tree.leaves(carry))
 
 
 @pytest.mark.usefixtures("x64")
 def test_a_gru_of_flax_gives_the_same_results_as_ours():
     theirs, ours = from_linen_cell(nn.GRUCell(SIZE), SIZE), gru(SIZE)
-    params = filled(theirs.init(jax.random.key(0), 3), jnp.float64)
-    joined = lambda *names: jnp.concatenate([params[x]["kernel"] for x in names], axis=1)
+    params = filled(shapes(theirs.init, jax.random.key(0), 3))
+    joined = lambda *names: np.concatenate([params[x]["kernel"] for x in names], axis=1)
     own = {
         "kernel": joined("ir", "iz", "in"),
-        "bias": jnp.concatenate([params[x]["bias"] for x in ("ir", "iz", "in")]),
+        "bias": np.concatenate([params[x]["bias"] for x in ("ir", "iz", "in")]),
         "recurrent": joined("hr", "hz", "hn"),
         "new_bias": params["hn"]["bias"],
     }
     head = Network(lambda key: (), lambda params, x, seen: x)
     features = Network(lambda key: (), lambda params, x: x)
-    observations = jax.random.normal(jax.random.key(1), (STEPS, ENVS, 3))
+    observations = numbers(3, STEPS, ENVS, 3)
     outputs = []
     for cell, of_cell in ((theirs, params), (ours, own)):
         network = recurrent_network(features, 3, cell, head)
         whole = {"features": (), "cell": of_cell, "head": ()}
-        carry = jax.tree.map(lambda x: x.astype(jnp.float64), network.carry(ENVS))
+        carry = jax.tree.map(lambda x: np.asarray(x, np.float64), network.carry(ENVS))
         assert not carry.any()
-        outputs.append(network.unroll(whole, carry, observations, jnp.asarray(FIRST)))
+        outputs.append(jax.jit(network.unroll)(whole, carry, observations, FIRST))
     for found, expected in zip(*map(jax.tree.leaves, outputs), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-10)
     assert outputs[0][0].shape == (STEPS, ENVS, 3 + SIZE)  # features, then the output of the cell
@@ -159,7 +171,8 @@ def test_a_gru_of_flax_gives_the_same_results_as_ours():
 def test_unroll_gives_the_same_distributions_as_single_steps(memory, action):
     policy, params, given = policy_with(memory, action)
     whole = jax.jit(policy.unroll)(params, *given)
-    for found, one in zip(whole, step_by_step(policy, params, *given), strict=True):
+    steps = jax.jit(partial(step_by_step, policy))(params, *given)
+    for found, one in zip(whole, steps, strict=True):
         assert found.shape[:2] == (STEPS, ENVS)
         assert found.dtype == jnp.float64
         np.testing.assert_allclose(found, one, rtol=1e-12)
@@ -177,8 +190,9 @@ def test_unroll_returns_the_carry_after_each_step():
     head = Network(lambda key: (), lambda params, x, seen: x[:, 1])
     network = recurrent_network(features, 1, add, head)
     params = network.init(jax.random.key(0))
-    rows = jnp.arange(1.0, 1 + STEPS * ENVS).reshape(STEPS, ENVS, 1)
-    outputs, carries = network.unroll(params, jnp.full((ENVS, 1), 7.0), rows, jnp.asarray(FIRST))
+    rows = np.arange(1.0, 1 + STEPS * ENVS, dtype=np.float32).reshape(STEPS, ENVS, 1)
+    start = np.full((ENVS, 1), 7.0, np.float32)
+    outputs, carries = map(np.asarray, jax.jit(network.unroll)(params, start, rows, FIRST))
     # An episode starts with the carry of the cell. In between, the carry goes on.
     np.testing.assert_array_equal(outputs.T, [[100, 101, 104, 100, 107], [7, 9, 100, 106, 100]])
     np.testing.assert_array_equal(
@@ -188,9 +202,10 @@ def test_unroll_returns_the_carry_after_each_step():
 
 def test_the_carry_is_reset_where_an_episode_starts():
     fresh = lambda num_envs: (jnp.zeros((num_envs, 2, 2)), jnp.ones(num_envs))
-    old = (jnp.full((3, 2, 2), 5.0), jnp.full(3, 6.0))
-    carry = restarted(fresh, jnp.array([False, True, False]), old)
-    np.testing.assert_array_equal(carry[0][:, 1, 0], [5, 0, 5])
+    old = (np.full((3, 2, 2), 5.0, np.float32), np.full(3, 6.0, np.float32))
+    restart = jax.jit(partial(restarted, fresh))
+    carry = restart(np.array([False, True, False]), old)
+    np.testing.assert_array_equal(np.asarray(carry[0])[:, 1, 0], [5, 0, 5])
     np.testing.assert_array_equal(carry[1], [6, 1, 6])
 
 
@@ -245,12 +260,18 @@ def test_memory_checkpoint_changes_no_result(memory):
 @pytest.mark.parametrize("action", ACTIONS)
 def test_fisher_vector_products_match_the_dense_matrix(memory, action):
     policy, params, given = policy_with(memory, action)
-    flat, unravel = ravel_pytree(params)
-    vector = jax.random.normal(jax.random.key(4), flat.shape)
-    product = jax.jit(fisher_vector_product(lambda p: policy.unroll(p, *given), params))
-    dense = dense_fisher(lambda p: step_by_step(policy, p, *given), params)
+
+    @jax.jit
+    def results(params, vector):
+        _, unravel = ravel_pytree(params)
+        product = fisher_vector_product(lambda p: policy.unroll(p, *given), params)
+        found, _ = ravel_pytree(product(unravel(vector)))
+        dense = dense_fisher(lambda p: step_by_step(policy, p, *given), params)
+        return found, dense, unravel(jnp.diag(dense))
+
+    size = sum(x.size for x in jax.tree.leaves(params))
+    vector = np.random.default_rng(4).normal(size=size)
+    found, dense, diagonal = results(params, vector)
     assert dense.dtype == jnp.float64
-    found, _ = ravel_pytree(product(unravel(vector)))
-    np.testing.assert_allclose(found, dense @ vector, rtol=1e-8, atol=1e-12)
-    felt = jax.tree.map(jnp.any, unravel(jnp.diag(dense)))
-    assert all(jax.tree.leaves(felt["cell"]))
+    np.testing.assert_allclose(found, np.asarray(dense) @ vector, rtol=1e-8, atol=1e-12)
+    assert all(np.asarray(x).any() for x in jax.tree.leaves(diagonal["cell"]))
