@@ -77,6 +77,7 @@ def own_agent(env, config, kind):
     return make_agent(env, config)._replace(policy=memoryless(NETWORKS[kind](env)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_network_of_the_user_trains_and_is_saved_and_loaded(kind, cartpole, tmp_path):
     config = trpo.Config(**SMALL | {"num_steps": 64})  # some poles fall
@@ -122,6 +123,7 @@ def test_every_algorithm_uses_the_given_agent_and_builds_no_network(name, cartpo
     assert jax.tree.leaves(learnt.critic.params)[0].shape[-1] == 4
 
 
+@pytest.mark.slow
 def test_a_config_and_the_agent_made_from_it_give_the_same_run(cartpole):
     config = trpo.Config(**SMALL)
     own, given = (
@@ -182,6 +184,7 @@ def remembering():
     return Policy(init, lambda num_envs: jnp.zeros((num_envs, 4)), step, unroll)
 
 
+@pytest.mark.slow
 def test_a_policy_keeps_its_memory_between_rollouts_and_resets_it_in_each_episode(cartpole):
     def step(key, state, action):  # no pole falls so soon, so the rewards must differ
         state, result = cartpole.step(key, state, action)
@@ -271,7 +274,10 @@ KINDS = {  # settings of environments and of configs
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind == "memoryless" else pytest.mark.slow) for kind in KINDS],
+)
 def test_learning_uses_the_same_distributions_as_acting(kind):
     """Before the step, all probability ratios are 1, and KL(old || new) is 0."""
     shown, settings = KINDS[kind]
@@ -322,6 +328,7 @@ def test_learning_uses_the_same_distributions_as_acting(kind):
         assert not jax.tree.leaves(batch.carry)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_a_tree_of_one_array_gives_the_same_results_as_the_array(memory):
     bare = probes.noise()
@@ -346,6 +353,7 @@ def test_a_tree_of_one_array_gives_the_same_results_as_the_array(memory):
     chex.assert_trees_all_equal(*learnt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_environment", "settings"),
     [("near", {}), (None, {"critic_observation": "near", "memory": "gru", "memory_size": 3})],
@@ -399,6 +407,7 @@ def test_a_missing_part_of_the_observation_for_the_critic_is_refused():
         trpo.make(probes.noise(), config)
 
 
+@pytest.mark.slow
 def test_learning_uses_the_given_exploration():
     """The noise shifts the mean. The rest of the actions is standard normal and independent."""
     env = envs.make("Pendulum-v1")

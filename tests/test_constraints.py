@@ -166,6 +166,7 @@ def programs():
     return [random_program(seed) for seed in range(500)]
 
 
+@pytest.mark.slow
 def test_the_step_is_the_best_point_of_the_region_and_the_half_plane(programs):
     counts = dict.fromkeys(KINDS, 0)
     for program in programs:

@@ -7,6 +7,8 @@ import pytest
 
 import trpo_jax
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("getting-started", "natural-gradient"))]

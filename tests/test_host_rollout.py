@@ -61,14 +61,15 @@ def replaying(env, trajectories=(), last=None):
     return host_environment(env.name, env.observation, env.action, env.time_limit, open)
 
 
-CASES = [
-    ("CartPole-v1", trpo, {}),
+CASES = [("CartPole-v1", trpo, {})]
+SLOW_CASES = [
     ("CartPole-v1", trpo, {"memory": "lstm", "memory_size": 4}),
     ("everything", vpg, {"memory": "gru", "memory_size": 4}),
     ("Pendulum-v1", trpo, {"exploration": "ou"}),
     ("Pendulum-v1", trpo, {"exploration": "colored"}),
     ("Pendulum-v1", qprop, {"replay_size": 200, "q_updates": 3}),
 ]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES]
 EVERYTHING = {"parts": True, "masked": True, "joint": True}
 
 
@@ -130,6 +131,7 @@ def test_a_host_environment_shows_zeros_before_its_pool_is_opened():
     np.testing.assert_array_equal(state.rollout.episodes.observation, np.zeros((NUM_ENVS, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "batches"), [("policy", 3), ("critic", 4)])
 def test_an_update_with_nan_is_discarded(broken, batches):
     """A policy with NaN never acts. NaN in a critic is found while the next batch is collected."""
@@ -170,6 +172,7 @@ def test_an_update_with_nan_is_discarded(broken, batches):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_seed_that_fails_stops_the_others(monkeypatch):
     """Seed 0 waits for the failure of seed 1, and must then stop before the end of its chunk."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
@@ -230,6 +233,7 @@ def drawing(opened, broken_step):
     return host_environment("drawing", *arguments, joint=True)
 
 
+@pytest.mark.slow
 def test_a_seed_learns_the_same_in_a_group_alone_and_in_other_chunks(monkeypatch):
     """Numbers that are not finite stop only their own seed."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
@@ -261,6 +265,7 @@ def test_a_seed_learns_the_same_in_a_group_alone_and_in_other_chunks(monkeypatch
         assert list(alone[0].values()) == [x for key, x in broken_by.items() if key == index]
 
 
+@pytest.mark.slow
 def test_a_pool_lives_in_one_thread_from_its_opening_to_its_closing(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     threads = {}

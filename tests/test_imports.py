@@ -234,6 +234,7 @@ def test_the_library_and_the_help_of_each_command_import_no_other_package(stages
     assert packages == {"trpo_jax"}
 
 
+@pytest.mark.slow
 def test_the_analysis_needs_no_jax(stages):
     packages, _ = stages["analysis"]
     assert not {"jax", "flax", "optax", "matplotlib", "orbax"} & packages

@@ -133,6 +133,7 @@ def columns_of(path):
         return set(next(csv.reader(file)))
 
 
+@pytest.mark.slow
 def test_the_page_names_the_columns_of_the_files_of_a_run(folder):
     own = {"cost_limit", "episodic_return", "episodic_cost", "episode_length"}
     own |= {"num_episodes", "broken_episodes"}
@@ -141,6 +142,7 @@ def test_the_page_names_the_columns_of_the_files_of_a_run(folder):
     assert columns_of(folder / "evaluations.csv") == evaluations | set(PLACE_COLUMNS)
 
 
+@pytest.mark.slow
 def test_the_page_names_the_keys_of_the_files_of_a_run(folder):
     config = json.loads((folder / "config.json").read_text())
     page, sometimes = named(section("### `config.json`")), {"wrappers", "costs", "env_timeout"}

@@ -41,6 +41,7 @@ def step(name, seed=0, **changes):
     return params, new, info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_an_accepted_step_improves_the_surrogate_inside_the_region(name, seed):
@@ -60,6 +61,7 @@ def test_an_accepted_step_improves_the_surrogate_inside_the_region(name, seed):
     np.testing.assert_allclose(info.entropy, new_distribution.entropy().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["categorical", "gaussian"])
 def test_kl_peak_bounds_the_kl_at_every_state_and_does_not_change_smaller_steps(name):
     params, free, unbounded = step(name)

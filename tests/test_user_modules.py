@@ -162,6 +162,7 @@ def test_an_error_in_make_of_an_algorithm_of_the_user_names_its_line(write):
         plan_run("CartPole-v1", algorithm="own")
 
 
+@pytest.mark.slow
 def test_every_script_takes_modules_of_the_user(write, tmp_path, capsys):
     write(tasks=TASKS, own=OWN)
     names = ["--env", "tasks:make_env", "--algorithm", "own"]

@@ -115,6 +115,7 @@ def test_continuous_actions_are_drawn_from_the_policy():
 # --- the loss
 
 
+@pytest.mark.slow
 def test_the_loss_over_all_actions_has_the_exact_policy_gradient(x64):
     """The MDP has 3 states with the discounted visits (1/2, 1/3, 1/6), written as 6 rows."""
     gamma, num_actions = 0.5, 4

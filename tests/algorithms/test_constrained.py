@@ -62,6 +62,7 @@ def without_limit(name, memory, optimized):
     return updated(algorithm, 4, optimized)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "memory"),
     [
@@ -98,6 +99,7 @@ def with_two_costs():
     return env._replace(step=step, costs=("first", "second"))
 
 
+@pytest.mark.slow
 def test_advantages_of_costs_are_like_those_of_rewards_with_cost_gamma():
     """A termination adds nothing, and a truncation adds the value of the critic."""
     settings = {"cost_gamma": 0.8, "normalize_observations": False}
@@ -169,6 +171,7 @@ def test_the_cost_of_an_episode_is_the_mean_cost_of_a_step_times_the_length():
     assert episode_costs(unlimited, limit, jnp.zeros(()), batch_of((), costs)).steps == 12
 
 
+@pytest.mark.slow
 def test_the_cost_surrogate_times_the_length_predicts_the_change_of_an_episode():
     """The changed policy plays again, and its costs are measured."""
     env = native.toll_road()
@@ -196,6 +199,7 @@ def test_the_cost_surrogate_times_the_length_predicts_the_change_of_an_episode()
     assert change * before.steps < -2
 
 
+@pytest.mark.slow
 def test_the_step_of_cpo_gets_the_excess_per_step():
     def told(gradient, plain, cost, max_kl):
         found = constrained_step(gradient, plain, cost, max_kl)
@@ -244,6 +248,7 @@ def test_each_gain_of_the_pid_controller(gains, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_margin_follows_the_excess_and_lowers_the_limit():
     env = native.toll_road()
     settings = {"cost_limit": 9.5, "num_envs": 16, "num_steps": 20, "max_kl": 0.1}
@@ -281,6 +286,7 @@ def test_an_algorithm_for_one_cost_refuses_two(name):
         make(name, with_two_costs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trpo_lag", "trpo_pid", "ppo_lag"])
 def test_each_of_two_costs_has_its_own_limit_and_multiplier(name):
     algorithm = make(name, with_two_costs(), cost_limit=(0.5, 1e3))
@@ -316,6 +322,7 @@ def test_damped_scaling_false_is_refused(name):
         make(name, native.toll_road(), damped_scaling=False)
 
 
+@pytest.mark.slow
 def test_a_cost_that_is_nan_stops_the_seed_and_is_named():
     env = native.toll_road()
 
@@ -337,6 +344,7 @@ class Costly(host_tasks.Counter):
         return *result, {"cost": np.nan if self.all_steps == 11 else 1.0}
 
 
+@pytest.mark.slow
 def test_a_cost_that_is_nan_on_the_host_stops_the_seed_and_is_named():
     if "SometimesNaN-v0" not in gymnasium.registry:
         gymnasium.register("SometimesNaN-v0", Costly, disable_env_checker=True)
@@ -365,6 +373,7 @@ def on_the_road(name):
     return {metric: np.asarray(x)[-num_updates // 2 :] for metric, x in metrics.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_finds_the_best_policy_within_the_limit(name):
     late = on_the_road(name)
@@ -373,6 +382,7 @@ def test_training_finds_the_best_policy_within_the_limit(name):
     assert late["episodic_cost"].mean() <= 1.02 * LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED[1:4])
 def test_the_multiplier_converges_to_the_value_of_a_toll(name):
     np.testing.assert_allclose(on_the_road(name)["cost_multiplier"].mean(), 0.75, atol=0.03)

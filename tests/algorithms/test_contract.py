@@ -62,6 +62,7 @@ def test_the_methods_use_a_replaced_primitive(name):
     assert {x.dtype for x in jax.tree.leaves(updated.critic)} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_reward_signal_the_policy_stays_the_same(name):
     """All rewards are the same. Without this rule, the policy would follow errors of the critic.
@@ -108,6 +109,7 @@ def test_other_solvers_and_explorations_keep_their_types_if_float64_is_enabled()
     assert_keeps_types(make("trpo", **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trpo", "qprop"])
 def test_correlated_exploration_uses_no_key_twice_and_gives_no_nan(name):
     algorithm = make(name, exploration="ou")
@@ -131,6 +133,7 @@ def test_algorithms_take_trees_of_observations_masks_and_joint_actions(name):
     assert_keeps_types(with_trees(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -165,6 +168,7 @@ def test_the_line_search_works_in_bfloat16():
     np.testing.assert_allclose(result.fraction, 0.8**4, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "own", [lambda m: {}, lambda m: {"loss": 1.5, "count": 3}], ids=["none", "numbers"]
 )

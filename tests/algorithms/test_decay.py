@@ -26,6 +26,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_decay_steps_lets_the_length_of_the_step_fall_to_zero_and_stay_there(case, monkeypatch):
     """A radius is the square of a length. Every update gets the keys of the first update."""

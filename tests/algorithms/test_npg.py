@@ -12,7 +12,7 @@ from trpo_jax.algorithms import npg, trpo
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.fisher import dense_fisher
 
-pytestmark = pytest.mark.xdist_group("npg")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("npg")]
 
 
 @learning.CHOICES_AND_NUMBERS

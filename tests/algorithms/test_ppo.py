@@ -23,6 +23,7 @@ ONE_STEP = learning.SMALL | {
 PARTS = {"policy_minibatches": 4, "policy_epochs": 4}
 
 
+@pytest.mark.slow
 @learning.CHOICES_AND_NUMBERS
 @pytest.mark.parametrize("loss", ["clip", "spo"])
 def test_probe(probe, continuous, loss):
@@ -82,6 +83,7 @@ def one_step():
     return gradient, change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_grad_norm", [1e9, 1e-4])
 def test_one_epoch_with_one_minibatch_is_one_step_of_adam_along_the_clipped_gradient(
     one_step, max_grad_norm
@@ -95,6 +97,7 @@ def test_one_epoch_with_one_minibatch_is_one_step_of_adam_along_the_clipped_grad
     chex.assert_trees_all_close(actual, expected, rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_decay_steps_lets_the_learning_rate_fall_to_zero_and_stay_there(one_step):
     _, change = one_step
     batch = 64
@@ -117,6 +120,7 @@ def test_an_unknown_loss_is_refused():
         ppo.make(probes.action_choice(), ppo.Config(loss="hinge"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "shape"), [("none", (4, 4)), ("gru", (16, 1))])
 def test_every_epoch_visits_every_sample_once(memory, shape, monkeypatch):
     """Adam takes one step for each minibatch. The minibatches of an epoch are the whole batch."""

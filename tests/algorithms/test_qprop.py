@@ -30,12 +30,14 @@ SMALL = {
 LEARN = {"q_lr": 0.01, "q_tau": 0.05, "max_kl": 0.05, "replay_size": 512, "q_minibatch": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", ["conservative", "standard"])
 @pytest.mark.parametrize("probe", probes.PROBES)
 def test_probe(probe, eta):
     learning.assert_learns(qprop, probe, continuous=True, eta=eta, **LEARN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("probe", "observations", "expected"),
     [
@@ -54,6 +56,7 @@ def test_q_and_its_target_learn_the_values(probe, observations, expected):
         np.testing.assert_allclose(q(params, seen, means), expected, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eta", "least"), [("conservative", 0.5), ("standard", 1.0)])
 def test_q_is_useful_until_the_best_actions_are_found(eta, least):
     probe = "action_from_observation"
@@ -80,6 +83,7 @@ def still():
     return env, algorithm, jax.jit(algorithm.learn), collected, alike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("terminated", "truncated"), [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_termination_stops_the_target_of_q_and_truncation_does_not(still, terminated, truncated):
     env, algorithm, learn, state, trajectory = still
@@ -125,6 +129,7 @@ def test_the_target_network_moves_by_tau_after_each_step():
     chex.assert_trees_all_close((critic.params, new_target), (params, target), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_replay_buffer_stores_transitions_in_the_units_of_the_environment():
     env = envs.make("Pendulum-v1")
     algorithm = qprop.make(env, qprop.Config(**(SMALL | {"replay_size": 100}), scale_rewards=True))
@@ -142,6 +147,7 @@ def test_the_replay_buffer_stores_transitions_in_the_units_of_the_environment():
 # --- whole runs
 
 
+@pytest.mark.slow
 def test_correlated_exploration_and_several_seeds_run_in_one_program():
     env = envs.make("Pendulum-v1")
     algorithm = qprop.make(env, qprop.Config(**SMALL, exploration="ou", q_updates=3))

@@ -76,6 +76,7 @@ def test_values_of_a_schedule_are_checked_over_the_whole_run(schedule, where):
         require_schedules(trpo.Config(), {"max_kl": schedule}, 100, 10)
 
 
+@pytest.mark.slow
 def test_a_run_follows_its_schedules_and_reports_the_values():
     """Each update is the same as an update with a config of these values."""
     env = probes.action_from_observation(continuous=True)
@@ -108,6 +109,7 @@ def test_a_run_follows_its_schedules_and_reports_the_values():
         )
 
 
+@pytest.mark.slow
 def test_a_run_with_schedules_resumes_bit_for_bit(tmp_path):
     words = "--num-seeds 1 --total-steps 96 --evaluation-episodes 2 --quiet --checkpoint-every 1"
     words += " --num-envs 2 --num-steps 8 --hidden-sizes 4 --critic-epochs 1 --critic-minibatches 2"

@@ -40,6 +40,7 @@ FLOAT = np.dtype(np.float32)
 NETWORK = {"hidden_sizes": (5,), "activation": "tanh", "state_dependent_std": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("continuous", "own"),
     [(False, {}), (True, {"memory": "gru", "memory_size": 3, "fisher_subsample": 2})],
@@ -259,6 +260,7 @@ MEAN_OF_COMPONENTS = hatrpo.Config(max_kl_per_dimension=True)
 BOXES = tuple(Box(-np.ones(n, np.float32), np.ones(n, np.float32)) for n in (1, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("specs", [(Discrete(2), Discrete(4)), BOXES])
 @pytest.mark.parametrize(("index", "size"), [(0, 2), (1, 4)])
@@ -295,6 +297,7 @@ def test_a_padded_agent_takes_the_same_step_as_an_agent_without_padding(specs, i
     chex.assert_trees_all_equal(*rests)  # the parameters of the padding do not change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_the_policy_of_a_team_gives_the_same_distributions_when_it_acts_and_learns(shared, memory):
@@ -392,6 +395,7 @@ def test_agents_with_shared_parameters_count_as_environments():
             np.testing.assert_array_equal(every_third, getattr(own, name), name)
 
 
+@pytest.mark.slow
 def test_hatrpo_improves_in_the_climbing_game_until_a_stable_joint_action():
     env = envs.make("native/ClimbingGame")
     config = hatrpo.Config(num_envs=512, num_steps=1, critic_minibatches=4, critic_epochs=2)

@@ -99,6 +99,7 @@ def test_advantages_use_the_critic_before_its_fit(one_update):
     np.testing.assert_allclose(metrics["explained_variance"], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_not_subsampled():
     """States that the stride skips change the policy too."""
     algorithm = trpo.make(
@@ -117,6 +118,7 @@ def test_the_gradient_is_not_subsampled():
     assert metrics["step_rejected"] == 0
 
 
+@pytest.mark.slow
 def test_the_fisher_matrix_uses_every_kth_time_step(one_update):
     _, _, state, _, trajectory, _, metrics = one_update  # fisher_subsample = 4
     policy = make_policy(envs.make("CartPole-v1").observation, Discrete(2), hidden_sizes=(8,))
@@ -239,6 +241,7 @@ def test_truncation_bootstraps_and_termination_does_not():
 # --- many runs in one program
 
 
+@pytest.mark.slow
 def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
     algorithm = trpo.make(cartpole, trpo.Config(**SMALL))
     run = lambda key: jax.lax.scan(lambda s, _: algorithm.update(s), algorithm.init(key), length=3)[
@@ -251,6 +254,7 @@ def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
     assert len(np.unique(together["entropy"][:, 0])) > 60  # the seeds differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choices", "idle"),
     [
@@ -294,6 +298,7 @@ def test_every_real_field_sweeps_in_one_program(choices, idle):
         assert any(different), f"{name} changes nothing"
 
 
+@pytest.mark.slow
 def test_new_statistics_change_the_policy_by_less_than_the_trust_region():
     """The KL divergence between the old and the new statistics, with the same parameters."""
     env = envs.make("MountainCar-v0")

@@ -34,6 +34,7 @@ def test_members_differ_and_the_value_is_their_mean(cartpole):
     np.testing.assert_allclose(means, values.mean(axis=0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_members_learn_and_agree_at_states_with_data():
     settings = {"num_steps": 8, "critic_lr": 0.01, "normalize_observations": False}
     _, _, metrics = train(
@@ -53,6 +54,7 @@ def test_weights_have_mean_one_and_grow_with_the_disagreement():
     np.testing.assert_allclose(uncertainty_weights(jnp.zeros((2, 2)), 1.0), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_max_kl_bounds_the_weighted_kl_and_not_the_plain_kl(cartpole):
     config = trpo_ensemble.Config(
         **(SMALL | {"num_steps": 64}), num_critics=2, uncertainty_exponent=4.0, damping=1e-3

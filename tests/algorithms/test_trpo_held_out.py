@@ -10,6 +10,7 @@ from trpo_jax.errors import ConfigurationError
 pytestmark = pytest.mark.xdist_group("trpo_held_out")
 
 
+@pytest.mark.slow
 def test_noise_is_rarely_accepted_and_a_signal_is():
     settings = {"num_envs": 16, "num_steps": 8}
     noisy = probes.probe(
@@ -21,6 +22,7 @@ def test_noise_is_rarely_accepted_and_a_signal_is():
     assert on_signal["step_rejected"].mean() < 0.5
 
 
+@pytest.mark.slow
 def test_one_half_gives_the_step_and_the_other_half_tests_it():
     """The fitted half decides the direction. The held-out half decides if the step is accepted."""
     env = probes.action_choice()

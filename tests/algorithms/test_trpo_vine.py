@@ -56,11 +56,13 @@ def values(env, state, observations):
     return critic.apply(state.critic.params, jnp.asarray(observations, jnp.float32)[:, None])
 
 
+@pytest.mark.slow
 @learning.CHOICES_AND_NUMBERS
 def test_probe(probe, continuous):
     learning.assert_learns(trpo_vine, probe, continuous, **LEARN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["constant_value", "value_of_observation"])
 def test_no_step_is_taken_if_no_action_matters(probe):
     _, _, metrics = learning.learnt(trpo_vine, probe, **LEARN)
@@ -70,6 +72,7 @@ def test_no_step_is_taken_if_no_action_matters(probe):
 # --- the returns of branches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bootstrap", [False, True])
 def test_branches_start_from_the_states_of_the_trajectory(bootstrap):
     """The reward is 10 times the count, for all actions. The reward scale of the critic is 3."""
@@ -112,6 +115,7 @@ def noisy():
     return Environment("noisy", reset, step, spec, Box(-bounds, bounds), None)
 
 
+@pytest.mark.slow
 def test_branches_of_a_state_share_their_random_numbers():
     env = noisy()
     settings = {"branch_bootstrap": False, "gamma": 1.0, "num_states": 32}
@@ -159,6 +163,7 @@ def one_update():
     return algorithm, state, trajectory, *update(state)
 
 
+@pytest.mark.slow
 def test_the_step_uses_the_branches(one_update):
     algorithm, state, trajectory, learnt, metrics = one_update
     branches = branches_of(algorithm, state, trajectory)
@@ -193,6 +198,7 @@ def test_the_step_uses_the_branches(one_update):
     assert sorted(errors)[0] < 1e-3 < 5e-3 < sorted(errors)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_actions", "tried"), [(2, 2), (5, 4)])
 def test_every_step_of_the_simulator_counts(num_actions, tried):
     steps = []
@@ -211,6 +217,7 @@ def test_every_step_of_the_simulator_counts(num_actions, tried):
     assert algorithm.steps_per_update == len(steps) == 4 * 8 + 16 * tried * 3
 
 
+@pytest.mark.slow
 def test_configs_sweep_in_one_program():
     env = noisy()
     configs = trpo_vine.Config(**SMALL).replace(gamma=jnp.array([0.9, 0.9, 0.5]))

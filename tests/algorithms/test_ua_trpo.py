@@ -15,6 +15,7 @@ from trpo_jax.errors import ConfigurationError
 pytestmark = pytest.mark.xdist_group("ua_trpo")  # one worker shares compiled programs
 
 
+@pytest.mark.slow
 @CHOICES_AND_NUMBERS
 def test_probe(probe, continuous):
     assert_learns(ua_trpo, probe, continuous, max_kl=0.05)
@@ -35,6 +36,7 @@ def first_update(env, weights, **settings):
     return jax.jit(lambda weights: jax.lax.map(run, weights))(jnp.asarray(weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["CartPole-v1", pytest.param("Pendulum-v1", marks=pytest.mark.heavy)]
 )
@@ -52,6 +54,7 @@ def test_with_c_of_zero_it_is_trpo_bit_for_bit(name):
     )
 
 
+@pytest.mark.slow
 def test_with_more_environments_it_approaches_trpo(cartpole):
     """The uncertainty lowers g.x by a share that falls with the number of environments.
 
@@ -68,6 +71,7 @@ def test_with_more_environments_it_approaches_trpo(cartpole):
     assert 0 < many < 0.1 * few
 
 
+@pytest.mark.slow
 def test_uncertainty_shortens_the_step_and_the_reported_radius_is_its_kl(cartpole):
     metrics = first_update(cartpole, [0.0, 1.0, 10.0, 1000.0], num_envs=8)
     for name in ("effective_radius", "step_uncertainty"):
@@ -77,6 +81,7 @@ def test_uncertainty_shortens_the_step_and_the_reported_radius_is_its_kl(cartpol
     np.testing.assert_allclose(metrics["kl"], taken, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_the_noise_floor_predicts_the_gain_of_pure_noise(cartpole):
     """If no action changes the rewards, g.x is noise. The noise floor predicts its mean."""
     algorithm = ua_trpo.make(

@@ -7,7 +7,7 @@ import pytest
 
 from trpo_jax.algorithms import vpg
 
-pytestmark = pytest.mark.xdist_group("vpg")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("vpg")]
 
 
 @learning.CHOICES_AND_NUMBERS

@@ -27,6 +27,7 @@ OWN = {"ppo": {"policy_epochs": 1, "policy_minibatches": 2}, "trpo_ensemble": {"
 NAMES = ("trpo", "ppo", "ua_trpo", "trpo_ensemble", "trpo_held_out")  # kinds of policy steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_algorithms_learn_with_a_memory(name):
     module = algorithms.get(name)
@@ -48,6 +49,7 @@ def test_algorithms_learn_with_a_memory(name):
     assert all(moved(learnt.critic.params["cell"], state.critic.params["cell"]))
 
 
+@pytest.mark.slow
 def test_other_solvers_critics_and_explorations_learn_with_a_memory():
     settings = {"gae_critic": "trust_region", "exploration": "ou", "memory_checkpoint": True}
     settings |= {"fisher_subsample": 2, "memory": "lstm", "hidden_sizes": ()}
@@ -69,6 +71,7 @@ def test_a_memory_keeps_its_types_if_float64_is_enabled(name, memory):
     chex.assert_trees_all_equal_shapes_and_dtypes(learnt, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [vpg, trpo_ensemble])
 def test_advantages_use_values_with_the_memory_of_their_step(module):
     """The value after a truncation uses the memory of the episode; a new episode has none."""
@@ -128,6 +131,7 @@ def test_advantages_use_values_with_the_memory_of_their_step(module):
     assert any(x.any() for x in jax.tree.leaves(state.rollout.critic_carry))
 
 
+@pytest.mark.slow
 def test_the_critic_is_fitted_to_whole_sequences_with_their_first_memory():
     """With one minibatch and one epoch, the first step of Adam follows the sign of the gradient."""
     algorithm = vpg.make(probes.noise(), vpg.Config(**(SMALL | {"critic_minibatches": 1})))
@@ -160,6 +164,7 @@ def test_the_critic_is_fitted_to_whole_sequences_with_their_first_memory():
     assert any(jax.tree.leaves(wrong))
 
 
+@pytest.mark.slow
 def test_the_fisher_matrix_uses_every_kth_sequence():
     config = trpo.Config(**SMALL, fisher_subsample=2)
     algorithm = trpo.make(probes.noise(), config)
@@ -187,6 +192,7 @@ def test_the_fisher_matrix_uses_every_kth_sequence():
     assert min(even, odd) < 1e-4 < 1e-2 < min(max(even, odd), other)
 
 
+@pytest.mark.slow
 def test_a_memory_works_with_schedules():
     """A run with a constant schedule is the same as a run without a schedule."""
     make, config = partial(trpo.make, probes.noise()), trpo.Config(**SMALL, max_kl=0.02)
@@ -226,6 +232,7 @@ def recalling():
     return envs.base.Environment("recalling", reset, step, spec, envs.specs.Discrete(2), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("memory", "least", "most"), [("none", 0.3, 0.7), ("gru", 0.95, 1.0)])
 def test_a_memory_recalls_an_observation_two_steps_before(memory, least, most):
     settings = {"num_envs": 16, "num_steps": 15, "memory_size": 8, "critic_epochs": 4}

@@ -20,6 +20,7 @@ def test_the_other_divergence_has_the_metric_that_it_says():
     assert not np.allclose(product, Categorical(logits).fisher_product(Categorical(v)).logits)
 
 
+@pytest.mark.slow
 def test_the_return_of_the_game_is_followed_exactly():
     options = agents.build_parser().parse_args(
         ["game", "--seeds", "3", "--num-updates", "2", "--num-envs", "16"]

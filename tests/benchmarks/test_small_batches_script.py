@@ -11,6 +11,7 @@ from trpo_jax.running.description import config_to_dict
 TINY = ["--num-seeds", "2", "--checks", "2", "--episodes", "4"]
 
 
+@pytest.mark.slow
 def test_it_measures_every_variant_and_batch_and_writes_the_table(tmp_path, capsys):
     argv = ["--algorithms", "trpo", "--batches", "64", "--total-steps", "256", *TINY]
     assert small_batches.main([*argv, "--out", str(tmp_path / "out")]) == 0

@@ -40,6 +40,7 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*/*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_each_pair_has_the_usual_files_of_a_run(finished):
     names = {"config.json", "metrics.csv", "summary.json", "learning_curve.png", "policy.msgpack"}
     for pair in ("CartPole-v1/vpg", "Pendulum-v1/vpg", "Pendulum-v1/ou"):
@@ -52,6 +53,7 @@ def test_each_pair_has_the_usual_files_of_a_run(finished):
     assert config["config"]["hidden_sizes"] == [8]
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_pair(finished):
     table = (finished / "comparison.md").read_text()
     assert "trpo-jax compare --algorithms vpg 'ou=vpg --exploration ou'" in table
@@ -65,6 +67,7 @@ def test_the_table_has_a_row_for_each_pair(finished):
     assert "ou: exploration = 'ou' needs continuous actions" in table
 
 
+@pytest.mark.slow
 def test_the_report_has_the_numbers_of_each_pair(finished):
     report = json.loads((finished / "comparison.json").read_text())
     section = report["environments"]["CartPole-v1"]
@@ -77,12 +80,14 @@ def test_the_report_has_the_numbers_of_each_pair(finished):
     assert row["env_steps_to_threshold"] == [None, None]
 
 
+@pytest.mark.slow
 def test_the_figure_is_a_png_file(finished):
     picture = (finished / "comparison.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert 10_000 < len(picture) < 300_000
 
 
+@pytest.mark.slow
 def test_a_continued_comparison_runs_only_unfinished_pairs(finished, capsys, monkeypatch):
     unfinished = finished / "Pendulum-v1/ou"
     (unfinished / "summary.json").rename(unfinished / "summary.txt")
@@ -118,6 +123,7 @@ def test_ctrl_c_in_a_run_stops_the_comparison(tmp_path, capsys, monkeypatch):
     assert f"--out {tmp_path} continues the comparison" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

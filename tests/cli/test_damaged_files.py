@@ -97,6 +97,7 @@ def judged(folder):
 COMMANDS = (judged, resume, diagnosed, plotted, compared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "metrics.csv", "evaluations.csv", "summary.json"])
 def test_a_damaged_file_gives_an_error_of_one_paragraph_or_does_no_harm(name, run):
     """The commands take turns. Each of them meets every kind of damage twice."""
@@ -215,6 +216,7 @@ def go_on(folder):
     return sweep.sweep("CartPole-v1", CONFIG, grid=grid, **options).results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sweep.json", "results.csv"])
 def test_a_damaged_file_of_a_sweep_gives_an_error_or_does_no_harm(name, swept):
     content, before = (swept / name).read_bytes(), go_on(swept)

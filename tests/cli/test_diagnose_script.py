@@ -18,6 +18,7 @@ def pages(folder):
     return [(folder / name).read_bytes() for name in PAGES]
 
 
+@pytest.mark.slow
 def test_the_page_is_written_into_the_folder_of_the_run(tmp_path, capsys):
     folder = write_run(tmp_path / "run", healthy_run())
     assert diagnose.main([str(folder)]) == 0
@@ -45,6 +46,7 @@ def test_warnings_are_printed_and_the_exit_code_is_0(tmp_path, capsys):
     assert "No warnings" not in printed
 
 
+@pytest.mark.slow
 def test_earlier_pages_are_replaced_and_other_folders_are_created(tmp_path):
     run = healthy_run(num_updates=12)
     folder = write_run(tmp_path / "run", run)
@@ -56,6 +58,7 @@ def test_earlier_pages_are_replaced_and_other_folders_are_created(tmp_path):
     assert pages(folder)[1] == pages(tmp_path / "new" / "place")[1]
 
 
+@pytest.mark.slow
 def test_a_long_run_is_a_small_file(tmp_path):
     folder = write_run(tmp_path / "run", healthy_run(num_seeds=4, num_updates=5000))
     assert diagnose.main([str(folder)]) == 0
@@ -100,6 +103,7 @@ def test_bad_input_gives_an_error_of_one_paragraph_and_exit_code_2(
     assert re.search(message, error), error
 
 
+@pytest.mark.slow
 def test_a_run_of_train_can_be_diagnosed(tmp_path, capsys):
     tiny = ["--num-envs", "2", "--num-steps", "32", "--hidden-sizes", "8", "--critic-epochs", "1"]
     tiny += ["--num-seeds", "2", "--total-steps", "768", "--evaluation-episodes", "1", "--quiet"]

@@ -36,6 +36,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_both_modes_of_every_seed_are_evaluated(run, tmp_path, capsys):
     out = tmp_path / "new" / "evaluation.json"
     assert evaluate.main([str(run), "--episodes", "5", "--out", str(out)]) == 0
@@ -62,6 +63,7 @@ def test_both_modes_of_every_seed_are_evaluated(run, tmp_path, capsys):
     assert read(other)["deterministic"]["returns"] != report["deterministic"]["returns"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_as_during_training(run, tmp_path):
     out = tmp_path / "latest.json"
     assert evaluate.main([str(run), "--checkpoint", "latest", "--out", str(out)]) == 0
@@ -72,6 +74,7 @@ def test_a_checkpoint_is_evaluated_as_during_training(run, tmp_path):
     assert read(final)["stochastic"] == latest["stochastic"]  # update 4 is the last
 
 
+@pytest.mark.slow
 def test_evaluations_of_several_checkpoints_have_files_of_their_own(run, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
@@ -89,6 +92,7 @@ def test_evaluations_of_several_checkpoints_have_files_of_their_own(run, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_a_policy_is_loaded_from_a_checkpoint(run):
     rows = read_metrics(run / "evaluations.csv")
     observations = np.random.default_rng(0).normal(size=(20, 3))
@@ -103,6 +107,7 @@ def test_a_policy_is_loaded_from_a_checkpoint(run):
     np.testing.assert_array_equal(final(observations), latest(observations))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

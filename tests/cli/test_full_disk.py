@@ -48,6 +48,7 @@ COMPARE += ["trpo.evaluation_episodes=2"]
 SWEEP = [*TINY, "--grid", "max_kl=0.01,0.02", "--quiet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "words", "name"),
     [

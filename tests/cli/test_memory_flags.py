@@ -34,6 +34,7 @@ def described(folder: Path):
     return json.loads((folder / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_config_json_has_the_flags_for_memory_and_observations(run):
     description = described(run)
     config = {name: description["config"][name] for name in ("memory", "memory_size")}
@@ -43,6 +44,7 @@ def test_config_json_has_the_flags_for_memory_and_observations(run):
     assert description["wrappers"] == ["trpo_jax.envs.wrappers:observe_previous"]
 
 
+@pytest.mark.slow
 def test_the_policy_acts_on_the_wrapped_observations(run):
     act = trpo_jax.load_policy(run)
     assert act.remembers
@@ -57,6 +59,7 @@ def test_the_policy_acts_on_the_wrapped_observations(run):
     assert total >= 8
 
 
+@pytest.mark.slow
 def test_the_run_with_a_memory_can_be_evaluated(run, tmp_path):
     out = tmp_path / "evaluation.json"
     assert evaluate.main([str(run), "--episodes", "3", "--out", str(out)]) == 0
@@ -65,6 +68,7 @@ def test_the_run_with_a_memory_can_be_evaluated(run, tmp_path):
     assert (returns >= 8).all()
 
 
+@pytest.mark.slow
 def test_the_run_with_a_memory_can_be_evaluated_in_another_suite(run, tmp_path, capsys):
     words = [
         str(run),
@@ -81,6 +85,7 @@ def test_the_run_with_a_memory_can_be_evaluated_in_another_suite(run, tmp_path, 
     assert evaluate.main([*words, "--observe-previous"]) == 0
 
 
+@pytest.mark.slow
 def test_the_run_with_a_memory_can_be_drawn(run, tmp_path):
     out = tmp_path / "episode.gif"
     assert render.main([str(run), "--steps", "4", "--out", str(out)]) == 0
@@ -88,6 +93,7 @@ def test_the_run_with_a_memory_can_be_drawn(run, tmp_path):
         assert image.n_frames > 1
 
 
+@pytest.mark.slow
 def test_the_run_with_a_memory_can_be_made_longer(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)

@@ -224,6 +224,7 @@ def test_impossible_addresses_and_process_ids_are_refused(coordinator, number, m
     assert message in refusal(train.main, [*words, "--process-id", number], capsys)
 
 
+@pytest.mark.slow
 def test_a_process_without_coordinator_explains_what_is_missing(tmp_path):
     script = str(two_processes.EXPERIMENTS / "train.py")
     command = [sys.executable, script, "--distributed", "--out", str(tmp_path / "out")]

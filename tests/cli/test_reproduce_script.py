@@ -70,6 +70,7 @@ def finished(tmp_path_factory):
         yield folder / "out"
 
 
+@pytest.mark.slow
 def test_the_table_compares_with_published_results(finished):
     table = (finished / "tiny.md").read_text()
     assert "uv run --extra envs experiments/reproduce.py --benchmark tiny" in table
@@ -87,6 +88,7 @@ def test_the_table_compares_with_published_results(finished):
     assert report["rows"]["Pole, far-sighted"]["config"]["gamma"] == 0.9999
 
 
+@pytest.mark.slow
 def test_the_curves_are_drawn(finished):
     with Image.open(finished / "tiny.png") as image:
         assert min(image.size) > 200
@@ -101,6 +103,7 @@ def test_a_benchmark_without_bars_has_no_column_of_bars():
     assert "bar" not in table
 
 
+@pytest.mark.slow
 def test_unknown_benchmarks_and_tasks_are_refused(finished, capsys):
     for arguments, answer in (
         (["--benchmark", "tinny"], "Did you mean tiny"),
@@ -111,6 +114,7 @@ def test_unknown_benchmarks_and_tasks_are_refused(finished, capsys):
         assert answer in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, capsys):
     out = tmp_path / "new" / "episode.gif"
     arguments = [str(finished / "Pole"), "--steps", "6", "--every", "2", "--out", str(out)]
@@ -125,6 +129,7 @@ def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, ca
     assert "will not be overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_error_says_why_an_episode_cannot_be_drawn(finished, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         render.main([str(tmp_path)])

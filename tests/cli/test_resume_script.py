@@ -59,6 +59,7 @@ def assert_same(folder, finished):
     assert len({str(x["evaluation"]["per_seed"]) for x in scores}) == 1
 
 
+@pytest.mark.slow
 def test_a_run_keeps_checkpoints_and_evaluations(finished):
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"2", "4", "6"}
     rows = numbers(finished, "evaluations.csv")
@@ -129,6 +130,7 @@ def test_another_patch_of_a_version_gives_a_warning(stopped, finished, capsys):
     assert_same(stopped, finished)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path, capsys):
     other = tmp_path / "other"
     assert train.main([*FLAGS, "--gamma", "0.5", "--out", str(other)]) == 0
@@ -156,6 +158,7 @@ def test_bad_input_gives_an_error_of_one_paragraph(argv, message, finished, stop
     assert message in refusal(train.main, argv, capsys)
 
 
+@pytest.mark.slow
 def test_a_full_disk_gives_an_error_and_keeps_earlier_checkpoints(stopped, finished):
     """A limit on the size of files acts like a full disk: metrics.csv cannot grow."""
     shutil.rmtree(stopped / "checkpoints" / "6")

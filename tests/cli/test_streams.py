@@ -24,6 +24,7 @@ def unread(monkeypatch):
     outlive_readers()
 
 
+@pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_finishes(unread, tmp_path):
     folder = tmp_path / "run"
     assert train.main([*TINY, "--out", str(folder)]) == 0

@@ -35,6 +35,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_all_its_files(finished):
     names = {"sweep.json", "results.csv", "settings.csv", "sweep.png", "sweep.pdf"}
     assert {path.name for path in finished.iterdir()} == names
@@ -68,6 +69,7 @@ def test_settings_are_ranked_by_their_scores(finished):
         assert float(row["mean_low"]) <= float(row["mean"]) <= float(row["mean_high"])
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_gives_the_numbers_of_train(finished, tmp_path):
     out = tmp_path / "alone"
     argv = ["--env", "Pendulum-v1", "--total-steps", "256", *SMALL, "--evaluation-episodes", "2"]
@@ -78,6 +80,7 @@ def test_a_run_of_a_sweep_gives_the_numbers_of_train(finished, tmp_path):
     np.testing.assert_allclose(ours, scores, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_can_be_continued(finished, tmp_path, monkeypatch, capsys):
     out = tmp_path / "interrupted"
     blocks = []
@@ -111,6 +114,7 @@ def test_another_sweep_in_the_same_folder_is_refused(finished, capsys):
     assert (finished / "results.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_runs_that_break_are_last_and_do_not_stop_the_others(tmp_path, capsys):
     out = tmp_path / "broken"
     argv = [*SMALL, "--num-seeds", "2", "--total-steps", "512", "--grid", "critic_lr=1e38,1e-3"]

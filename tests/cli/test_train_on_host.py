@@ -41,6 +41,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_on_the_host_has_the_usual_files(finished):
     assert {path.name for path in finished.iterdir()} == FILES
     found = rows(finished)
@@ -56,6 +57,7 @@ def test_a_run_on_the_host_has_the_usual_files(finished):
     assert act(np.zeros((7, 2), np.float32)).shape == (7,)
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_do_not_depend_on_each_other(finished, tmp_path):
     alone = ["--num-seeds", "1", "--seed", "1"]
     assert run(tmp_path / "run", "gym/host_tasks:Counter-v0", *alone) == 0
@@ -65,6 +67,7 @@ def test_seeds_differ_and_do_not_depend_on_each_other(finished, tmp_path):
     assert column(together, "0") != column(together, "1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "message"), [("raise", "the floor gave way"), ("nan", "a reward that is not finite")]
 )
@@ -82,6 +85,7 @@ def test_a_failure_ends_the_run_and_keeps_its_files(how, message, tmp_path, caps
     assert how != "raise" or "host_tasks.py" in traceback.read_text()
 
 
+@pytest.mark.slow
 def test_a_failure_before_the_first_update_names_the_command_to_continue(tmp_path, capsys):
     assert run(tmp_path / "run", "gym/host_tasks:Broken-raise-v0", "--env-processes") == 1
     assert "To continue the run from its start" in capsys.readouterr().err
@@ -95,6 +99,7 @@ def test_the_suites_have_their_own_defaults():
     assert not defaults_for("trpo", "envpool/Breakout-v5")["normalize_observations"]
 
 
+@pytest.mark.slow
 def test_the_time_of_an_environment_is_compared_with_training(capsys):
     small = [*SMALL[: SMALL.index("--total-steps")], "--num-seeds", "1", "--repeats", "1"]
     assert host_speed.main(["--env", "gym/host_tasks:Counter-v0", *small]) == 0

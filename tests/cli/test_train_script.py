@@ -57,6 +57,7 @@ def test_config_json_has_everything_needed_to_repeat_the_run(finished_run):
     assert config["device"]["platform"] == "cpu"
 
 
+@pytest.mark.slow
 def test_the_command_in_the_config_gives_the_same_numbers_again(finished_run, tmp_path):
     folder, *_ = finished_run
     command = json.loads((folder / "config.json").read_text())["command"]
@@ -145,6 +146,7 @@ def test_the_output_shows_progress_and_the_files(finished_run):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_quiet_prints_nothing_and_one_seed_has_no_interval(tmp_path, capsys):
     out = tmp_path / "quiet"
     arguments = ["--quiet", "--num-seeds", "1", "--total-steps", "128", "--out", str(out), *SMALL]
@@ -204,6 +206,7 @@ def test_help_explains_every_field_with_its_default(capsys):
     assert f"radius of the trust region: mean KL(old || new), in nats (default: {max_kl})" in text
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_stop_the_run_and_its_files_are_kept(tmp_path, capsys):
     out = tmp_path / "broken"
     settings = ["--critic-lr", "1e38", "--num-seeds", "2", "--total-steps", "4096"]
@@ -218,6 +221,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_its_files_are_kept(tmp_pat
     assert np.isfinite(trpo_jax.load_policy(out / "policy.msgpack")(jnp.zeros(4)))
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_files_and_the_message_says_so(tmp_path):
     out = tmp_path / "interrupted"
     command = [sys.executable, "experiments/train.py", "--total-steps", "100_000_000"]

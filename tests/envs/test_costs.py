@@ -77,6 +77,7 @@ def test_entries_of_info_are_costs_and_add_up_over_an_episode():
     assert metrics["episodic_cost_other"] == pytest.approx(0.6)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_costs():
     env = envs.make("gym/CartPole-v1", processes=True, costs=[lean])
     alone = envs.make("gym/CartPole-v1", costs=[lean])

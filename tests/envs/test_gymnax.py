@@ -33,6 +33,7 @@ def test_a_step_and_a_reset_return_the_same_types(name):
     check_types(envs.make(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name if name in COMPILED else pytest.param(name, marks=pytest.mark.heavy) for name in NAMES],

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.xdist_group("jaxmarl")
 FLOAT = np.dtype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -36,6 +37,7 @@ def test_jaxmarl_follows_the_protocol(name):
     check_episodes(env)
 
 
+@pytest.mark.slow
 def test_rows_are_padded_if_agents_differ():
     env = envs.make("jaxmarl/MPE_simple_speaker_listener_v4")
     assert env.observation == ArraySpec((2, 11), FLOAT)

@@ -280,6 +280,7 @@ def test_frames_are_drawn():
         assert pool.render().shape == (1, 700, 700, 3)
 
 
+@pytest.mark.slow
 def test_a_team_learns_and_is_evaluated():
     config = hatrpo.Config(num_envs=2, num_steps=8, hidden_sizes=(8,))
     options = {"total_steps": 32, "seeds": 1, "env_args": {"N": 2, "max_cycles": 5}}

@@ -311,6 +311,7 @@ class Made:
         return Odd(observation=np.zeros(1), reward=np.array([1.0]))
 
 
+@pytest.mark.slow
 def test_processes_check_values_in_the_same_way_and_all_of_them_end():
     pool = open_pool("odd", Made("wrong"), Shows(SPEC), Discrete(2), [0, 1], processes=True)
     with closing(pool):

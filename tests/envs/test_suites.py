@@ -47,6 +47,7 @@ def make(name):
     return envs.make(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_suite_follows_the_protocol(name):
     env = make(name)

@@ -54,7 +54,14 @@ def saved(tmp_path, env, **settings):
     return algorithm, actor, path
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "FrozenLake-misc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CartPole-v1",
+        pytest.param("Pendulum-v1", marks=pytest.mark.slow),
+        pytest.param("FrozenLake-misc", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_loaded_policy_returns_the_actions_of_the_trained_policy(tmp_path, name, normalize):
     env = envs.make(name)
@@ -200,6 +207,7 @@ def test_a_policy_takes_one_integer_or_a_batch_of_integers(tmp_path):
             act(wrong)
 
 
+@pytest.mark.slow
 def test_a_policy_can_be_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
     algorithm, actor, path = saved(tmp_path, envs.make("CartPole-v1"))
     path.unlink()
@@ -224,6 +232,7 @@ def test_a_policy_can_be_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
             trpo_jax.load_policy(tmp_path, checkpoint="latest")
 
 
+@pytest.mark.slow
 def test_a_file_with_a_flipped_bit_is_refused(tmp_path):
     _, _, path = saved(tmp_path, envs.make("CartPole-v1"))
     content = bytearray(path.read_bytes())
@@ -304,6 +313,7 @@ def test_a_wrong_description_is_refused_before_its_arrays_are_allocated(tmp_path
     assert peak() - before < 1e6
 
 
+@pytest.mark.slow
 def test_a_policy_with_a_memory_acts_like_the_steps_by_hand(tmp_path):
     env = envs.make("Pendulum-v1")
     algorithm, actor, path = saved(tmp_path, env, memory="gru", memory_size=4)
@@ -340,6 +350,7 @@ def test_a_policy_with_a_memory_acts_like_the_steps_by_hand(tmp_path):
         act.start([True, False])
 
 
+@pytest.mark.slow
 def test_a_compiled_program_must_pass_the_memory_on(tmp_path):
     _, _, path = saved(tmp_path, envs.make("Pendulum-v1"), memory="lstm", memory_size=4)
     act, shown = trpo_jax.load_policy(path), jnp.linspace(-1, 1, 15).reshape(5, 1, 3)
@@ -367,6 +378,7 @@ def of_parts(observation=TREE):
     return Environment("of parts", lambda key: ((), zeros), step, observation, JOINT, 5)
 
 
+@pytest.mark.slow
 def test_a_policy_with_several_parts_can_be_loaded(tmp_path):
     env = of_parts()
     algorithm, actor, path = saved(tmp_path, env, critic_observation="secret")

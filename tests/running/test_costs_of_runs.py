@@ -111,6 +111,7 @@ def run(tmp_path_factory):
     return trpo_jax.train(toll_road(), config, **options, out=folder, progress=False)
 
 
+@pytest.mark.slow
 def test_files_have_costs_beside_returns(run):
     for name, before, after in (
         ("metrics.csv", "episodic_return", "episodic_cost"),
@@ -123,6 +124,7 @@ def test_files_have_costs_beside_returns(run):
     assert run.evaluations["evaluation_cost"].shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_the_summary_says_whether_the_limit_is_kept(run):
     assert run.evaluation.costs.shape == (3, 4, 1)
     found = json.loads((run.folder / "summary.json").read_text())["evaluation"]["costs"]["toll"]
@@ -135,17 +137,20 @@ def test_the_summary_says_whether_the_limit_is_kept(run):
     assert f"mean cost toll {found['mean']:.3g}"[:18] in repr(run)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_limit_has_costs_but_no_limit(run):
     run = run._replace(config=trpo.Config())
     assert run.cost_limits is None
     assert "limit" not in run.evaluated_costs["toll"]
 
 
+@pytest.mark.slow
 def test_the_limit_of_the_last_update_counts(run):
     scheduled = {"cost_limit": np.array([[9.0, 6.0, 3.0]] * 3)}
     assert run._replace(metrics=run.metrics | scheduled).evaluated_costs["toll"]["limit"] == 3
 
 
+@pytest.mark.slow
 def test_the_chosen_policy_is_from_a_seed_within_its_limit(run):
     costs = np.array([2.0, 7.0, 4.0])[:, None, None] * np.ones((3, 4, 1))
     evaluation = run.evaluation._replace(per_seed=np.array([1.0, 9.0, 2.0]), costs=costs)
@@ -158,6 +163,7 @@ def test_the_chosen_policy_is_from_a_seed_within_its_limit(run):
     np.testing.assert_array_equal(chosen(free), of_seeds[1])
 
 
+@pytest.mark.slow
 def test_files_say_how_far_costs_are_above_their_limit(run):
     above = lambda costs: np.maximum(costs - 5, 0)
     per_seed = run.evaluation.costs.mean(axis=(1, 2))

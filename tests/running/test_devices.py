@@ -68,6 +68,7 @@ def communicated(folder, name):
     return [Collective(*x) for x in json.loads((folder / "said.json").read_text())[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["runs", "environments"])
 def test_several_devices_give_the_numbers_of_one_device(sharded, split):
     assert_same(sharded, "trpo", split)
@@ -99,12 +100,14 @@ def test_several_devices_give_the_numbers_of_one_device_for_every_algorithm(tmp_
                 np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=atol, err_msg=what)
 
 
+@pytest.mark.slow
 def test_devices_that_share_seeds_do_not_communicate(sharded):
     assert json.loads((sharded / "said.json").read_text())["devices"] == 4
     for name in ("trpo-one", "trpo-runs"):
         assert communicated(sharded, name) == []
 
 
+@pytest.mark.slow
 def test_devices_that_share_environments_exchange_only_sums(sharded):
     found = communicated(sharded, "trpo-environments")
     assert {x.kind for x in found} == {"all-reduce"}

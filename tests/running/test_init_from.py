@@ -45,6 +45,7 @@ def best_of(run):
     return jax.tree.map(lambda x: x[[best, best]], run.learnt)
 
 
+@pytest.mark.slow
 def test_the_policy_file_holds_everything_that_was_learnt(before):
     learnt = learnt_from(before.folder, before.algorithm, (1, 5))
     assert_same(learnt, best_of(before))
@@ -52,6 +53,7 @@ def test_the_policy_file_holds_everything_that_was_learnt(before):
     assert jax.tree.leaves(learnt.critic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["CartPole-v1", "gym/CartPole-v1"])
 def test_a_run_starts_from_the_policy_file(before, env):
     plan = plan_run(env, CONFIG, seeds=2, total_steps=64, init_from=before.folder)
@@ -63,6 +65,7 @@ def test_a_run_starts_from_the_policy_file(before, env):
     np.testing.assert_array_equal(counts, best_of(before).actor.observation_statistics.count + 32)
 
 
+@pytest.mark.slow
 def test_another_algorithm_starts_from_the_policy_file(before, tmp_path):
     config = ppo.Config(**TINY, scale_rewards=True, policy_minibatches=4)
     out = tmp_path / "run"

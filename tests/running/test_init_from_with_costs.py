@@ -75,6 +75,7 @@ def test_critics_of_costs_are_left_out_without_limits(tmp_path):
     assert_same(state.critic, before.critic.reward)
 
 
+@pytest.mark.slow
 def test_critics_of_costs_are_taken_over_only_if_their_number_is_the_same(tmp_path):
     before = stored(tmp_path / "policy.msgpack", LIMITED)
     _, state = started(tmp_path, trpo_lag.make(ENV, trpo_lag.Config(**TINY)))
@@ -105,6 +106,7 @@ def test_a_file_without_excess_is_judged_by_the_return(tmp_path):
     assert read_policies(tmp_path).excess == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_programs")
 @pytest.mark.parametrize("module", [cpo, trpo_lag])
 def test_a_resumed_run_gives_the_numbers_of_a_run_that_never_stopped(module, tmp_path):

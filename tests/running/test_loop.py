@@ -100,6 +100,7 @@ def test_a_program_has_no_optimisations_if_the_user_has_switched_them_off(disabl
         jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 def test_the_error_about_numbers_that_are_not_finite_names_updates_and_seeds():
     algorithm = trpo.make(envs.make("CartPole-v1"), trpo.Config(**CONFIG, critic_lr=1e38))
     chunks = []
@@ -110,6 +111,7 @@ def test_the_error_about_numbers_that_are_not_finite_names_updates_and_seeds():
     assert f"update {good + 1:,} gave" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_keeps_earlier_updates_and_its_last_finite_actor():
     """The environment shows an infinite number to both seeds from step 36 on."""
     env = counter()
@@ -143,6 +145,7 @@ def breaking(number, ends):
     return trpo.make(env._replace(step=step), trpo.Config(**CONFIG))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "match"), [(jnp.nan, "component 0 is nan"), (-1e20, r"component 0 is -1e\+20")]
 )
@@ -183,6 +186,7 @@ def in_parts(breaks):
     return trpo.make(changed, trpo.Config(**CONFIG, normalize_observations=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("breaks", "match"),
     [
@@ -201,6 +205,7 @@ def test_the_error_names_the_part_of_an_observation_that_is_not_sound(breaks, ma
         run(in_parts(breaks), (3,), 3, 3)
 
 
+@pytest.mark.slow
 def test_an_episode_that_ends_with_an_unsound_observation_is_left_out():
     (chunk,) = run(breaking(jnp.nan, ends=True), (3,), 3, 3)
     assert chunk.health.finite.all()

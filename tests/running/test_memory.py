@@ -49,6 +49,7 @@ def test_the_memory_of_a_replay_is_counted(monkeypatch):
         train("Pendulum-v1", qprop.Config(replay_size=2 * 10**9), **RUN)
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_compiled_program_is_checked_before_the_run(monkeypatch):
     env = counter(time_limit=3)
     config = trpo.Config(num_envs=2, num_steps=8, critic_minibatches=2, hidden_sizes=(4,))

@@ -30,6 +30,7 @@ def found():
     return sweep("CartPole-v1", CONFIG, grid=GRID, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_sweep_holds_its_results_and_ranking(found):
     assert [(row["setting"], row["seed"]) for row in found.results] == [
         (setting, seed) for setting in range(4) for seed in range(2)
@@ -44,6 +45,7 @@ def test_a_sweep_holds_its_results_and_ranking(found):
     assert (found.folder, found.stopped_by) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_gives_the_numbers_of_train(found):
     config = CONFIG.replace(max_kl=0.03, cg_iters=5)
     options = {name: OPTIONS[name] for name in OPTIONS.keys() - {"batch"}}
@@ -52,6 +54,7 @@ def test_a_run_of_a_sweep_gives_the_numbers_of_train(found):
     np.testing.assert_allclose(scores, run.evaluation.per_seed, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_is_continued_in_its_folder(found, tmp_path, monkeypatch):
     blocks, original = [], module.run_block
 
@@ -84,6 +87,7 @@ def on_host():
     return sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **OPTIONS, env_args={"length": 3})
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_on_the_host_gives_the_numbers_of_train(on_host):
     assert [(row["setting"], row["seed"]) for row in on_host.results] == [
         (setting, seed) for setting in range(2) for seed in range(2)
@@ -99,6 +103,7 @@ def test_a_run_of_a_sweep_on_the_host_gives_the_numbers_of_train(on_host):
     assert on_host.results[0]["kl"] != pytest.approx(on_host.results[2]["kl"], rel=0.5)
 
 
+@pytest.mark.slow
 def test_runs_on_the_host_do_not_depend_on_parallel_runs(on_host):
     options = OPTIONS | {"batch": 3, "env_args": {"length": 3}}
     again = sweep("gym/Counter-v0", CONFIG, grid=HOST_GRID, **options)
@@ -112,6 +117,7 @@ def test_settings_on_the_host_run_side_by_side_as_far_as_cores_go(num_seeds, siz
     assert module.host_block(range(num_seeds)) == size
 
 
+@pytest.mark.slow
 def test_a_sweep_on_the_host_mixes_seeds_of_several_settings_in_one_pool(monkeypatch):
     """One pool of EnvPool has runs of both settings, and another program has another integer."""
     pytest.importorskip("envpool", reason="uv sync --extra envpool")
@@ -125,6 +131,7 @@ def test_a_sweep_on_the_host_mixes_seeds_of_several_settings_in_one_pool(monkeyp
         assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_on_the_host_can_be_continued_after_a_failure(on_host, tmp_path, monkeypatch):
     original, blocks = module.run_block, []
 

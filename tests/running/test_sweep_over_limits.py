@@ -32,6 +32,7 @@ def found(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_the_results_of_a_sweep_have_costs(found):
     assert [row["cost_limit"] for row in found.results] == [8, 8, 2, 2]
     for row in found.results:
@@ -56,6 +57,7 @@ def test_the_results_of_a_sweep_have_costs(found):
         assert row == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_each_setting_is_judged_by_its_own_limit(found):
     assert {x.index: x.limits.tolist() for x in found.ranking} == {0: [8], 1: [2]}
     assert {x.index: x.excess for x in found.ranking} == pytest.approx(
@@ -63,12 +65,14 @@ def test_each_setting_is_judged_by_its_own_limit(found):
     )
 
 
+@pytest.mark.slow
 def test_each_run_of_a_program_has_its_own_limit(found):
     """In the first update, runs of the same seed differ only by the limit."""
     by_seed = [[row["kl"] for row in found.results if row["seed"] == seed] for seed in (0, 1)]
     assert all(len(set(values)) == 2 for values in by_seed)
 
 
+@pytest.mark.slow
 def test_the_figure_shows_return_against_cost(found):
     assert (found.folder / "return_against_cost.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = found.plot_costs().axes
@@ -86,6 +90,7 @@ def test_points_have_intervals_and_limits_are_lines():
     assert len(axes.containers) == 2
 
 
+@pytest.mark.slow
 def test_other_sweeps_have_no_figure_of_return_against_cost(found):
     other = found._replace(settings=[{"cost_limit": 5.0, "max_kl": 0.1}])
     with pytest.raises(ConfigurationError, match="over only cost_limit"):

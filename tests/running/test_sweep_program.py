@@ -37,6 +37,7 @@ def program():
     return compile_sweep(make, list(VALUES), len(SEEDS), 2, most=4)
 
 
+@pytest.mark.slow
 def test_each_run_of_a_block_gives_the_numbers_of_a_single_run(program):
     chunks = list(run_block(program, SEEDS, VALUES, 4, LONGEST))
     assert [chunk.first_update for chunk in chunks] == [1, 3]
@@ -53,6 +54,7 @@ def test_each_run_of_a_block_gives_the_numbers_of_a_single_run(program):
     assert kl[2, 0] > 2 * kl[0, 0]  # another max_kl
 
 
+@pytest.mark.slow
 def test_a_block_that_is_not_full_is_filled_up(program):
     whole = next(run_block(program, SEEDS, VALUES, 2, LONGEST)).metrics["kl"]
     part = next(run_block(program, SEEDS[:2], {n: x[:2] for n, x in VALUES.items()}, 2, LONGEST))

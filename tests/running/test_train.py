@@ -141,6 +141,7 @@ def remembering(tmp_path_factory):
     return train("CartPole-v1-NoVel", REMEMBERING, **RUN, checkpoint_every=2, out=out)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_a_memory_gives_the_same_bits(remembering, tmp_path):
     options = RUN | {"checkpoint_every": 2, "out": tmp_path / "run"}
     again = partial(train, "CartPole-v1-NoVel", REMEMBERING, **options)
@@ -170,6 +171,7 @@ def test_config_json_describes_the_memory_of_the_policies(remembering):
     assert command[command.index("--memory") + 1] == "gru"
 
 
+@pytest.mark.slow
 def test_a_run_with_a_memory_works_on_the_host(tmp_path):
     run = train("gym/CartPole-v1-NoVel", REMEMBERING, **RUN, out=tmp_path / "run")
     assert run.num_updates == 6
@@ -198,6 +200,7 @@ def test_a_callback_sees_each_chunk_and_stops_the_run_which_then_goes_on(finishe
     assert_same(again(tmp_path / "run"), finished)
 
 
+@pytest.mark.slow
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = train("CartPole-v1", CONFIG, **RUN | {"seeds": [3]})
@@ -207,6 +210,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_the_run_can_be_resumed(finished, tmp_path):
     def callback(chunk):
         if chunk.last_update == 2:
@@ -221,6 +225,7 @@ def test_after_ctrl_c_the_run_can_be_resumed(finished, tmp_path):
     assert_same(again(out), finished)
 
 
+@pytest.mark.slow
 def test_the_error_about_numbers_that_are_not_finite_holds_the_run():
     config = CONFIG.replace(critic_lr=1e38)
     with pytest.raises(NonFiniteError) as caught:
@@ -240,6 +245,7 @@ def elsewhere(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rival", [False, True])
 def test_a_folder_that_is_moved_ends_the_run_and_loses_no_policy(
     tmp_path, elsewhere, rival, capsys
@@ -324,6 +330,7 @@ def test_a_resumed_run_keeps_its_origin_of_observations(tmp_path):
         assert later.description["policy"] == first.description["policy"]
 
 
+@pytest.mark.slow
 def test_evaluation_opens_its_copies_after_training_has_closed_its_own():
     spec = ArraySpec((1,), np.dtype(np.float32))
     opened, most = set(), []
@@ -372,6 +379,7 @@ def test_the_script_resumes_a_run_that_python_has_started(finished, unfinished):
     np.testing.assert_array_equal(ours["kl"], theirs["kl"])
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_made_longer(finished, tmp_path):
     folder = tmp_path / "longer"
     shutil.copytree(finished.folder, folder)
@@ -412,6 +420,7 @@ def test_a_finished_run_without_a_checkpoint_is_not_repeated(finished, tmp_path)
     assert (folder / SUMMARY).is_file()
 
 
+@pytest.mark.slow
 def test_a_run_stops_once_every_seed_has_reached_a_return(tmp_path):
     options = RUN | {"total_steps": 3200, "out": tmp_path / "run"}
     run = train("CartPole-v1", CONFIG, **options, stop_at_return=12.0)
@@ -449,6 +458,7 @@ def broken_for(broken_seed, at):
     return host_environment("partly broken", spaces.observation, spaces.action, None, open)
 
 
+@pytest.mark.slow
 def test_a_seed_that_is_not_finite_does_not_change_the_others(tmp_path, monkeypatch, capsys):
     env, out = broken_for(broken_seed=1, at=16 * 2 + 4), tmp_path / "run"
     config = CONFIG.replace(

@@ -14,7 +14,11 @@ from trpo_jax.records.runs import read_metrics
 from trpo_jax.running.animation import play
 from trpo_jax.running.train import train
 
-pytestmark = [pytest.mark.xdist_group("train_a_team"), pytest.mark.usefixtures("shared_programs")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("train_a_team"),
+    pytest.mark.usefixtures("shared_programs"),
+]
 
 TINY = {"num_envs": 2, "num_steps": 16, "hidden_sizes": (8,), "critic_epochs": 1}
 TINY |= {"critic_minibatches": 2}
