@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         args = build_parser().parse_args(argv)
         check(args)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's Python keeps compiled modules
         time_name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
         folder = create_run_folder(args.out or Path("runs", "benchmark", time_name))
     try:

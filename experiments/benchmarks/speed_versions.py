@@ -62,7 +62,6 @@ def measure_in(folder: Path) -> dict[str, float]:
     scripts = os.pathsep.join(map(str, (folder, SCRIPT.parent)))
     words = [sys.executable, str(SCRIPT), *PARTS, "--checkout", str(folder), "--repeats", "3"]
     environment = os.environ | {"PYTHONPATH": scripts}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's Python keeps compiled modules
     done = subprocess.run(words, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
