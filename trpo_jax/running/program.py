@@ -176,7 +176,8 @@ def compile_runs(
         return batched(partial(advance, count=count))(state, values, alive)
 
     started = time.perf_counter()
-    batched, of_init, of_advance, place = jax.vmap, {}, {}, lambda values: values
+    batched = jax.vmap if num_runs > 1 else alone
+    of_init, of_advance, place = {}, {}, lambda values: values
     if placement is not None:
         batched, state, rest = placement.batched, placement.state, placement.rest
         of_init = {"in_shardings": rest, "out_shardings": state}
@@ -206,6 +207,19 @@ def compile_runs(
         executable,
         time.perf_counter() - started,
     )
+
+
+def alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `jax.vmap(function)` for arguments with a leading axis `[1]`, as a faster program.
+
+    Under `jax.vmap`, a loop that ends early for one run goes on until it ends for all runs.
+    """
+
+    def call(*args):
+        result = function(*jax.tree.map(lambda x: x[0], args))
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], result)
+
+    return call
 
 
 def cpu_options() -> dict[str, int] | None:
