@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from returns_table import POINTS, curve_of, curve_points, filled, provenance_lines, settings_of
 
 from trpo_jax.analysis.statistics import mean_interval
 from trpo_jax.cli import evaluate
 from trpo_jax.cli.compare import Pair
-from trpo_jax.records.runs import read_description, read_run
+from trpo_jax.figures.curves import Costs, Figure, comparison
+from trpo_jax.records.runs import ONLY_COST, read_run
 
 EPISODES = 64  # for each seed and mode
 MODES = ("stochastic", "deterministic")
@@ -17,9 +19,7 @@ MODES = ("stochastic", "deterministic")
 
 def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
     """Returns the contents of the table as JSON data. Plays the episodes that are still missing."""
-    rows = {task: row(benchmark, run) for task, run in runs.items() if run.is_finished()}
-    names = ("title", "notes", "limit", "bars")
-    return {**{name: benchmark[name] for name in names}, "rows": rows}
+    return {"rows": {task: row(benchmark, x) for task, x in runs.items() if x.is_finished()}}
 
 
 def row(benchmark: dict[str, Any], run: Pair) -> dict[str, Any]:
@@ -28,24 +28,32 @@ def row(benchmark: dict[str, Any], run: Pair) -> dict[str, Any]:
     if not path.is_file():
         evaluate.main([str(run.folder), "--episodes", str(EPISODES)])
     played = json.loads(path.read_text())
-    description = read_description(run.folder, "config", "versions", "device")
     metrics = read_run(run.folder).metrics
     above = metrics["cost_estimate"] - benchmark["limit"]
     found = {
         "env": run.env,
-        "algorithm": description["algorithm"],
-        "seeds": played["seeds"],
+        **settings_of(run),
         "steps": int(metrics["env_steps"].max()),
-        "limit": description["config"]["cost_limit"],
         "updates_above": float(np.mean(above > 0)),
         "mean_excess": float(np.mean(above[above > 0])) if (above > 0).any() else 0.0,
-        "versions": description["versions"],
-        "device": description["device"],
+        "curve": curve_points(metrics, "episodic_return"),
+        "cost_curve": curve_points(metrics, "episodic_cost"),
     }
     for mode in MODES:
         (cost,) = played[mode]["costs"].values()
         found[mode] = {"return": played[mode]["per_seed"], "cost": cost["per_seed"]}
     return found
+
+
+def figure(report: dict[str, Any]) -> Figure:
+    """Returns the curves of return and cost of a report: two panels for each run."""
+    curves = {}
+    for task, found in report["rows"].items():
+        limit = np.full(POINTS, float(report["limit"]))
+        costs = {ONLY_COST: Costs(filled(found["cost_curve"]), limit)}
+        curve = curve_of(found["curve"], found["steps"])
+        curves[task] = {found["algorithm"]: curve._replace(costs=costs)}
+    return comparison(curves, list(dict.fromkeys(x for y in curves.values() for x in y)))
 
 
 def table_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -75,17 +83,10 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield report["notes"].strip()
     yield ""
-    for text in sorted({_text(found["versions"]) for found in report["rows"].values()}):
-        yield f"Versions: {text}"
-    for text in sorted({_text(found["device"]) for found in report["rows"].values()}):
-        yield f"Device: {text}"
+    yield from provenance_lines(report)
 
 
 def with_interval(values: np.ndarray, form: str) -> str:
     """Returns the mean over seeds with its 95 % interval, as text."""
     low, high = mean_interval(values)
     return f"{values.mean():{form}} ({low:{form}} to {high:{form}})"
-
-
-def _text(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

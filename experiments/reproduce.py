@@ -1,71 +1,68 @@
-"""Runs a benchmark, and writes learning curves and a table of its results beside published results.
+"""Makes tables and figures of results again, beside other libraries and published numbers.
 
 `experiments/reproduce.toml` describes the benchmarks. After an interruption, run the same command
 again. It keeps the finished tasks and resumes the unfinished one. `--tasks` runs only some tasks.
-The table always shows all finished tasks.
+The table always shows all finished tasks. `--redraw` makes the tables and figures of
+`experiments/results` from the numbers there, without a run.
 """
 
 import json
+import shlex
+import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import limits
-import numpy as np
+import peers
+import returns_table
 from rich.console import Console
 
-from trpo_jax.analysis.statistics import summarize
 from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
-from trpo_jax.cli.compare import (
-    Pair,
-    distinct,
-    execute,
-    read_curve,
-    refuse_other_settings,
-)
+from trpo_jax.cli.compare import Pair, execute, refuse_other_settings
 from trpo_jax.cli.main import end_in_order
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import StorageFailure, unknown_name
-from trpo_jax.figures.curves import comparison, file_of
-from trpo_jax.records.files import locked, write_json, write_whole
-from trpo_jax.records.runs import finished_scores, read_description, read_summary
+from trpo_jax.figures.curves import file_of
+from trpo_jax.records.files import locked, write_whole
 
-LABEL = "interquartile mean over seeds"
-BENCHMARKS_FILE = Path(__file__).parent / "reproduce.toml"
+HERE = Path(__file__).parent
+BENCHMARKS_FILE = HERE / "reproduce.toml"
+RESULTS = HERE / "results"
+SCRIPTS = "scripts"  # the table of reproduce.toml with the commands of other benchmarks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script and returns its exit code."""
     console = Console(highlight=False, soft_wrap=True)
-    folder = None
+    started, failed = False, False
     try:
         with user_errors(StorageFailure):
             args = build_parser().parse_args(argv)
             benchmarks = tomllib.loads(BENCHMARKS_FILE.read_text())
-            if args.benchmark not in benchmarks:
-                raise unknown_name("benchmark", args.benchmark, benchmarks)
-            benchmark = benchmarks[args.benchmark]
-            chosen = args.tasks or list(benchmark["tasks"])
-            for task in chosen:
-                if task not in benchmark["tasks"]:
-                    raise unknown_name(f"task of {args.benchmark}", task, benchmark["tasks"])
-            folder = args.out or Path("runs", args.benchmark)
-            runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
-            for task in chosen:
-                plan_of(runs[task].argv)  # refuses wrong settings before anything runs
-            reported = [run for task, run in runs.items() if task in chosen or run.is_finished()]
-            refuse_other_settings(reported)
+            scripts = benchmarks.pop(SCRIPTS, {})
+            names = [*benchmarks, *scripts] if args.all else args.benchmark
+            for name in names:
+                if name not in benchmarks | scripts:
+                    raise unknown_name("benchmark", name, benchmarks | scripts)
+            if args.redraw:
+                for name in (x for x in names if (RESULTS / f"{x}.json").is_file()):
+                    write_files(read_report(name), name, RESULTS)
+                return 0
             cache_compilations()
-            with locked(folder):
-                failed = execute([runs[task] for task in chosen], console)
-                table = write_files(benchmark, runs, folder, args.benchmark)
+            for name in names:
+                started = True
+                if name in scripts:
+                    failed |= subprocess.run(shlex.split(scripts[name]), check=False).returncode > 0
+                else:
+                    failed |= run(benchmarks[name], name, args, console)
     except KeyboardInterrupt:
-        goes_on = "To continue, run the same command." if folder else "Nothing was written."
+        goes_on = "To continue, run the same command." if started else "Nothing was written."
         print(f"Interrupted. {goes_on}", file=sys.stderr)
         return 130
-    console.print(f"Table: {table}")
     return 1 if failed else 0
 
 
@@ -73,14 +70,41 @@ def build_parser() -> Parser:
     """Returns the parser of the command line."""
     about = __doc__.split("\n\n")[0]
     parser = Parser(prog="experiments/reproduce.py", description=about, allow_abbrev=False)
+    which = parser.add_mutually_exclusive_group(required=True)
+    help_text = "names of benchmarks in experiments/reproduce.toml"
+    which.add_argument("--benchmark", nargs="+", default=[], metavar="NAME", help=help_text)
+    help_text = "run every benchmark, one after another; this takes days on a few CPU cores"
+    which.add_argument("--all", action="store_true", help=help_text)
     add = parser.add_argument
-    help_text = "name of a benchmark in experiments/reproduce.toml"
-    add("--benchmark", required=True, metavar="NAME", help=help_text)
     help_text = "run only these tasks of the benchmark (default: all)"
     add("--tasks", nargs="+", metavar="TASK", help=help_text)
     help_text = "output folder; finished runs in it are kept (default: runs/<benchmark>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
+    add("--no-peers", action="store_true", help="do not run the other libraries")
+    help_text = "write the tables and figures of experiments/results again, from the numbers there"
+    add("--redraw", action="store_true", help=help_text)
     return parser
+
+
+def run(benchmark: dict[str, Any], name: str, args: Namespace, console: Console) -> bool:
+    """Runs the unfinished tasks of a benchmark, writes its files, and returns if one failed."""
+    chosen = args.tasks or list(benchmark["tasks"])
+    for task in chosen:
+        if task not in benchmark["tasks"]:
+            raise unknown_name(f"task of {name}", task, benchmark["tasks"])
+    folder = args.out or Path("runs", name)
+    runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
+    others = peers.plan(benchmark, list(benchmark["tasks"]), folder)
+    for task in chosen:
+        plan_of(runs[task].argv)  # refuses wrong settings before anything runs
+    refuse_other_settings([x for task, x in runs.items() if task in chosen or x.is_finished()])
+    with locked(folder):
+        failed = execute([runs[task] for task in chosen], console)
+        if not args.no_peers:
+            failed |= peers.execute([x for x in others if x.task in chosen], console)
+        table = write_files(describe(benchmark, name, runs, others), name, folder)
+    console.print(f"Table: {table}")
+    return failed
 
 
 def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
@@ -92,112 +116,43 @@ def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
     return Pair(task, settings["env"], folder, tuple(argv), None)
 
 
-def write_files(benchmark: dict[str, Any], runs: dict[str, Pair], folder: Path, name: str) -> Path:
-    """Writes the table and the curves of a benchmark. Returns the file of the table."""
-    limited = "limit" in benchmark  # the table shows costs too
-    report = limits.describe(benchmark, runs) if limited else describe(benchmark, runs)
+def describe(
+    benchmark: dict[str, Any], name: str, runs: dict[str, Pair], others: Sequence[peers.PeerRun]
+) -> dict[str, Any]:
+    """Returns the report of a benchmark: everything that its table and its figure show."""
+    settings = {key: x for key, x in benchmark.items() if key not in ("extras", "flags", "peers")}
     extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
-    script = "experiments/reproduce.py"
-    report["command"] = f"python3 -m uv run{extras} {script} --benchmark {name}"
-    write_json(folder / f"{name}.json", report)
+    command = f"python3 -m uv run{extras} experiments/reproduce.py --benchmark {name}"
+    if "limit" in benchmark:
+        found = limits.describe(benchmark, runs)
+    else:
+        found = returns_table.describe(runs, peers.read(others))
+    return {**settings, "command": command, **found}
+
+
+def write_files(report: dict[str, Any], name: str, folder: Path) -> Path:
+    """Writes the report of a benchmark, its table and its figure. Returns the file of the table."""
+    form = limits if "limit" in report else returns_table
+    write_whole(folder / f"{name}.json", as_text(report) + "\n")
     table = folder / f"{name}.md"
-    lines = limits.table_lines(report) if limited else table_lines(report)
-    write_whole(table, "\n".join(lines) + "\n")
-    curves = {task: {LABEL: read_curve(runs[task])} for task in report["rows"]}
-    if curves:
-        write_whole(folder / f"{name}.png", file_of(comparison(curves, [LABEL]), "png", 110))
+    write_whole(table, "\n".join(form.table_lines(report)) + "\n")
+    if report["rows"]:
+        write_whole(folder / f"{name}.png", file_of(form.figure(report), "png", 110))
     return table
 
 
-def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
-    """Returns the contents of the table as JSON data."""
-    finished = {task: run for task, run in runs.items() if run.is_finished()}
-    configs = {
-        task: read_description(run.folder, "config", "versions", "device")
-        for task, run in finished.items()
-    }
-    rows = {}
-    for task, run in finished.items():
-        summary = read_summary(run.folder)
-        scores = finished_scores(summary)
-        rows[task] = {
-            "env": run.env,
-            "per_seed": scores.tolist(),
-            **summarize(scores)._asdict(),
-            "episodes_per_seed": summary["evaluation"]["episodes_per_seed"],
-            "config": configs[task]["config"],
-        }
-    return {
-        "title": benchmark["title"],
-        "notes": benchmark["notes"],
-        "published": benchmark.get("published", {}),
-        "tasks": benchmark["tasks"],
-        "versions": distinct(config["versions"] for config in configs.values()),
-        "devices": distinct(config["device"] for config in configs.values()),
-        "rows": rows,
-    }
+def read_report(name: str) -> dict[str, Any]:
+    """Returns the report in `experiments/results`."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def table_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yields the lines of the Markdown file."""
-    yield f"# {report['title']}"
-    yield ""
-    yield "```"
-    yield report["command"]
-    yield "```"
-    yield ""
-    published = report["published"]
-    marks = [x for x in ("bar", "floor") if any(x in task for task in report["tasks"].values())]
-    columns = ["task", "this library", "seeds", *marks, *published]
-    yield "| " + " | ".join(columns) + " |"
-    yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
-    for task, settings in report["tasks"].items():
-        row = report["rows"].get(task)
-        others = [number(settings.get(name)) for name in marks]
-        others += [number(table.get(task)) for table in published.values()]
-        if row is None:
-            yield "| " + " | ".join([task, "not run", "", *others]) + " |"
-            continue
-        mark = "**" if row["mean"] >= settings.get("bar", np.inf) else ""
-        spread = "" if row["std"] is None else f" ± {number(row['std'])}"
-        own = f"{mark}{number(row['mean'])}{mark}{spread}"
-        own += ", below the floor" if row["mean"] < settings.get("floor", -np.inf) else ""
-        yield "| " + " | ".join([task, own, str(len(row["per_seed"])), *others]) + " |"
-    yield ""
-    episodes = sorted({row["episodes_per_seed"] for row in report["rows"].values()})
-    yield (
-        "A score is the mean return of the deterministic policy after the last update, over "
-        f"{' or '.join(map(str, episodes))} fresh episodes of each seed. The table shows the mean "
-        f"and the standard deviation over seeds.{' Bold scores reach the bar.' if marks else ''}"
-    )
-    yield ""
-    yield report["notes"]
-    yield ""
-    yield "| task | return of each seed |"
-    yield "| --- | --- |"
-    for task, row in report["rows"].items():
-        yield f"| {task} | {', '.join(number(score) for score in row['per_seed'])} |"
-    yield ""
-    yield "Hyperparameters. A value without a task holds for all other tasks that have this field:"
-    yield ""
-    configs = {task: row["config"] for task, row in report["rows"].items()}
-    for field in dict.fromkeys(name for config in configs.values() for name in config):
-        values = {task: json.dumps(x[field]) for task, x in configs.items() if field in x}
-        usual = max(values.values(), key=[*values.values()].count)
-        unusual = [f"{task}: {value}" for task, value in values.items() if value != usual]
-        yield f"- `{field}`: {', '.join([usual, *unusual])}"
-    yield ""
-    for versions in report["versions"]:
-        yield "Versions: " + ", ".join(f"{name} {text}" for name, text in versions.items())
-    for device in report["devices"]:
-        yield f"Device: {device['platform']}, {device['kind']}"
-
-
-def number(value: float | None) -> str:
-    """Returns a score as text; the empty text for None."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 20 else f"{value:.1f}"
+def as_text(data: Any, depth: int = 0) -> str:
+    """Returns data as JSON with one line for each list, so that curves stay compact."""
+    if not isinstance(data, dict) or not data:
+        return json.dumps(data, allow_nan=False)
+    indent = "  " * (depth + 1)
+    lines = [f"{indent}{json.dumps(key)}: {as_text(x, depth + 1)}" for key, x in data.items()]
+    return "{\n" + ",\n".join(lines) + "\n" + "  " * depth + "}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import limits
 import numpy as np
 import pytest
 import reproduce
+import returns_table
 from PIL import Image
 from probes import counter
 from stored_runs import write_run
@@ -33,12 +34,22 @@ flags = ["--total-steps", "256", "--num-envs", "2", "--num-steps", "32", "--hidd
     "--critic-epochs", "1", "--critic-minibatches", "2", "--evaluation-episodes", "2",
     "--num-seeds", "2"]
 notes = "Nothing to be learnt."
+[tiny.peers]
+libraries = ["sb3-contrib"]
+seeds = [0]
+steps = "1e3"
 [tiny.published]
 "Someone, 3 seeds" = {Pole = 123.4}
 [tiny.tasks]
 Pole = {env = "CartPole-v1", bar = 5, floor = 1}
 "Pole, far-sighted" = {env = "CartPole-v1", bar = 1000, floor = 900, flags = ["--gamma", "0.9999"]}
 """
+
+
+ROW = {"per_seed": [1.0], "episodes_per_seed": 2, "config": {}}
+ROW |= {"versions": {"jax": "1"}, "commit": "abc", "device": {"kind": "cpu"}}
+REPORT = {"title": "", "command": "", "notes": "", "published": {}, "peers": {}}
+REPORT |= {"tasks": {"Pole": {"env": "x"}}, "rows": {"Pole": ROW}}
 
 
 def alternating(env):
@@ -57,7 +68,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         (folder / "reproduce.toml").write_text(BENCHMARKS)
         patch.setattr(reproduce, "BENCHMARKS_FILE", folder / "reproduce.toml")
-        arguments = ["--benchmark", "tiny", "--out", str(folder / "out")]
+        arguments = ["--benchmark", "tiny", "--out", str(folder / "out"), "--no-peers"]
         assert reproduce.main([*arguments, "--tasks", "Pole"]) == 0
         half = (folder / "out/tiny.md").read_text()
         assert "| Pole, far-sighted | not run |" in half
@@ -75,10 +86,11 @@ def test_the_table_compares_with_published_results(finished):
     table = (finished / "tiny.md").read_text()
     assert "uv run --extra envs experiments/reproduce.py --benchmark tiny" in table
     row = next(line for line in table.splitlines() if line.startswith("| Pole | **"))
-    assert "| 2 | 5.0 | 1.0 | 123 |" in row
+    assert row.endswith(" | 2 |  | 5.0 | 1.0 | 123 |"), "no peer has run yet"
     assert "below the floor" not in row
     variant = next(x for x in table.splitlines() if x.startswith("| Pole, far-sighted | "))
-    assert variant.endswith(", below the floor | 2 | 1,000 | 900 |  |"), "published of others"
+    assert ", below the floor | " in variant
+    assert variant.endswith(" | 2 |  | 1,000 | 900 |  |"), "published of others"
     assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
     assert "Nothing to be learnt." in table
     assert "over 2 fresh episodes of each seed" in table
@@ -95,12 +107,33 @@ def test_the_curves_are_drawn(finished):
 
 
 def test_a_benchmark_without_bars_has_no_column_of_bars():
-    row = {"per_seed": [1.0], "mean": 1.0, "std": None, "episodes_per_seed": 2, "config": {}}
-    report = {"title": "", "command": "", "notes": "", "versions": [], "devices": []}
-    report |= {"published": {}, "tasks": {"Pole": {"env": "x"}}, "rows": {"Pole": row}}
-    table = "\n".join(reproduce.table_lines(report))
-    assert "| task | this library | seeds |\n| --- | ---: | ---: |\n| Pole | 1.0 | 1 |" in table
+    table = "\n".join(returns_table.table_lines(REPORT))
+    assert "| task | trpo_jax | IQM | seeds |\n" in table
+    assert "| Pole | 1.0 | 1.0 | 1 |" in table
     assert "bar" not in table
+
+
+def test_a_peer_has_a_column_and_a_probability_that_its_seeds_are_worse():
+    own = ROW | {"per_seed": [3.0, 4.0, 5.0]}
+    rows = [{"score": x, "versions": {"peer": "1"}} for x in (1.0, 2.0, 3.5)]
+    report = REPORT | {"rows": {"Pole": own}, "peers": {"peer": {"Pole": rows}}}
+    table = "\n".join(returns_table.table_lines(report))
+    assert "| task | trpo_jax | IQM | seeds | peer, run here |\n" in table
+    assert "| Pole | 4.0 (1.5 to 6.5) | 4.0 | 3 | 2.2 (" in table
+    assert "than a seed of peer with a probability of 0.89 (" in table
+    assert "| Pole | peer | 1.0, 2.0, 3.5 |" in table
+    assert "Versions of peer: peer 1" in table
+
+
+def test_the_points_of_a_curve_are_means_over_episodes():
+    steps = np.tile(np.arange(1.0, 401.0), (2, 1))
+    counts = np.zeros((2, 400))
+    counts[0, :2], counts[1, 399] = (1, 3), 1
+    metrics = {"env_steps": steps, "num_episodes": counts, "episodic_return": steps}
+    first, second = returns_table.curve_points(metrics, "episodic_return")
+    assert first == [1.75, *[None] * 99]
+    assert second == [*[None] * 99, 400]
+    np.testing.assert_array_equal(returns_table.filled([first])[0], np.full(100, 1.75))
 
 
 @pytest.mark.slow
@@ -220,7 +253,8 @@ def test_a_table_under_a_limit_marks_what_reaches_the_bar_and_keeps_the_limit():
     returns, within, beyond = [90.0, 100.0, 110.0], [20.0, 21.0, 22.0], [20.0, 30.0, 40.0]
     found = {
         **{"env": "velocity/Hopper", "algorithm": "cpo", "seeds": [1, 2, 3], "steps": 1000},
-        **{"updates_above": 0.25, "mean_excess": 3.0, "versions": {"jax": "1"}, "device": {}},
+        **{"updates_above": 0.25, "mean_excess": 3.0, "versions": {"jax": "1"}, "commit": None},
+        "device": {"kind": "cpu"},
         "stochastic": {"return": returns, "cost": within},
         "deterministic": {"return": returns, "cost": beyond},
     }

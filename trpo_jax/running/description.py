@@ -3,9 +3,13 @@
 import dataclasses
 import datetime
 import json
+import os
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import distributions, version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,7 +45,7 @@ def flags_of(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def provenance(env: str) -> dict[str, Any]:
-    """Returns the versions, the device and the time of a run.
+    """Returns the versions, the commit, the device and the time of a run.
 
     Args:
         env: the name of the environment, whose suite decides which packages are listed.
@@ -59,9 +63,39 @@ def provenance(env: str) -> dict[str, Any]:
         },
         # These settings of JAX change results, also random numbers.
         "jax": {name: getattr(jax.config, f"jax_{name}") for name in JAX_SETTINGS},
-        "device": {"platform": device.platform, "kind": device.device_kind},
+        "commit": commit(),
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "machine": f"{os.cpu_count()} cores of {processor()}",
+        },
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def commit() -> str | None:
+    """Returns the commit of this package; None if it was not imported from a Git checkout.
+
+    A changed checkout has the suffix `-dirty`.
+    """
+    checkout = Path(trpo_jax.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    call = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no Git, or the folder of another user
+        return None
+
+
+def processor() -> str:
+    """Returns the name of the processor."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
 
 
 def refuse_other_processes(description: dict[str, Any], **more: Any) -> None:

@@ -1,0 +1,40 @@
+"""Runs of other libraries: planned, trained in their own processes, and read back."""
+
+import json
+import sys
+
+import peers
+import pytest
+from rich.console import Console
+
+BENCHMARK = {
+    "tasks": {"Hopper": {"env": "envpool/Hopper-v4"}, "Other": {"env": "x/y", "peers": False}},
+    "peers": {"libraries": ["sb3-contrib"], "seeds": [3, 4], "steps": "1e3"},
+}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return peers.plan(BENCHMARK, ["Hopper", "Other"], tmp_path)
+
+
+def test_the_command_names_the_packages_the_task_and_the_seed(runs):
+    assert [(run.task, run.seed) for run in runs] == [("Hopper", 3), ("Hopper", 4)]
+    command = " ".join(runs[0].command())
+    assert "--with sb3-contrib==" in command
+    assert command.endswith("sb3-contrib --task Hopper-v4 --seed 3 --steps 1000")
+
+
+def test_a_finished_run_is_kept_and_a_failure_is_told(runs, monkeypatch, capsys):
+    found = {"returns": [1.0, 2.0], "seconds": 3.0, "curve": [None, 4.0], "steps": 1000}
+    words = [sys.executable, "-c", f"print('noise'); print({json.dumps(found)!r})"]
+    monkeypatch.setattr(peers.PeerRun, "command", lambda run: words)
+    assert not peers.execute(runs[:1], Console(width=200))
+    assert "Hopper-v4" in capsys.readouterr().out
+    monkeypatch.setattr(peers.PeerRun, "command", lambda run: [sys.executable, "-c", "1 / 0"])
+    assert peers.execute(runs, Console(width=200)), "only the second run fails"
+    said = capsys.readouterr().out
+    assert said.count("ZeroDivisionError") == 1
+    assert "seed 4 failed" in said
+    row = {"seconds": 3.0, "curve": [None, 4.0], "steps": 1000, "score": 1.5}
+    assert peers.read(runs) == {"sb3-contrib": {"Hopper": [row]}}
