@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
+from scipy.special import softmax
 
 from trpo_jax.advantages import generalized_advantages, standardize
 from trpo_jax.agent import make_agent
 from trpo_jax.networks import make_critic
 
 SMALL = {"num_envs": 4, "num_steps": 16, "hidden_sizes": (8,), "critic_minibatches": 4}
+SEEN = np.array([[0.0], [1.0], [-1.0]], np.float32)  # observations of the probes
 CHOICES_AND_NUMBERS = pytest.mark.parametrize(
     ("probe", "continuous"), [(probe, kind) for kind in (False, True) for probe in probes.PROBES]
 )
@@ -31,8 +33,9 @@ def train(module, env, num_updates, compiler_options=None, **settings):
 
 @functools.cache
 def train_on_probes(module, continuous=False, **settings):
-    """Returns an algorithm, and its states and metrics after training on each of the five probes.
+    """Returns an algorithm, and the results of training on each of the five probes.
 
+    They are its states, its metrics, and its values and distributions at the observations `SEEN`.
     One program trains on all probes at once. Discrete actions get 60 updates of 8 steps in each
     environment. Continuous actions get 80 updates of 32 steps.
     """
@@ -45,46 +48,43 @@ def train_on_probes(module, continuous=False, **settings):
     def run(index):
         algorithm = module.make(probes.probe_number(index, continuous), config)
         scan = lambda s, _: algorithm.update(s)
-        return jax.lax.scan(scan, algorithm.init(jax.random.key(0)), length=num_updates)
+        state, metrics = jax.lax.scan(scan, algorithm.init(jax.random.key(0)), length=num_updates)
+        critic = make_critic(probes.constant_value().observation, hidden_sizes=(8,))
+        seen = jnp.asarray(SEEN)
+        values = critic.apply(state.critic.params, seen)
+        return state, metrics, values, algorithm.policy(state.actor, (), seen)[1]
 
-    states, metrics = run(jnp.arange(len(probes.PROBES)))
-    return module.make(probes.constant_value(continuous), config), states, metrics
+    results = jax.device_get(run(np.arange(len(probes.PROBES))))
+    return module.make(probes.constant_value(continuous), config), *results
 
 
 def learnt(module, probe, continuous=False, **settings):
-    """Returns an algorithm, and its state and metrics after training on one probe."""
-    algorithm, states, metrics = train_on_probes(module, continuous, **settings)
+    """Returns an algorithm, and the results of training on one probe; see `train_on_probes`."""
+    algorithm, *results = train_on_probes(module, continuous, **settings)
     index = list(probes.PROBES).index(probe)
-    return algorithm, *jax.tree.map(lambda x: x[index], (states, metrics))
+    return algorithm, *jax.tree.map(lambda x: x[index], results)
 
 
 def assert_learns(module, probe, continuous=False, tolerance=0.05, **settings):
     """Asserts that an algorithm learns the values or the actions of a probe."""
-    algorithm, state, _ = learnt(module, probe, continuous, **settings)
-
-    def values(observations):
-        critic = make_critic(probes.constant_value().observation, hidden_sizes=(8,))
-        return critic.apply(state.critic.params, jnp.array(observations)[:, None])
-
-    def policy(observations):
-        return algorithm.policy(state.actor, (), jnp.array(observations)[:, None])[1]
-
+    _, _, _, values, distribution = learnt(module, probe, continuous, **settings)
     match probe:
         case "constant_value":
-            np.testing.assert_allclose(values([0.0]), [1.0], atol=tolerance)
+            np.testing.assert_allclose(values[0], 1.0, atol=tolerance)
         case "value_of_observation":
-            np.testing.assert_allclose(values([1.0, -1.0]), [1.0, -1.0], atol=tolerance)
+            np.testing.assert_allclose(values[1:], [1.0, -1.0], atol=tolerance)
         case "discounting":
-            np.testing.assert_allclose(values([0.0, 1.0]), [0.7, 1.0], atol=tolerance)
-        case _ if continuous:
-            seen, best = ([0.0], [0.5]) if probe == "action_choice" else ([1.0, -1.0], [0.5, -0.5])
-            distribution = policy(seen)
-            np.testing.assert_allclose(distribution.mode()[:, 0], best, atol=0.15)
-            assert distribution.log_std.max() < -1.0
+            np.testing.assert_allclose(values[:2], [0.7, 1.0], atol=tolerance)
+        case "action_choice" if continuous:
+            np.testing.assert_allclose(distribution.mean[0], [0.5], atol=0.15)
+            assert distribution.log_std[0].max() < -1.0
+        case "action_from_observation" if continuous:
+            np.testing.assert_allclose(distribution.mean[1:, 0], [0.5, -0.5], atol=0.15)
+            assert distribution.log_std[1:].max() < -1.0
         case "action_choice":
-            assert jax.nn.softmax(policy([0.0]).logits)[0, 1] > 0.95
+            assert softmax(distribution.logits[0])[1] > 0.95
         case "action_from_observation":
-            probs = jax.nn.softmax(policy([1.0, -1.0]).logits)
+            probs = softmax(distribution.logits[1:], axis=-1)
             assert min(probs[0, 1], probs[1, 0]) > 0.9
 
 

@@ -102,7 +102,7 @@ def probe_number(index, continuous=False):
     )
 
 
-def counter(time_limit=None, terminates_at=None, reward=None, visible=True, width=1):
+def counter(time_limit=None, terminates_at=-1, reward=None, visible=True, width=1):
     """An environment that counts its steps.
 
     It shows the count if `visible`. The default reward is ten times the count before the step.
@@ -113,7 +113,7 @@ def counter(time_limit=None, terminates_at=None, reward=None, visible=True, widt
 
     def step(key, count, action):
         new = count + 1
-        terminated = new == (terminates_at or -1)
+        terminated = new == terminates_at
         observation = jnp.full(width, new, jnp.float32) * visible
         value = jnp.asarray(10.0 * count if reward is None else reward, jnp.float32)
         return new, StepResult(observation, value, terminated, jnp.zeros((), bool))

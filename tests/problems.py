@@ -1,23 +1,21 @@
 """Small policies whose results can also be computed by another method."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from trpo_jax.distributions import Categorical, DiagGaussian, Product
 
 
-def mlp_params(key, sizes):
+def mlp_params(seed, sizes):
     """Returns weights and biases of a small network, in float64 if it is enabled."""
-    keys = jax.random.split(key, 2 * len(sizes))
-    dtype = jnp.zeros(0).dtype
+    rng = np.random.default_rng(seed)
     return [
-        {
-            "w": jax.random.normal(keys[2 * i], (m, n), dtype) / jnp.sqrt(m),
-            "b": 0.1 * jax.random.normal(keys[2 * i + 1], (n,), dtype),
-        }
-        for i, (m, n) in enumerate(itertools.pairwise(sizes))
+        jax.device_put({"w": rng.normal(size=(m, n)) / np.sqrt(m), "b": 0.1 * rng.normal(size=n)})
+        for m, n in itertools.pairwise(sizes)
     ]
 
 
@@ -28,10 +26,16 @@ def mlp(params, x):
     return x @ params[-1]["w"] + params[-1]["b"]
 
 
-def policies(key):
-    """Returns (params, params -> distribution at 6 states) for each kind of distribution."""
-    obs_key, param_key = jax.random.split(key)
-    observations = jax.random.normal(obs_key, (2, 3, 4))  # batch axes [T, B] as in an update
+@functools.cache
+def policies(seed):
+    """Returns (params, params -> distribution, actions) at 6 states for each kind of distribution.
+
+    Nothing here is compiled.
+    """
+    rng = np.random.default_rng(seed)
+    observations = jax.device_put(rng.normal(size=(2, 3, 4)))  # batch axes [T, B] as in an update
+    choices = lambda count: rng.integers(count, size=(2, 3))
+    numbers = lambda count: rng.normal(size=(2, 3, count))
 
     def categorical(params):
         return Categorical(mlp(params, observations))
@@ -61,18 +65,23 @@ def policies(key):
         _, logits = jax.lax.scan(cell, jnp.zeros((3, 3)), observations)
         return Categorical(logits)
 
-    plain = mlp_params(param_key, (4, 5, 4))
-    with_log_std = {"mean": mlp_params(param_key, (4, 5, 2)), "log_std": jnp.array([-0.4, 0.2])}
+    plain, log_std = mlp_params((seed, 1), (4, 5, 4)), jax.device_put(np.array([-0.4, 0.2]))
+    with_log_std = {"mean": mlp_params((seed, 1), (4, 5, 2)), "log_std": log_std}
     recurrent_params = {
-        "cell": mlp_params(param_key, (7, 3)),
-        "head": mlp_params(obs_key, (3, 2)),
+        "cell": mlp_params((seed, 1), (7, 3)),
+        "head": mlp_params((seed, 2), (3, 2)),
     }
+    joint = {"push": numbers(1), "turn": (choices(2),)}
     return {
-        "categorical": (plain, categorical),
-        "product": (plain, product),
-        "gaussian": (with_log_std, gaussian),
-        "state_dependent_gaussian": (plain, state_dependent_gaussian),
-        "recurrent": (recurrent_params, recurrent),
+        "categorical": (plain, categorical, jax.device_put(choices(4))),
+        "product": (plain, product, jax.device_put(joint)),
+        "gaussian": (with_log_std, gaussian, jax.device_put(numbers(2))),
+        "state_dependent_gaussian": (
+            plain,
+            state_dependent_gaussian,
+            jax.device_put(numbers(2)),
+        ),
+        "recurrent": (recurrent_params, recurrent, jax.device_put(choices(2))),
     }
 
 

@@ -26,11 +26,10 @@ p_value = jax.jit(confidence.p_value)
 squared_radius = jax.jit(confidence.squared_radius, static_argnums=(0, 1))
 
 
-def problem(name, keys):
+def problem(name):
     """Returns a policy at [2, 3] states, its surrogate, and the surrogate of an environment."""
-    params, distribution_fn = policies(keys[0])[name]
-    actions = distribution_fn(params).sample(keys[1])
-    advantages = jax.random.normal(keys[2], (2, 3))
+    params, distribution_fn, actions = policies(0)[name]
+    advantages = jax.device_put(np.random.default_rng(1).normal(size=(2, 3)))
     surrogate = importance_sampled_surrogate(actions, advantages, 0.1)
 
     def surrogate_of(env):
@@ -51,17 +50,17 @@ def explicit_gradients(params, distribution_fn, surrogate_of):
     return jax.vmap(lambda env: ravel_pytree(gradient(env))[0])(jnp.arange(3))
 
 
-def four_keys():
-    return [jax.random.key(seed) for seed in range(4)]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_products_equal_explicit_gradients_and_the_projected_matrices(name):
     weight = 0.7
 
+    params, distribution_fn, surrogate, surrogate_of = problem(name)
+    # On an orthonormal basis of a subspace, one batch of tangents gives both matrices.
+    size = sum(x.size for x in jax.tree.leaves(params))
+    directions = np.linalg.qr(np.random.default_rng(2).normal(size=(size, 7))).Q
+
     @jax.jit
-    def matrices(keys):
-        params, distribution_fn, surrogate, surrogate_of = problem(name, keys)
+    def matrices(params, directions):
         old = distribution_fn(params)
         q = output_gradient(surrogate, old)
 
@@ -78,8 +77,6 @@ def test_products_equal_explicit_gradients_and_the_projected_matrices(name):
         matrix_free = jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(basis)
         gradients = explicit_gradients(params, distribution_fn, surrogate_of)
 
-        # On an orthonormal basis of a subspace, one batch of tangents gives both matrices.
-        directions, _ = jnp.linalg.qr(jax.random.normal(keys[3], (flat.size, 7)))
         tangents = jax.vmap(
             lambda v: jax.jvp(distribution_fn, (params,), (unravel(v),))[1], in_axes=1
         )(directions)
@@ -90,11 +87,9 @@ def test_products_equal_explicit_gradients_and_the_projected_matrices(name):
         )
         fisher = jax.vmap(lambda u: jax.vmap(lambda image: inner(u, image))(images))(tangents)
         dense = dense_fisher(distribution_fn, params)
-        return matrix_free, dense, gradients, directions, fisher, per_env
+        return matrix_free, dense, gradients, fisher, per_env
 
-    matrix_free, dense, gradients, directions, fisher, per_env = map(
-        np.asarray, matrices(four_keys())
-    )
+    matrix_free, dense, gradients, fisher, per_env = map(np.asarray, matrices(params, directions))
     explicit = dense + weight * np.cov(gradients.T)
     np.testing.assert_allclose(matrix_free, explicit, rtol=1e-6, atol=1e-9)
     projected = fisher + weight * np.cov(per_env)
@@ -104,32 +99,34 @@ def test_products_equal_explicit_gradients_and_the_projected_matrices(name):
 
 
 def test_the_output_gradient_gives_the_gradient_of_the_surrogate():
+    params, distribution_fn, surrogate, _ = problem("gaussian")
+
     @jax.jit
-    def gradients(keys):
-        params, distribution_fn, surrogate, _ = problem("gaussian", keys)
+    def gradients(params):
         old, pull_back = jax.vjp(distribution_fn, params)
         (gradient,) = pull_back(jax.tree.map(lambda x: x / 6, output_gradient(surrogate, old)))
         expected = jax.grad(lambda p: surrogate(distribution_fn(p), old))(params)
         return ravel_pytree(gradient)[0], ravel_pytree(expected)[0]
 
-    gradient, expected = gradients(four_keys())
+    gradient, expected = gradients(params)
     np.testing.assert_allclose(gradient, expected, rtol=1e-9)
 
 
 def test_noise_gradients_have_mean_zero_and_the_covariance_of_the_estimate():
+    params, distribution_fn, surrogate, surrogate_of = problem("gaussian")
+
     @jax.jit
-    def draws_and_gradients(keys):
-        params, distribution_fn, surrogate, surrogate_of = problem("gaussian", keys)
+    def draws_and_gradients(params, key):
         old, pull_back = jax.vjp(distribution_fn, params)
         q = output_gradient(surrogate, old)
 
         def draw(key):
             return ravel_pytree(pull_back(noise_gradient(key, q)))[0]
 
-        draws = jax.vmap(draw)(jax.random.split(keys[3], 4000))
+        draws = jax.vmap(draw)(jax.random.split(key, 4000))
         return draws, explicit_gradients(params, distribution_fn, surrogate_of)
 
-    draws, gradients = map(np.asarray, draws_and_gradients(four_keys()))
+    draws, gradients = map(np.asarray, draws_and_gradients(params, jax.random.key(3)))
     covariance = np.cov(gradients.T) / 3
     scale = np.abs(covariance).max()
     np.testing.assert_allclose(draws.mean(axis=0), 0, atol=0.1 * np.sqrt(scale))

@@ -98,14 +98,11 @@ def test_a_fit_keeps_the_moments_of_adam_and_uses_the_given_learning_rate():
     assert twice.optimizer[0].count == 2
 
 
-value_params = jax.jit(lambda key: mlp_params(key, (2, 3, 1)))
-
-
 def value_problem():
     """Returns (params -> values, params, targets), 13 parameters and 40 samples."""
     observations = jax.device_put(np.random.default_rng(0).normal(size=(40, 2)))
     targets = jax.device_put(np.sin(np.asarray(observations)[:, 0]) + 3.0)
-    return lambda p: mlp(p, observations)[:, 0], value_params(jax.random.key(1)), targets
+    return lambda p: mlp(p, observations)[:, 0], mlp_params(1, (2, 3, 1)), targets
 
 
 @functools.cache

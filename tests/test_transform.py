@@ -54,21 +54,7 @@ def classification(examples=20):
     labels = jax.device_put(rng.integers(3, size=examples))
     distribution_fn = lambda params: Categorical(mlp(params, inputs))
     loss = lambda params: -jnp.mean(distribution_fn(params).log_prob(labels))
-    return net_params(), distribution_fn, loss
-
-
-@functools.cache
-def net_params():
-    return jax.jit(lambda key: mlp_params(key, (4, 5, 3)))(jax.random.key(0))
-
-
-@functools.cache
-def acting_policies():
-    """Returns (params, params -> distribution, actions) for each kind of distribution."""
-    found = policies(jax.random.key(0))
-    draw = lambda key, params: {n: found[n][1](p).sample(key) for n, p in params.items()}
-    actions = jax.jit(draw)(jax.random.key(1), {n: params for n, (params, _) in found.items()})
-    return {name: (*policy, actions[name]) for name, policy in found.items()}
+    return mlp_params(0, (4, 5, 3)), distribution_fn, loss
 
 
 def updated(optimizer, params, distribution_fn, loss, state=None, **extra):
@@ -106,7 +92,7 @@ def assert_dense_step(updates, system, **tolerances):
 @functools.cache
 def dense_problem(name):
     """Returns parameters, their distributions and their loss, and its dense system."""
-    params, distribution_fn, actions = acting_policies()[name]
+    params, distribution_fn, actions = policies(0)[name]
     loss = lambda p: -jnp.mean(distribution_fn(p).log_prob(actions))
     system = jax.jit(lambda params: dense_system(params, distribution_fn, loss))(params)
     return (params, distribution_fn, loss), system
@@ -171,7 +157,7 @@ def test_the_kronecker_solver_finds_the_dense_step_of_a_linen_model(whole):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_update_is_exactly_the_step_of_trpo(name):
-    params, distribution_fn, actions = acting_policies()[name]
+    params, distribution_fn, actions = policies(0)[name]
     advantages = jax.device_put(np.random.default_rng(2).normal(size=(2, 3)))
     surrogate = importance_sampled_surrogate(actions, advantages)
     optimizer = natural_gradient(0.05, 0.1, 10, line_search_steps=10, line_search_shrink=0.8)
@@ -622,7 +608,7 @@ WRONG_FUNCTIONS = {
 
 @pytest.mark.parametrize("message", WRONG_FUNCTIONS)
 def test_a_function_without_a_distribution_raises_an_error(message):
-    gradients = params = net_params()
+    gradients = params = mlp_params(0, (4, 5, 3))
     optimizer = natural_gradient()
     with pytest.raises(ConfigurationError, match=message):
         optimizer.update(

@@ -47,7 +47,8 @@ def test_probe(probe, eta):
     ],
 )
 def test_q_and_its_target_learn_the_values(probe, observations, expected):
-    algorithm, state, _ = learning.learnt(qprop, probe, continuous=True, eta="standard", **LEARN)
+    made = learning.learnt(qprop, probe, continuous=True, eta="standard", **LEARN)
+    algorithm, state, *_ = made
     env = probes.constant_value(continuous=True)
     q = make_action_critic(env.observation, env.action, hidden_sizes=SMALL["hidden_sizes"]).apply
     seen = jnp.array(observations)[:, None]
@@ -60,7 +61,7 @@ def test_q_and_its_target_learn_the_values(probe, observations, expected):
 @pytest.mark.parametrize(("eta", "least"), [("conservative", 0.5), ("standard", 1.0)])
 def test_q_is_useful_until_the_best_actions_are_found(eta, least):
     probe = "action_from_observation"
-    _, _, metrics = learning.learnt(qprop, probe, continuous=True, eta=eta, **LEARN)
+    _, _, metrics, *_ = learning.learnt(qprop, probe, continuous=True, eta=eta, **LEARN)
     assert metrics["control_variate_correlation"][:40].mean() > 0.05
     assert least <= metrics["eta_mean"].mean() <= 1.0
 
