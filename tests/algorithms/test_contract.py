@@ -28,6 +28,7 @@ OWN = {
     "mappo": {"policy_epochs": 1, "policy_minibatches": 2},
 }
 NAMES = list(algorithms.ALGORITHMS)
+TEAMS = [name for name in NAMES if isinstance(algorithms.get(name).Config(), Team)]
 
 
 def make(name, env=None, **settings):
@@ -39,22 +40,25 @@ def make(name, env=None, **settings):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_methods_use_a_replaced_primitive(name):
     """Each replaced primitive returns a dtype or names of its own. The methods are only traced."""
-    algorithm = make(name)
+    algorithm, seen = make(name), []
     marked = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
-    changed = {
-        "init": lambda key: algorithm.init(key)._replace(num_updates=jnp.zeros((), jnp.int8)),
-        "act": lambda *args: (marked(algorithm.act(*args)[0]), *algorithm.act(*args)[1:]),
-        "improve": lambda *args: (*algorithm.improve(*args)[:2], {"own": jnp.ones(())}),
-        "fit": lambda critic, fit_input: (marked(critic), {"fitted": jnp.zeros(())}),
-        "num_steps": 5,
-    }
-    other = algorithm._replace(**changed)
 
-    def run(key):
-        state = other.init(key)
-        return other.collect(state)[1], *other.update(state)
+    def act(*args):
+        action, *rest = algorithm.act(*args)
+        return marked(action), *rest
 
-    trajectory, updated, metrics = jax.eval_shape(run, jax.random.key(0))
+    def improve(state, trajectory):
+        seen.append(trajectory)
+        return state, "own input", {"own": jnp.ones(())}
+
+    def fit(critic, fit_input):
+        assert fit_input == "own input"
+        return marked(critic), {"fitted": jnp.zeros(())}
+
+    init = lambda key: algorithm.init(key)._replace(num_updates=jnp.zeros((), jnp.int8))
+    other = algorithm._replace(init=init, act=act, improve=improve, fit=fit, num_steps=5)
+    updated, metrics = jax.eval_shape(lambda key: other.update(other.init(key)), jax.random.key(0))
+    (trajectory,) = seen
     assert updated.num_updates.dtype == jnp.int8
     assert trajectory.action.shape[0] == 5
     assert trajectory.action.dtype == jnp.bfloat16
@@ -98,8 +102,8 @@ def assert_keeps_types(algorithm):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", NAMES)
-def test_an_update_keeps_its_types_if_float64_is_enabled(name):
+@pytest.mark.parametrize("name", ["trpo", *TEAMS])
+def test_an_update_with_numbers_as_actions_keeps_its_types_if_float64_is_enabled(name):
     assert_keeps_types(make(name))
 
 
@@ -121,15 +125,16 @@ def test_correlated_exploration_uses_no_key_twice_and_gives_no_nan(name):
 def with_trees(name, **settings):
     """Returns an algorithm on trees of observations. If it can, it has masks and joint actions."""
     continuous = name == "qprop"
-    team = isinstance(algorithms.get(name).Config(), Team)  # the actions of a team are no trees
-    env = probes.noise(parts=True, masked=not continuous, joint=not team)
+    joint = name not in TEAMS  # the actions of a team are no trees
+    env = probes.noise(parts=True, masked=not continuous, joint=joint)
     if continuous:
         env = env._replace(action=env.action["push"])
     return make(name, env, **settings)
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", NAMES)
-def test_algorithms_take_trees_of_observations_masks_and_joint_actions(name):
+def test_trees_of_observations_masks_and_joint_actions_keep_types_if_float64_is_enabled(name):
     assert_keeps_types(with_trees(name))
 
 
