@@ -248,7 +248,7 @@ def test_the_spectrum_of_colored_noise_is_one_over_f_to_the_beta(beta):
     """The response to an impulse has the amplitude of the filter at each frequency."""
     impulse = np.zeros((2 * MEMORY - 1, 1))
     impulse[MEMORY - 1] = 1.0
-    answer = np.asarray(jax.jit(lambda x: color(x, beta))(impulse))[:, 0]
+    answer = np.asarray(jit_color(impulse, beta))[:, 0]
     assert answer.shape == (MEMORY,)
     power = np.abs(np.fft.rfft(answer)) ** 2
     expected = np.maximum(np.arange(MEMORY // 2 + 1), 1.0) ** -beta

@@ -33,29 +33,12 @@ def ones_of_layer(num_inputs, num_outputs):
     return {"layer": {"kernel": kernel, "bias": bias}}
 
 
-def problem(key, name, damping, num_states=1024):
-    """Returns params, params -> distributions, a policy gradient and the preconditioner."""
-    observation, action = POLICIES[name]
-    network = make_policy(observation, action, hidden_sizes=(16, 16))
-    keys = jax.random.split(key, 5)
-    params = network.init(keys[0])
-    flat, unravel = ravel_pytree(params)
-    params = unravel(flat + 0.3 * jax.random.normal(keys[3], flat.shape))  # as if trained
-    observations = jax.random.normal(keys[1], (num_states, *observation.shape))
-    actions = network.apply(params, observations).sample(keys[2])
-
-    def log_probs(offsets):
-        call = lambda: network.apply(params, observations)
-        distribution, inputs = with_layers(call, offsets)
-        return distribution.log_prob(actions), inputs
-
-    def objective(params):
-        log_probs = network.apply(params, observations).log_prob(actions)
-        return jnp.mean(log_probs * jax.random.normal(keys[4], log_probs.shape))
-
-    precondition = kronecker_preconditioner(log_probs, params, damping)
-    distribution_fn = lambda p: network.apply(p, observations)
-    return params, distribution_fn, jax.grad(objective)(params), precondition
+def random_params(network):
+    """Returns parameters of a size as if trained."""
+    rng = np.random.default_rng(0)
+    size = lambda shape: 1 / np.sqrt(np.prod(shape[:-1])) if len(shape) > 1 else 0.3
+    make = lambda x: np.float32(size(x.shape) * rng.normal(size=x.shape))
+    return jax.tree.map(make, jax.eval_shape(network.init, jax.random.key(0)))
 
 
 @pytest.mark.usefixtures("x64")
@@ -106,10 +89,8 @@ def test_the_preconditioner_of_one_layer_is_close_to_the_inverse_fisher_matrix()
     network = make_policy(*POLICIES["gaussian"], hidden_sizes=())
 
     @jax.jit
-    def there_and_back(keys):
-        params = network.init(keys[0])
-        observations = jax.random.normal(keys[1], (200_000, 5))
-        actions = network.apply(params, observations).sample(keys[2])
+    def there_and_back(params, observations, key):
+        actions = network.apply(params, observations).sample(key)
 
         def log_probs(offsets):
             call = lambda: network.apply(params, observations)
@@ -120,7 +101,8 @@ def test_the_preconditioner_of_one_layer_is_close_to_the_inverse_fisher_matrix()
         product = fisher_vector_product(lambda p: network.apply(p, observations), params)(vector)
         return vector, kronecker_preconditioner(log_probs, params, 1e-6)(product)
 
-    vector, back = there_and_back([jax.random.key(seed) for seed in range(3)])
+    observations = np.random.default_rng(1).normal(size=(200_000, 5)).astype(np.float32)
+    vector, back = there_and_back(random_params(network), observations, jax.random.key(0))
     layer = lambda tree: tree["layers_1"]["Dense_0"]
     chex.assert_trees_all_close(layer(back), layer(vector), rtol=0.02)
 
@@ -128,10 +110,20 @@ def test_the_preconditioner_of_one_layer_is_close_to_the_inverse_fisher_matrix()
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_preconditioned_solve_needs_fewer_iterations(name):
     damping = 1e-2
+    observation, action = POLICIES[name]
+    network = make_policy(observation, action, hidden_sizes=(16, 16))
 
     @jax.jit
-    def steps(key):
-        params, distribution_fn, gradient, precondition = problem(key, name, damping)
+    def steps(params, observations, weights, key):
+        distribution_fn = lambda p: network.apply(p, observations)
+        actions = distribution_fn(params).sample(key)
+
+        def log_probs(offsets):
+            distribution, inputs = with_layers(lambda: distribution_fn(params), offsets)
+            return distribution.log_prob(actions), inputs
+
+        objective = lambda p: jnp.mean(distribution_fn(p).log_prob(actions) * weights)
+        gradient = jax.grad(objective)(params)
         product = fisher_vector_product(distribution_fn, params)
 
         def step(precondition):
@@ -141,9 +133,14 @@ def test_a_preconditioned_solve_needs_fewer_iterations(name):
             return natural_step(gradient, solve, max_kl=0.01, damping=damping)
 
         flat, _ = ravel_pytree(gradient)
-        return step(None), step(precondition), flat, dense_fisher(distribution_fn, params)
+        preconditioned = step(kronecker_preconditioner(log_probs, params, damping))
+        return step(None), preconditioned, flat, dense_fisher(distribution_fn, params)
 
-    plain, preconditioned, flat, fisher = jax.tree.map(np.asarray, steps(jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    observations = rng.normal(size=(1024, *observation.shape)).astype(np.float32)
+    weights = rng.normal(size=1024).astype(np.float32)
+    results = steps(random_params(network), observations, weights, jax.random.key(0))
+    plain, preconditioned, flat, fisher = jax.device_get(results)
     exact = np.linalg.solve(fisher + damping * np.eye(len(fisher), dtype=np.float32), flat)
     best = np.sqrt(2 * 0.01 * float(flat @ exact))
     assert 0.9 * best < preconditioned.predicted_gain <= 1.001 * best
