@@ -137,8 +137,8 @@ def test_a_preconditioned_solve_needs_fewer_iterations(name):
         return step(None), preconditioned, flat, dense_fisher(distribution_fn, params)
 
     rng = np.random.default_rng(1)
-    observations = rng.normal(size=(1024, *observation.shape)).astype(np.float32)
-    weights = rng.normal(size=1024).astype(np.float32)
+    observations = rng.normal(size=(512, *observation.shape)).astype(np.float32)
+    weights = rng.normal(size=512).astype(np.float32)
     results = steps(random_params(network), observations, weights, jax.random.key(0))
     plain, preconditioned, flat, fisher = jax.device_get(results)
     exact = np.linalg.solve(fisher + damping * np.eye(len(fisher), dtype=np.float32), flat)

@@ -156,7 +156,7 @@ def batch_of(lengths, costs, whole=True):
 def test_the_cost_of_an_episode_is_the_mean_cost_of_a_step_times_the_length():
     env, limit = with_two_costs(), Constrained(cost_limit=(10.0, 40.0))
     costs = np.random.default_rng(0).uniform(size=(12, 2))
-    measure = lambda length, batch: episode_costs(env, limit, jnp.asarray(length), batch)
+    measure = jax.jit(lambda length, batch: episode_costs(env, limit, length, batch))
     measured = measure(0.0, batch_of((2, 7, 3), costs))
     assert measured.length == measured.steps == 4
     np.testing.assert_allclose(measured.costs, costs.sum(axis=0) / 3, rtol=1e-6)  # 3 episodes
@@ -168,7 +168,8 @@ def test_the_cost_of_an_episode_is_the_mean_cost_of_a_step_times_the_length():
         assert measure(0.0, batch).length == 0
         assert measure(0.0, batch).steps == 5  # the time limit
     unlimited = env._replace(time_limit=None)
-    assert episode_costs(unlimited, limit, jnp.zeros(()), batch_of((), costs)).steps == 12
+    measure = jax.jit(lambda batch: episode_costs(unlimited, limit, jnp.zeros(()), batch))
+    assert measure(batch_of((), costs)).steps == 12
 
 
 @pytest.mark.slow
@@ -214,15 +215,23 @@ def test_the_step_of_cpo_gets_the_excess_per_step():
 def test_multipliers_follow_adam_of_optax_and_are_never_negative():
     config = trpo_lag.Config(multiplier_lr=0.1)
     rule, adam = trpo_lag.adam_rule(config), optax.adam(0.1)
-    multiplier = expected = jnp.zeros(2)
-    state, their_state = rule.init(multiplier), adam.init(expected)
+    multiplier = expected = np.zeros(2, np.float32)
+    start = lambda zero: (rule.init(zero), adam.init(zero))
+    state, their_state = jax.jit(start)(multiplier)
     seen = []
-    for excess in ([3.0, -1.0], [2.0, 4.0], [-9.0, 1.0], [-1.0, 5.0], [-2.0, -1.0], [1.0, 0.0]):
-        state, multiplier = rule.update(state, multiplier, jnp.array(excess))
-        updates, their_state = adam.update(-jnp.array(excess), their_state)
+
+    @jax.jit
+    def step(excess, state, multiplier, their_state, expected):
+        updates, their_state = adam.update(-excess, their_state)
         expected = jnp.maximum(optax.apply_updates(expected, updates), 0)
+        return *rule.update(state, multiplier, excess), their_state, expected
+
+    for excess in ([3.0, -1.0], [2.0, 4.0], [-9.0, 1.0], [-1.0, 5.0], [-2.0, -1.0], [1.0, 0.0]):
+        excess = np.array(excess, np.float32)
+        results = step(excess, state, multiplier, their_state, expected)
+        state, multiplier, their_state, expected = results
         np.testing.assert_allclose(multiplier, expected, rtol=1e-6)
-        seen.append(multiplier)
+        seen.append(np.asarray(multiplier))
     assert min(x.min() for x in seen) == 0
     assert max(x[1] for x in seen) > 0.1
 

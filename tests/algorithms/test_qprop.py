@@ -107,27 +107,27 @@ def test_termination_stops_the_target_of_q_and_truncation_does_not(still, termin
 
 
 def test_the_target_network_moves_by_tau_after_each_step():
-    params, rows = {"w": jnp.ones(3)}, jnp.arange(3.0)
+    rows = np.arange(3, dtype=np.float32)
     loss = lambda params, target, rows: jnp.sum((params["w"] - target["w"] - rows) ** 2)
-    target = {"w": jnp.full(3, 5.0)}
-    critic, new_target, _ = fit_with_target(
-        jax.random.key(0),
-        lambda key: rows,
-        loss,
-        init_critic(params),
-        target,
-        learning_rate=0.1,
-        tau=0.25,
-        steps=4,
-    )
-    optimizer = optax.adam(0.1)
-    moments = optimizer.init(params)
-    for _ in range(4):
-        gradient = {"w": 2 * (params["w"] - target["w"] - rows)}
-        updates, moments = optimizer.update(gradient, moments)
-        params = optax.apply_updates(params, updates)
-        target = {"w": target["w"] + 0.25 * (params["w"] - target["w"])}
-    chex.assert_trees_all_close((critic.params, new_target), (params, target), rtol=1e-5)
+    settings = {"learning_rate": 0.1, "tau": 0.25, "steps": 4}
+
+    @jax.jit
+    def results(key, params, target, rows):
+        critic, new_target, _ = fit_with_target(
+            key, lambda key: rows, loss, init_critic(params), target, **settings
+        )
+        optimizer = optax.adam(0.1)
+        moments = optimizer.init(params)
+        for _ in range(4):
+            gradient = {"w": 2 * (params["w"] - target["w"] - rows)}
+            updates, moments = optimizer.update(gradient, moments)
+            params = optax.apply_updates(params, updates)
+            target = {"w": target["w"] + 0.25 * (params["w"] - target["w"])}
+        return (critic.params, new_target), (params, target)
+
+    params, target = ({"w": np.full(3, x, np.float32)} for x in (1.0, 5.0))
+    found, expected = results(jax.random.key(0), params, target, rows)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
