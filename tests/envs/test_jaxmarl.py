@@ -12,9 +12,14 @@ from trpo_jax.envs.base import require_usable
 from trpo_jax.envs.specs import Agents, ArraySpec, Discrete
 from trpo_jax.errors import ConfigurationError
 
-jaxmarl = pytest.importorskip("jaxmarl", reason="uv sync --extra jaxmarl")
 pytestmark = pytest.mark.xdist_group("jaxmarl")
 FLOAT = np.dtype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jaxmarl():
+    """Takes seconds to import, so only the worker that runs these tests does it."""
+    return pytest.importorskip("jaxmarl", reason="uv sync --extra jaxmarl")
 
 
 @pytest.mark.slow
@@ -49,7 +54,7 @@ def test_rows_are_padded_if_agents_differ():
     jax.eval_shape(lambda key: algorithm.update(algorithm.init(key)), jax.random.key(0))
 
 
-def test_the_team_gets_the_sum_of_the_rewards_and_the_observations_of_all_agents():
+def test_the_team_gets_the_sum_of_the_rewards_and_the_observations_of_all_agents(jaxmarl):
     env, own = envs.make("jaxmarl/MPE_simple_spread_v3"), jaxmarl.make("MPE_simple_spread_v3")
     mean = envs.make("jaxmarl/MPE_simple_spread_v3", {"rewards": "mean"})
     key = jax.random.key(3)

@@ -4,6 +4,7 @@ import re
 import resource
 import tempfile
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import gymnasium
@@ -19,7 +20,7 @@ import trpo_jax
 from trpo_jax import envs
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import Actor, Learnt
-from trpo_jax.envs.base import Environment, StepResult
+from trpo_jax.envs.base import Environment, StepResult, key_shape
 from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete, to_environment_action
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.normalization import RunningStatistics, init_statistics
@@ -33,22 +34,27 @@ from trpo_jax.running.host_program import HostState
 SEEDS = (4, 9)
 
 
-def halves(statistics):
-    """Returns statistics with which standardised observations differ from plain ones."""
-    half = jnp.full_like(statistics.mean, 0.5)
-    return statistics._replace(count=statistics.count + 1, mean=half, deviation=half)
+def some_actor(algorithm, num_seeds, scale=1.0):
+    """Returns an actor of random numbers, without compiling `init`.
+
+    With its statistics, standardised observations differ from plain ones.
+    """
+    random = np.random.default_rng(0)
+    normal = lambda x: random.normal(0, scale, (num_seeds, *x.shape)).astype(x.dtype)
+    full = lambda x, number: np.full((num_seeds, *x.shape), number, x.dtype)
+    actor = jax.eval_shape(algorithm.init, key_shape()).actor
+    statistics = jax.tree.map(
+        lambda x: RunningStatistics(*map(full, x, (1, 0.5, 0, 0.5))),
+        actor.observation_statistics,
+        is_leaf=lambda x: isinstance(x, RunningStatistics),
+    )
+    return Actor(jax.tree.map(normal, actor.policy_params), statistics)
 
 
 def saved(tmp_path, env, **settings):
     config = trpo.Config(num_envs=2, num_steps=8, hidden_sizes=(8,), **settings)
     algorithm = trpo.make(env, config)
-    states = jax.jit(jax.vmap(algorithm.init))(jax.vmap(jax.random.key)(jnp.array(SEEDS)))
-    actor = states.actor
-    actor = actor._replace(
-        observation_statistics=jax.tree.map(
-            halves, actor.observation_statistics, is_leaf=lambda x: isinstance(x, RunningStatistics)
-        )
-    )
+    actor = some_actor(algorithm, len(SEEDS))
     path = tmp_path / "policy.msgpack"
     save_policy(path, algorithm, Learnt(actor), SEEDS, [1.0, 2.0])
     return algorithm, actor, path
@@ -66,32 +72,31 @@ def saved(tmp_path, env, **settings):
 def test_a_loaded_policy_returns_the_actions_of_the_trained_policy(tmp_path, name, normalize):
     env = envs.make(name)
     algorithm, actor, path = saved(tmp_path, env, normalize_observations=normalize)
-    observations = jnp.stack([env.reset(jax.random.key(i))[1] for i in range(6)])
+    shown = jax.jit(jax.vmap(lambda key: env.reset(key)[1]))
+    observations, key = shown(jax.random.split(jax.random.key(1), 6)), jax.random.key(0)
+
+    @jax.jit
+    def expected(actor, observations):
+        _, distribution = algorithm.policy(actor, (), observations)
+        scale = jax.vmap(partial(to_environment_action, env.action))
+        return scale(distribution.mode()), scale(distribution.sample(key))
+
+    assert_close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     for index, seed in enumerate(SEEDS):
         policy = trpo_jax.load_policy(path, seed=seed)
-        own = jax.tree.map(lambda x: x[index], actor)  # noqa: B023
-        _, distribution = jax.jit(algorithm.policy)(own, (), observations)
-        scale = jax.vmap(lambda a: to_environment_action(env.action, a))
-        np.testing.assert_allclose(
-            policy(observations), scale(distribution.mode()), rtol=1e-5, atol=1e-6
-        )
-        np.testing.assert_allclose(
-            policy(observations[2]), policy(observations)[2], rtol=1e-5, atol=1e-6
-        )
-        np.testing.assert_allclose(
-            policy(observations, jax.random.key(0)),
-            scale(distribution.sample(jax.random.key(0))),
-            rtol=1e-5,
-            atol=1e-6,
-        )
-    best = trpo_jax.load_policy(path)
-    np.testing.assert_array_equal(best(observations), policy(observations))
-    np.testing.assert_allclose(
-        jax.jit(policy)(observations), policy(observations), rtol=1e-5, atol=1e-6
-    )
+        best, drawn = expected(jax.tree.map(lambda x: x[index], actor), observations)  # noqa: B023
+        assert_close(policy(observations), best)
+        assert_close(policy(observations, key), drawn)
+    assert_close(policy(np.asarray(observations)[2]), best[2])
+    assert_close(jax.jit(policy)(observations), best)
+    assert_same_actor(trpo_jax.load_policy(path), policy)
     save_policy(path, algorithm, Learnt(actor), SEEDS[::-1], [-5.0, np.nan])  # seed 2 stopped early
-    first = trpo_jax.load_policy(path, seed=SEEDS[1])
-    np.testing.assert_array_equal(trpo_jax.load_policy(path)(observations), first(observations))
+    assert_same_actor(trpo_jax.load_policy(path), trpo_jax.load_policy(path, seed=SEEDS[1]))
+
+
+def assert_same_actor(policy, other):
+    for a, b in zip(*(jax.tree.leaves(x.actor) for x in (policy, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_policy_with_several_choices_can_be_loaded(tmp_path):
@@ -101,7 +106,7 @@ def test_a_policy_with_several_choices_can_be_loaded(tmp_path):
         action=MultiDiscrete((2, 3)), step=lambda key, state, action: step(key, state, action[0])
     )
     _, _, path = saved(tmp_path, env)
-    assert trpo_jax.load_policy(path)(jnp.zeros((5, 4))).shape == (5, 2)
+    assert trpo_jax.load_policy(path)(np.zeros((5, 4))).shape == (5, 2)
 
 
 def test_pixels_must_be_uint8_and_float64_becomes_float32(tmp_path):
@@ -119,7 +124,7 @@ def test_pixels_must_be_uint8_and_float64_becomes_float32(tmp_path):
 def test_errors_name_wrong_observations_and_wrong_files(tmp_path):
     _, _, path = saved(tmp_path, envs.make("CartPole-v1"))
     with pytest.raises(ValueError, match=r"shape \(4,\)"):
-        trpo_jax.load_policy(path)(jnp.zeros(3))
+        trpo_jax.load_policy(path)(np.zeros(3))
     with pytest.raises(ConfigurationError, match=r"no seed 5. It has \[4, 9\]"):
         trpo_jax.load_policy(path, seed=5)
     with pytest.raises(ConfigurationError, match="no policy file"):
@@ -166,9 +171,7 @@ def test_a_policy_takes_and_returns_elements_of_the_gymnasium_spaces(index, tmp_
     host_tasks.register("Any-v0", "Shown", kwargs=kwargs)
     env = envs.make("gym/Any-v0")
     algorithm = trpo.make(env, trpo.Config(num_envs=2, num_steps=8, hidden_sizes=(4,)))
-    wide = lambda x: 30 * jax.random.normal(jax.random.key(x.size), x.shape)  # over all bounds
-    actor = jax.tree.map(lambda x: x[None], algorithm.init(jax.random.key(0)).actor)
-    actor = actor._replace(policy_params=jax.tree.map(wide, actor.policy_params))
+    actor = some_actor(algorithm, 1, scale=30)  # the actions are over all bounds
     save_policy(tmp_path / "policy.msgpack", algorithm, Learnt(actor), (0,))
     act = trpo_jax.load_policy(tmp_path)
     observation_space.seed(0)
@@ -198,10 +201,10 @@ def test_a_policy_takes_one_integer_or_a_batch_of_integers(tmp_path):
     env = envs.make("FrozenLake-misc")
     algorithm, actor, path = saved(tmp_path, env)
     act, (number,) = trpo_jax.load_policy(path), env.observation.num_values
-    best = jax.tree.map(lambda x: x[1], actor)
-    _, distribution = algorithm.policy(best, (), jnp.arange(number))
-    np.testing.assert_array_equal(act(np.arange(number)), distribution.mode())
-    assert act(3) == act(np.int32(3)) == act(np.int64(3)) == distribution.mode()[3]
+    mode = jax.jit(lambda actor, shown: algorithm.policy(actor, (), shown)[1].mode())
+    expected = np.asarray(mode(jax.tree.map(lambda x: x[1], actor), np.arange(number)))
+    np.testing.assert_array_equal(act(np.arange(number)), expected)
+    assert act(3) == act(np.int32(3)) == act(np.int64(3)) == expected[3]
     for wrong in (number, -1, 2.5, "3", None, np.eye(number)[3]):
         with pytest.raises(ValueError, match="FrozenLake-misc was given"):
             act(wrong)
@@ -219,7 +222,7 @@ def test_a_policy_can_be_read_from_a_checkpoint_of_a_run_on_the_host(tmp_path):
     act = trpo_jax.load_policy(tmp_path, 9, checkpoint="latest")
     observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     own = jax.tree.map(lambda x: x[1], actor)
-    expected = algorithm.policy(own, (), jnp.asarray(observations))[1].mode()
+    expected = jax.jit(algorithm.policy)(own, (), observations)[1].mode()
     np.testing.assert_array_equal(act(observations), expected)
     with pytest.raises(ConfigurationError, match=r"no checkpoint 'best' in .* There are: 7, lat"):
         trpo_jax.load_policy(tmp_path, checkpoint="best")
@@ -370,12 +373,12 @@ JOINT = {"door": Discrete(3), "force": Box(np.full(2, -2.0), np.full(2, 4.0))}
 
 
 def of_parts(observation=TREE):
-    zeros = jax.tree.map(lambda spec: jnp.ones(spec.shape, spec.dtype), observation)
+    ones = jax.tree.map(lambda spec: np.ones(spec.shape, spec.dtype), observation)
     step = lambda key, state, action: (
         state,
-        StepResult(zeros, action["force"].sum(), jnp.zeros((), bool), jnp.zeros((), bool)),
+        StepResult(ones, action["force"].sum(), jnp.zeros((), bool), jnp.zeros((), bool)),
     )
-    return Environment("of parts", lambda key: ((), zeros), step, observation, JOINT, 5)
+    return Environment("of parts", lambda key: ((), ones), step, observation, JOINT, 5)
 
 
 @pytest.mark.slow
