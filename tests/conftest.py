@@ -42,21 +42,39 @@ def pytest_unconfigure():
 @pytest.fixture(scope="module")
 def shared_programs():
     """Compiles equal runs once, for files that repeat and resume runs of suites by their names."""
-    from trpo_jax.running import program
+    from trpo_jax.running import plan, program, train
 
-    compile_runs, compiled = program.compile_runs, {}
+    def once(function, key_of):
+        """Returns the function, but calls with an equal key other than None share a result."""
+        results = {}
 
-    def shared(make, num_runs, values, updates_per_chunk, placement=None):
+        def shared(*args, **options):
+            key = key_of(*args, **options)
+            if key is None:
+                return function(*args, **options)
+            if key not in results:
+                results[key] = function(*args, **options)
+            return results[key]
+
+        return shared
+
+    def of_algorithm(task, config, **own):
+        key = task.module, task.env.name, repr(task.options), config
+        return None if own or task.env.open else key
+
+    def of_runs(make, num_runs, values, updates_per_chunk, placement=None):
         algorithm = make(values)
+        known = placement is None and algorithm.config is not None
         key = algorithm.env.name, algorithm.config, num_runs, updates_per_chunk
-        if placement is not None or algorithm.config is None:
-            return compile_runs(make, num_runs, values, updates_per_chunk, placement)
-        if key not in compiled:
-            compiled[key] = compile_runs(make, num_runs, values, updates_per_chunk)
-        return compiled[key]
+        return key if known else None
+
+    def of_evaluation(env, *args, **options):
+        return None if env.open or options["placement"] else (*args, *options.values())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "compile_runs", shared)
+        patch.setattr(plan, "make_of", once(plan.make_of, of_algorithm))
+        patch.setattr(program, "compile_runs", once(program.compile_runs, of_runs))
+        patch.setattr(train, "make_evaluation", once(train.make_evaluation, of_evaluation))
         yield
 
 

@@ -19,7 +19,7 @@ import pytest
 from probes import counter
 
 from trpo_jax import envs
-from trpo_jax.algorithms import ppo, trpo
+from trpo_jax.algorithms import ppo, trpo, vpg
 from trpo_jax.analysis.diagnosis import find_warnings
 from trpo_jax.analysis.groups import join_runs
 from trpo_jax.analysis.returns import running_return
@@ -305,7 +305,7 @@ def test_a_folder_in_use_is_refused_and_its_run_continues(tmp_path):
 
 
 def test_a_run_works_on_the_host(tmp_path):
-    run = train(HOST, CONFIG, **RUN)
+    run = train(HOST, vpg.Config(**TINY), **RUN)
     assert run.metrics["episode_length"][:, -1].tolist() == [5, 5]
     assert run.policy(seed=1)(np.zeros(2, np.float32)) in (3, 4)
     breaking = bare(envs.make("gym/host_tasks:Late-raise-v0"))
