@@ -43,32 +43,47 @@ def run(algorithm, seeds, updates_per_chunk, num_updates):
     return list(run_chunks(compile_program(algorithm, seeds, updates_per_chunk), num_updates))
 
 
-def test_a_run_does_not_depend_on_the_length_of_its_chunks(algorithm):
-    whole = run(algorithm, (3, 4), 6, 6)
+shared = pytest.mark.xdist_group("loop")  # one worker, so that these runs are shared
+
+
+@pytest.fixture(scope="module")
+def together(algorithm):
+    (chunk,) = run(algorithm, (3, 4), 6, 6)
+    return chunk
+
+
+@pytest.fixture(scope="module")
+def alone(algorithm):
+    (chunk,) = run(algorithm, (4,), 3, 3)
+    return chunk
+
+
+@shared
+def test_a_run_does_not_depend_on_the_length_of_its_chunks(algorithm, together):
     parts = run(algorithm, (3, 4), 4, 6)  # the last chunk is shorter
     assert [(chunk.first_update, chunk.last_update) for chunk in parts] == [(1, 4), (5, 6)]
     assert parts[-1].seconds > parts[0].seconds > 0
-    for name, values in whole[0].metrics.items():
+    for name, values in together.metrics.items():
         joined = np.concatenate([chunk.metrics[name] for chunk in parts], axis=1)
         assert joined.shape == (2, 6)
         np.testing.assert_array_equal(joined, values, err_msg=name)
 
 
-def test_a_seed_does_not_depend_on_parallel_seeds(algorithm):
-    together = run(algorithm, (5, 6), 6, 2)[0].metrics
-    alone = run(algorithm, (6,), 3, 2)[0].metrics
-    np.testing.assert_allclose(together["kl"][1], alone["kl"][0], rtol=1e-3)
-    assert abs(together["critic_loss"][0, 0] - together["critic_loss"][1, 0]) > 1e-6
+@shared
+def test_a_seed_does_not_depend_on_parallel_seeds(together, alone):
+    metrics = together.metrics
+    np.testing.assert_allclose(metrics["kl"][1, :2], alone.metrics["kl"][0, :2], rtol=1e-3)
+    assert abs(metrics["critic_loss"][0, 0] - metrics["critic_loss"][1, 0]) > 1e-6
 
 
-def test_the_updates_equal_those_of_a_plain_loop(algorithm):
-    chunk = run(algorithm, (0,), 3, 3)[0]
-    state = algorithm.init(jax.random.key(0))
+@shared
+def test_the_updates_equal_those_of_a_plain_loop(algorithm, alone):
+    state = jax.jit(algorithm.init)(jax.random.key(4))
     update = jax.jit(algorithm.update)
     for index in range(3):
         state, metrics = update(state)
-        np.testing.assert_allclose(chunk.metrics["kl"][0, index], metrics["kl"], rtol=1e-3)
-    new = jax.tree.leaves(chunk.actor.policy_params)
+        np.testing.assert_allclose(alone.metrics["kl"][0, index], metrics["kl"], rtol=1e-3)
+    new = jax.tree.leaves(alone.actor.policy_params)
     for a, b in zip(new, jax.tree.leaves(state.actor.policy_params), strict=True):
         np.testing.assert_allclose(a[0], b, rtol=1e-3, atol=1e-5)
 
@@ -147,7 +162,7 @@ def breaking(number, ends):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "match"), [(jnp.nan, "component 0 is nan"), (-1e20, r"component 0 is -1e\+20")]
+    ("number", "match"), [(np.nan, "component 0 is nan"), (-1e20, r"component 0 is -1e\+20")]
 )
 def test_the_error_names_an_observation_that_is_not_sound(number, match):
     with pytest.raises(NonFiniteError, match=rf"counter .*{match}, in step 3 of update 2\."):
@@ -191,11 +206,11 @@ def in_parts(breaks):
     ("breaks", "match"),
     [
         (
-            {"grid": jnp.zeros((2, 2)).at[1, 1].set(jnp.inf)},
+            {"grid": np.array([[0, 0], [0, np.inf]], np.float32)},
             r'whose component 3 in its part observation\["grid"\] is inf, in step 3 of',
         ),
         (
-            {"action_mask": jnp.zeros(2, bool)},
+            {"action_mask": np.zeros(2, bool)},
             "showed an action_mask without a legal action, in step 4 of",
         ),
     ],
@@ -207,7 +222,7 @@ def test_the_error_names_the_part_of_an_observation_that_is_not_sound(breaks, ma
 
 @pytest.mark.slow
 def test_an_episode_that_ends_with_an_unsound_observation_is_left_out():
-    (chunk,) = run(breaking(jnp.nan, ends=True), (3,), 3, 3)
+    (chunk,) = run(breaking(np.nan, ends=True), (3,), 3, 3)
     assert chunk.health.finite.all()
     np.testing.assert_array_equal(chunk.metrics["broken_episodes"][0], [0, 2, 2])
     np.testing.assert_array_equal(chunk.metrics["num_episodes"][0], 0)
@@ -335,8 +350,9 @@ def test_an_error_in_the_thread_of_finish_is_raised_by_finish():
 
 
 def test_a_resumed_run_on_the_host_starts_its_episodes_again(algorithm):
-    fresh, saved = (algorithm.init(jax.random.key(seed)) for seed in (0, 1))
-    sums = jnp.full_like(saved.rollout.reward_sums, 99.0)
+    init = jax.jit(algorithm.init)
+    fresh, saved = (init(jax.random.key(seed)) for seed in (0, 1))
+    sums = np.full_like(saved.rollout.reward_sums, 99.0)
     saved = saved._replace(rollout=saved.rollout._replace(reward_sums=sums))
     program = Program("host", HostState(fresh.actor, (fresh,)), None, (0,), 1, 0.0)
     (resumed,) = resume_program(program, HostState(saved.actor, (saved,))).state.seeds
