@@ -1,6 +1,7 @@
 """Tests that imports between the rooms go one way, and that importing the library is cheap."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -82,8 +83,13 @@ def room_of(module):
     return found[0]
 
 
+@functools.cache
 def imported(module):
-    """Yields the full name of each import of a module, and whether it is inside a function."""
+    """Returns the full name of each import of a module, and whether it is inside a function."""
+    return list(imports_in(module))
+
+
+def imports_in(module):
     tree = ast.parse(FILES[module].read_text())
     functions = (x for x in ast.walk(tree) if isinstance(x, ast.FunctionDef))
     inside = {child for function in functions for child in ast.walk(function)}
@@ -223,23 +229,29 @@ def stages_of(script, *arguments):
     return {stage: tuple(map(set, found)) for stage, found in stages.items()}
 
 
+shared = pytest.mark.xdist_group("imports")  # one worker, so that the script runs once
+
+
 @pytest.fixture(scope="module")
 def stages():
     return stages_of(STAGES)
 
 
+@shared
 @pytest.mark.parametrize("stage", ["trpo_jax", "names", "help"])
 def test_the_library_and_the_help_of_each_command_import_no_other_package(stages, stage):
     packages, _ = stages[stage]
     assert packages == {"trpo_jax"}
 
 
+@shared
 @pytest.mark.slow
 def test_the_analysis_needs_no_jax(stages):
     packages, _ = stages["analysis"]
     assert not {"jax", "flax", "optax", "matplotlib", "orbax"} & packages
 
 
+@shared
 def test_algorithms_import_no_environments_and_no_plotting(stages):
     packages, modules = stages["algorithms"]
     assert not OPTIONAL & packages
@@ -248,6 +260,7 @@ def test_algorithms_import_no_environments_and_no_plotting(stages):
     assert "flax.nnx" not in modules
 
 
+@shared
 def test_a_gymnax_environment_imports_no_other_environment(stages):
     packages, modules = stages["gymnax"]
     assert not {"seaborn", "matplotlib", "pandas"} & packages

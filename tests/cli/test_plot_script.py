@@ -40,6 +40,9 @@ def labelled(runs):
     return [f"base={runs}/base", f"small={runs}/small"]
 
 
+shared = pytest.mark.xdist_group("plot")  # one worker, so that the figures are drawn once
+
+
 @pytest.fixture(scope="module")
 def plotted(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plots") / "new"
@@ -52,6 +55,7 @@ def report(plotted):
     return json.loads((plotted / "statistics.json").read_text())
 
 
+@shared
 def test_plot_writes_all_its_files(plotted):
     figures = {f"{name}.{suffix}" for name in FIGURES for suffix in ("pdf", "png")}
     names = {path.name for path in plotted.iterdir()}
@@ -66,6 +70,7 @@ def test_plot_writes_all_its_files(plotted):
         assert b"/Type3" not in content
 
 
+@shared
 def test_scores_are_taken_at_the_number_of_steps_that_all_labels_have(report):
     task = report["tasks"]["CartPole-v1"]
     assert task["env_steps"] == 1000
@@ -78,6 +83,7 @@ def test_scores_are_taken_at_the_number_of_steps_that_all_labels_have(report):
     np.testing.assert_allclose(base["normalized_scores"][1], (300 - 22) / (500 - 22))
 
 
+@shared
 def test_the_steps_to_a_return_are_reported(report):
     unknown = report["tasks"]["gym/Unknown-v0"]
     assert (unknown["low"], unknown["high"]) == (20, 400)
@@ -97,6 +103,7 @@ def test_the_interquartile_mean_at_a_number_of_steps_needs_every_seed():
     assert told == {"25 %": None, "50 %": None, "100 %": 2}
 
 
+@shared
 def test_the_report_has_results_over_all_tasks(report):
     assert report["baseline"] == "base"
     overall = report["overall"]
@@ -111,6 +118,7 @@ def test_the_report_has_results_over_all_tasks(report):
     np.testing.assert_allclose(found, means)
 
 
+@shared
 def test_statistics_md_has_all_tables(plotted, runs):
     text = (plotted / "statistics.md").read_text()
     assert f" plot base={runs}/base" in text
@@ -123,6 +131,7 @@ def test_statistics_md_has_all_tables(plotted, runs):
     assert "CartPole-v1: numbers are from the first 1,000 steps, the length of base." in text
 
 
+@shared
 def test_the_same_runs_give_the_same_numbers(runs, plotted, tmp_path):
     assert plot.main([*labelled(runs), "--out", str(tmp_path), *QUICK]) == 0
     first, second = (

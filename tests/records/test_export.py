@@ -7,13 +7,13 @@ from pathlib import Path
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import trpo_jax
 from trpo_jax.agent import build_policy
 from trpo_jax.algorithms.base import Actor
+from trpo_jax.envs.base import key_shape
 from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS
@@ -57,10 +57,10 @@ def random_policy(observation, action, settings, normalized):
     } | settings
     policy = build_policy(observation, action, **settings)
     random = np.random.default_rng(0)
-    draw = lambda x: jnp.float32(random.normal(size=x.shape) * 1.5 / np.sqrt(x.shape[0]))
-    params = jax.tree.map(draw, jax.eval_shape(policy.init, jax.random.key(0)))
-    shown = jax.tree.map(jnp.asarray, observations_of(observation, 50))
-    statistics = update_observing(observation, init_observing(observation), shown)
+    draw = lambda x: np.float32(random.normal(size=x.shape) * 1.5 / np.sqrt(x.shape[0]))
+    params = jax.tree.map(draw, jax.eval_shape(policy.init, key_shape()))
+    seen = lambda shown: update_observing(observation, init_observing(observation), shown)
+    statistics = jax.jit(seen)(observations_of(observation, 50))
     return make_act(
         acting_by(policy, observation, None, normalized),
         policy.carry,
@@ -111,7 +111,10 @@ def run_jax(path, observations):
 
 
 @pytest.mark.parametrize("run", [run_npz, run_onnx, run_jax])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",  # one worker, so that the policy is shared
+    [pytest.param(case, marks=pytest.mark.xdist_group(f"export {case}")) for case in CASES],
+)
 def test_an_exported_policy_returns_the_actions_of_the_policy(run, case, tmp_path):
     policy = policy_of(case)
     if run is run_onnx:

@@ -285,6 +285,7 @@ CART |= {"memory": "none", "memory_size": 8}
 KERNEL = "actor/policy_params/layers_0/Dense_0/kernel"
 
 
+@pytest.mark.xdist_group("policy file")  # one worker, so that the content is shared
 @pytest.mark.parametrize(
     "changes",
     [
