@@ -127,7 +127,7 @@ def assert_close(found, expected):
 
 def test_a_host_environment_shows_zeros_before_its_pool_is_opened():
     env = replaying(envs.make("CartPole-v1"))
-    state = trpo.make(env, trpo.Config(**SETTINGS)).init(jax.random.key(0))
+    state = jax.jit(trpo.make(env, trpo.Config(**SETTINGS)).init)(jax.random.key(0))
     np.testing.assert_array_equal(state.rollout.episodes.observation, np.zeros((NUM_ENVS, 4)))
 
 

@@ -125,7 +125,7 @@ def test_the_summary_has_the_scores_of_the_evaluation(finished_run):
 
 def test_the_stored_policy_acts(finished_run):
     policy = trpo_jax.load_policy(finished_run[0] / "policy.msgpack", seed=6)
-    action = policy(jnp.array([1.0, 0.0, 0.0]))
+    action = policy(np.array([1.0, 0.0, 0.0]))
     assert action.shape == (1,)
     assert -2 <= action[0] <= 2
 

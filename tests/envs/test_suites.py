@@ -94,10 +94,10 @@ def test_choices_of_jumanji_with_one_mask_become_one_choice():
         (10, 10), INTEGER, (10,)
     )  # in Jumanji, from -1 to 8
     require_usable(env)
-    (state, shown), (own_state, _) = (x.reset(jax.random.key(0)) for x in (env, own))
+    (state, shown), (own_state, _) = (jax.jit(x.reset)(jax.random.key(0)) for x in (env, own))
     assert shown["action_mask"].all()
-    _, result = env.step(jax.random.key(0), state, 37)
-    _, timestep = own.step(own_state, np.array([3, 7]))
+    _, result = jax.jit(env.step)(jax.random.key(0), state, 37)
+    _, timestep = jax.jit(own.step)(own_state, np.array([3, 7]))
     np.testing.assert_array_equal(result.observation["board"], timestep.observation.board + 1)
     assert np.flatnonzero(~np.asarray(result.observation["action_mask"])).tolist() == [37]
 
@@ -128,11 +128,11 @@ def test_all_actions_are_legal_if_jumanji_has_no_legal_action(monkeypatch, name)
             return state, timestep.replace(observation=shown)
 
     monkeypatch.setattr("jumanji.make", lambda name: Stuck())
-    mask = make(f"jumanji/{name}").reset(jax.random.key(0))[1]["action_mask"]
+    mask = jax.jit(make(f"jumanji/{name}").reset)(jax.random.key(0))[1]["action_mask"]
     if joint:
         assert mask.all()
     else:  # the other choices stay the same
-        own_mask = own.reset(jax.random.key(0))[1].observation.action_mask
+        own_mask = jax.jit(own.reset)(jax.random.key(0))[1].observation.action_mask
         assert mask[0].all()
         assert not own_mask.all()
         np.testing.assert_array_equal(mask[1:], own_mask[1:])
@@ -160,11 +160,11 @@ def test_every_environment_of_jumanji_works_or_says_why_not():
 
 def test_the_time_limit_of_jumanji_itself_is_never_reached():
     env = make("jumanji/Maze-v0")
-    state, observation = env.reset(jax.random.key(0))
-    step = jax.jit(env.step)
+    state, observation = jax.jit(env.reset)(jax.random.key(0))
+    step, key = jax.jit(env.step), jax.random.key(0)
     legal = int(np.argmax(observation["action_mask"]))
     for _ in range(env.time_limit + 1):
-        state, result = step(jax.random.key(0), state, legal)
+        state, result = step(key, state, legal)
     assert not result.terminated
     assert not result.truncated  # `trpo_jax.envs.episodes` truncates
 

@@ -13,7 +13,7 @@ from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.gymnasium import environment_seeds
 from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import EnvironmentFailure, NotFinite
-from trpo_jax.normalization import init_statistics
+from trpo_jax.normalization import RunningStatistics
 from trpo_jax.records.acting import make_act
 from trpo_jax.running.evaluation import (
     EVALUATION,
@@ -27,11 +27,23 @@ from trpo_jax.running.evaluation import (
 )
 
 
+def returns_of(env, act, num_episodes, **options):
+    """Evaluates in one program; `evaluate` alone compiles each of its operations."""
+    play = jax.jit(lambda key: evaluate(env, act, key, num_episodes, **options).returns)
+    return np.asarray(play(jax.random.key(0)))
+
+
+def zeros_of(num_seeds, size=1):
+    """Returns an actor without numbers. `size` is that of an observation."""
+    count, numbers = np.zeros(num_seeds, np.uint32), np.zeros((num_seeds, size), np.float32)
+    return Actor(np.zeros(num_seeds), RunningStatistics(count, numbers, numbers, numbers))
+
+
 def test_each_episode_counts_once_and_is_whole():
     act = lambda key, carry, observations: (carry, jnp.zeros(len(observations), jnp.int32))
-    returns = evaluate(counter(terminates_at=4), act, jax.random.key(0), 5).returns
+    returns = returns_of(counter(terminates_at=4), act, 5)
     np.testing.assert_array_equal(returns, np.full(5, 60.0))
-    returns = evaluate(counter(time_limit=3), act, jax.random.key(0), 5).returns
+    returns = returns_of(counter(time_limit=3), act, 5)
     np.testing.assert_array_equal(returns, np.full(5, 30.0))
 
 
@@ -43,15 +55,14 @@ def test_the_memory_of_a_policy_is_carried_from_step_to_step():
         return count, result._replace(reward=action.astype(jnp.float32))
 
     act = lambda key, carry, observations: (2 * carry, carry)
-    start = jnp.array([1, 3])
-    returns = evaluate(env._replace(step=step), act, jax.random.key(0), 2, carry=start).returns
+    returns = returns_of(env._replace(step=step), act, 2, carry=np.array([1, 3]))
     np.testing.assert_array_equal(returns, [1 + 2 + 4 + 8, 3 + 6 + 12 + 24])
 
 
 def test_short_episodes_keep_their_return_while_long_ones_continue():
     env = envs.make("CartPole-v1")
     act = lambda key, carry, observations: (carry, (observations[:, 2] > 0).astype(jnp.int32))
-    returns = np.asarray(evaluate(env, act, jax.random.key(0), 16).returns)
+    returns = returns_of(env, act, 16)
     assert len(set(returns)) > 3
     assert returns.min() > 8
     assert returns.max() < 200
@@ -64,7 +75,7 @@ def test_the_error_about_numbers_that_are_not_finite_names_environment_and_seed(
         count, result = env.step(key, count, action)
         return count, result._replace(reward=jnp.where(count > 2, jnp.nan, result.reward))
 
-    actor = Actor(jnp.zeros(2), jax.vmap(lambda _: init_statistics((1,)))(jnp.zeros(2)))
+    actor = zeros_of(2)
     policy = lambda actor, carry, observations: (
         carry,
         Categorical(jnp.zeros((len(observations), 2))),
@@ -76,7 +87,7 @@ def test_the_error_about_numbers_that_are_not_finite_names_environment_and_seed(
 
 def test_seed_and_number_decide_the_episodes():
     env = envs.make("Pendulum-v1")
-    actor = Actor(jnp.zeros(3), jax.vmap(lambda _: init_statistics((3,)))(jnp.zeros(3)))
+    actor = zeros_of(3, size=3)
 
     def policy(actor, carry, observations):
         zeros = jnp.zeros((len(observations), 1))
@@ -102,15 +113,15 @@ def test_no_two_evaluations_share_a_key(monkeypatch):
 
     monkeypatch.setattr("trpo_jax.running.evaluation.evaluate", keys_of)
     evaluation = make_evaluation(counter(time_limit=2), lambda *_: None, 3)
-    actor = Actor(jnp.zeros(1), jax.vmap(lambda _: init_statistics((1,)))(jnp.zeros(1)))
+    actor = zeros_of(1)
     found = [evaluation(actor, (3,), number).returns[0].tolist() for number in range(4)]
     assert len({x for keys in found for x in keys}) == 12
 
 
 def constant(choice):
-    actor = Actor(jnp.zeros(1), jax.vmap(lambda _: init_statistics((2,)))(jnp.zeros(1)))
     logits = lambda observations: jnp.tile(jax.nn.one_hot(choice, 2), (len(observations), 1))
-    return actor, lambda actor, carry, observations: (carry, Categorical(logits(observations)))
+    policy = lambda actor, carry, observations: (carry, Categorical(logits(observations)))
+    return zeros_of(1, size=2), policy
 
 
 def test_episodes_that_are_cut_are_marked():
