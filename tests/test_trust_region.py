@@ -94,6 +94,28 @@ def test_kl_peak_bounds_the_kl_at_every_state_and_does_not_change_smaller_steps(
     assert step(name, seed, kl_peak=1e-6 * ratio)[2].step_rejected
 
 
+def test_a_penalty_ends_the_step_where_the_penalised_model_is_largest():
+    params, distribution_fn, surrogate = problem("gaussian")
+
+    @jax.jit
+    def steps(params):
+        gradient = surrogate_gradient(params, distribution_fn, surrogate)
+        solve = solver(params, distribution_fn)
+        results = {}
+        for penalty in (0.0, 0.1, 30.0):
+            found = natural_step(gradient, solve, max_kl=0.01, damping=0.1, kl_penalty=penalty)
+            results[penalty] = ravel_pytree(found.step)[0], found.predicted_gain
+        return results, ravel_pytree(gradient)[0], dense_fisher(distribution_fn, params)
+
+    results, gradient, fisher = jax.device_get(steps(params))
+    (edge, _), (weak, _), (inside, gain) = results.values()
+    np.testing.assert_array_equal(weak, edge)
+    metric = fisher + 0.1 * np.eye(len(fisher))
+    np.testing.assert_allclose(30.0 * metric @ inside, gradient, atol=1e-8)
+    np.testing.assert_allclose(gain, gradient @ inside)
+    assert inside @ metric @ inside / 2 < 0.01
+
+
 def test_gradient_of_the_surrogate_is_the_policy_gradient():
     params, distribution_fn, actions = policies(0)["gaussian"]
 

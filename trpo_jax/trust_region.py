@@ -186,9 +186,15 @@ def natural_step(
     max_kl: Float[Array, ""] | float,
     damping: Float[Array, ""] | float,
     damped_scaling: bool = True,
+    kl_penalty: Float[Array, ""] | float = 0.0,
     step_size: Float[Array, ""] | float | None = None,
 ) -> NaturalStep:
     """Returns the step to about the edge of the trust region, before any line search.
+
+    A penalty b ends the step earlier, where the quadratic model g.s - b/2 s^T (F + damping I) s of
+    the penalised surrogate is largest along x. This is at x / b, so b is a lower bound of the
+    multiplier of the KL divergence (the objective of Schulman et al. 2015, section 4, inside of
+    their constraint).
 
     Args:
         gradient: gradient g of the surrogate, a tree like the parameters.
@@ -196,6 +202,7 @@ def natural_step(
         max_kl: radius of the trust region, in nats.
         damping: the number that `solve` adds to the diagonal of F.
         damped_scaling: see `damped` of `kl_length`.
+        kl_penalty: b, in units of the surrogate for each nat; 0 for no penalty.
         step_size: if given, the step is step_size x, whatever its KL divergence is.
 
     Examples:
@@ -204,6 +211,9 @@ def natural_step(
         >>> full = natural_step(jnp.ones(2), solve, max_kl=0.25, damping=0.0)
         >>> print(full.step, full.predicted_gain)
         [0.5 0.5] 1.0
+        >>> short = natural_step(jnp.ones(2), solve, max_kl=0.25, damping=0.0, kl_penalty=10.0)
+        >>> print(short.step, short.predicted_gain)
+        [0.1 0.1] 0.2
     """
     solution = solve(gradient)
     length = step_size
@@ -211,6 +221,9 @@ def natural_step(
         length = kl_length(
             gradient, solution.x, max_kl=max_kl, damping=damping, damped=damped_scaling
         )
+        penalised = jnp.asarray(kl_penalty) > 0
+        longest = jnp.where(penalised, 1 / jnp.where(penalised, kl_penalty, 1.0), jnp.inf)
+        length = jnp.minimum(length, longest)
     gradient_dot_direction = optax.tree.vdot(gradient, solution.x)
     length = jnp.asarray(length, gradient_dot_direction.dtype)
     return NaturalStep(
@@ -390,6 +403,7 @@ def trust_region_step(
     line_search_shrink: Float[Array, ""] | float,
     kl_peak: Float[Array, ""] | float = 0.0,
     damped_scaling: bool = True,
+    kl_penalty: Float[Array, ""] | float = 0.0,
 ) -> tuple[Params, TrustRegionInfo]:
     """Takes one trust-region step. If no candidate is acceptable, the parameters stay as they are.
 
@@ -412,6 +426,7 @@ def trust_region_step(
         line_search_shrink: factor between one candidate and the next.
         kl_peak: see `search_along`.
         damped_scaling: see `damped` of `kl_length`.
+        kl_penalty: see `natural_step`.
 
     Returns:
         The new parameters and the measurements of the step.
@@ -446,6 +461,7 @@ def trust_region_step(
         max_kl=max_kl,
         damping=damping,
         damped_scaling=damped_scaling,
+        kl_penalty=kl_penalty,
     )
     return search_along(
         params,

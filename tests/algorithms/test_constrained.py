@@ -326,6 +326,12 @@ def test_wrong_limits_are_refused(settings, match):
 
 
 @pytest.mark.parametrize("name", ["cpo", "pcpo"])
+def test_a_penalty_is_refused(name):
+    with pytest.raises(ConfigurationError, match="kl_penalty cannot work here"):
+        make(name, native.toll_road(), kl_penalty=1.0)
+
+
+@pytest.mark.parametrize("name", ["cpo", "pcpo"])
 def test_damped_scaling_false_is_refused(name):
     with pytest.raises(ConfigurationError, match="damped_scaling = False cannot work with a limit"):
         make(name, native.toll_road(), damped_scaling=False)

@@ -5,11 +5,12 @@ import numpy as np
 import optax
 import probes
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from trpo_jax import algorithms
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import update_keys
-from trpo_jax.algorithms.natural_gradient import kl_radius
+from trpo_jax.algorithms.natural_gradient import kl_radius, length_options
 from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 
 CONSTANT = {"normalize_observations": False}
@@ -53,6 +54,39 @@ def test_decay_steps_lets_the_length_of_the_step_fall_to_zero_and_stay_there(cas
     assert lengths[0] > 1e-4
     expected = np.array([1, 0.75, 0.25, 0, 0]) ** exponent
     np.testing.assert_allclose(lengths / lengths[0], expected, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if "max_kl" in CASES[case][0]])
+def test_a_penalty_shortens_the_step_and_does_not_turn_it(case):
+    settings, _ = CASES[case]
+    module = algorithms.get(case)
+    env = probes.action_from_observation(continuous=True)
+    make = lambda x: module.make(
+        env, module.Config(**learning.SMALL | CONSTANT | settings, kl_penalty=x)
+    )
+    algorithm = make(0.0)
+    collect = jax.jit(lambda key: algorithm.collect(algorithm.init(key)))
+    state, trajectory = collect(jax.random.key(0))
+
+    @jax.jit
+    @jax.vmap
+    def change(kl_penalty):
+        learnt, _ = make(kl_penalty).learn(state, trajectory)
+        params = learnt.actor.policy_params, state.actor.policy_params
+        return ravel_pytree(jax.tree.map(jnp.subtract, *params))[0]
+
+    free, weak, strong, stronger = np.asarray(change(jnp.array([0.0, 1e-3, 1e3, 2e3])))
+    np.testing.assert_array_equal(weak, free)
+    np.testing.assert_allclose(strong, 2 * stronger, rtol=0.02, atol=1e-6)
+    assert 0 < np.linalg.norm(strong) < 0.5 * np.linalg.norm(free)
+
+
+def test_a_penalty_per_dimension_belongs_to_the_mean_over_components():
+    env = probes.constant_value()._replace(action=MultiDiscrete((2, 3, 4)))
+    for counted, expected in ((False, 6.0), (True, 2.0)):
+        config = trpo.Config(kl_penalty=6.0, max_kl_per_dimension=counted)
+        assert length_options(env, config)["kl_penalty"] == expected
 
 
 def test_max_kl_per_dimension_multiplies_the_radius_by_the_number_of_components():

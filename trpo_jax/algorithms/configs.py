@@ -151,7 +151,14 @@ class NaturalGradient:
     max_kl_per_dimension: bool = fields.flag(
         False,
         "let max_kl bound the mean KL divergence of an action's components instead of their sum; "
-        "the radius is then max_kl times the number of components",
+        "the radius is then max_kl times the number of components; the same holds for kl_penalty",
+    )
+    kl_penalty: fields.Real = fields.real(
+        0.0,
+        "weight of the KL divergence beside the surrogate of standardised advantages; a step ends "
+        "where their difference is largest, if that is inside of the trust region; so a weak "
+        "gradient gives a short step; 0 lets every step end at the edge of the region",
+        0.0,
     )
     damping: fields.Real = fields.real(
         0.1,

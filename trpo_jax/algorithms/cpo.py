@@ -87,6 +87,11 @@ def make_limited(env: Environment, config: Any, agent: Agent | None, solution: A
             "damped_scaling = False cannot work with a limit on a cost: the step that keeps the "
             "limit is computed with the damped Fisher matrix. Leave damped_scaling out."
         )
+    if not (isinstance(config.kl_penalty, float | int) and config.kl_penalty == 0):
+        raise ConfigurationError(
+            "kl_penalty cannot work here: the step that keeps the limit of a cost ends at the edge "
+            "of the trust region. Leave kl_penalty out."
+        )
     batch_size = config.num_envs * config.num_steps
 
     def policy_step(key, step_input):

@@ -40,13 +40,22 @@ def kl_radius(
         >>> print(f"{kl_radius(env, config, jnp.int32(5), steps_per_update=100):.3f}")
         0.010
     """
-    components = num_components(env.action) if config.max_kl_per_dimension else 1
-    return config.max_kl * components * decay(config, num_updates, steps_per_update)
+    decayed = config.max_kl * decay(config, num_updates, steps_per_update)
+    return decayed * kl_components(env, config)
 
 
-def length_options(config: configs.NaturalGradient) -> dict[str, Any]:
+def kl_components(env: Environment, config: configs.NaturalGradient) -> int:
+    """Returns the number of components whose mean KL divergence a config bounds; 1 for the sum."""
+    return num_components(env.action) if config.max_kl_per_dimension else 1
+
+
+def length_options(env: Environment, config: configs.NaturalGradient) -> dict[str, Any]:
     """Returns the keyword arguments of `natural_step`, without the radius."""
-    return {"damping": config.damping, "damped_scaling": config.damped_scaling}
+    return {
+        "damping": config.damping,
+        "damped_scaling": config.damped_scaling,
+        "kl_penalty": config.kl_penalty / kl_components(env, config),
+    }
 
 
 def line_search_options(config: Any) -> dict[str, Any]:
@@ -58,9 +67,9 @@ def line_search_options(config: Any) -> dict[str, Any]:
     }
 
 
-def step_options(config: Any) -> dict[str, Any]:
+def step_options(env: Environment, config: Any) -> dict[str, Any]:
     """Returns the keyword arguments of `trust_region_step`, without the radius."""
-    return length_options(config) | line_search_options(config)
+    return length_options(env, config) | line_search_options(config)
 
 
 def fisher_precision(config: configs.NaturalGradient) -> AbstractContextManager[None]:

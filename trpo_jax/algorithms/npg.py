@@ -56,7 +56,7 @@ def make(
             surrogate_gradient(params, distribution_fn, surrogate),
             make_solve(config, agent, key, params, batch),
             max_kl=kl_radius(env, config, num_updates, batch_size),
-            **length_options(config),
+            **length_options(env, config),
             step_size=None
             if config.normalized_step
             else config.step_size * decay(config, num_updates, batch_size),

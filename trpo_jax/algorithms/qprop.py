@@ -168,7 +168,7 @@ def make(
             surrogate,
             make_solve(config, agent, solve_key, params, batch),
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
-            **step_options(config),
+            **step_options(env, config),
         )
         advantages = standardize(batch.advantages, batch.values)
         metrics = {

@@ -73,7 +73,7 @@ def step_arguments(env: Environment, config: configs.TrustRegion, agent: Agent) 
             ),
             make_solve(config, agent, key, params, batch),
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
-            **step_options(config),
+            **step_options(env, config),
         )
         return params, (), info._asdict()
 

@@ -76,7 +76,7 @@ def make(
             surrogate_gradient(params, distribution_fn, surrogate),
             solver_of(config, agent, params, batch, product),
             max_kl=max_kl,
-            **length_options(config),
+            **length_options(env, config),
         )
         params, info = search_along(
             params,

@@ -68,7 +68,7 @@ def make(
             surrogate_gradient(params, lambda p: agent.distributions(p, fitted), fitted_surrogate),
             make_solve(config, agent, key, params, fitted),
             max_kl=max_kl,
-            **length_options(config),
+            **length_options(env, config),
         )
 
         def confident_gain(new, old):

@@ -102,7 +102,7 @@ def make(
             ),
             make_solve(config, agent, solve_key, params, branches.batch),
             max_kl=kl_radius(env, config, step_input.num_updates, steps_per_update),
-            **step_options(config),
+            **step_options(env, config),
         )
         spread = jnp.mean(jnp.std(branches.returns, axis=1))
         return params, (), {**info._asdict(), "branch_return_std": spread}

@@ -104,7 +104,7 @@ def make(
             surrogate_gradient(params, distribution_fn, surrogate),
             solve,
             max_kl=max_kl,
-            **length_options(config),
+            **length_options(env, config),
         )
         with jax.default_matmul_precision("float32"):
             _, tangent = jax.jvp(distribution_fn, (params,), (full.step,))
