@@ -142,10 +142,13 @@ def noise(parts=False, masked=False, joint=False, time_limit=5):
 
     def show(key):
         keys = jax.random.split(key, 5)
-        shown = jax.random.normal(keys[0], (2,))
+        shown = jax.random.normal(keys[0], (2,), jnp.float32)
         if parts:
             picture = jax.random.bits(keys[1], (4, 4, 1), jnp.uint8)
-            shown = {"far": shown, "near": (jax.random.randint(keys[2], (), 0, 3), picture)}
+            shown = {
+                "far": shown,
+                "near": (jax.random.randint(keys[2], (), 0, 3, jnp.int32), picture),
+            }
         if not masked:
             return shown
         legal = jax.random.bernoulli(keys[3], 0.3, (3,))
