@@ -34,7 +34,7 @@ from trpo_jax.running.host_program import HostState
 SEEDS = (4, 9)
 
 
-def some_actor(algorithm, num_seeds, scale=1.0):
+def some_actor(algorithm, num_seeds, scale=0.3):
     """Returns an actor of random numbers, without compiling `init`.
 
     With its statistics, standardised observations differ from plain ones.
