@@ -25,7 +25,7 @@ from trpo_jax.cli.command_line import Parser, cache_compilations, user_errors
 from trpo_jax.cli.compare import Pair, execute, refuse_other_settings
 from trpo_jax.cli.main import end_in_order
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.errors import StorageFailure, unknown_name
+from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import file_of
 from trpo_jax.records.files import locked, write_whole
 
@@ -48,15 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in names:
                 if name not in benchmarks | scripts:
                     raise unknown_name("benchmark", name, benchmarks | scripts)
+            if (args.tasks or args.out) and (len(names) > 1 or names[0] in scripts):
+                raise ConfigurationError(
+                    "--tasks and --out need one benchmark with tasks. Choose one of "
+                    f"{', '.join(benchmarks)}."
+                )
             if args.redraw:
-                for name in (x for x in names if (RESULTS / f"{x}.json").is_file()):
-                    write_files(read_report(name), name, RESULTS)
+                for name, report in reports().items():
+                    if name in names:
+                        write_files(report, name, RESULTS)
                 return 0
             cache_compilations()
             for name in names:
                 started = True
                 if name in scripts:
-                    failed |= subprocess.run(shlex.split(scripts[name]), check=False).returncode > 0
+                    failed |= run_commands(scripts[name])
                 else:
                     failed |= run(benchmarks[name], name, args, console)
     except KeyboardInterrupt:
@@ -107,6 +113,19 @@ def run(benchmark: dict[str, Any], name: str, args: Namespace, console: Console)
     return failed
 
 
+def run_commands(commands: Sequence[tuple[str, str]]) -> bool:
+    """Runs the commands whose result does not exist, and returns if one failed.
+
+    Args:
+        commands: pairs of the file that a command writes at its end, and the command.
+    """
+    failed = False
+    for result, command in commands:
+        if not Path(result).is_file():
+            failed |= subprocess.run(shlex.split(command), check=False).returncode != 0
+    return failed
+
+
 def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
     """Returns the run of a task."""
     settings = benchmark["tasks"][task]
@@ -141,9 +160,15 @@ def write_files(report: dict[str, Any], name: str, folder: Path) -> Path:
     return table
 
 
-def read_report(name: str) -> dict[str, Any]:
-    """Returns the report in `experiments/results`."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def reports() -> dict[str, dict[str, Any]]:
+    """Returns the reports of `experiments/results` whose table can be drawn again, by name."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    return {name: x for name, x in found.items() if x.get("rows") and is_complete(x)}
+
+
+def is_complete(report: dict[str, Any]) -> bool:
+    """Returns whether each row of a report has its curve. Those before version 0.11 have none."""
+    return all("curve" in row for row in report["rows"].values())
 
 
 def as_text(data: Any, depth: int = 0) -> str:

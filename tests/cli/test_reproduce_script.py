@@ -147,6 +147,14 @@ def test_unknown_benchmarks_and_tasks_are_refused(finished, capsys):
         assert answer in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [["--tasks", "Pole"], ["--out", "somewhere"]])
+@pytest.mark.parametrize("names", [["--benchmark", "speed"], ["--all"]])
+def test_tasks_and_a_folder_need_one_benchmark_with_tasks(names, more, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main([*names, *more])
+    assert "--tasks and --out need one benchmark with tasks" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, capsys):
     out = tmp_path / "new" / "episode.gif"
