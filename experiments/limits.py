@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from returns_table import POINTS, curve_of, curve_points, filled, provenance_lines, settings_of
+from returns_table import (
+    POINTS,
+    curve_of,
+    curve_points,
+    filled,
+    heading_lines,
+    provenance_lines,
+    settings_of,
+)
 
 from trpo_jax.analysis.statistics import mean_interval
 from trpo_jax.cli import evaluate
@@ -59,12 +67,7 @@ def figure(report: dict[str, Any]) -> Figure:
 def table_lines(report: dict[str, Any]) -> Iterator[str]:
     """Yields the lines of the Markdown file."""
     limit = report["limit"]
-    yield f"# {report['title']}"
-    yield ""
-    yield "```"
-    yield report["command"]
-    yield "```"
-    yield ""
+    yield from heading_lines(report)
     yield (
         "| run | steps | seeds | return | cost | return, mode | cost, mode "
         f"| updates above {limit:g} | by |"

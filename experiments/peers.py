@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,14 +80,8 @@ def execute(runs: Sequence[PeerRun], console: Console) -> bool:
 def read(runs: Sequence[PeerRun]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Returns the finished runs, by library and task. A library without a run has no tasks."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {run.library: {} for run in runs}
-    for run, row in _finished(runs):
+    for run in (x for x in runs if x.path.is_file()):
+        row = json.loads(run.path.read_text())
+        row["score"] = round(sum(row["returns"]) / len(row.pop("returns")), 3)
         found[run.library].setdefault(run.task, []).append(row)
     return found
-
-
-def _finished(runs: Sequence[PeerRun]) -> Iterator[tuple[PeerRun, dict[str, Any]]]:
-    for run in runs:
-        if run.path.is_file():
-            row = json.loads(run.path.read_text())
-            row["score"] = round(sum(row["returns"]) / len(row.pop("returns")), 3)
-            yield run, row

@@ -22,7 +22,7 @@ from trpo_jax.records.runs import finished_scores, read_description, read_run, r
 
 OWN = "trpo_jax"
 POINTS = 100  # of a learning curve
-FEW = 20  # a return below this number has a decimal
+DECIMAL_BELOW = 20  # a smaller return is printed with a decimal
 
 
 def describe(runs: Mapping[str, Pair], peers: dict[str, Any]) -> dict[str, Any]:
@@ -93,14 +93,19 @@ def filled(points: Sequence[Sequence[float | None]]) -> np.ndarray:
     return values
 
 
-def table_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yields the lines of the Markdown file."""
+def heading_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yields the title of a page, and the command that makes its table."""
     yield f"# {report['title']}"
     yield ""
     yield "```"
     yield report["command"]
     yield "```"
     yield ""
+
+
+def table_lines(report: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of the Markdown file."""
+    yield from heading_lines(report)
     marks = [x for x in ("bar", "floor") if any(x in task for task in report["tasks"].values())]
     published, libraries = report["published"], list(report["peers"])
     here = [f"{library}, run here" for library in libraries]
@@ -220,4 +225,4 @@ def number(value: float | None) -> str:
     """Returns a score as text; the empty text for None."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if abs(value) >= FEW else f"{value:.1f}"
+    return f"{value:,.0f}" if abs(value) >= DECIMAL_BELOW else f"{value:.1f}"

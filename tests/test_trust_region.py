@@ -94,26 +94,31 @@ def test_kl_peak_bounds_the_kl_at_every_state_and_does_not_change_smaller_steps(
     assert step(name, seed, kl_peak=1e-6 * ratio)[2].step_rejected
 
 
-def test_a_penalty_ends_the_step_where_the_penalised_model_is_largest():
+def natural_steps(**choices):
+    """Returns a step, as one vector, for each value of a setting; the gradient; the dense F."""
+    ((name, values),) = choices.items()
     params, distribution_fn, surrogate = problem("gaussian")
 
     @jax.jit
     def steps(params):
         gradient = surrogate_gradient(params, distribution_fn, surrogate)
         solve = solver(params, distribution_fn)
-        results = {}
-        for penalty in (0.0, 0.1, 30.0):
-            found = natural_step(gradient, solve, max_kl=0.01, damping=0.1, kl_penalty=penalty)
-            results[penalty] = ravel_pytree(found.step)[0], found.predicted_gain
+        results = []
+        for value in values:
+            found = natural_step(gradient, solve, max_kl=0.01, damping=0.1, **{name: value})
+            results.append(found._replace(step=ravel_pytree(found.step)[0]))
         return results, ravel_pytree(gradient)[0], dense_fisher(distribution_fn, params)
 
-    results, gradient, fisher = jax.device_get(steps(params))
-    (edge, _), (weak, _), (inside, gain) = results.values()
-    np.testing.assert_array_equal(weak, edge)
+    return jax.device_get(steps(params))
+
+
+def test_a_penalty_ends_the_step_where_the_penalised_model_is_largest():
+    (edge, weak, inside), gradient, fisher = natural_steps(kl_penalty=(0.0, 0.1, 30.0))
+    np.testing.assert_array_equal(weak.step, edge.step)
     metric = fisher + 0.1 * np.eye(len(fisher))
-    np.testing.assert_allclose(30.0 * metric @ inside, gradient, atol=1e-8)
-    np.testing.assert_allclose(gain, gradient @ inside)
-    assert inside @ metric @ inside / 2 < 0.01
+    np.testing.assert_allclose(30.0 * metric @ inside.step, gradient, atol=1e-8)
+    np.testing.assert_allclose(inside.predicted_gain, gradient @ inside.step)
+    assert inside.step @ metric @ inside.step / 2 < 0.01
 
 
 def test_gradient_of_the_surrogate_is_the_policy_gradient():
@@ -130,22 +135,10 @@ def test_gradient_of_the_surrogate_is_the_policy_gradient():
 
 
 def test_the_full_step_solves_the_damped_system_and_reaches_the_edge():
-    params, distribution_fn, surrogate = problem("gaussian")
-
-    @jax.jit
-    def steps(params):
-        gradient = surrogate_gradient(params, distribution_fn, surrogate)
-        solve = solver(params, distribution_fn)
-        results = {}
-        for scaling in (False, True):
-            found = natural_step(gradient, solve, max_kl=0.01, damping=0.1, damped_scaling=scaling)
-            results[scaling] = found._replace(step=ravel_pytree(found.step)[0])
-        return results, ravel_pytree(gradient)[0], dense_fisher(distribution_fn, params)
-
-    results, gradient, fisher = jax.device_get(steps(params))
+    results, gradient, fisher = natural_steps(damped_scaling=(False, True))
     damped = fisher + 0.1 * np.eye(len(fisher))
     direction = np.linalg.solve(damped, gradient)
-    for damped_scaling, result in results.items():
+    for damped_scaling, result in zip((False, True), results, strict=True):
         step = result.step
         metric = damped if damped_scaling else fisher
         np.testing.assert_allclose(step @ metric @ step / 2, 0.01, rtol=1e-6)

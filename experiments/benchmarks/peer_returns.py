@@ -180,7 +180,9 @@ def train_tianshou(task: str, seed: int, steps: int, curve: Curve) -> Act:
     pool = envpool.make_gymnasium(task, num_envs=num_envs, seed=seed)
     envs = VectorEnvNormObs(Recorded(pool))
     shape, actions = pool.observation_space.shape, pool.action_space
-    nets = [Net(state_shape=shape, hidden_sizes=(64, 64), activation=torch.nn.Tanh) for _ in "ac"]
+    nets = [
+        Net(state_shape=shape, hidden_sizes=(64, 64), activation=torch.nn.Tanh) for _ in range(2)
+    ]
     actor = ContinuousActorProbabilistic(
         preprocess_net=nets[0], action_shape=actions.shape, unbounded=True
     )

@@ -155,9 +155,9 @@ class NaturalGradient:
     )
     kl_penalty: fields.Real = fields.real(
         0.0,
-        "weight of the KL divergence beside the surrogate of standardised advantages; a step ends "
-        "where their difference is largest, if that is inside of the trust region; so a weak "
-        "gradient gives a short step; 0 lets every step end at the edge of the region",
+        "weight of the KL divergence, which is subtracted from the surrogate inside of the trust "
+        "region; a weak gradient then gives a short step; 0 subtracts nothing, so that every step "
+        "ends at the edge of the region",
         0.0,
     )
     damping: fields.Real = fields.real(
