@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in names:
                 if name not in benchmarks | scripts:
                     raise unknown_name("benchmark", name, benchmarks | scripts)
-            if (args.tasks or args.out) and (len(names) > 1 or names[0] in scripts):
+            several = args.all or len(names) > 1 or names[0] in scripts
+            if several and (args.tasks or args.out):
                 raise ConfigurationError(
                     "--tasks and --out need one benchmark with tasks. Choose one of "
                     f"{', '.join(benchmarks)}."

@@ -1,6 +1,7 @@
 """The tables of `experiments/results`: they come from their reports, and describe this version."""
 
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import reproduce
 
+import trpo_jax
 from trpo_jax.cli.run_flags import plan_of
-from trpo_jax.running.description import as_json
+from trpo_jax.running import description
 
 CURRENT = reproduce.reports()
 BENCHMARKS = tomllib.loads(reproduce.BENCHMARKS_FILE.read_text())
@@ -28,7 +30,9 @@ def test_a_table_shows_the_numbers_of_its_report(name, tmp_path):
 def test_a_table_describes_the_defaults_of_this_version(name, tmp_path):
     for task, row in CURRENT[name]["rows"].items():
         config = plan_of([*row["argv"], "--out", str(tmp_path)]).description["config"]
-        assert as_json(config) == row["config"], f"{task}: run reproduce.py --benchmark {name}"
+        assert description.as_json(config) == row["config"], (
+            f"{task}: run reproduce.py --benchmark {name}"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - CURRENT.keys()))
@@ -52,3 +56,18 @@ def test_a_command_whose_result_exists_is_not_run_again(tmp_path):
     assert not reproduce.run_commands([(str(result), write), (str(result), write)])
     assert result.read_text() == "x"
     assert reproduce.run_commands([(str(tmp_path / "other"), f"{sys.executable} -c '1 / 0'")])
+
+
+def test_a_run_names_the_commit_of_a_checkout_and_of_nothing_else(tmp_path, monkeypatch):
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    monkeypatch.setattr(trpo_jax, "__file__", str(tmp_path / "trpo_jax" / "__init__.py"))
+    assert description.commit() is None
+    git("init", "-q")
+    assert description.commit() is None, "a checkout without a commit"
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("-c", "user.name=n", "-c", "user.email=e", "commit", "-q", "-m", "first")
+    clean = description.commit()
+    assert len(clean) >= 7
+    (tmp_path / "file").write_text("2")
+    assert description.commit() == f"{clean}-dirty"

@@ -16,6 +16,7 @@ from stored_runs import write_run
 from trpo_jax import envs
 from trpo_jax.algorithms.base import Actor
 from trpo_jax.cli import compare, render
+from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.distributions import Categorical
 from trpo_jax.envs.base import Pool, StepResult, host_environment
 from trpo_jax.envs.native import toll_road
@@ -23,6 +24,7 @@ from trpo_jax.envs.specs import Discrete
 from trpo_jax.errors import ConfigurationError, EnvironmentFailure
 from trpo_jax.records.acting import make_act
 from trpo_jax.running.animation import CAPTION, captioned, play, write_animation
+from trpo_jax.running.description import as_json
 
 pytestmark = pytest.mark.xdist_group("reproduce")
 
@@ -82,7 +84,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_table_compares_with_published_results(finished):
+def test_the_table_compares_with_published_results(finished, tmp_path):
     table = (finished / "tiny.md").read_text()
     assert "uv run --extra envs experiments/reproduce.py --benchmark tiny" in table
     row = next(line for line in table.splitlines() if line.startswith("| Pole | **"))
@@ -98,6 +100,13 @@ def test_the_table_compares_with_published_results(finished):
     report = json.loads((finished / "tiny.json").read_text())
     assert len(report["rows"]["Pole"]["per_seed"]) == 2
     assert report["rows"]["Pole, far-sighted"]["config"]["gamma"] == 0.9999
+    assert reproduce.is_complete(report)
+    for row in report["rows"].values():
+        config = plan_of([*row["argv"], "--out", str(tmp_path)]).description["config"]
+        assert as_json(config) == row["config"]
+    reproduce.write_files(report, "tiny", tmp_path)
+    for name in ("tiny.json", "tiny.md"):
+        assert (tmp_path / name).read_text() == (finished / name).read_text()
 
 
 @pytest.mark.slow
@@ -128,12 +137,12 @@ def test_a_peer_has_a_column_and_a_probability_that_its_seeds_are_worse():
 def test_the_points_of_a_curve_are_means_over_episodes():
     steps = np.tile(np.arange(1.0, 401.0), (2, 1))
     counts = np.zeros((2, 400))
-    counts[0, :2], counts[1, 399] = (1, 3), 1
+    counts[0, [0, 3]], counts[1, 399] = (1, 3), 1
     metrics = {"env_steps": steps, "num_episodes": counts, "episodic_return": steps}
     first, second = returns_table.curve_points(metrics, "episodic_return")
-    assert first == [1.75, *[None] * 99]
+    assert first == [3.25, *[None] * 99]
     assert second == [*[None] * 99, 400]
-    np.testing.assert_array_equal(returns_table.filled([first])[0], np.full(100, 1.75))
+    np.testing.assert_array_equal(returns_table.filled([first])[0], np.full(100, 3.25))
 
 
 @pytest.mark.slow
@@ -149,7 +158,8 @@ def test_unknown_benchmarks_and_tasks_are_refused(finished, capsys):
 
 @pytest.mark.parametrize("more", [["--tasks", "Pole"], ["--out", "somewhere"]])
 @pytest.mark.parametrize("names", [["--benchmark", "speed"], ["--all"]])
-def test_tasks_and_a_folder_need_one_benchmark_with_tasks(names, more, capsys):
+def test_tasks_and_a_folder_need_one_benchmark_with_tasks(names, more, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "BENCHMARKS_FILE", reproduce.HERE / "reproduce.toml")
     with pytest.raises(SystemExit, match="2"):
         reproduce.main([*names, *more])
     assert "--tasks and --out need one benchmark with tasks" in capsys.readouterr().err
