@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from trpo_jax import algorithms
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import update_keys
-from trpo_jax.algorithms.natural_gradient import kl_radius, length_options
+from trpo_jax.algorithms.natural_gradient import kl_radius
 from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
 
 CONSTANT = {"normalize_observations": False}
@@ -82,11 +82,30 @@ def test_a_penalty_shortens_the_step_and_does_not_turn_it(case):
     assert 0 < np.linalg.norm(strong) < 0.5 * np.linalg.norm(free)
 
 
-def test_a_penalty_per_dimension_belongs_to_the_mean_over_components():
-    env = probes.constant_value()._replace(action=MultiDiscrete((2, 3, 4)))
-    for counted, expected in ((False, 6.0), (True, 2.0)):
-        config = trpo.Config(kl_penalty=6.0, max_kl_per_dimension=counted)
-        assert length_options(env, config)["kl_penalty"] == expected
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if "max_kl" in CASES[case][0]])
+def test_a_step_per_dimension_is_the_step_for_the_sum_over_components(case):
+    module = algorithms.get(case)
+    box = Box(-np.ones(3, np.float32), np.ones(3, np.float32))
+    env = probes.action_from_observation(continuous=True)._replace(action=box)
+    settings = learning.SMALL | CONSTANT | CASES[case][0]
+    per_dimension = {"max_kl": 1e-3, "kl_penalty": 6.0, "damping": 0.1}
+    of_sum = {"max_kl": 3e-3, "kl_penalty": 2.0, "damping": 0.3}
+    counted, summed = (
+        module.make(env, module.Config(**settings | x, max_kl_per_dimension=flag))
+        for x, flag in ((per_dimension, True), (of_sum, False))
+    )
+
+    @jax.jit
+    def run(key):
+        state, trajectory = summed.collect(summed.init(key))
+        learnt = [x.learn(state, trajectory)[0] for x in (summed, counted)]
+        flat = lambda x: ravel_pytree(x.actor.policy_params)[0]
+        return [flat(x) - flat(state) for x in learnt]
+
+    expected, found = run(jax.random.key(0))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    assert np.linalg.norm(expected) > 1e-3
 
 
 def test_max_kl_per_dimension_multiplies_the_radius_by_the_number_of_components():
