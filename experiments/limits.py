@@ -10,6 +10,7 @@ from returns_table import (
     curve_of,
     curve_points,
     filled,
+    finished,
     heading_lines,
     provenance_lines,
     settings_of,
@@ -18,16 +19,22 @@ from returns_table import (
 from trpo_jax.analysis.statistics import mean_interval
 from trpo_jax.cli import evaluate
 from trpo_jax.cli.compare import Pair
-from trpo_jax.figures.curves import Costs, Figure, comparison
+from trpo_jax.figures.curves import Costs, Curve, Figure, comparison
 from trpo_jax.records.runs import ONLY_COST, read_run
 
 EPISODES = 64  # for each seed and mode
 MODES = ("stochastic", "deterministic")
 
 
-def describe(benchmark: dict[str, Any], runs: dict[str, Pair]) -> dict[str, Any]:
-    """Returns the contents of the table as JSON data. Plays the episodes that are still missing."""
-    return {"rows": {task: row(benchmark, x) for task, x in runs.items() if x.is_finished()}}
+def describe(benchmark: dict[str, Any], runs: dict[str, dict[str, Pair]]) -> dict[str, Any]:
+    """Returns the results of the finished runs, by method and task, as JSON data.
+
+    It plays the episodes that are still missing.
+    """
+    return {
+        method: {task: row(benchmark, x) for task, x in of_method.items() if x.is_finished()}
+        for method, of_method in runs.items()
+    }
 
 
 def row(benchmark: dict[str, Any], run: Pair) -> dict[str, Any]:
@@ -55,13 +62,13 @@ def row(benchmark: dict[str, Any], run: Pair) -> dict[str, Any]:
 
 def figure(report: dict[str, Any]) -> Figure:
     """Returns the curves of return and cost of a report: two panels for each run."""
-    curves = {}
-    for task, found in report["rows"].items():
+    curves: dict[str, dict[str, Curve]] = {}
+    for task, method, found in finished(report):
         limit = np.full(POINTS, float(report["limit"]))
         costs = {ONLY_COST: Costs(filled(found["cost_curve"]), limit)}
         curve = curve_of(found["curve"], found["steps"])
-        curves[task] = {found["algorithm"]: curve._replace(costs=costs)}
-    return comparison(curves, list(dict.fromkeys(x for y in curves.values() for x in y)))
+        curves.setdefault(task, {})[method] = curve._replace(costs=costs)
+    return comparison(curves, [*report["rows"]])
 
 
 def table_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -69,13 +76,13 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     limit = report["limit"]
     yield from heading_lines(report)
     yield (
-        "| run | steps | seeds | return | cost | return, mode | cost, mode "
+        "| task | algorithm | steps | seeds | return | cost | return, mode | cost, mode "
         f"| updates above {limit:g} | by |"
     )
-    yield "| --- " + "| ---: " * 8 + "|"
-    for name, found in report["rows"].items():
+    yield "| --- | --- " + "| ---: " * 8 + "|"
+    for task, method, found in finished(report):
         bar = report["bars"].get(found["env"].partition("/")[2], np.inf)
-        cells = [name, f"{found['steps']:,}", str(len(found["seeds"]))]
+        cells = [task, method, f"{found['steps']:,}", str(len(found["seeds"]))]
         for mode in MODES:
             returns, costs = (np.array(found[mode][what]) for what in ("return", "cost"))
             reached = returns.mean() >= bar and costs.mean() <= limit

@@ -77,11 +77,19 @@ def execute(runs: Sequence[PeerRun], console: Console) -> bool:
     return failed
 
 
-def read(runs: Sequence[PeerRun]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Returns the finished runs, by library and task. A library without a run has no tasks."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {run.library: {} for run in runs}
+def read(runs: Sequence[PeerRun]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns the results of the finished runs, by library and task.
+
+    A library without a finished run has no tasks.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {f"{run.library}, run here": {} for run in runs}
     for run in (x for x in runs if x.path.is_file()):
-        row = json.loads(run.path.read_text())
-        row["score"] = round(sum(row["returns"]) / len(row.pop("returns")), 3)
-        found[run.library].setdefault(run.task, []).append(row)
+        seed = json.loads(run.path.read_text())
+        of_library = found[f"{run.library}, run here"]
+        row = of_library.setdefault(run.task, {"per_seed": [], "curve": [], "seeds": []})
+        row |= {"steps": seed["steps"], "versions": seed["versions"]}
+        row["episodes_per_seed"] = len(seed["returns"])
+        row["per_seed"].append(round(sum(seed["returns"]) / len(seed["returns"]), 3))
+        row["curve"].append(seed["curve"])
+        row["seeds"].append(run.seed)
     return found

@@ -100,13 +100,15 @@ def run(benchmark: dict[str, Any], name: str, args: Namespace, console: Console)
         if task not in benchmark["tasks"]:
             raise unknown_name(f"task of {name}", task, benchmark["tasks"])
     folder = args.out or Path("runs", name)
-    runs = {task: plan(benchmark, task, folder) for task in benchmark["tasks"]}
+    runs = plan(benchmark, folder)
+    own = [(task, run) for of_method in runs.values() for task, run in of_method.items()]
+    wanted = [run for task, run in own if task in chosen]
     others = peers.plan(benchmark, list(benchmark["tasks"]), folder)
-    for task in chosen:
-        plan_of(runs[task].argv)  # refuses wrong settings before anything runs
-    refuse_other_settings([x for task, x in runs.items() if task in chosen or x.is_finished()])
+    for pair in wanted:
+        plan_of(pair.argv)  # refuses wrong settings before anything runs
+    refuse_other_settings([x for task, x in own if task in chosen or x.is_finished()])
     with locked(folder):
-        failed = execute([runs[task] for task in chosen], console)
+        failed = execute(wanted, console)
         if not args.no_peers:
             failed |= peers.execute([x for x in others if x.task in chosen], console)
         table = write_files(describe(benchmark, name, runs, others), name, folder)
@@ -127,27 +129,44 @@ def run_commands(commands: Sequence[tuple[str, str]]) -> bool:
     return failed
 
 
-def plan(benchmark: dict[str, Any], task: str, folder: Path) -> Pair:
-    """Returns the run of a task."""
+def plan(benchmark: dict[str, Any], folder: Path) -> dict[str, dict[str, Pair]]:
+    """Returns the run of each method on each task."""
+    return {
+        method: {
+            task: plan_run(benchmark, method, task, folder)
+            for task, settings in benchmark["tasks"].items()
+            if method in settings.get("methods", [method])
+        }
+        for method in benchmark["methods"]
+    }
+
+
+def plan_run(benchmark: dict[str, Any], method: str, task: str, folder: Path) -> Pair:
+    """Returns the run of a method on a task."""
     settings = benchmark["tasks"][task]
-    folder = folder / task.replace(", ", "-").replace(" ", "-")
+    label = f"{task}, {method}"
+    folder = folder / label.replace(", ", "-").replace(" ", "-")
     argv = ["--env", settings["env"], *benchmark["flags"], *settings.get("flags", [])]
-    argv += ["--out", str(folder)]
-    return Pair(task, settings["env"], folder, tuple(argv), None)
+    argv += [*benchmark["methods"][method], "--out", str(folder)]
+    return Pair(label, settings["env"], folder, tuple(argv), None)
 
 
 def describe(
-    benchmark: dict[str, Any], name: str, runs: dict[str, Pair], others: Sequence[peers.PeerRun]
+    benchmark: dict[str, Any],
+    name: str,
+    runs: dict[str, dict[str, Pair]],
+    others: Sequence[peers.PeerRun],
 ) -> dict[str, Any]:
     """Returns the report of a benchmark: everything that its table and its figure show."""
-    settings = {key: x for key, x in benchmark.items() if key not in ("extras", "flags", "peers")}
+    left_out = ("extras", "flags", "methods", "peers")
+    settings = {key: x for key, x in benchmark.items() if key not in left_out}
     extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
     command = f"python3 -m uv run{extras} experiments/reproduce.py --benchmark {name}"
     if "limit" in benchmark:
-        found = limits.describe(benchmark, runs)
+        rows = limits.describe(benchmark, runs)
     else:
-        found = returns_table.describe(runs, peers.read(others))
-    return {**settings, "command": command, **found}
+        rows = {**returns_table.describe(runs), **peers.read(others)}
+    return {**settings, "command": command, "rows": rows}
 
 
 def write_files(report: dict[str, Any], name: str, folder: Path) -> Path:
@@ -156,7 +175,7 @@ def write_files(report: dict[str, Any], name: str, folder: Path) -> Path:
     write_whole(folder / f"{name}.json", as_text(report) + "\n")
     table = folder / f"{name}.md"
     write_whole(table, "\n".join(form.table_lines(report)) + "\n")
-    if report["rows"]:
+    if any(report["rows"].values()):
         write_whole(folder / f"{name}.png", file_of(form.figure(report), "png", 110))
     return table
 
@@ -169,7 +188,8 @@ def reports() -> dict[str, dict[str, Any]]:
 
 def is_complete(report: dict[str, Any]) -> bool:
     """Returns whether each row of a report has its curve. Those before version 0.11 have none."""
-    return all("curve" in row for row in report["rows"].values())
+    of_methods = report["rows"].values()
+    return all(isinstance(row, dict) and "curve" in row for x in of_methods for row in x.values())
 
 
 def as_text(data: Any, depth: int = 0) -> str:

@@ -20,16 +20,15 @@ from trpo_jax.cli.compare import MEASURED, Pair
 from trpo_jax.figures.curves import Curve, Figure, comparison
 from trpo_jax.records.runs import finished_scores, read_description, read_run, read_summary
 
-OWN = "trpo_jax"
 POINTS = 100  # of a learning curve
 DECIMAL_BELOW = 20  # a smaller return is printed with a decimal
 
 
-def describe(runs: Mapping[str, Pair], peers: dict[str, Any]) -> dict[str, Any]:
-    """Returns the results of the finished runs, as JSON data."""
+def describe(runs: Mapping[str, Mapping[str, Pair]]) -> dict[str, Any]:
+    """Returns the results of the finished runs, by method and task, as JSON data."""
     return {
-        "rows": {task: row(run) for task, run in runs.items() if run.is_finished()},
-        "peers": peers,
+        method: {task: row(run) for task, run in of_method.items() if run.is_finished()}
+        for method, of_method in runs.items()
     }
 
 
@@ -39,7 +38,7 @@ def row(run: Pair) -> dict[str, Any]:
     metrics = read_run(run.folder, (), MEASURED).metrics
     return {
         **settings_of(run),
-        "total_steps": int(metrics["env_steps"].max()),
+        "steps": int(metrics["env_steps"].max()),
         "episodes_per_seed": summary["evaluation"]["episodes_per_seed"],
         "per_seed": [round(x, 3) for x in finished_scores(summary).tolist()],
         "curve": curve_points(metrics, "episodic_return"),
@@ -68,21 +67,25 @@ def curve_points(metrics: dict[str, np.ndarray], name: str) -> list[list[float |
     return [[None if np.isnan(x) else float(f"{x:.5g}") for x in row] for row in means]
 
 
+def finished(report: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yields the task, the method and the results of each finished run."""
+    for task in report["tasks"]:
+        for method, of_method in report["rows"].items():
+            if task in of_method:
+                yield task, method, of_method[task]
+
+
 def figure(report: dict[str, Any]) -> Figure:
     """Returns the learning curves of a report: one panel for each task."""
     curves: dict[str, dict[str, Curve]] = {}
-    for task, found in report["rows"].items():
-        curves[task] = {OWN: curve_of(found["curve"], found["total_steps"])}
-        for library, rows in report["peers"].items():
-            if task in rows:
-                points = [x["curve"] for x in rows[task]]
-                curves[task][library] = curve_of(points, rows[task][0]["steps"])
-    return comparison(curves, [OWN, *report["peers"]])
+    for task, method, found in finished(report):
+        curves.setdefault(task, {})[method] = curve_of(found["curve"], found["steps"])
+    return comparison(curves, [*report["rows"]])
 
 
-def curve_of(points: Sequence[Sequence[float | None]], total_steps: int) -> Curve:
-    """Returns a learning curve."""
-    return Curve((np.arange(POINTS) + 1) * total_steps / POINTS, filled(points))
+def curve_of(points: Sequence[Sequence[float | None]], steps: int) -> Curve:
+    """Returns the learning curve of a run of `steps` steps."""
+    return Curve((np.arange(POINTS) + 1) * steps / POINTS, filled(points))
 
 
 def filled(points: Sequence[Sequence[float | None]]) -> np.ndarray:
@@ -107,118 +110,122 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     """Yields the lines of the Markdown file."""
     yield from heading_lines(report)
     marks = [x for x in ("bar", "floor") if any(x in task for task in report["tasks"].values())]
-    published, libraries = report["published"], list(report["peers"])
-    here = [f"{library}, run here" for library in libraries]
-    columns = ["task", OWN, "IQM", "seeds", *here, *marks, *published]
+    published = report.get("published", {})
+    first, *others = report["rows"]
+    columns = ["task", first, "IQM", *others, *marks, *published]
     yield "| " + " | ".join(columns) + " |"
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
     for task, settings in report["tasks"].items():
-        found = report["rows"].get(task)
-        others = [peer_cell(report["peers"][library].get(task)) for library in libraries]
-        others += [number(settings.get(name)) for name in marks]
-        others += [number(table.get(task)) for table in published.values()]
-        if found is None:
-            yield "| " + " | ".join([task, "not run", "", "", *others]) + " |"
-            continue
-        scores = np.array(found["per_seed"])
-        mark = "**" if scores.mean() >= settings.get("bar", np.inf) else ""
-        own = f"{mark}{number(scores.mean())}{mark}{interval_text(scores)}"
-        own += ", below the floor" if scores.mean() < settings.get("floor", -np.inf) else ""
-        cells = [task, own, number(interquartile_mean(scores)), str(len(scores)), *others]
+        cells = [task, *own_cells(report["rows"][first].get(task), settings)]
+        cells += [cell(report["rows"][method].get(task)) for method in others]
+        cells += [number(settings.get(name)) for name in marks]
+        cells += [number(table.get(task)) for table in published.values()]
         yield "| " + " | ".join(cells) + " |"
     yield ""
-    episodes = sorted({found["episodes_per_seed"] for found in report["rows"].values()})
+    rows = [found for _, _, found in finished(report)]
+    episodes = sorted({found["episodes_per_seed"] for found in rows})
     yield (
         "A score is the mean return of the deterministic policy after the last update, over "
         f"{' or '.join(map(str, episodes))} fresh episodes of each seed. The table shows the mean "
-        "over seeds with its 95 % interval, and the interquartile mean over seeds (IQM). "
-        f"{INTERVALS}{' Bold scores reach the bar.' if marks else ''}"
+        "over seeds, its 95 % interval and the number of seeds, and the interquartile mean over "
+        f"seeds (IQM). {INTERVALS}{' Bold scores reach the bar.' if marks else ''}"
     )
     yield from improvement_lines(report)
     yield ""
     yield report["notes"].strip()
     yield ""
-    yield from seed_lines(report)
+    yield "| task | method | return of each seed |"
+    yield "| --- | --- | --- |"
+    for task, method, found in finished(report):
+        yield f"| {task} | {method} | {', '.join(map(number, found['per_seed']))} |"
     yield ""
     yield from setting_lines(report)
-    yield ""
     yield from provenance_lines(report)
 
 
+def own_cells(found: dict[str, Any] | None, settings: dict[str, Any]) -> list[str]:
+    """Returns the cells of the first method: its mean, compared with bar and floor, and its IQM."""
+    if found is None:
+        return ["not run", ""]
+    scores = np.array(found["per_seed"])
+    text = f"**{cell(found)}**" if scores.mean() >= settings.get("bar", np.inf) else cell(found)
+    below = ", below the floor" if scores.mean() < settings.get("floor", -np.inf) else ""
+    return [f"{text}{below}", number(interquartile_mean(scores))]
+
+
+def cell(found: dict[str, Any] | None) -> str:
+    """Returns a mean over seeds with its interval, if there is one, and the number of seeds."""
+    if found is None:
+        return ""
+    scores = np.array(found["per_seed"])
+    ends = mean_interval(scores)
+    interval = "" if ends is None else f" ({number(ends[0])} to {number(ends[1])})"
+    return f"{number(scores.mean())}{interval}, {len(scores)}"
+
+
 def improvement_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yields how probably a seed scores higher than a seed of each other library."""
-    for library, rows in report["peers"].items():
-        tasks = [task for task in report["rows"] if len(rows.get(task, ())) > 1]
+    """Yields how probably a seed of the first method scores higher than one of each other."""
+    (first, own), *others = report["rows"].items()
+    for method, rows in others:
+        tasks = [task for task in own if len(rows.get(task, {"per_seed": ()})["per_seed"]) > 1]
         if not tasks:
             continue
-        own = [np.array(report["rows"][task]["per_seed"]) for task in tasks]
-        found = probability_of_improvement(own, [peer_scores(rows[task]) for task in tasks])
+        scores = ([np.array(x[task]["per_seed"]) for task in tasks] for x in (own, rows))
+        found = probability_of_improvement(*scores)
         ends = "" if found.ci95 is None else f" ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})"
         yield ""
         yield (
-            f"A seed of this library scores higher than a seed of {library} with a probability of "
+            f"A seed of *{first}* scores higher than a seed of *{method}* with a probability of "
             f"{found.value:.2f}{ends}, as a mean over {len(tasks)} tasks."
         )
 
 
-def seed_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yields a table with the score of each seed."""
-    yield "| task | library | return of each seed |"
-    yield "| --- | --- | --- |"
-    for task, found in report["rows"].items():
-        yield f"| {task} | {OWN} | {', '.join(map(number, found['per_seed']))} |"
-        for library, rows in report["peers"].items():
-            if task in rows:
-                yield f"| {task} | {library} | {', '.join(map(number, peer_scores(rows[task])))} |"
-
-
 def setting_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yields the hyperparameters. A value that differs between tasks has the name of its task."""
-    yield "Hyperparameters. A value without a task holds for all other tasks that have this field:"
-    yield ""
-    configs = {task: found["config"] for task, found in report["rows"].items()}
-    for field in dict.fromkeys(name for config in configs.values() for name in config):
-        values = {task: json.dumps(x[field]) for task, x in configs.items() if field in x}
-        usual = max(values.values(), key=[*values.values()].count)
-        unusual = [f"{task}: {value}" for task, value in values.items() if value != usual]
-        yield f"- `{field}`: {', '.join([usual, *unusual])}"
+    """Yields the hyperparameters of each method of this library.
+
+    A value that differs between tasks has the name of its task. Later methods have only the values
+    that differ from those of the first method.
+    """
+    first: dict[str, str] = {}
+    for method, of_method in report["rows"].items():
+        configs = {task: x["config"] for task, x in of_method.items() if "config" in x}
+        values = {name: setting_text(name, configs) for name in field_names(configs)}
+        shown = {name: text for name, text in values.items() if first.get(name) != text}
+        if shown:
+            yield (
+                f"Hyperparameters of *{method}*. A value without a task holds for all other tasks."
+                f"{' All others are as above.' if first else ''}"
+            )
+            yield ""
+            yield from (f"- `{name}`: {text}" for name, text in shown.items())
+            yield ""
+        first = first or values
+
+
+def field_names(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the names of all fields of several configs, each once."""
+    return list(dict.fromkeys(name for config in configs.values() for name in config))
+
+
+def setting_text(name: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the usual value of a field, and the tasks with another value."""
+    values = {task: json.dumps(x[name]) for task, x in configs.items() if name in x}
+    usual = max(values.values(), key=[*values.values()].count)
+    unusual = [f"{task}: {value}" for task, value in values.items() if value != usual]
+    return ", ".join([usual, *unusual])
 
 
 def provenance_lines(report: dict[str, Any]) -> Iterator[str]:
     """Yields the commits, versions and machines that made a report."""
-    rows = report["rows"].values()
-    distinct = lambda name: dict.fromkeys(json.dumps(x[name]) for x in rows if x[name])
+    rows = [found for _, _, found in finished(report)]
+    distinct = lambda name: dict.fromkeys(json.dumps(x[name]) for x in rows if x.get(name))
     commits = [json.loads(text) for text in distinct("commit")]
     if commits:
         yield f"Commit: {', '.join(commits)}  "
     for text in distinct("versions"):
         yield f"Versions: {', '.join(f'{a} {b}' for a, b in json.loads(text).items())}  "
-    for library, tasks in report.get("peers", {}).items():
-        versions = {json.dumps(row["versions"]) for rows in tasks.values() for row in rows}
-        for text in sorted(versions):
-            versions = ", ".join(f"{a} {b}" for a, b in json.loads(text).items())
-            yield f"Versions of {library}: {versions}  "
     for text in distinct("device"):
         yield f"Device: {', '.join(json.loads(text).values())}"
-
-
-def peer_scores(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Returns the score of each seed of another library on one task."""
-    return np.array([row["score"] for row in rows])
-
-
-def peer_cell(rows: Sequence[dict[str, Any]] | None) -> str:
-    """Returns the mean over seeds of another library, with its interval and number of seeds."""
-    if not rows:
-        return ""
-    scores = peer_scores(rows)
-    return f"{number(scores.mean())}{interval_text(scores)}, {len(scores)} seeds"
-
-
-def interval_text(scores: np.ndarray) -> str:
-    """Returns the interval of a mean over seeds, or no text if there are too few seeds."""
-    ends = mean_interval(scores)
-    return "" if ends is None else f" ({number(ends[0])} to {number(ends[1])})"
 
 
 def number(value: float | None) -> str:

@@ -26,7 +26,13 @@ def test_the_command_names_the_packages_the_task_and_the_seed(runs):
 
 
 def test_a_finished_run_is_kept_and_a_failure_is_told(runs, monkeypatch, capsys):
-    found = {"returns": [1.0, 2.0], "seconds": 3.0, "curve": [None, 4.0], "steps": 1000}
+    found = {
+        "returns": [1.0, 2.0],
+        "seconds": 3.0,
+        "curve": [None, 4.0],
+        "steps": 1000,
+        "versions": {},
+    }
     words = [sys.executable, "-c", f"print('noise'); print({json.dumps(found)!r})"]
     monkeypatch.setattr(peers.PeerRun, "command", lambda run: words)
     assert not peers.execute(runs[:1], Console(width=200))
@@ -36,5 +42,6 @@ def test_a_finished_run_is_kept_and_a_failure_is_told(runs, monkeypatch, capsys)
     said = capsys.readouterr().out
     assert said.count("ZeroDivisionError") == 1
     assert "seed 4 failed" in said
-    row = {"seconds": 3.0, "curve": [None, 4.0], "steps": 1000, "score": 1.5}
-    assert peers.read(runs) == {"sb3-contrib": {"Hopper": [row]}}
+    row = peers.read(runs)["sb3-contrib, run here"]["Hopper"]
+    assert (row["per_seed"], row["curve"], row["seeds"]) == ([1.5], [[None, 4.0]], [3])
+    assert (row["steps"], row["episodes_per_seed"]) == (1000, 2)

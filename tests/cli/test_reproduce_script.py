@@ -36,6 +36,9 @@ flags = ["--total-steps", "256", "--num-envs", "2", "--num-steps", "32", "--hidd
     "--critic-epochs", "1", "--critic-minibatches", "2", "--evaluation-episodes", "2",
     "--num-seeds", "2"]
 notes = "Nothing to be learnt."
+[tiny.methods]
+TRPO = []
+PPO = ["--algorithm", "ppo", "--policy-epochs", "1", "--policy-minibatches", "1"]
 [tiny.peers]
 libraries = ["sb3-contrib"]
 seeds = [0]
@@ -44,14 +47,19 @@ steps = "1e3"
 "Someone, 3 seeds" = {Pole = 123.4}
 [tiny.tasks]
 Pole = {env = "CartPole-v1", bar = 5, floor = 1}
-"Pole, far-sighted" = {env = "CartPole-v1", bar = 1000, floor = 900, flags = ["--gamma", "0.9999"]}
+[tiny.tasks."Pole, far-sighted"]
+env = "CartPole-v1"
+bar = 1000
+floor = 900
+methods = ["TRPO"]
+flags = ["--gamma", "0.9999"]
 """
 
 
 ROW = {"per_seed": [1.0], "episodes_per_seed": 2, "config": {}}
 ROW |= {"versions": {"jax": "1"}, "commit": "abc", "device": {"kind": "cpu"}}
-REPORT = {"title": "", "command": "", "notes": "", "published": {}, "peers": {}}
-REPORT |= {"tasks": {"Pole": {"env": "x"}}, "rows": {"Pole": ROW}}
+REPORT = {"title": "", "command": "", "notes": ""}
+REPORT |= {"tasks": {"Pole": {"env": "x"}}, "rows": {"TRPO": {"Pole": ROW}}}
 
 
 def alternating(env):
@@ -88,20 +96,24 @@ def test_the_table_compares_with_published_results(finished, tmp_path):
     table = (finished / "tiny.md").read_text()
     assert "uv run --extra envs experiments/reproduce.py --benchmark tiny" in table
     row = next(line for line in table.splitlines() if line.startswith("| Pole | **"))
-    assert row.endswith(" | 2 |  | 5.0 | 1.0 | 123 |"), "no peer has run yet"
+    assert ", 2 |  | 5.0 | 1.0 | 123 |" in row, "no peer has run yet"
     assert "below the floor" not in row
     variant = next(x for x in table.splitlines() if x.startswith("| Pole, far-sighted | "))
     assert ", below the floor | " in variant
-    assert variant.endswith(" | 2 |  | 1,000 | 900 |  |"), "published of others"
+    assert variant.endswith(" |  |  | 1,000 | 900 |  |"), "neither PPO nor published"
     assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
+    of_ppo = table[table.index("Hyperparameters of *PPO*") :]
+    assert "- `clip`: 0.2" in of_ppo
+    assert "`num_steps`" not in of_ppo, "TRPO has the same value"
     assert "Nothing to be learnt." in table
     assert "over 2 fresh episodes of each seed" in table
     assert "jax 0." in table
     report = json.loads((finished / "tiny.json").read_text())
-    assert len(report["rows"]["Pole"]["per_seed"]) == 2
-    assert report["rows"]["Pole, far-sighted"]["config"]["gamma"] == 0.9999
+    assert len(report["rows"]["TRPO"]["Pole"]["per_seed"]) == 2
+    assert report["rows"]["TRPO"]["Pole, far-sighted"]["config"]["gamma"] == 0.9999
+    assert report["rows"]["PPO"]["Pole"]["config"]["clip"] == 0.2
     assert reproduce.is_complete(report)
-    for row in report["rows"].values():
+    for _, _, row in returns_table.finished(report):
         config = plan_of([*row["argv"], "--out", str(tmp_path)]).description["config"]
         assert as_json(config) == row["config"]
     reproduce.write_files(report, "tiny", tmp_path)
@@ -117,21 +129,21 @@ def test_the_curves_are_drawn(finished):
 
 def test_a_benchmark_without_bars_has_no_column_of_bars():
     table = "\n".join(returns_table.table_lines(REPORT))
-    assert "| task | trpo_jax | IQM | seeds |\n" in table
-    assert "| Pole | 1.0 | 1.0 | 1 |" in table
+    assert "| task | TRPO | IQM |\n" in table
+    assert "| Pole | 1.0, 1 | 1.0 |" in table
     assert "bar" not in table
 
 
 def test_a_peer_has_a_column_and_a_probability_that_its_seeds_are_worse():
     own = ROW | {"per_seed": [3.0, 4.0, 5.0]}
-    rows = [{"score": x, "versions": {"peer": "1"}} for x in (1.0, 2.0, 3.5)]
-    report = REPORT | {"rows": {"Pole": own}, "peers": {"peer": {"Pole": rows}}}
+    peer = {"per_seed": [1.0, 2.0, 3.5], "episodes_per_seed": 2, "versions": {"torch": "1"}}
+    report = REPORT | {"rows": {"TRPO": {"Pole": own}, "peer": {"Pole": peer}}}
     table = "\n".join(returns_table.table_lines(report))
-    assert "| task | trpo_jax | IQM | seeds | peer, run here |\n" in table
-    assert "| Pole | 4.0 (1.5 to 6.5) | 4.0 | 3 | 2.2 (" in table
-    assert "than a seed of peer with a probability of 0.89 (" in table
+    assert "| task | TRPO | IQM | peer |\n" in table
+    assert "| Pole | 4.0 (1.5 to 6.5), 3 | 4.0 | 2.2 (" in table
+    assert "than a seed of *peer* with a probability of 0.89 (" in table
     assert "| Pole | peer | 1.0, 2.0, 3.5 |" in table
-    assert "Versions of peer: peer 1" in table
+    assert "Versions: torch 1" in table
 
 
 def test_the_points_of_a_curve_are_means_over_episodes():
@@ -168,7 +180,7 @@ def test_tasks_and_a_folder_need_one_benchmark_with_tasks(names, more, capsys, m
 @pytest.mark.slow
 def test_an_episode_becomes_a_gif_that_nothing_overwrites(finished, tmp_path, capsys):
     out = tmp_path / "new" / "episode.gif"
-    arguments = [str(finished / "Pole"), "--steps", "6", "--every", "2", "--out", str(out)]
+    arguments = [str(finished / "Pole-TRPO"), "--steps", "6", "--every", "2", "--out", str(out)]
     assert render.main([*arguments, "--width", "100"]) == 0
     assert "in 6 steps, cut by --steps: " in (said := capsys.readouterr().out)
     assert "4 frames" in said
@@ -185,7 +197,7 @@ def test_the_error_says_why_an_episode_cannot_be_drawn(finished, tmp_path, capsy
     with pytest.raises(SystemExit, match="2"):
         render.main([str(tmp_path)])
     assert "There is no run in" in capsys.readouterr().err
-    arguments = [str(finished / "Pole"), "--out", str(tmp_path / "episode.gif")]
+    arguments = [str(finished / "Pole-TRPO"), "--out", str(tmp_path / "episode.gif")]
     with pytest.raises(SystemExit, match="2"):
         render.main([*arguments, "--env", "MemoryChain-bsuite"])
     assert "was trained in CartPole-v1, whose observations are" in capsys.readouterr().err
@@ -277,13 +289,12 @@ def test_a_table_under_a_limit_marks_what_reaches_the_bar_and_keeps_the_limit():
         "deterministic": {"return": returns, "cost": beyond},
     }
     report = {"title": "T", "command": "C", "limit": 25, "bars": {"Hopper": 99}, "notes": "N"}
-    row = next(
-        x for x in limits.table_lines(report | {"rows": {"Hopper, cpo": found}}) if "cpo" in x
-    )
+    report |= {"tasks": {"Hopper": {}}, "rows": {"cpo": {"Hopper": found}}}
+    row = next(x for x in limits.table_lines(report) if "cpo" in x)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:3] == ["Hopper, cpo", "1,000", "3"]
-    assert cells[3].startswith("**100 (")
-    assert cells[5].startswith("100 (")  # its cost is above the limit
+    assert cells[:4] == ["Hopper", "cpo", "1,000", "3"]
+    assert cells[4].startswith("**100 (")
+    assert cells[6].startswith("100 (")  # its cost is above the limit
     assert cells[-2:] == ["25 %", "3.0"]
 
 
