@@ -12,7 +12,7 @@ model and any loss.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.10.0"
+__version__ = "0.11.0"
 
 _MODULES = {  # the module of each public name
     "trpo_jax.running.results": ("Run",),
