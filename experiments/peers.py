@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).parent / "benchmarks" / "peer_returns.py"
 PACKAGES = {
     "sb3-contrib": ("sb3-contrib==2.9.2", "envpool==1.2.5"),
     "tianshou": ("tianshou==2.0.1", "envpool==1.2.5"),
+    "cross-entropy": ("envpool==1.2.5",),
 }
 
 

@@ -37,9 +37,12 @@ def test_a_table_describes_the_defaults_of_this_version(name, tmp_path):
         )
 
 
-@pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - CURRENT.keys()))
+OTHERS = {x: reproduce.RESULTS / f"{x}.md" for x in sorted(BENCHMARKS.keys() - CURRENT.keys())}
+
+
+@pytest.mark.parametrize("name", [name for name, page in OTHERS.items() if page.is_file()])
 def test_a_table_whose_settings_are_unknown_says_that_it_is_old(name):
-    page = (reproduce.RESULTS / f"{name}.md").read_text()
+    page = OTHERS[name].read_text()
     assert "*An earlier version of the library made this table: 0." in page
 
 

@@ -1,12 +1,13 @@
-"""Trains TRPO of another library on a MuJoCo task of EnvPool, and prints its returns as JSON.
+"""Trains another library or method on a MuJoCo task of EnvPool, and prints its returns as JSON.
 
-`reproduce.py` starts this script as a process, in an environment that has sb3-contrib or tianshou.
-The script imports nothing of this project. Each library has the settings that it publishes for
+`reproduce.py` starts this script as a process, in an environment that has the library. The script
+imports nothing of this project. The libraries train TRPO with the settings that they publish for
 MuJoCo: `hyperparams/trpo.yml` of rl-baselines3-zoo, and `examples/mujoco/mujoco_trpo.py` of
-tianshou.
+tianshou. The cross-entropy method needs no library.
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from typing import Any
 
 import envpool
 import numpy as np
-import torch
 
 EPISODES = 64
 POINTS = 100  # of a learning curve
@@ -39,13 +39,12 @@ def main() -> None:
     """Runs the script."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("library", choices=LIBRARIES, help="the library that trains")
+    add("library", choices=LIBRARIES, help="the library or method that trains")
     add("--task", required=True, metavar="NAME", help="name of a task of EnvPool, as in Hopper-v4")
     add("--seed", type=int, default=0, metavar="N", help="seed (default: 0)")
     help_text = "number of environment steps (default: 1,000,000)"
     add("--steps", type=int, default=1_000_000, metavar="N", help=help_text)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # several trainings run side by side
     started = time.perf_counter()
     curve = Curve()
     act = LIBRARIES[args.library](args.task, args.seed, args.steps, curve)
@@ -58,7 +57,7 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "returns": play(args.task, args.seed, act),
         "curve": curve.points(args.steps),
-        "versions": {name: version(name) for name in (args.library, "torch", "envpool")},
+        "versions": {name: version(name) for name in PACKAGES[args.library]},
     }
     print(json.dumps(found), flush=True)
 
@@ -72,11 +71,15 @@ class Curve:
 
     def add(self, rewards: np.ndarray, done: np.ndarray) -> None:
         """Adds one step of every environment."""
-        self.steps += len(rewards)
         self._sums = self._sums + rewards
-        self.returns += self._sums[done].tolist()
-        self.ends += [self.steps] * int(done.sum())
+        self.count(len(rewards), self._sums[done])
         self._sums = np.where(done, 0.0, self._sums)
+
+    def count(self, steps: int, returns: np.ndarray) -> None:
+        """Adds steps, and the returns of the episodes that ended with them."""
+        self.steps += steps
+        self.ends += [self.steps] * len(returns)
+        self.returns += returns.tolist()
 
     def points(self, steps: int) -> list[float | None]:
         """Returns the mean return in each hundredth of a training; None where no episode ended."""
@@ -101,6 +104,7 @@ def play(task: str, seed: int, act: Act) -> list[float]:
 
 def train_sb3(task: str, seed: int, steps: int, curve: Curve) -> Act:
     """Trains sb3-contrib's TRPO with the settings of rl-baselines3-zoo."""
+    import torch
     from sb3_contrib import TRPO
     from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -144,6 +148,7 @@ def train_sb3(task: str, seed: int, steps: int, curve: Curve) -> Act:
         def env_is_wrapped(self, wrapper_class, indices=None):
             return [False] * 2
 
+    torch.set_num_threads(1)  # several trainings run side by side
     settings = SB3 | SB3_OF_TASKS.get(task.partition("-")[0], {})
     envs = VecNormalize(Pool(), gamma=settings["gamma"])
     model = TRPO("MlpPolicy", envs, seed=seed, device="cpu", **settings)
@@ -157,6 +162,7 @@ def train_sb3(task: str, seed: int, steps: int, curve: Curve) -> Act:
 
 def train_tianshou(task: str, seed: int, steps: int, curve: Curve) -> Act:
     """Trains tianshou's TRPO with the settings of its example for MuJoCo."""
+    import torch
     from tianshou.algorithm import TRPO
     from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
     from tianshou.algorithm.optim import AdamOptimizerFactory, LRSchedulerFactoryLinear
@@ -174,6 +180,7 @@ def train_tianshou(task: str, seed: int, steps: int, curve: Curve) -> Act:
             curve.add(found[1], found[2] | found[3])
             return found
 
+    torch.set_num_threads(1)  # several trainings run side by side
     num_envs, steps_per_update, epochs = 16, 1024, 10
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -248,7 +255,64 @@ def train_tianshou(task: str, seed: int, steps: int, curve: Curve) -> Act:
     return act
 
 
-LIBRARIES = {"sb3-contrib": train_sb3, "tianshou": train_tianshou}
+def train_cross_entropy(task: str, seed: int, steps: int, curve: Curve) -> Act:
+    """Trains a network by the cross-entropy method (Szita and Lorincz 2006).
+
+    Each iteration draws the parameters of 32 networks, plays one episode with each, and fits the
+    Gaussian to the best quarter. The variance has an extra term that falls to 0 over the training,
+    so that it does not shrink too early. The TRPO paper compares with this method.
+    """
+    population, elite, first_std = 32, 8, 0.5
+    random = np.random.default_rng(seed)
+    pool = envpool.make_gymnasium(task, num_envs=population, seed=seed)
+    sizes = (pool.observation_space.shape[0], 64, 64, pool.action_space.shape[0])
+    shapes = list(itertools.pairwise(sizes))
+    low, high = pool.action_space.low, pool.action_space.high
+    mean = np.zeros(sum((rows + 1) * columns for rows, columns in shapes))
+    std = np.full(mean.shape, first_std)
+
+    def actions(params, observations):
+        """Returns the action of each network, `[P, A]`, for its own observation, `[P, D]`."""
+        start, x = 0, observations
+        for layer, (rows, columns) in enumerate(shapes):
+            end = start + (rows + 1) * columns
+            matrices = params[:, start:end].reshape(-1, rows + 1, columns) / np.sqrt(rows)
+            x = np.einsum("pr,prc->pc", x, matrices[:, :-1]) + matrices[:, -1]
+            x = np.tanh(x) if layer < 2 else x
+            start = end
+        return np.clip(x, low, high).astype(pool.action_space.dtype)
+
+    while curve.steps < steps:
+        drawn = mean + std * random.standard_normal((population, len(mean)))
+        fitness, running = np.zeros(population), np.ones(population, bool)
+        observations, _ = pool.reset()
+        while running.any():
+            ids = np.flatnonzero(running)
+            found = pool.step(actions(drawn[ids], observations), ids.astype(np.int32))
+            observations, rewards, terminated, truncated, info = found
+            order = np.argsort(info["env_id"])
+            observations, rewards = observations[order], rewards[order]
+            done = (terminated | truncated)[order]
+            fitness[ids] += rewards
+            curve.count(len(ids), fitness[ids[done]])
+            running[ids[done]] = False
+            observations = observations[~done]
+        best = drawn[np.argsort(fitness)[-elite:]]
+        extra = first_std**2 * max(0.0, 1 - curve.steps / (0.8 * steps))
+        mean, std = best.mean(axis=0), np.sqrt(best.var(axis=0) + 0.1 * extra)
+    return lambda observations: actions(np.tile(mean, (len(observations), 1)), observations)
+
+
+LIBRARIES = {
+    "sb3-contrib": train_sb3,
+    "tianshou": train_tianshou,
+    "cross-entropy": train_cross_entropy,
+}
+PACKAGES = {
+    "sb3-contrib": ("sb3-contrib", "torch", "envpool"),
+    "tianshou": ("tianshou", "torch", "envpool"),
+    "cross-entropy": ("envpool", "numpy"),
+}
 
 if __name__ == "__main__":
     main()
