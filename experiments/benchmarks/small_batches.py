@@ -9,13 +9,12 @@ return fell.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
 from rich.console import Console
 
 from trpo_jax import algorithms
@@ -33,9 +32,9 @@ from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.defaults import defaults
 from trpo_jax.running.description import config_to_dict, flags_of
-from trpo_jax.running.evaluation import EVALUATION, evaluate, make_evaluation
+from trpo_jax.running.evaluation import make_evaluation
+from trpo_jax.running.loop import advance_chunks, compile_program
 from trpo_jax.running.plan import RunPlan
-from trpo_jax.running.task import require_on_device
 
 FINAL_EPISODES = 64
 VARIANTS = (
@@ -142,7 +141,6 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     settings = {"env": env, "algorithm": variant.algorithm, "seed": args.seed, **shared}
     settings |= {"num_seeds": args.num_seeds, "total_steps": args.total_steps}
     run = plan_of([*flags_of(settings), *variant.flags])
-    require_on_device(run.env, "True returns are measured")
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
         raise ConfigurationError(
             f"A batch of {batch} over {args.total_steps:,} steps cannot be measured {args.checks} "
@@ -155,34 +153,21 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
 
 def checked_run(run: RunPlan, num_checks: int, num_episodes: int) -> tuple[Any, Changes]:
     """Returns the final actors of all seeds, and the results of the measured updates."""
-    algorithm, interval = run.algorithm, run.num_updates // num_checks
-
-    def true_returns(actor, key) -> Float[Array, " E"]:
-        def act(act_key, carry, observations):
-            carry, distribution = algorithm.policy(actor, carry, observations)
-            return carry, distribution.sample(act_key)
-
-        return evaluate(run.env, act, key, num_episodes).returns
-
-    def checked_update(state, check_key):
-        state, _ = jax.lax.scan(
-            lambda s, _: (algorithm.update(s)[0], None), state, length=interval - 1
-        )
-        new_state, metrics = algorithm.update(state)
-        before = true_returns(state.actor, check_key)
-        difference = true_returns(new_state.actor, check_key) - before
-        error = jnp.std(difference, ddof=1) / jnp.sqrt(num_episodes)
-        rejected = metrics["step_rejected"]
-        return new_state, (jnp.mean(difference), error, rejected)
-
-    def one_seed(seed: Integer[Array, ""]):
-        key = jax.random.key(seed)
-        check_keys = jax.random.split(jax.random.fold_in(key, EVALUATION + 1), num_checks)
-        state, changes = jax.lax.scan(checked_update, algorithm.init(key), check_keys)
-        return state.actor, changes
-
-    actor, changes = jax.jit(jax.vmap(one_seed))(jnp.asarray(run.seeds, jnp.uint32))
-    return actor, Changes(*map(np.asarray, changes))
+    interval = run.num_updates // num_checks
+    play = make_evaluation(run.env, run.algorithm.policy, num_episodes, stochastic=True)
+    found = []
+    with closing(compile_program(run.algorithm, run.seeds, updates_per_chunk=1)) as program:
+        before = jax.device_get(program.state.actor)
+        for chunk in advance_chunks(program, run.num_updates):
+            check, rest = divmod(chunk.last_update, interval)
+            if rest == 0 and check <= num_checks:
+                # The seed and the number decide the episodes, so both policies play the same ones.
+                returns = [play(x, run.seeds, check).returns for x in (before, chunk.actor)]
+                difference = returns[1] - returns[0]
+                error = difference.std(axis=1, ddof=1) / np.sqrt(num_episodes)
+                found.append((difference.mean(axis=1), error, chunk.metrics["step_rejected"][:, 0]))
+            before = chunk.actor
+    return before, Changes(*(np.stack(x, axis=1) for x in zip(*found, strict=True)))
 
 
 def describe(scores: np.ndarray, changes: Changes) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import json
 import sys
 
+import numpy as np
+import peer_returns
 import peers
 import pytest
 from rich.console import Console
@@ -45,3 +47,21 @@ def test_a_finished_run_is_kept_and_a_failure_is_told(runs, monkeypatch, capsys)
     row = peers.read(runs)["sb3-contrib, run here"]["Hopper"]
     assert (row["per_seed"], row["curve"], row["seeds"]) == ([1.5], [[None, 4.0]], [3])
     assert (row["steps"], row["episodes_per_seed"]) == (1000, 2)
+
+
+def test_a_curve_adds_rewards_until_an_episode_ends():
+    curve = peer_returns.Curve()
+    curve.add(np.array([1.0, 10.0]), np.array([False, True]))
+    curve.add(np.array([2.0, 20.0]), np.array([True, False]))
+    curve.add(np.array([4.0, 40.0]), np.array([False, True]))
+    assert (curve.returns, curve.ends) == ([10.0, 3.0, 60.0], [2, 4, 6])
+    assert [x for x in curve.points(6) if x is not None] == [10.0, 3.0, 60.0]
+
+
+def test_the_cross_entropy_method_learns_to_hold_a_pendulum():
+    pytest.importorskip("envpool")
+    curve = peer_returns.Curve()
+    act = peer_returns.train_cross_entropy("InvertedPendulum-v4", 0, 20_000, curve)
+    assert curve.steps >= 20_000
+    returns = peer_returns.play("InvertedPendulum-v4", 0, act)
+    assert np.mean(returns) > 2 * np.mean(curve.returns[:32])
