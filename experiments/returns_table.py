@@ -225,7 +225,7 @@ def provenance_lines(report: dict[str, Any]) -> Iterator[str]:
     for text in distinct("versions"):
         yield f"Versions: {', '.join(f'{a} {b}' for a, b in json.loads(text).items())}  "
     for text in distinct("device"):
-        yield f"Device: {', '.join(json.loads(text).values())}"
+        yield f"Device: {', '.join(dict.fromkeys(json.loads(text).values()))}"
 
 
 def number(value: float | None) -> str:
