@@ -155,12 +155,15 @@ def own_cells(found: dict[str, Any] | None, settings: dict[str, Any]) -> list[st
 
 def cell(found: dict[str, Any] | None) -> str:
     """Returns a mean over seeds with its interval, if there is one, and the number of seeds."""
-    if found is None:
-        return ""
+    return "" if found is None else f"{mean_text(found)}, {len(found['per_seed'])}"
+
+
+def mean_text(found: dict[str, Any]) -> str:
+    """Returns a mean over seeds with its interval, if there is one."""
     scores = np.array(found["per_seed"])
     ends = mean_interval(scores)
     interval = "" if ends is None else f" ({number(ends[0])} to {number(ends[1])})"
-    return f"{number(scores.mean())}{interval}, {len(scores)}"
+    return f"{number(scores.mean())}{interval}"
 
 
 def improvement_lines(report: dict[str, Any]) -> Iterator[str]:

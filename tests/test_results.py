@@ -37,6 +37,15 @@ def test_a_table_describes_the_defaults_of_this_version(name, tmp_path):
         )
 
 
+@pytest.mark.skipif("mujoco-1m" not in CURRENT, reason="the table is old")
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_a_page_quotes_the_numbers_of_the_report(page):
+    lines = (reproduce.HERE.parent / page).read_text().splitlines()
+    for task, row in CURRENT["mujoco-1m"]["rows"]["trpo_jax"].items():
+        (line,) = (x for x in lines if x.startswith(f"| {task} | "))
+        assert returns_table.mean_text(row) in line
+
+
 OTHERS = {x: reproduce.RESULTS / f"{x}.md" for x in sorted(BENCHMARKS.keys() - CURRENT.keys())}
 
 
