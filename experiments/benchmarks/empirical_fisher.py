@@ -42,7 +42,7 @@ def make(
             params,
             lambda p: agent.distributions(p, batch),
             importance_sampled_surrogate(batch.actions, advantages, config.entropy_coef),
-            solver_of(config, agent, params, batch, product),
+            solver_of(env, config, agent, params, batch, product),
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
             **step_options(env, config),
         )

@@ -89,8 +89,8 @@ def test_a_step_per_dimension_is_the_step_for_the_sum_over_components(case):
     box = Box(-np.ones(3, np.float32), np.ones(3, np.float32))
     env = probes.action_from_observation(continuous=True)._replace(action=box)
     settings = learning.SMALL | CONSTANT | CASES[case][0]
-    per_dimension = {"max_kl": 1e-3, "kl_penalty": 6.0}
-    of_sum = {"max_kl": 3e-3, "kl_penalty": 2.0}
+    per_dimension = {"max_kl": 1e-3, "kl_penalty": 6.0, "damping": 0.1}
+    of_sum = {"max_kl": 3e-3, "kl_penalty": 2.0, "damping": 0.3}
     counted, summed = (
         module.make(env, module.Config(**settings | x, max_kl_per_dimension=flag))
         for x, flag in ((per_dimension, True), (of_sum, False))

@@ -184,7 +184,7 @@ def test_the_fisher_matrix_uses_every_kth_sequence():
             product = fisher_vector_product(lambda p, x=part: agent.distributions(p, x), params)
             solve = damped_solver(product, damping=config.damping, num_iterations=config.cg_iters)
             expected.append(solve(gradient).x)
-        return make_solve(config, agent, key, params, batch)(gradient).x, expected
+        return make_solve(algorithm.env, config, agent, key, params, batch)(gradient).x, expected
 
     found, expected = run(jax.random.key(0))
     distance = lambda x: float(optax.global_norm(jax.tree.map(jnp.subtract, found, x)))

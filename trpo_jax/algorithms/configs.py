@@ -150,8 +150,8 @@ class NaturalGradient:
     )
     max_kl_per_dimension: bool = fields.flag(
         False,
-        "let max_kl bound the mean KL divergence of an action's components instead of their sum; "
-        "the radius is then max_kl times the number of components; the same holds for kl_penalty",
+        "let max_kl, kl_penalty and damping refer to the mean KL divergence of an action's "
+        "components instead of their sum; the radius is then max_kl times the number of components",
     )
     kl_penalty: fields.Real = fields.real(
         0.0,

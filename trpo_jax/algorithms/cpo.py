@@ -23,6 +23,7 @@ from trpo_jax.algorithms.natural_gradient import (
     line_search_options,
     make_solve,
     require_solver,
+    total_damping,
 )
 from trpo_jax.constraints import CostSide, constrained_step, cost_acceptance, cost_surrogate
 from trpo_jax.envs.base import Environment
@@ -105,11 +106,11 @@ def make_limited(env: Environment, config: Any, agent: Agent | None, solution: A
             batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
         )
         of_cost = cost_surrogate(batch.actions, batch.cost_advantages[..., 0])
-        solve = make_solve(config, agent, key, params, batch)
+        solve = make_solve(env, config, agent, key, params, batch)
         gradient, cost_gradient = (
             surrogate_gradient(params, distribution_fn, x) for x in (surrogate, of_cost)
         )
-        plain = natural_step(gradient, solve, max_kl=max_kl, damping=config.damping)
+        plain = natural_step(gradient, solve, max_kl=max_kl, damping=total_damping(env, config))
         excess = (measured.excess[0] + margin) / measured.steps  # per step, like the surrogates
         cost = CostSide(cost_gradient, solve(cost_gradient).x, excess)
         found = solution(gradient, plain, cost, max_kl)

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import configs
+from trpo_jax.algorithms import configs, fields
 from trpo_jax.algorithms.checks import decay
 from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.envs.base import Environment, key_shape
@@ -32,7 +32,7 @@ def kl_radius(
     """Returns the radius of the trust region after `num_updates` updates, in nats.
 
     Most implementations add the KL divergences of the components of a Gaussian action. SB3-contrib
-    and OmniSafe average them. With `max_kl_per_dimension` the trust region is the same as theirs.
+    and OmniSafe average them. With `max_kl_per_dimension` the radius is the same as theirs.
 
     Examples:
         >>> env = trpo_jax.make_env("Pendulum-v1")
@@ -49,10 +49,15 @@ def kl_components(env: Environment, config: configs.NaturalGradient) -> int:
     return num_components(env.action) if config.max_kl_per_dimension else 1
 
 
+def total_damping(env: Environment, config: configs.NaturalGradient) -> fields.Real:
+    """Returns the damping of the Fisher matrix, whose KL divergence is the sum of components."""
+    return config.damping * kl_components(env, config)
+
+
 def length_options(env: Environment, config: configs.NaturalGradient) -> dict[str, Any]:
     """Returns the keyword arguments of `natural_step`, without the radius."""
     return {
-        "damping": config.damping,
+        "damping": total_damping(env, config),
         "damped_scaling": config.damped_scaling,
         "kl_penalty": config.kl_penalty / kl_components(env, config),
     }
@@ -106,6 +111,7 @@ def thinned(key: PRNGKeyArray, batch: Any, stride: int, axis: int = 0) -> Any:
 
 
 def make_solve(
+    env: Environment,
     config: configs.NaturalGradient,
     agent: Agent,
     key: PRNGKeyArray,
@@ -117,6 +123,7 @@ def make_solve(
     F is the Fisher matrix over a part of the batch, which `fisher_subsample` and `key` choose.
 
     Args:
+        env: the environment.
         config: the config.
         agent: the agent.
         key: draws the part of the batch: time steps, or whole sequences if the policy has a memory.
@@ -126,10 +133,11 @@ def make_solve(
     part = thinned(key, batch, config.fisher_subsample, axis=int(agent.policy.remembers))
     with fisher_precision(config):
         product = fisher_vector_product(lambda p: agent.distributions(p, part), params)
-    return solver_of(config, agent, params, part, product)
+    return solver_of(env, config, agent, params, part, product)
 
 
 def solver_of(
+    env: Environment,
     config: configs.NaturalGradient,
     agent: Agent,
     params: PyTree[Array],
@@ -139,31 +147,33 @@ def solver_of(
     """Returns the solver that a config names.
 
     Args:
+        env: the environment.
         config: the config.
         agent: the agent.
         params: parameters of the policy.
         batch: the batch of the Fisher matrix, from which the preconditioner is made.
         product: `v -> M v` for a metric M, which is the Fisher matrix or near it.
     """
+    damping = total_damping(env, config)
     return damped_solver(
         product,
-        damping=config.damping,
+        damping=damping,
         num_iterations=config.cg_iters,
-        precondition=PRECONDITIONERS[config.solver](config, agent, params, batch),
+        precondition=PRECONDITIONERS[config.solver](agent, params, batch, damping),
     )
 
 
-def _kronecker(config, agent, params, batch) -> MatrixVectorProduct:
+def _kronecker(agent, params, batch, damping) -> MatrixVectorProduct:
     def log_probs(offsets):
         distribution, inputs = with_layers(lambda: agent.distributions(params, batch), offsets)
         return distribution.log_prob(batch.actions), inputs
 
     with jax.default_matmul_precision("float32"):
-        return kronecker_preconditioner(log_probs, params, config.damping)
+        return kronecker_preconditioner(log_probs, params, damping)
 
 
-# For each name of a solver: `(config, agent, params, batch) -> preconditioner`.
-PRECONDITIONERS = {"cg": lambda config, agent, params, batch: None, "kronecker": _kronecker}
+# For each name of a solver: `(agent, params, batch, damping) -> preconditioner`.
+PRECONDITIONERS = {"cg": lambda agent, params, batch, damping: None, "kronecker": _kronecker}
 
 
 def require_solver(

@@ -54,7 +54,7 @@ def make(
         num_updates = step_input.num_updates
         step = natural_step(
             surrogate_gradient(params, distribution_fn, surrogate),
-            make_solve(config, agent, key, params, batch),
+            make_solve(env, config, agent, key, params, batch),
             max_kl=kl_radius(env, config, num_updates, batch_size),
             **length_options(env, config),
             step_size=None

@@ -166,7 +166,7 @@ def make(
             params,
             lambda p: agent.distributions(p, batch),
             surrogate,
-            make_solve(config, agent, solve_key, params, batch),
+            make_solve(env, config, agent, solve_key, params, batch),
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
             **step_options(env, config),
         )

@@ -71,7 +71,7 @@ def step_arguments(env: Environment, config: configs.TrustRegion, agent: Agent) 
                 standardize(batch.advantages, batch.values),
                 config.entropy_coef,
             ),
-            make_solve(config, agent, key, params, batch),
+            make_solve(env, config, agent, key, params, batch),
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
             **step_options(env, config),
         )

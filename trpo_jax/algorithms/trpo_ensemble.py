@@ -74,7 +74,7 @@ def make(
             product = fisher_vector_product(distribution_fn, params, weights)
         full = natural_step(
             surrogate_gradient(params, distribution_fn, surrogate),
-            solver_of(config, agent, params, batch, product),
+            solver_of(env, config, agent, params, batch, product),
             max_kl=max_kl,
             **length_options(env, config),
         )

@@ -66,7 +66,7 @@ def make(
         )
         full = natural_step(
             surrogate_gradient(params, lambda p: agent.distributions(p, fitted), fitted_surrogate),
-            make_solve(config, agent, key, params, fitted),
+            make_solve(env, config, agent, key, params, fitted),
             max_kl=max_kl,
             **length_options(env, config),
         )

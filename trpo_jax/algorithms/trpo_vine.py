@@ -100,7 +100,7 @@ def make(
                 standardize(differences(branches.returns)),
                 config.entropy_coef,
             ),
-            make_solve(config, agent, solve_key, params, branches.batch),
+            make_solve(env, config, agent, solve_key, params, branches.batch),
             max_kl=kl_radius(env, config, step_input.num_updates, steps_per_update),
             **step_options(env, config),
         )

@@ -99,7 +99,7 @@ def make(
 
         with fisher_precision(config):
             product = gauss_newton_product(distribution_fn, params, metric)
-        solve = solver_of(config, agent, params, batch, product)
+        solve = solver_of(env, config, agent, params, batch, product)
         full = natural_step(
             surrogate_gradient(params, distribution_fn, surrogate),
             solve,
