@@ -35,6 +35,12 @@ def test_the_bound_of_some_algorithms_is_unknown(algorithm, config):
     assert np.isnan(signs.kl_over_bound(run)).all()
 
 
+def test_the_bound_per_dimension_counts_the_components_of_an_action():
+    run = healthy_run(max_kl=0.005, max_kl_per_dimension=True)
+    run.description["action_components"] = 6
+    np.testing.assert_allclose(signs.kl_bound(run), 0.03)
+
+
 def test_rejected_steps_do_not_count_in_the_kl_divergence():
     run = healthy_run(num_seeds=1, num_updates=4)
     run.metrics["step_rejected"] = np.array([[0.0, 1.0, 0.0, 1.0]])

@@ -70,15 +70,19 @@ def has_line_search(run: StoredRun) -> bool:
 def kl_bound(run: StoredRun) -> np.ndarray | None:
     """Returns the bound on the mean KL divergence at each update, in nats, `[U]`.
 
-    It is None if the algorithm has no bound. It is also None with `max_kl_per_dimension`: that
-    bound depends on the number of components of an action, which `config.json` does not have.
+    It is None if the algorithm has no bound. It is also None with `max_kl_per_dimension`, if
+    `config.json` is older than version 0.11 and does not have the number of components of an
+    action.
     """
     config = run.description["config"]
     unbounded = "max_kl" not in config or not config.get("normalized_step", True)
-    if unbounded or config.get("max_kl_per_dimension"):
+    per_dimension = config.get("max_kl_per_dimension")
+    components = run.description.get("action_components") if per_dimension else 1
+    if unbounded or components is None:
         return None
     scheduled = run.metrics.get("max_kl")
-    return (config["max_kl"] if scheduled is None else scheduled[0]) * step_share(run)
+    radius = config["max_kl"] if scheduled is None else scheduled[0]
+    return radius * components * step_share(run)
 
 
 def informed(run: StoredRun) -> np.ndarray:

@@ -23,6 +23,7 @@ from trpo_jax.algorithms.schedules import (
 )
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment, key_shape
+from trpo_jax.envs.specs import num_components
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.limits import last_limits
@@ -241,6 +242,7 @@ def plan_run(
             **({"schedules": described} if described else {}),
             **provenance(task.env_name),
             "placement": describe_placement(placement, split),
+            "action_components": num_components(made.env.action) // (made.env.num_agents or 1),
             "policy": describe_policy(made),
         }
     )
