@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import configs, fields
+from trpo_jax.algorithms import configs
 from trpo_jax.algorithms.checks import decay
 from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.envs.base import Environment, key_shape
@@ -49,7 +49,7 @@ def kl_components(env: Environment, config: configs.NaturalGradient) -> int:
     return num_components(env.action) if config.max_kl_per_dimension else 1
 
 
-def total_damping(env: Environment, config: configs.NaturalGradient) -> fields.Real:
+def total_damping(env: Environment, config: configs.NaturalGradient) -> Float[Array, ""] | float:
     """Returns the damping of the Fisher matrix, whose KL divergence is the sum of components."""
     return config.damping * kl_components(env, config)
 
