@@ -7,21 +7,15 @@ action that was sampled. `train.py --algorithm benchmarks.empirical_fisher` trai
 
 from typing import Any
 
-from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
-from trpo_jax.algorithms import configs, on_policy
+from trpo_jax.algorithms import configs, on_policy, trpo
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import prepare
-from trpo_jax.algorithms.natural_gradient import (
-    kl_radius,
-    require_solver,
-    solver_of,
-    step_options,
-)
+from trpo_jax.algorithms.natural_gradient import solver_of
 from trpo_jax.algorithms.on_policy import Batch
 from trpo_jax.envs.base import Environment
 from trpo_jax.fisher import MatrixVectorProduct, gauss_newton_product
-from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
+from trpo_jax.trust_region import Solve
 
 Config = configs.TRPO
 
@@ -31,24 +25,15 @@ def make(
 ) -> Algorithm:
     """Returns TRPO with the empirical Fisher matrix on an environment."""
     config, agent = prepare(env, config or Config(), agent)
-    require_solver(env, config, agent)
-    batch_size = config.num_envs * config.num_steps
+    step = trpo.step_arguments(env, config, agent, make_empirical_solve)
+    return on_policy.make(env, config, agent=agent, **step)
 
-    def policy_step(key, step_input):
-        params, batch = step_input.actor.policy_params, step_input.batch
-        product = empirical_product(agent, params, batch)
-        advantages = standardize(batch.advantages, batch.values)
-        params, info = trust_region_step(
-            params,
-            lambda p: agent.distributions(p, batch),
-            importance_sampled_surrogate(batch.actions, advantages, config.entropy_coef),
-            solver_of(env, config, agent, params, batch, product),
-            max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
-            **step_options(env, config),
-        )
-        return params, (), info._asdict()
 
-    return on_policy.make(env, config, agent=agent, policy_step=policy_step)
+def make_empirical_solve(
+    env: Environment, config: Config, agent: Agent, key: Any, params: Any, batch: Batch
+) -> Solve:
+    """Returns `gradient -> x`, which solves (F + damping I) x = gradient with the empirical F."""
+    return solver_of(env, config, agent, params, batch, empirical_product(agent, params, batch))
 
 
 def empirical_product(agent: Agent, params: Any, batch: Batch) -> MatrixVectorProduct:

@@ -47,7 +47,8 @@ def main() -> None:
     args = parser.parse_args()
     started = time.perf_counter()
     curve = Curve()
-    act = LIBRARIES[args.library](args.task, args.seed, args.steps, curve)
+    train, packages = LIBRARIES[args.library]
+    act = train(args.task, args.seed, args.steps, curve)
     seconds = time.perf_counter() - started
     found = {
         "library": args.library,
@@ -57,7 +58,7 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "returns": play(args.task, args.seed, act),
         "curve": curve.points(args.steps),
-        "versions": {name: version(name) for name in PACKAGES[args.library]},
+        "versions": {name: version(name) for name in packages},
     }
     print(json.dumps(found), flush=True)
 
@@ -170,8 +171,6 @@ def train_tianshou(task: str, seed: int, steps: int, curve: Curve) -> Act:
     from tianshou.env import VectorEnvNormObs
     from tianshou.env.venv_wrappers import VectorEnvWrapper
     from tianshou.trainer import OnPolicyTrainerParams
-    from tianshou.utils.net.common import Net
-    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
     from torch.distributions import Independent, Normal
 
     class Recorded(VectorEnvWrapper):
@@ -186,22 +185,8 @@ def train_tianshou(task: str, seed: int, steps: int, curve: Curve) -> Act:
     torch.manual_seed(seed)
     pool = envpool.make_gymnasium(task, num_envs=num_envs, seed=seed)
     envs = VectorEnvNormObs(Recorded(pool))
-    shape, actions = pool.observation_space.shape, pool.action_space
-    nets = [
-        Net(state_shape=shape, hidden_sizes=(64, 64), activation=torch.nn.Tanh) for _ in range(2)
-    ]
-    actor = ContinuousActorProbabilistic(
-        preprocess_net=nets[0], action_shape=actions.shape, unbounded=True
-    )
-    critic = ContinuousCritic(preprocess_net=nets[1])
-    torch.nn.init.constant_(actor.sigma_param, -0.5)
-    for module in [*actor.modules(), *critic.modules()]:
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.orthogonal_(module.weight, gain=np.sqrt(2))
-            torch.nn.init.zeros_(module.bias)
-    for module in actor.mu.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.weight.data.mul_(0.01)
+    actions = pool.action_space
+    actor, critic = tianshou_networks(pool.observation_space.shape, actions.shape)
     schedule = LRSchedulerFactoryLinear(
         max_epochs=epochs,
         epoch_num_steps=steps // epochs,
@@ -255,6 +240,28 @@ def train_tianshou(task: str, seed: int, steps: int, curve: Curve) -> Act:
     return act
 
 
+def tianshou_networks(observations: tuple[int, ...], actions: tuple[int, ...]) -> tuple[Any, Any]:
+    """Returns the actor and the critic of tianshou's example for MuJoCo."""
+    import torch
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
+
+    own = {"state_shape": observations, "hidden_sizes": (64, 64), "activation": torch.nn.Tanh}
+    actor = ContinuousActorProbabilistic(
+        preprocess_net=Net(**own), action_shape=actions, unbounded=True
+    )
+    critic = ContinuousCritic(preprocess_net=Net(**own))
+    torch.nn.init.constant_(actor.sigma_param, -0.5)
+    for module in [*actor.modules(), *critic.modules()]:
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.orthogonal_(module.weight, gain=np.sqrt(2))
+            torch.nn.init.zeros_(module.bias)
+    for module in actor.mu.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data.mul_(0.01)
+    return actor, critic
+
+
 def train_cross_entropy(task: str, seed: int, steps: int, curve: Curve) -> Act:
     """Trains a network by the cross-entropy method (Szita and Lorincz 2006).
 
@@ -303,15 +310,11 @@ def train_cross_entropy(task: str, seed: int, steps: int, curve: Curve) -> Act:
     return lambda observations: actions(np.tile(mean, (len(observations), 1)), observations)
 
 
+# For each name: the function that trains, and the packages whose versions matter.
 LIBRARIES = {
-    "sb3-contrib": train_sb3,
-    "tianshou": train_tianshou,
-    "cross-entropy": train_cross_entropy,
-}
-PACKAGES = {
-    "sb3-contrib": ("sb3-contrib", "torch", "envpool"),
-    "tianshou": ("tianshou", "torch", "envpool"),
-    "cross-entropy": ("envpool", "numpy"),
+    "sb3-contrib": (train_sb3, ("sb3-contrib", "torch", "envpool")),
+    "tianshou": (train_tianshou, ("tianshou", "torch", "envpool")),
+    "cross-entropy": (train_cross_entropy, ("envpool", "numpy")),
 }
 
 if __name__ == "__main__":

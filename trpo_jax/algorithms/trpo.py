@@ -4,6 +4,7 @@ Each update maximises the surrogate under a bound on the mean KL divergence. The
 gradient with a line search; see `trpo_jax.trust_region`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from trpo_jax.advantages import standardize
@@ -18,7 +19,7 @@ from trpo_jax.algorithms.natural_gradient import (
     step_options,
 )
 from trpo_jax.envs.base import Environment
-from trpo_jax.trust_region import importance_sampled_surrogate, trust_region_step
+from trpo_jax.trust_region import Solve, importance_sampled_surrogate, trust_region_step
 
 Config = configs.TRPO
 
@@ -52,8 +53,20 @@ def make(
     return on_policy.make(env, config, agent=agent, **step_arguments(env, config, agent))
 
 
-def step_arguments(env: Environment, config: configs.TrustRegion, agent: Agent) -> dict[str, Any]:
+def step_arguments(
+    env: Environment,
+    config: configs.TrustRegion,
+    agent: Agent,
+    make_solve: Callable[..., Solve] = make_solve,
+) -> dict[str, Any]:
     """Returns the arguments of `on_policy.make` for the step of TRPO.
+
+    Args:
+        env: the environment.
+        config: a validated config.
+        agent: the agent.
+        make_solve: makes the solver of the linear system; takes the arguments of
+            `natural_gradient.make_solve`.
 
     Raises:
         ConfigurationError: if the solver of the config cannot work with the agent's policy.

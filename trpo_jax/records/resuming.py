@@ -9,17 +9,8 @@ from trpo_jax.records.runs import DESCRIPTION, SUMMARY, read_description, read_r
 
 BROKEN_SEEDS = "broken_seeds"
 # Entries of a description that may differ when a run goes on.
-FREE = (
-    "action_components",
-    "command",
-    "commit",
-    "device",
-    "placement",
-    "policy",
-    "started",
-    "env_timeout",
-)
-FREE += ("stop_at_return", BROKEN_SEEDS)
+FREE = ("command", "commit", "device", "placement", "policy", "started", "env_timeout")
+FREE += ("action_components", "stop_at_return", BROKEN_SEEDS)
 
 
 def differing_settings(asked: dict[str, Any], found: dict[str, Any]) -> str:
