@@ -1,5 +1,6 @@
 import json
 import re
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ import small_batches
 
 from trpo_jax.cli.compare import parse_variant
 from trpo_jax.running.description import config_to_dict
+from trpo_jax.running.evaluation import Played
+from trpo_jax.running.loop import advance_chunks, compile_program
 
 TINY = ["--num-seeds", "2", "--checks", "2", "--episodes", "4"]
 
@@ -55,3 +58,20 @@ def test_an_update_fell_clearly_if_by_more_than_two_standard_errors():
     row = small_batches.describe(np.array([1.0]), changes)
     assert (row["fell"], row["fell_clearly"], row["rejected"]) == (0.5, 0.25, 0.25)
     assert row["mean_change"] == 0.25
+
+
+@pytest.mark.slow
+def test_a_difference_compares_the_policy_after_an_update_with_the_policy_before(monkeypatch):
+    args = small_batches.build_parser().parse_args(["--total-steps", "512", *TINY])
+    run = small_batches.prepare(args, "CartPole-v1", 64, parse_variant("trpo"))
+    size = lambda actor: np.linalg.norm(
+        actor.policy_params["layers_0"]["Dense_0"]["kernel"], axis=(1, 2)
+    )
+    with closing(compile_program(run.algorithm, run.seeds, updates_per_chunk=1)) as program:
+        sizes = [size(chunk.actor) for chunk in advance_chunks(program, run.num_updates)]
+    play = lambda actor, seeds, number: Played(np.tile(size(actor)[:, None], (1, 4)), ())
+    monkeypatch.setattr(small_batches, "make_evaluation", lambda *args, **flags: play)
+    _, changes = small_batches.checked_run(run, args.checks, args.episodes)
+    expected = [sizes[3] - sizes[2], sizes[7] - sizes[6]]  # the fourth and the eighth update
+    np.testing.assert_allclose(changes.difference.T, expected, rtol=1e-5, atol=1e-7)
+    assert np.abs(expected).min() > 1e-5
