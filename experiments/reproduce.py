@@ -55,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{', '.join(benchmarks)}."
                 )
             if args.redraw:
-                for name, report in reports().items():
-                    if name in names:
-                        write_files(report, name, RESULTS)
+                redraw([name for name in names if name in benchmarks], console)
                 return 0
             cache_compilations()
             for name in names:
@@ -91,6 +89,18 @@ def build_parser() -> Parser:
     help_text = "write the tables and figures of experiments/results again, from the numbers there"
     add("--redraw", action="store_true", help=help_text)
     return parser
+
+
+def redraw(names: Sequence[str], console: Console) -> None:
+    """Writes the tables and figures of `experiments/results` again, from the reports there."""
+    found = reports()
+    for name in names:
+        if name in found:
+            console.print(f"Table: {write_files(found[name], name, RESULTS)}")
+        else:
+            console.print(
+                f"{name} has no report with curves. Run --benchmark {name} without --redraw."
+            )
 
 
 def run(benchmark: dict[str, Any], name: str, args: Namespace, console: Console) -> bool:

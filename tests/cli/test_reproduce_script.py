@@ -134,6 +134,19 @@ def test_a_benchmark_without_bars_has_no_column_of_bars():
     assert "bar" not in table
 
 
+def test_redrawing_says_which_tables_it_wrote(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(reproduce, "BENCHMARKS_FILE", reproduce.HERE / "reproduce.toml")
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    row = ROW | {"curve": [[1.0] * returns_table.POINTS], "steps": 100}
+    report = REPORT | {"rows": {"TRPO": {"Pole": row}}}
+    (tmp_path / "box2d.json").write_text(json.dumps(report))
+    assert reproduce.main(["--benchmark", "box2d", "vine", "--redraw"]) == 0
+    said = capsys.readouterr().out
+    assert f"Table: {tmp_path / 'box2d.md'}" in said
+    assert "vine has no report with curves" in said
+    assert (tmp_path / "box2d.png").is_file()
+
+
 def test_a_peer_has_a_column_and_a_probability_that_its_seeds_are_worse():
     own = ROW | {"per_seed": [3.0, 4.0, 5.0]}
     peer = {"per_seed": [1.0, 2.0, 3.5], "episodes_per_seed": 2, "versions": {"torch": "1"}}
