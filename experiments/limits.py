@@ -87,7 +87,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
             returns, costs = (np.array(found[mode][what]) for what in ("return", "cost"))
             reached = returns.mean() >= bar and costs.mean() <= limit
             mark = "**" if reached else ""
-            cells += [f"{mark}{with_interval(returns, ',.0f')}{mark}", with_interval(costs, ".1f")]
+            cells += [f"{mark}{with_interval(returns)}{mark}", with_interval(costs)]
         cells += [f"{100 * found['updates_above']:.0f} %", f"{found['mean_excess']:.1f}"]
         yield "| " + " | ".join(cells) + " |"
     yield ""
@@ -96,7 +96,8 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield from provenance_lines(report)
 
 
-def with_interval(values: np.ndarray, form: str) -> str:
-    """Returns the mean over seeds with its 95 % interval, as text."""
-    low, high = mean_interval(values)
-    return f"{values.mean():{form}} ({low:{form}} to {high:{form}})"
+def with_interval(values: np.ndarray) -> str:
+    """Returns the mean over seeds with its 95 % interval, as text of three digits or more."""
+    mean, low, high = values.mean(), *mean_interval(values)
+    form = ",.0f" if abs(mean) >= 100 else ".1f" if abs(mean) >= 10 else ".2f"
+    return f"{mean:{form}} ({low:{form}} to {high:{form}})"
