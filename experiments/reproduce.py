@@ -205,7 +205,7 @@ def is_complete(report: dict[str, Any]) -> bool:
 def as_text(data: Any, depth: int = 0) -> str:
     """Returns data as JSON with one line for each list, so that curves stay compact."""
     if not isinstance(data, dict) or not data:
-        return json.dumps(data, allow_nan=False)
+        return json.dumps(data, allow_nan=False, separators=(",", ":"))
     indent = "  " * (depth + 1)
     lines = [f"{indent}{json.dumps(key)}: {as_text(x, depth + 1)}" for key, x in data.items()]
     return "{\n" + ",\n".join(lines) + "\n" + "  " * depth + "}"

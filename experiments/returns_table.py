@@ -64,7 +64,7 @@ def curve_points(metrics: dict[str, np.ndarray], name: str) -> list[list[float |
     sums = lambda x: np.array([np.bincount(place, row, POINTS) for row in x])
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums(totals) / sums(counts)
-    return [[None if np.isnan(x) else float(f"{x:.5g}") for x in row] for row in means]
+    return [[None if np.isnan(x) else float(f"{x:.4g}") for x in row] for row in means]
 
 
 def finished(report: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
