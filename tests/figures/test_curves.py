@@ -46,6 +46,17 @@ def test_the_band_of_two_seeds_is_their_range():
         assert (ends.min(), ends.max()) == (low, high)
 
 
+def test_a_wide_band_does_not_stretch_the_axis():
+    curve = Curve(np.arange(3), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 9.0, 10.0]]))
+    for axes in (
+        comparison({"A": {"x": curve}}, ["x"]).axes[0],
+        learning_curve(*curve[:2], "").axes[0],
+    ):
+        (band,) = axes.collections
+        assert band.get_paths()[0].vertices[:, 1].min() < -8
+        np.testing.assert_allclose(axes.get_ylim(), (-0.5, 10.5))
+
+
 def test_a_return_is_repeated_for_one_update_before_a_gap_in_a_short_run():
     returns = np.array([[NAN, 1, NAN, 3, 3, 3, 3], [NAN, 3, 5, NAN, NAN, NAN, 7]])
     figure = learning_curve(np.arange(7), returns, "")

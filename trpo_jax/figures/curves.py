@@ -301,7 +301,12 @@ def _plot_iqm(
     low, high = np.full((2, len(env_steps)), np.nan)
     name, low[known], high[known] = iqm_spread(returns[:, known])
     alike = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
-    return axes.fill_between(env_steps, low, high, label=name, **alike)
+    seen = axes.dataLim.frozen()
+    band = axes.fill_between(env_steps, low, high, label=name, **alike)
+    axes.dataLim.set(seen)  # the axis fits the values of the seeds, which few seeds' bands exceed
+    ends = np.nanmin(returns), np.nanmax(returns)
+    axes.update_datalim(list(zip(env_steps[[0, -1]], ends, strict=True)))
+    return band
 
 
 def _spread(length: int, most: int) -> np.ndarray:
