@@ -273,7 +273,7 @@ def file_of(figure: Figure, kind: str, dpi: int) -> bytes:
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # 42 is TrueType
         figure.savefig(content, format=kind, dpi=dpi)
     if kind == "png":
-        image = Image.open(content).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+        image = Image.open(content).convert("RGB").quantize(256, kmeans=1)
         content = io.BytesIO()
         image.save(content, "png", optimize=True)
     return content.getvalue()
