@@ -7,6 +7,7 @@ return fell.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -31,7 +32,7 @@ from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.defaults import defaults
-from trpo_jax.running.description import config_to_dict, flags_of
+from trpo_jax.running.description import config_to_dict, flags_of, provenance
 from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import advance_chunks, compile_program
 from trpo_jax.running.plan import RunPlan
@@ -75,20 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         folder = create_run_folder(args.out)
     cache_compilations()
-    rows = []
+    command = f"python3 -m uv run experiments/benchmarks/small_batches.py {shlex.join(words)}"
+    report = {"command": command, **provenance(args.envs[0]), "rows": []}
     for (env, batch, label), run in runs.items():
         actor, changes = checked_run(run, args.checks, args.episodes)
         evaluation = make_evaluation(run.env, run.algorithm.policy, FINAL_EPISODES)
         scores = evaluation(actor, run.seeds).returns.mean(axis=1)
-        rows.append({"env": env, "batch": batch, "algorithm": label, **describe(scores, changes)})
+        row = {"env": env, "batch": batch, "algorithm": label, **describe(scores, changes)}
+        report["rows"].append(row)
         jax.clear_caches()  # compiled programs of finished runs would fill the memory
         console.print(
-            f"{env:<16} batch {batch:>5}  {label:<12} IQM {rows[-1]['iqm']:8.1f}  "
-            f"fell after {rows[-1]['fell']:.0%} of updates"
+            f"{env:<16} batch {batch:>5}  {label:<12} IQM {row['iqm']:8.1f}  "
+            f"fell after {row['fell']:.0%} of updates"
         )
-        command = f"python3 -m uv run experiments/benchmarks/small_batches.py {' '.join(words)}"
-        write_json(folder / "small_batches.json", {"command": command, "rows": rows})
-        (folder / "small_batches.md").write_text("\n".join(table_lines(command, rows, args)) + "\n")
+        write_json(folder / "small_batches.json", report)
+        (folder / "small_batches.md").write_text("\n".join(table_lines(report, args)) + "\n")
     console.print(f"Table: {folder / 'small_batches.md'}")
     return 0
 
@@ -182,9 +184,9 @@ def describe(scores: np.ndarray, changes: Changes) -> dict[str, Any]:
     }
 
 
-def table_lines(command: str, rows: list[dict[str, Any]], args) -> Iterator[str]:
+def table_lines(report: dict[str, Any], args: argparse.Namespace) -> Iterator[str]:
     """Yields the lines of small_batches.md."""
-    yield from ("```", command, "```", "")
+    yield from ("```", report["command"], "```", "")
     yield (
         f"Eight environments, {args.total_steps:,} steps a seed, {args.num_seeds} seeds. All "
         "fields that trpo also has keep the settings of trpo. IQM is the interquartile mean over "
@@ -195,15 +197,18 @@ def table_lines(command: str, rows: list[dict[str, Any]], args) -> Iterator[str]
         "parameters. The statistics of observations still change in these updates, which changes "
         "the return a little."
     )
-    for env in dict.fromkeys(row["env"] for row in rows):
+    for env in dict.fromkeys(row["env"] for row in report["rows"]):
         yield from ("", f"### {env}", "")
         yield f"| steps an update | algorithm | IQM | {INTERVAL} | fell | clearly | rejected |"
         yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"
-        for row in (row for row in rows if row["env"] == env):
+        for row in (row for row in report["rows"] if row["env"] == env):
             spread = spread_text(row["iqm_ci95"], row["per_seed"], "{:.4g}".format)
             shares = (f"{row[name]:.0%}" for name in ("fell", "fell_clearly", "rejected"))
             cells = [str(row["batch"]), row["algorithm"], f"{row['iqm']:.4g}"]
             yield "| " + " | ".join([*cells, spread, *shares]) + " |"
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    yield from ("", f"Commit: {report['commit']}  ", f"Versions: {versions}  ")
+    yield f"Device: {report['device']['platform']}, {report['device']['machine']}"
 
 
 if __name__ == "__main__":

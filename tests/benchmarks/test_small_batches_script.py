@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_batches
 
+import trpo_jax
 from trpo_jax.cli.compare import parse_variant
 from trpo_jax.running.description import config_to_dict
 from trpo_jax.running.evaluation import Played
@@ -25,6 +26,7 @@ def test_it_measures_every_variant_and_batch_and_writes_the_table(tmp_path, caps
     assert 0 <= row["fell_clearly"] <= row["fell"] <= 1
     table = (tmp_path / "out" / "small_batches.md").read_text()
     assert re.search(r"\| 64 \| trpo \| \S+ \| range \S+ to \S+ \|", table)
+    assert f"Versions: trpo_jax {trpo_jax.__version__}, " in table
 
 
 def test_variants_differ_in_nothing_that_trpo_has():
