@@ -235,4 +235,4 @@ def number(value: float | None) -> str:
     """Returns a score as text; the empty text for None."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if abs(value) >= DECIMAL_BELOW else f"{value:.1f}"
+    return f"{value:,.0f}" if abs(value) >= DECIMAL_BELOW else f"{value:z.1f}"

@@ -49,8 +49,8 @@ def test_a_line_about_a_task_quotes_a_report(page):
     quotes = [x for x in lines if x.startswith("| ") and x.split(" | ")[0][2:] in texts]
     assert len(quotes) > 4
     for line in quotes:
-        task, *cells = (cell.strip("|* ") for cell in line.split(" | "))
-        quoted = {cell for cell in cells if re.search(r"\(\S+ to \S+\)", cell)}
+        task, rest = line[2:].split(" | ", 1)
+        quoted = set(re.findall(r"[-\d.,]+ \(\S+ to \S+\)", rest))
         assert quoted and quoted <= texts[task], line
 
 
