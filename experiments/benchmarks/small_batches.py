@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         folder = create_run_folder(args.out)
     cache_compilations()
-    command = f"python3 -m uv run experiments/benchmarks/small_batches.py {shlex.join(words)}"
+    suites = sorted({env.partition("/")[0] for env in args.envs if "/" in env})
+    uv = " ".join(["python3 -m uv run", *(f"--extra {suite}" for suite in suites)])
+    command = f"{uv} experiments/benchmarks/small_batches.py {shlex.join(words)}"
     report = {"command": command, **provenance(args.envs[0]), "rows": []}
     for (env, batch, label), run in runs.items():
         actor, changes = checked_run(run, args.checks, args.episodes)
