@@ -183,10 +183,11 @@ def write_files(report: dict[str, Any], name: str, folder: Path) -> Path:
     """Writes the report of a benchmark, its table and its figure. Returns the file of the table."""
     form = limits if "limit" in report else returns_table
     write_whole(folder / f"{name}.json", as_text(report) + "\n")
-    table = folder / f"{name}.md"
-    write_whole(table, "\n".join(form.table_lines(report)) + "\n")
+    table, lines = folder / f"{name}.md", [*form.table_lines(report)]
     if any(report["rows"].values()):
         write_whole(folder / f"{name}.png", file_of(form.figure(report), "png", 110))
+        lines += ["", f"![Learning curves]({name}.png)"]
+    write_whole(table, "\n".join(lines) + "\n")
     return table
 
 

@@ -112,7 +112,8 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     marks = [x for x in ("bar", "floor") if any(x in task for task in report["tasks"].values())]
     published = report.get("published", {})
     first, *others = report["rows"]
-    columns = ["task", first, "IQM", *others, *marks, *published]
+    others = [method for method in others if report["rows"][method]]
+    columns = ["task", first, f"IQM of {first}" if others else "IQM", *others, *marks, *published]
     yield "| " + " | ".join(columns) + " |"
     yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
     for task, settings in report["tasks"].items():

@@ -134,6 +134,11 @@ def test_a_benchmark_without_bars_has_no_column_of_bars():
     assert "bar" not in table
 
 
+def test_a_peer_that_has_not_run_has_no_column():
+    report = REPORT | {"rows": REPORT["rows"] | {"peer": {}}}
+    assert "| task | TRPO | IQM |\n" in "\n".join(returns_table.table_lines(report))
+
+
 def test_redrawing_says_which_tables_it_wrote(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(reproduce, "BENCHMARKS_FILE", reproduce.HERE / "reproduce.toml")
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
@@ -145,6 +150,7 @@ def test_redrawing_says_which_tables_it_wrote(monkeypatch, tmp_path, capsys):
     assert f"Table: {tmp_path / 'box2d.md'}" in said
     assert "vine has no report with curves" in said
     assert (tmp_path / "box2d.png").is_file()
+    assert (tmp_path / "box2d.md").read_text().endswith("![Learning curves](box2d.png)\n")
 
 
 def test_a_peer_has_a_column_and_a_probability_that_its_seeds_are_worse():
@@ -152,7 +158,7 @@ def test_a_peer_has_a_column_and_a_probability_that_its_seeds_are_worse():
     peer = {"per_seed": [1.0, 2.0, 3.5], "episodes_per_seed": 2, "versions": {"torch": "1"}}
     report = REPORT | {"rows": {"TRPO": {"Pole": own}, "peer": {"Pole": peer}}}
     table = "\n".join(returns_table.table_lines(report))
-    assert "| task | TRPO | IQM | peer |\n" in table
+    assert "| task | TRPO | IQM of TRPO | peer |\n" in table
     assert "| Pole | 4.0 (1.5 to 6.5), 3 | 4.0 | 2.2 (" in table
     assert "than a seed of *peer* with a probability of 0.89 (" in table
     assert "| Pole | peer | 1.0, 2.0, 3.5 |" in table
