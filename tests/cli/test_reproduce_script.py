@@ -96,11 +96,11 @@ def test_the_table_compares_with_published_results(finished, tmp_path):
     table = (finished / "tiny.md").read_text()
     assert "uv run --extra envs experiments/reproduce.py --benchmark tiny" in table
     row = next(line for line in table.splitlines() if line.startswith("| Pole | **"))
-    assert ", 2 |  | 5.0 | 1.0 | 123 |" in row, "no peer has run yet"
+    assert ", 2 | 5.0 | 1.0 | 123 |" in row, "no column for a peer that has not run"
     assert "below the floor" not in row
     variant = next(x for x in table.splitlines() if x.startswith("| Pole, far-sighted | "))
     assert ", below the floor | " in variant
-    assert variant.endswith(" |  |  | 1,000 | 900 |  |"), "neither PPO nor published"
+    assert variant.endswith(" |  | 1,000 | 900 |  |"), "neither PPO nor published"
     assert "- `gamma`: 0.99, Pole, far-sighted: 0.9999" in table
     of_ppo = table[table.index("Hyperparameters of *PPO*") :]
     assert "- `clip`: 0.2" in of_ppo
