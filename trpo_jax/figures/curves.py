@@ -303,7 +303,7 @@ def _plot_iqm(
     alike = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
     seen = axes.dataLim.frozen()
     band = axes.fill_between(env_steps, low, high, label=name, **alike)
-    axes.dataLim.set(seen)  # the axis fits the values of the seeds, which few seeds' bands exceed
+    axes.dataLim.set(seen)  # the axis fits the seeds' values; a band of three seeds is far wider
     ends = np.nanmin(returns), np.nanmax(returns)
     axes.update_datalim(list(zip(env_steps[[0, -1]], ends, strict=True)))
     return band
