@@ -12,7 +12,6 @@ from returns_table import (
     filled,
     finished,
     heading_lines,
-    provenance_lines,
     settings_of,
 )
 
@@ -21,6 +20,7 @@ from trpo_jax.cli import evaluate
 from trpo_jax.cli.compare import Pair
 from trpo_jax.figures.curves import Costs, Curve, Figure, comparison
 from trpo_jax.records.runs import ONLY_COST, read_run
+from trpo_jax.running.description import provenance_lines
 
 EPISODES = 64  # for each seed and mode
 MODES = ("stochastic", "deterministic")
@@ -93,7 +93,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield report["notes"].strip()
     yield ""
-    yield from provenance_lines(report)
+    yield from provenance_lines([found for _, _, found in finished(report)])
 
 
 def with_interval(values: np.ndarray) -> str:

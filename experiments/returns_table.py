@@ -19,6 +19,7 @@ from trpo_jax.analysis.statistics import (
 from trpo_jax.cli.compare import MEASURED, Pair
 from trpo_jax.figures.curves import Curve, Figure, comparison
 from trpo_jax.records.runs import finished_scores, read_description, read_run, read_summary
+from trpo_jax.running.description import provenance_lines
 
 POINTS = 100  # of a learning curve
 DECIMAL_BELOW = 20  # a smaller return is printed with a decimal
@@ -141,7 +142,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {task} | {method} | {', '.join(map(number, found['per_seed']))} |"
     yield ""
     yield from setting_lines(report)
-    yield from provenance_lines(report)
+    yield from provenance_lines(rows)
 
 
 def own_cells(found: dict[str, Any] | None, settings: dict[str, Any]) -> list[str]:
@@ -217,19 +218,6 @@ def setting_text(name: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
     usual = max(values.values(), key=[*values.values()].count)
     unusual = [f"{task}: {value}" for task, value in values.items() if value != usual]
     return ", ".join([usual, *unusual])
-
-
-def provenance_lines(report: dict[str, Any]) -> Iterator[str]:
-    """Yields the commits, versions and machines that made a report."""
-    rows = [found for _, _, found in finished(report)]
-    distinct = lambda name: dict.fromkeys(json.dumps(x[name]) for x in rows if x.get(name))
-    commits = [json.loads(text) for text in distinct("commit")]
-    if commits:
-        yield f"Commit: {', '.join(commits)}  "
-    for text in distinct("versions"):
-        yield f"Versions: {', '.join(f'{a} {b}' for a, b in json.loads(text).items())}  "
-    for text in distinct("device"):
-        yield f"Device: {', '.join(dict.fromkeys(json.loads(text).values()))}"
 
 
 def number(value: float | None) -> str:

@@ -34,7 +34,7 @@ from trpo_jax import (
 from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.figures.curves import COLORS, Figure, file_of, style
 from trpo_jax.records.files import create_run_folder, write_json, write_whole
-from trpo_jax.running.description import provenance
+from trpo_jax.running.description import provenance, provenance_lines
 
 BATCH = 256  # examples in a step of Adam and SGD
 TUNED_ON = 0  # the seed that chooses the settings
@@ -378,8 +378,7 @@ def table_lines(report: dict[str, Any]) -> Iterator[str]:
             cells += [f"{medians[0]:,.0f}", f"{medians[1]:.2f}"] if medians else ["", ""]
             yield "| " + " | ".join([*cells, f"{len(reached)} of {len(row['reached'])}"]) + " |"
     yield ""
-    yield f"Versions: {', '.join(f'{k} {v}' for k, v in report['versions'].items())}"
-    yield f"Device: {', '.join(f'{k} {v}' for k, v in report['device'].items())}"
+    yield from provenance_lines([report])
 
 
 def draw(rows: dict[str, Any]) -> Figure:

@@ -29,7 +29,7 @@ from trpo_jax import (
 )
 from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.records.files import create_run_folder, write_whole
-from trpo_jax.running.description import provenance
+from trpo_jax.running.description import provenance, provenance_lines
 
 BATCH = 512
 WIDTHS = {64: "10^4", 960: "10^6", 3100: "10^7"}  # width of two hidden layers: parameters
@@ -202,9 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(line)
             lines.append(line)
         lines.append("")
-    found = provenance("CartPole-v1")
-    lines.append(f"Versions: {', '.join(f'{k} {v}' for k, v in found['versions'].items())}")
-    lines.append(f"Device: {', '.join(f'{k} {v}' for k, v in found['device'].items())}")
+    lines += provenance_lines([provenance("CartPole-v1")])
     write_whole(folder / "natural_gradient_costs.md", "\n".join(lines) + "\n")
     console.print(f"Tables: {folder / 'natural_gradient_costs.md'}")
     return 0

@@ -32,7 +32,7 @@ from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.records.files import create_run_folder, write_json
 from trpo_jax.running.defaults import defaults
-from trpo_jax.running.description import config_to_dict, flags_of, provenance
+from trpo_jax.running.description import config_to_dict, flags_of, provenance, provenance_lines
 from trpo_jax.running.evaluation import make_evaluation
 from trpo_jax.running.loop import advance_chunks, compile_program
 from trpo_jax.running.plan import RunPlan
@@ -208,9 +208,8 @@ def table_lines(report: dict[str, Any], args: argparse.Namespace) -> Iterator[st
             shares = (f"{row[name]:.0%}" for name in ("fell", "fell_clearly", "rejected"))
             cells = [str(row["batch"]), row["algorithm"], f"{row['iqm']:.4g}"]
             yield "| " + " | ".join([*cells, spread, *shares]) + " |"
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    yield from ("", f"Commit: {report['commit']}  ", f"Versions: {versions}  ")
-    yield f"Device: {report['device']['platform']}, {report['device']['machine']}"
+    yield ""
+    yield from provenance_lines([report])
 
 
 if __name__ == "__main__":

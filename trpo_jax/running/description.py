@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -71,6 +71,23 @@ def provenance(env: str) -> dict[str, Any]:
         },
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def provenance_lines(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yields the commits, versions and machines of runs as lines of Markdown.
+
+    Args:
+        found: for each run, a dictionary with the entries of `provenance`; missing ones are left
+            out.
+    """
+    distinct = lambda name: dict.fromkeys(json.dumps(x[name]) for x in found if x.get(name))
+    commits = [json.loads(text) for text in distinct("commit")]
+    if commits:
+        yield f"Commit: {', '.join(commits)}  "
+    for text in distinct("versions"):
+        yield f"Versions: {', '.join(f'{a} {b}' for a, b in json.loads(text).items())}  "
+    for text in distinct("device"):
+        yield f"Device: {', '.join(dict.fromkeys(json.loads(text).values()))}"
 
 
 def commit() -> str | None:
