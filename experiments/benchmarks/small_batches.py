@@ -3,10 +3,11 @@
 Each variant trains with several batch sizes. All fields that trpo also has keep the settings of
 trpo. At evenly spaced updates, the stochastic policies before and after the update play the same
 fresh episodes with the same random numbers. The paired difference of returns shows whether the true
-return fell.
+return fell. The same command again keeps the finished rows of the table.
 """
 
 import argparse
+import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from trpo_jax.cli.compare import Variant, parse_variant
 from trpo_jax.cli.display import spread_text
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.records.files import create_run_folder, write_json
+from trpo_jax.records.files import create_run_folder, locked, write_json, write_whole
 from trpo_jax.running.defaults import defaults
 from trpo_jax.running.description import config_to_dict, flags_of, provenance, provenance_lines
 from trpo_jax.running.evaluation import make_evaluation
@@ -38,13 +39,28 @@ from trpo_jax.running.loop import advance_chunks, compile_program
 from trpo_jax.running.plan import RunPlan
 
 FINAL_EPISODES = 64
-VARIANTS = (
-    "trpo",
-    "ua_trpo-c1=ua_trpo --c 1",
-    "ua_trpo-c10=ua_trpo --c 10",
-    "ua_trpo-c100=ua_trpo --c 100",
-    "accept=trpo_held_out",
-)
+STEPS = {"Pendulum-v1": 100_000, "envpool/Hopper-v4": 200_000, "envpool/HalfCheetah-v4": 200_000}
+# The variants of the published table, by environment and batch. Seeds 50 to 52 chose the settings.
+VARIANTS = {
+    ("Pendulum-v1", 128): (
+        "radius=trpo --kl-penalty 0 --max-kl 0.0006",
+        "penalty=trpo --kl-penalty 32",
+        "ua_trpo=ua_trpo --kl-penalty 0 --max-kl 0.002 --c 1000",
+        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.0006",
+    ),
+    ("Pendulum-v1", 512): (
+        "radius=trpo --kl-penalty 0 --max-kl 0.006",
+        "penalty=trpo --kl-penalty 8",
+        "ua_trpo=ua_trpo --kl-penalty 0 --max-kl 0.006 --c 1",
+        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.006",
+    ),
+    ("Pendulum-v1", 2048): (
+        "radius=trpo --kl-penalty 0 --max-kl 0.006",
+        "penalty=trpo --kl-penalty 2",
+        "ua_trpo=ua_trpo --kl-penalty 0 --max-kl 0.006 --c 1",
+        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.006",
+    ),
+}
 
 
 class Changes(NamedTuple):
@@ -67,64 +83,117 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with user_errors():
         args = build_parser().parse_args(words)
-        variants = [parse_variant(text) for text in args.algorithms]
-        runs = {
-            (env, batch, variant.label): prepare(args, env, batch, variant)
+        runs = [
+            (env, batch, variant, prepare(args, env, batch, variant))
             for env in args.envs
             for batch in args.batches
-            for variant in variants
-        }
-        folder = create_run_folder(args.out)
-    cache_compilations()
+            for variant in variants_of(args, env, batch)
+        ]
+        with locked(args.out):
+            report = begin(args, words)
+            cache_compilations()
+            measure(args, runs, report, console)
+            write_whole(args.out / "small_batches.md", "\n".join(table_lines(report, args)) + "\n")
+    console.print(f"Table: {args.out / 'small_batches.md'}")
+    return 0
+
+
+def begin(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    """Returns the report in the output folder. It has no rows if the folder is new.
+
+    Raises:
+        ConfigurationError: if the folder holds anything besides a report of the same command.
+    """
     suites = sorted({env.partition("/")[0] for env in args.envs if "/" in env})
     uv = " ".join(["python3 -m uv run", *(f"--extra {suite}" for suite in suites)])
     command = f"{uv} experiments/benchmarks/small_batches.py {shlex.join(words)}"
-    report = {"command": command, **provenance(args.envs[0]), "rows": []}
-    for (env, batch, label), run in runs.items():
+    file = args.out / "small_batches.json"
+    if not file.is_file():
+        create_run_folder(args.out)
+        return {"command": command, "table": []}
+    report = json.loads(file.read_text())
+    if report["command"] != command:
+        raise ConfigurationError(
+            f"{file} is the result of another command: {report['command']}. Choose another folder "
+            "with --out."
+        )
+    return report
+
+
+def measure(
+    args: argparse.Namespace,
+    runs: Sequence[tuple[str, int, Variant, RunPlan]],
+    report: dict[str, Any],
+    console: Console,
+) -> None:
+    """Runs everything that the report lacks, and writes the report after each run."""
+    finished = {(row["env"], row["batch"], row["variant"]) for row in report["table"]}
+    for env, batch, variant, run in runs:
+        if (env, batch, variant.label) in finished:
+            continue
         actor, changes = checked_run(run, args.checks, args.episodes)
         evaluation = make_evaluation(run.env, run.algorithm.policy, FINAL_EPISODES)
         scores = evaluation(actor, run.seeds).returns.mean(axis=1)
-        row = {"env": env, "batch": batch, "algorithm": label, **describe(scores, changes)}
-        report["rows"].append(row)
+        settings = shlex.join([variant.algorithm, *variant.flags])
+        row = {"env": env, "batch": batch, "variant": variant.label, "settings": settings}
+        row |= {
+            "total_steps": run.description["total_steps"],
+            **describe(scores, changes),
+            **provenance(env),
+        }
+        report["table"].append(row)
         jax.clear_caches()  # compiled programs of finished runs would fill the memory
         console.print(
-            f"{env:<16} batch {batch:>5}  {label:<12} IQM {row['iqm']:8.1f}  "
+            f"{env:<23} batch {batch:>5}  {variant.label:<8} IQM {row['iqm']:8.1f}  "
             f"fell after {row['fell']:.0%} of updates"
         )
-        write_json(folder / "small_batches.json", report)
-        (folder / "small_batches.md").write_text("\n".join(table_lines(report, args)) + "\n")
-    console.print(f"Table: {folder / 'small_batches.md'}")
-    return 0
+        write_json(args.out / "small_batches.json", report)
 
 
 def build_parser() -> Parser:
     """Returns the parser of the command line."""
     parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    help_text = "variants: names of algorithms, or 'LABEL=NAME FLAGS' as in compare.py"
-    add("--algorithms", nargs="+", default=list(VARIANTS), metavar="ALGORITHM", help=help_text)
-    add(
-        "--envs",
-        nargs="+",
-        default=["CartPole-v1"],
-        metavar="NAME",
-        help="environments (default: CartPole-v1)",
+    help_text = (
+        "variants: names of algorithms, or 'LABEL=NAME FLAGS' as in compare.py (default: the "
+        "variants of the published table)"
     )
-    help_text = "batch sizes: environment steps in one update (default: 128 256 512 1024)"
-    batches = [128, 256, 512, 1024]
-    add("--batches", nargs="+", type=int, default=batches, metavar="N", help=help_text)
+    add("--algorithms", nargs="+", metavar="ALGORITHM", help=help_text)
+    help_text = f"environments (default: {' '.join(STEPS)})"
+    add("--envs", nargs="+", default=list(STEPS), metavar="NAME", help=help_text)
+    help_text = "batch sizes: environment steps in one update (default: 128 512 2048)"
+    add("--batches", nargs="+", type=int, default=[128, 512, 2048], metavar="N", help=help_text)
     add("--num-seeds", type=int, default=10, metavar="N", help="number of seeds (default: 10)")
-    add("--seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
-    help_text = "environment steps of each seed (default: 50,000)"
-    add("--total-steps", type=step_count, default=50_000, metavar="N", help=help_text)
-    help_text = "number of measured updates in each run, evenly spaced (default: 24)"
-    add("--checks", type=int, default=24, metavar="N", help=help_text)
-    help_text = "number of fresh episodes for each measurement (default: 128)"
-    add("--episodes", type=int, default=128, metavar="N", help=help_text)
-    help_text = "output folder; it must be new or empty (default: runs/small_batches)"
+    add("--seed", type=int, default=100, metavar="N", help="the first seed (default: 100)")
+    help_text = (
+        "environment steps of each seed (default: those of the published table, and 50,000 for "
+        "other environments)"
+    )
+    add("--total-steps", type=step_count, metavar="N", help=help_text)
+    help_text = "number of measured updates in each run, evenly spaced (default: 12)"
+    add("--checks", type=int, default=12, metavar="N", help=help_text)
+    help_text = "number of fresh episodes for each measurement (default: 32)"
+    add("--episodes", type=int, default=32, metavar="N", help=help_text)
+    help_text = "output folder: new, empty, or of the same command (default: runs/small_batches)"
     default = Path("runs/small_batches")
     add("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
     return parser
+
+
+def variants_of(args: argparse.Namespace, env: str, batch: int) -> list[Variant]:
+    """Returns the variants that train on an environment with a batch size.
+
+    Raises:
+        ConfigurationError: if the published table has none, and the user named none.
+    """
+    texts = args.algorithms or VARIANTS.get((env, batch))
+    if not texts:
+        known = ", ".join(f"{size} on {name}" for name, size in VARIANTS)
+        raise ConfigurationError(
+            f"The published table has no variants for a batch of {batch} on {env}. It has: {known}."
+            " Name your own variants with --algorithms."
+        )
+    return [parse_variant(text) for text in texts]
 
 
 def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) -> RunPlan:
@@ -133,7 +202,8 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     Raises:
         ConfigurationError: if the settings cannot work.
     """
-    tuned = defaults("trpo", env, args.total_steps).config
+    total_steps = args.total_steps or STEPS.get(env, 50_000)
+    tuned = defaults("trpo", env, total_steps).config
     reference = tuned.replace(
         num_envs=8,
         num_steps=batch // 8,
@@ -143,11 +213,11 @@ def prepare(args: argparse.Namespace, env: str, batch: int, variant: Variant) ->
     known = config_to_dict(algorithms.get(variant.algorithm).Config())
     shared = {name: value for name, value in config_to_dict(reference).items() if name in known}
     settings = {"env": env, "algorithm": variant.algorithm, "seed": args.seed, **shared}
-    settings |= {"num_seeds": args.num_seeds, "total_steps": args.total_steps}
+    settings |= {"num_seeds": args.num_seeds, "total_steps": total_steps}
     run = plan_of([*flags_of(settings), *variant.flags])
     if batch % 8 or run.num_updates < args.checks or min(args.checks, args.episodes) < 1:
         raise ConfigurationError(
-            f"A batch of {batch} over {args.total_steps:,} steps cannot be measured {args.checks} "
+            f"A batch of {batch} over {total_steps:,} steps cannot be measured {args.checks} "
             f"times on {args.episodes} episodes. Choose batches that are multiples of 8 steps, at "
             "least one episode, at least one measurement, and at most one measurement for each "
             "update."
@@ -190,8 +260,8 @@ def table_lines(report: dict[str, Any], args: argparse.Namespace) -> Iterator[st
     """Yields the lines of small_batches.md."""
     yield from ("```", report["command"], "```", "")
     yield (
-        f"Eight environments, {args.total_steps:,} steps a seed, {args.num_seeds} seeds. All "
-        "fields that trpo also has keep the settings of trpo. IQM is the interquartile mean over "
+        f"Eight environments, {args.num_seeds} seeds. All fields that trpo also has keep the "
+        "settings of trpo, except for those of the table. IQM is the interquartile mean over "
         f"seeds of the final return of the deterministic policy. {INTERVALS} *Fell* is the share "
         f"of {args.checks * args.num_seeds} updates after which the true return of the stochastic "
         f"policy was lower, on {args.episodes} paired episodes. *Clearly* means lower by more than "
@@ -199,17 +269,21 @@ def table_lines(report: dict[str, Any], args: argparse.Namespace) -> Iterator[st
         "parameters. The statistics of observations still change in these updates, which changes "
         "the return a little."
     )
-    for env in dict.fromkeys(row["env"] for row in report["rows"]):
-        yield from ("", f"### {env}", "")
-        yield f"| steps an update | algorithm | IQM | {INTERVAL} | fell | clearly | rejected |"
-        yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: |"
-        for row in (row for row in report["rows"] if row["env"] == env):
+    for env in dict.fromkeys(row["env"] for row in report["table"]):
+        rows = [row for row in report["table"] if row["env"] == env]
+        yield from ("", f"### {env}, {rows[0]['total_steps']:,} steps", "")
+        yield (
+            f"| steps an update | variant | settings | IQM | {INTERVAL} | fell | clearly | "
+            "rejected |"
+        )
+        yield "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+        for row in rows:
             spread = spread_text(row["iqm_ci95"], row["per_seed"], "{:.4g}".format)
             shares = (f"{row[name]:.0%}" for name in ("fell", "fell_clearly", "rejected"))
-            cells = [str(row["batch"]), row["algorithm"], f"{row['iqm']:.4g}"]
+            cells = [str(row["batch"]), row["variant"], f"`{row['settings']}`", f"{row['iqm']:.4g}"]
             yield "| " + " | ".join([*cells, spread, *shares]) + " |"
     yield ""
-    yield from provenance_lines([report])
+    yield from provenance_lines(report["table"])
 
 
 if __name__ == "__main__":

@@ -13,20 +13,28 @@ from trpo_jax.running.evaluation import Played
 from trpo_jax.running.loop import advance_chunks, compile_program
 
 TINY = ["--num-seeds", "2", "--checks", "2", "--episodes", "4"]
+CARTPOLE = ["--envs", "CartPole-v1", "--algorithms", "trpo", "--total-steps", "512"]
 
 
 @pytest.mark.slow
-def test_it_measures_every_variant_and_batch_and_writes_the_table(tmp_path, capsys):
-    argv = ["--algorithms", "trpo", "--batches", "64", "--total-steps", "256", *TINY]
-    assert small_batches.main([*argv, "--out", str(tmp_path / "out")]) == 0
+def test_it_measures_every_variant_and_keeps_its_rows(tmp_path, capsys, monkeypatch):
+    argv = [*CARTPOLE, "--batches", "64", *TINY, "--out", str(tmp_path / "out")]
+    assert small_batches.main(argv) == 0
     assert "batch    64  trpo" in capsys.readouterr().out
-    (row,) = json.loads((tmp_path / "out" / "small_batches.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "out" / "small_batches.json").read_text())["table"]
     assert row["batch"] == 64
     assert len(row["per_seed"]) == 2
     assert 0 <= row["fell_clearly"] <= row["fell"] <= 1
     table = (tmp_path / "out" / "small_batches.md").read_text()
-    assert re.search(r"\| 64 \| trpo \| \S+ \| range \S+ to \S+ \|", table)
+    assert re.search(r"\| 64 \| trpo \| `trpo` \| \S+ \| range \S+ to \S+ \|", table)
     assert f"Versions: trpo_jax {trpo_jax.__version__}, " in table
+
+    monkeypatch.setattr(small_batches, "checked_run", None)  # the second call must not train
+    assert small_batches.main(argv) == 0
+    with pytest.raises(SystemExit) as stop:
+        small_batches.main([*argv, "--seed", "3"])
+    assert stop.value.code == 2
+    assert "is the result of another command" in capsys.readouterr().err
 
 
 def test_variants_differ_in_nothing_that_trpo_has():
@@ -40,15 +48,30 @@ def test_variants_differ_in_nothing_that_trpo_has():
 
 
 @pytest.mark.parametrize(
-    "flags", [["--batches", "65"], ["--batches", "256"], ["--episodes", "0", "--batches", "64"]]
+    "flags", [["--batches", "65"], ["--batches", "512"], ["--episodes", "0", "--batches", "64"]]
 )
 def test_what_cannot_be_measured_is_refused(flags, tmp_path, capsys):
-    argv = ["--algorithms", "trpo", "--total-steps", "256", *TINY, *flags]
+    argv = [*CARTPOLE, *TINY, *flags]
     with pytest.raises(SystemExit) as stop:
         small_batches.main([*argv, "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
     assert "cannot be measured" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_without_published_variants_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        small_batches.main(["--batches", "64"])
+    assert stop.value.code == 2
+    assert "no variants for a batch of 64 on Pendulum-v1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("env, batch", small_batches.VARIANTS)
+def test_the_published_variants_can_run(env, batch):
+    args = small_batches.build_parser().parse_args([])
+    for variant in small_batches.variants_of(args, env, batch):
+        run = small_batches.prepare(args, env, batch, variant)
+        assert run.config.num_envs * run.config.num_steps == batch
 
 
 def test_an_update_fell_clearly_if_by_more_than_two_standard_errors():
@@ -64,7 +87,7 @@ def test_an_update_fell_clearly_if_by_more_than_two_standard_errors():
 
 @pytest.mark.slow
 def test_a_difference_compares_the_policy_after_an_update_with_the_policy_before(monkeypatch):
-    args = small_batches.build_parser().parse_args(["--total-steps", "512", *TINY])
+    args = small_batches.build_parser().parse_args([*CARTPOLE, *TINY])
     run = small_batches.prepare(args, "CartPole-v1", 64, parse_variant("trpo"))
     size = lambda actor: np.linalg.norm(
         actor.policy_params["layers_0"]["Dense_0"]["kernel"], axis=(1, 2)
