@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.advantages import discounted_returns, generalized_advantages, standardize
+from trpo_jax.advantages import (
+    discounted_returns,
+    generalized_advantages,
+    init_spread,
+    standardize,
+    update_spread,
+)
 
 GAMMA, LAMBDA = 0.9, 0.8
 
@@ -114,3 +120,25 @@ def test_constant_advantages_become_zero(value):
     noise = jax.random.normal(jax.random.key(0), (2048,)) * abs(value) * 1e-7
     np.testing.assert_array_equal(standardize(jnp.full((2048,), value)), 0)
     np.testing.assert_array_equal(standardize(value + noise), 0)
+
+
+def test_the_strength_compares_an_update_with_the_weighted_mean_of_variances():
+    rng, spread, memory = np.random.default_rng(0), init_spread(), 0.8
+    batches = [scale * rng.normal(size=(4, 3)) for scale in (1.0, 5.0, 0.1, 0.7)]
+    for count, advantages in enumerate(batches, 1):
+        spread, strength = update_spread(spread, jnp.asarray(advantages, jnp.float32), memory)
+        weights = memory ** np.arange(count)[::-1]
+        mean = np.average([x.var() for x in batches[:count]], weights=weights)
+        expected = min(1.0, 2 * np.sqrt(advantages.var() / mean))
+        np.testing.assert_allclose(strength, expected, rtol=1e-5)
+    assert expected < 0.9
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.9])
+def test_the_strength_is_one_without_other_updates_and_positive_without_advantages(memory):
+    spread, strength = update_spread(init_spread(), jnp.zeros(4), memory)  # no signal yet
+    assert strength == 1
+    spread, strength = update_spread(spread, jnp.arange(4.0), memory)
+    assert strength == 1
+    _, strength = update_spread(spread, jnp.ones(4), memory)
+    assert 0 < strength <= 1

@@ -18,6 +18,7 @@ from trpo_jax.running import description
 CURRENT = reproduce.reports()
 BENCHMARKS = tomllib.loads(reproduce.BENCHMARKS_FILE.read_text())
 SCRIPTS = BENCHMARKS.pop(reproduce.SCRIPTS)
+NEWER_FIELDS = {"penalty_memory": 0.0}  # fields that some tables lack, without an effect on them
 
 
 @pytest.mark.parametrize("name", CURRENT)
@@ -33,7 +34,8 @@ def test_a_table_describes_the_defaults_of_this_version(name, tmp_path):
     rows = [x for x in returns_table.finished(CURRENT[name]) if "argv" in x[2]]
     for task, method, row in rows:
         config = plan_of([*row["argv"], "--out", str(tmp_path)]).description["config"]
-        assert description.as_json(config) == row["config"], (
+        newer = {name: x for name, x in NEWER_FIELDS.items() if name in config}
+        assert description.as_json(config) == newer | row["config"], (
             f"{task}, {method}: run reproduce.py --benchmark {name}"
         )
 

@@ -1,9 +1,13 @@
 """Generalised advantage estimation, for episodes that terminate and episodes that are cut short."""
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+USUAL = 0.5  # the standard deviation of advantages, as a share of the recent one, while one learns
 
 
 def generalized_advantages(
@@ -122,3 +126,55 @@ def standardize(
     largest = jnp.maximum(jnp.max(jnp.abs(advantages)), jnp.max(jnp.abs(values)))
     varies = deviation > 10 * jnp.finfo(advantages.dtype).eps * largest
     return jnp.where(varies, centred / jnp.where(varies, deviation, 1.0), 0.0)
+
+
+class Spread(NamedTuple):
+    """A running mean of the variance of the advantages over updates. Both fields are scalars.
+
+    Attributes:
+        variance: the sum of the variances of all updates so far, each times its weight.
+        weight: the sum of the weights.
+    """
+
+    variance: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+def init_spread(*_: object) -> Spread:
+    """Returns the spread before the first update. It ignores its arguments.
+
+    Examples:
+        >>> print(init_spread().weight)
+        0.0
+    """
+    return Spread(jnp.zeros(()), jnp.zeros(()))
+
+
+def update_spread(
+    spread: Spread, advantages: Float[Array, "*B"], memory: Float[Array, ""] | float
+) -> tuple[Spread, Float[Array, ""]]:
+    """Returns the spread after one more update, and how strong the advantages of this update are.
+
+    The strength is the standard deviation of the advantages, divided by `USUAL` times the root of
+    the running mean of variances. It is at most 1, and never 0. If a task is solved, the advantages
+    of most updates are only errors of the critic, and they are small. Standardised advantages do
+    not show this, but the strength does.
+
+    Args:
+        spread: the spread so far.
+        advantages: A of this update in a unit that does not change between updates.
+        memory: in [0, 1), the factor of all weights from one update to the next. With 0, the mean
+            holds this update only, so the strength is 1.
+
+    Examples:
+        >>> spread, strength = update_spread(init_spread(), jnp.array([-7.0, 7.0]), 0.5)
+        >>> spread, strength = update_spread(spread, jnp.array([-1.0, 1.0]), 0.5)
+        >>> print(strength)  # the mean of 49 and 1 with weights of 1/3 and 2/3 is 17; 2 / sqrt(17)
+        0.48507124
+    """
+    variance = jnp.var(advantages)
+    spread = Spread(memory * spread.variance + variance, memory * spread.weight + 1)
+    mean = spread.variance / spread.weight
+    varies = mean > 0
+    strength = jnp.sqrt(variance / jnp.where(varies, mean, 1.0)) / USUAL
+    return spread, jnp.where(varies, jnp.clip(strength, jnp.finfo(mean.dtype).eps, 1.0), 1.0)

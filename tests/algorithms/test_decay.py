@@ -8,6 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from trpo_jax import algorithms
+from trpo_jax.advantages import Spread
 from trpo_jax.algorithms import trpo
 from trpo_jax.algorithms.base import update_keys
 from trpo_jax.algorithms.natural_gradient import kl_radius
@@ -80,6 +81,35 @@ def test_a_penalty_shortens_the_step_and_does_not_turn_it(case):
     np.testing.assert_array_equal(weak, free)
     np.testing.assert_allclose(strong, 2 * stronger, rtol=0.02, atol=1e-6)
     assert 0 < np.linalg.norm(strong) < 0.5 * np.linalg.norm(free)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if "max_kl" in CASES[case][0]])
+def test_a_penalty_with_a_memory_grows_as_the_advantages_spread_less(case):
+    module = algorithms.get(case)
+    env = probes.action_from_observation(continuous=True)
+    settings = learning.SMALL | CONSTANT | CASES[case][0]
+    make = lambda **numbers: module.make(env, module.Config(**settings | numbers))
+    algorithm = make()
+    collect = jax.jit(lambda key: algorithm.collect(algorithm.init(key)))
+    state, trajectory = collect(jax.random.key(0))
+
+    @jax.jit
+    def change(kl_penalty, memory, earlier):
+        spread = Spread(earlier, jnp.ones(()))
+        own = state.step_state
+        own = own._replace(spread=spread) if case == "qprop" else spread
+        learner = make(kl_penalty=kl_penalty, penalty_memory=memory)
+        learnt, metrics = learner.learn(state._replace(step_state=own), trajectory)
+        params = learnt.actor.policy_params, state.actor.policy_params
+        return ravel_pytree(jax.tree.map(jnp.subtract, *params))[0], metrics["advantage_strength"]
+
+    found, strength = change(200.0, 0.5, 1e3)
+    expected, alone = change(200.0 / strength, 0.0, 1e3)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-7)
+    assert strength < 0.5
+    assert alone == 1
+    assert np.linalg.norm(found) < 0.9 * np.linalg.norm(change(200.0, 0.0, 1e3)[0])
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_integers_and_arrays_of_numpy_and_jax_are_accepted():
 
 def test_real_fields_are_leaves_and_other_fields_are_static():
     leaves = jax.tree.leaves(trpo.Config())
-    assert len(leaves) == 13
+    assert len(leaves) == 14
     assert all(isinstance(leaf, float) for leaf in leaves)
 
 

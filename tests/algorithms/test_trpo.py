@@ -292,10 +292,15 @@ def test_64_seeds_together_are_the_same_seeds_alone(cartpole):
 def test_every_real_field_sweeps_in_one_program(choices, idle):
     """Lane 0 keeps the config. Each other lane changes one field, which must have an effect."""
     # With damped_scaling=False, the line search shortens some steps. This kl_penalty bounds others.
-    numbers = {"entropy_coef": 0.01, "damped_scaling": False, "kl_penalty": 2.0}
+    numbers = {
+        "entropy_coef": 0.01,
+        "damped_scaling": False,
+        "kl_penalty": 2.0,
+        "penalty_memory": 0.5,
+    }
     base = trpo.Config(**SMALL, **choices, **numbers)
     names = [f.name for f in dataclasses.fields(base) if f.metadata["kind"] is float]
-    assert len(names) == len(jax.tree.leaves(base)) == 13
+    assert len(names) == len(jax.tree.leaves(base)) == 14
     names = [name for name in names if name not in idle]
     lanes = len(names) + 1
     columns = {name: jnp.full(lanes, getattr(base, name)) for name in names}

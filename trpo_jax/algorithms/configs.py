@@ -160,6 +160,14 @@ class NaturalGradient:
         "ends at the edge of the region",
         0.0,
     )
+    penalty_memory: fields.Real = fields.real(
+        0.0,
+        "let kl_penalty grow if the advantages spread less than in recent updates; the memory of "
+        "recent updates shrinks by this factor in each update; 0 keeps kl_penalty constant",
+        0.0,
+        1.0,
+        open_high=True,
+    )
     damping: fields.Real = fields.real(
         0.1,
         "number added to the diagonal of the Fisher matrix when the direction is computed; larger "

@@ -54,12 +54,20 @@ def total_damping(env: Environment, config: configs.NaturalGradient) -> Float[Ar
     return config.damping * kl_components(env, config)
 
 
-def length_options(env: Environment, config: configs.NaturalGradient) -> dict[str, Any]:
-    """Returns the keyword arguments of `natural_step`, without the radius."""
+def length_options(
+    env: Environment, config: configs.NaturalGradient, strength: Float[Array, ""]
+) -> dict[str, Any]:
+    """Returns the keyword arguments of `natural_step`, without the radius.
+
+    Args:
+        env: the environment.
+        config: a validated config.
+        strength: from `trpo_jax.advantages.update_spread`. The penalty is divided by it.
+    """
     return {
         "damping": total_damping(env, config),
         "damped_scaling": config.damped_scaling,
-        "kl_penalty": config.kl_penalty / kl_components(env, config),
+        "kl_penalty": config.kl_penalty / (kl_components(env, config) * strength),
     }
 
 
@@ -72,9 +80,9 @@ def line_search_options(config: Any) -> dict[str, Any]:
     }
 
 
-def step_options(env: Environment, config: Any) -> dict[str, Any]:
+def step_options(env: Environment, config: Any, strength: Float[Array, ""]) -> dict[str, Any]:
     """Returns the keyword arguments of `trust_region_step`, without the radius."""
-    return length_options(env, config) | line_search_options(config)
+    return length_options(env, config, strength) | line_search_options(config)
 
 
 def fisher_precision(config: configs.NaturalGradient) -> AbstractContextManager[None]:

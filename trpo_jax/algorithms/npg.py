@@ -5,7 +5,7 @@ divergence is `max_kl` (Rajeswaran et al. 2017, arXiv:1703.02660, equation 5, wh
 2 max_kl). The other step is a fixed multiple of F^-1 g, as in Kakade's paper.
 """
 
-from trpo_jax.advantages import standardize
+from trpo_jax.advantages import init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
@@ -47,6 +47,9 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
+        spread, strength = update_spread(
+            step_input.step_state, step_input.reward_scale * batch.advantages, config.penalty_memory
+        )
         distribution_fn = lambda p: agent.distributions(p, batch)
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
@@ -56,12 +59,14 @@ def make(
             surrogate_gradient(params, distribution_fn, surrogate),
             make_solve(env, config, agent, key, params, batch),
             max_kl=kl_radius(env, config, num_updates, batch_size),
-            **length_options(env, config),
+            **length_options(env, config, strength),
             step_size=None
             if config.normalized_step
             else config.step_size * decay(config, num_updates, batch_size),
         )
         params, info = full_step(params, distribution_fn, surrogate, step)
-        return params, (), info._asdict()
+        return params, spread, info._asdict() | {"advantage_strength": strength}
 
-    return on_policy.make(env, config, agent=agent, policy_step=policy_step)
+    return on_policy.make(
+        env, config, agent=agent, policy_step=policy_step, init_step_state=init_spread
+    )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from trpo_jax.advantages import standardize
+from trpo_jax.advantages import Spread, init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
@@ -48,11 +48,12 @@ class Experience(NamedTuple):
 
 
 class QState(NamedTuple):
-    """State that the step keeps between updates: the replay buffer, Q and the target of Q."""
+    """State that the step keeps between updates: the replay, Q, its target and the spread of A."""
 
     replay: Replay
     critic: CriticState
     target_params: PyTree[Array]
+    spread: Spread
 
 
 def make_q_fit(
@@ -92,7 +93,7 @@ def make_q_fit(
             tau=config.q_tau,
             steps=config.q_updates or config.num_envs * config.num_steps,
         )
-        return QState(q_state.replay, critic, target_params), q_loss
+        return q_state._replace(critic=critic, target_params=target_params), q_loss
 
     return fit
 
@@ -137,7 +138,8 @@ def make(
             next_observation=shown,
         )
         params = q_network.init(key)
-        return QState(init_replay(row, config.replay_size), init_critic(params), params)
+        replay = init_replay(row, config.replay_size)
+        return QState(replay, init_critic(params), params, init_spread())
 
     def policy_step(key, step_input):
         fit_key, solve_key = jax.random.split(key)
@@ -145,7 +147,13 @@ def make(
         rows = Experience(*(getattr(step_input.trajectory, name) for name in Experience._fields))
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
         replay = add_rows(step_input.step_state.replay, rows)
-        q_state, q_loss = fit(fit_key, step_input, step_input.step_state._replace(replay=replay))
+        spread, strength = update_spread(
+            step_input.step_state.spread,
+            step_input.reward_scale * batch.advantages,
+            config.penalty_memory,
+        )
+        kept = step_input.step_state._replace(replay=replay, spread=spread)
+        q_state, q_loss = fit(fit_key, step_input, kept)
         control = control_variate(
             lambda actions: q_values(q_state.critic.params, batch.observations, actions),
             agent.distributions(params, batch).mode(),
@@ -168,10 +176,11 @@ def make(
             surrogate,
             make_solve(env, config, agent, solve_key, params, batch),
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
-            **step_options(env, config),
+            **step_options(env, config, strength),
         )
         advantages = standardize(batch.advantages, batch.values)
         metrics = {
+            "advantage_strength": strength,
             "q_loss": q_loss,
             "control_variate_correlation": jnp.mean(advantages * standardize(control.advantages)),
             "eta_mean": jnp.mean(eta),

@@ -7,7 +7,7 @@ gradient with a line search; see `trpo_jax.trust_region`.
 from collections.abc import Callable
 from typing import Any
 
-from trpo_jax.advantages import standardize
+from trpo_jax.advantages import init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
@@ -76,6 +76,9 @@ def step_arguments(
 
     def step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
+        spread, strength = update_spread(
+            step_input.step_state, step_input.reward_scale * batch.advantages, config.penalty_memory
+        )
         params, info = trust_region_step(
             params,
             lambda p: agent.distributions(p, batch),
@@ -86,8 +89,8 @@ def step_arguments(
             ),
             make_solve(env, config, agent, key, params, batch),
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
-            **step_options(env, config),
+            **step_options(env, config, strength),
         )
-        return params, (), info._asdict()
+        return params, spread, info._asdict() | {"advantage_strength": strength}
 
-    return {"policy_step": step}
+    return {"policy_step": step, "init_step_state": init_spread}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from trpo_jax.advantages import standardize
+from trpo_jax.advantages import init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
@@ -62,10 +62,13 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
+        spread, strength = update_spread(
+            step_input.step_state, step_input.reward_scale * batch.advantages, config.penalty_memory
+        )
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         values, _ = member_values(member, step_input.critic_params, step_input.sequences)
-        spread = jnp.std(values, axis=0)
-        weights = uncertainty_weights(spread, config.uncertainty_exponent)
+        disagreement = jnp.std(values, axis=0)
+        weights = uncertainty_weights(disagreement, config.uncertainty_exponent)
         distribution_fn = lambda p: agent.distributions(p, batch)
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
@@ -76,7 +79,7 @@ def make(
             surrogate_gradient(params, distribution_fn, surrogate),
             solver_of(env, config, agent, params, batch, product),
             max_kl=max_kl,
-            **length_options(env, config),
+            **length_options(env, config, strength),
         )
         params, info = search_along(
             params,
@@ -87,10 +90,12 @@ def make(
             **line_search_options(config),
             state_weights=weights,
         )
-        spread_metrics = {"value_mean": jnp.mean(values), "value_std": jnp.mean(spread)}
-        return params, (), info._asdict() | spread_metrics
+        spread_metrics = {"value_mean": jnp.mean(values), "value_std": jnp.mean(disagreement)}
+        return params, spread, info._asdict() | {"advantage_strength": strength} | spread_metrics
 
-    return on_policy.make(env, config, agent=agent, policy_step=policy_step)
+    return on_policy.make(
+        env, config, agent=agent, policy_step=policy_step, init_step_state=init_spread
+    )
 
 
 def make_ensemble(member: Critic, size: int) -> Critic:

@@ -8,7 +8,7 @@ confidence 1 - alpha, by Student's t-test over environments.
 import jax
 import jax.numpy as jnp
 
-from trpo_jax.advantages import standardize
+from trpo_jax.advantages import init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
@@ -58,6 +58,9 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
+        spread, strength = update_spread(
+            step_input.step_state, step_input.reward_scale * batch.advantages, config.penalty_memory
+        )
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         advantages = standardize(batch.advantages, batch.values)
         fitted = jax.tree.map(lambda x: x[:, :num_fitted], batch)
@@ -68,7 +71,7 @@ def make(
             surrogate_gradient(params, lambda p: agent.distributions(p, fitted), fitted_surrogate),
             make_solve(env, config, agent, key, params, fitted),
             max_kl=max_kl,
-            **length_options(env, config),
+            **length_options(env, config, strength),
         )
 
         def confident_gain(new, old):
@@ -85,6 +88,8 @@ def make(
             **line_search_options(config),
             acceptance=confident_gain,
         )
-        return params, (), info._asdict()
+        return params, spread, info._asdict() | {"advantage_strength": strength}
 
-    return on_policy.make(env, config, agent=agent, policy_step=policy_step)
+    return on_policy.make(
+        env, config, agent=agent, policy_step=policy_step, init_step_state=init_spread
+    )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from trpo_jax import exploration
-from trpo_jax.advantages import standardize
+from trpo_jax.advantages import init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
@@ -91,24 +91,32 @@ def make(
         branch_key, solve_key = jax.random.split(key)
         branches, params = branch_rollouts(branch_key, step_input), step_input.actor.policy_params
         distributions = lambda p: agent.distributions(p, branches.batch)
+        advantages = differences(branches.returns)
+        spread, strength = update_spread(step_input.step_state, advantages, config.penalty_memory)
         params, info = trust_region_step(
             params,
             lambda p: jax.tree.map(lambda x: x[:, 0], distributions(p)),
             self_normalized_surrogate(
                 branches.actions,
                 branches.log_probs,
-                standardize(differences(branches.returns)),
+                standardize(advantages),
                 config.entropy_coef,
             ),
             make_solve(env, config, agent, solve_key, params, branches.batch),
             max_kl=kl_radius(env, config, step_input.num_updates, steps_per_update),
-            **step_options(env, config),
+            **step_options(env, config, strength),
         )
-        spread = jnp.mean(jnp.std(branches.returns, axis=1))
-        return params, (), {**info._asdict(), "branch_return_std": spread}
+        metrics = info._asdict() | {"advantage_strength": strength}
+        metrics["branch_return_std"] = jnp.mean(jnp.std(branches.returns, axis=1))
+        return params, spread, metrics
 
     return on_policy.make(
-        env, config, agent=agent, policy_step=policy_step, extra_steps=extra_steps
+        env,
+        config,
+        agent=agent,
+        policy_step=policy_step,
+        init_step_state=init_spread,
+        extra_steps=extra_steps,
     )
 
 

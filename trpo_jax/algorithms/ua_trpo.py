@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trpo_jax.advantages import standardize
+from trpo_jax.advantages import init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
@@ -79,6 +79,9 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
+        spread, strength = update_spread(
+            step_input.step_state, step_input.reward_scale * batch.advantages, config.penalty_memory
+        )
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         distribution_fn = lambda p: agent.distributions(p, batch)
         surrogate = importance_sampled_surrogate(
@@ -104,7 +107,7 @@ def make(
             surrogate_gradient(params, distribution_fn, surrogate),
             solve,
             max_kl=max_kl,
-            **length_options(env, config),
+            **length_options(env, config, strength),
         )
         with jax.default_matmul_precision("float32"):
             _, tangent = jax.jvp(distribution_fn, (params,), (full.step,))
@@ -125,6 +128,8 @@ def make(
             "step_uncertainty": jnp.std(directional_means(gradients, tangent), ddof=1),
             "noise_floor": optax.tree.vdot(noise, solve(noise).x),
         }
-        return params, (), info._asdict() | confidence
+        return params, spread, info._asdict() | {"advantage_strength": strength} | confidence
 
-    return on_policy.make(env, config, agent=agent, policy_step=policy_step)
+    return on_policy.make(
+        env, config, agent=agent, policy_step=policy_step, init_step_state=init_spread
+    )
