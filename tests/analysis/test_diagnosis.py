@@ -38,6 +38,20 @@ def test_a_healthy_run_has_no_warnings(algorithm):
     assert find_warnings(healthy_run(algorithm)) == []
 
 
+def test_small_steps_are_healthy_with_a_penalty():
+    run = healthy_run(max_kl=0.01, kl_penalty=8.0)
+    run.metrics["kl"] /= 50
+    run.metrics["kl_max"] /= 2
+    assert find_warnings(run) == []
+    run.description["config"]["kl_penalty"] = 0.0
+    assert {x.name for x in find_warnings(run)} == {
+        "KL far below its bound",
+        "single states moved too far",
+    }
+    run.metrics["kl_penalty"] = np.full_like(run.metrics["kl"], 8.0)  # a schedule
+    assert find_warnings(run) == []
+
+
 NO_STEP = {"step_rejected": 1.0, "kl": 0.0, "kl_max": 0.0, "explained_variance": -1.0}
 SPOILT = [
     ("no signal", {"reward_signal": 0.0, **NO_STEP}, "all rewards were the same"),

@@ -27,6 +27,9 @@ RUN = {"seeds": 1, "total_steps": 4096}
         ),
         ("CartPole-v1", npg.Config(step_size=0.3), ["step_size = 0.3"]),
         ("CartPole-v1", npg.Config(normalized_step=False, max_kl=0.3), ["max_kl = 0.3"]),
+        ("CartPole-v1", npg.Config(normalized_step=False, kl_penalty=2.0), ["kl_penalty = 2.0"]),
+        ("CartPole-v1", trpo.Config(penalty_memory=0.9), ["penalty_memory = 0.9"]),
+        ("CartPole-v1", trpo.Config(penalty_memory=0.9, kl_penalty=2.0), []),
         (
             "CartPole-v1",
             trpo.Config(line_search_steps=1, line_search_shrink=0.5),

@@ -15,7 +15,13 @@ OF_ANOTHER_CHOICE = {  # fields: (the field that decides, the value with which t
     ("critic_lr", "critic_epochs", "critic_minibatches"): ("gae_critic", "adam"),
     ("critic_max_change",): ("gae_critic", "trust_region"),
     ("step_size",): ("normalized_step", False),
-    ("max_kl", "max_kl_per_dimension", "damped_scaling"): ("normalized_step", True),
+    (
+        "max_kl",
+        "max_kl_per_dimension",
+        "damped_scaling",
+        "kl_penalty",
+        "penalty_memory",
+    ): ("normalized_step", True),
 }
 
 
@@ -41,6 +47,8 @@ def unused_fields(env: Environment, config: Any) -> Iterator[tuple[str, str]]:
         found = getattr(config, decisive, value)
         if found != value:
             yield from ((name, f"{decisive} is {found}, not {value}") for name in names)
+    if getattr(config, "kl_penalty", 1.0) == 0:
+        yield "penalty_memory", "kl_penalty is 0"
     if getattr(config, "memory", NO_MEMORY) == NO_MEMORY:
         names = ("memory_size", "memory_checkpoint")
         yield from ((name, f"memory is {NO_MEMORY}") for name in names)

@@ -91,8 +91,7 @@ CHECKS = (
         0,
         lambda run, looked_at: run.metrics["reward_signal"][:, -1],
         (1, 1),
-        "all rewards were the same and no episode terminated, so the run has no signal to learn "
-        "from",
+        "all rewards were the same, so the run has no signal to learn from",
         "the policy does not change before a different reward comes: check the rewards of the "
         "environment, explore more, or train longer",
     ),
@@ -147,7 +146,7 @@ CHECKS = (
         "KL far below its bound",
         ("kl",),
         0,
-        signs.median_of(signs.kl_over_bound),
+        signs.median_of(signs.full_kl_over_bound),
         (KL_SHORT, np.inf),
         "the median step used {} % of the bound",
         "{longer_steps}, unless the line search shortens the steps",

@@ -122,9 +122,26 @@ def kl_over_bound(run: StoredRun) -> np.ndarray:
     return accepted(run, "kl") / bound
 
 
+def is_penalised(run: StoredRun) -> np.ndarray:
+    """Returns whether a penalty may end the step before the bound, `[num_seeds, U]`."""
+    constant = np.full(run.metrics["update"].shape, run.description["config"].get("kl_penalty", 0))
+    return run.metrics.get("kl_penalty", constant) > 0
+
+
+def full_kl_over_bound(run: StoredRun) -> np.ndarray:
+    """Returns `kl_over_bound`; NaN if a penalty may have ended the step before the bound."""
+    return np.where(is_penalised(run), np.nan, kl_over_bound(run))
+
+
 def kl_peak(run: StoredRun) -> np.ndarray:
-    """Returns the maximum over states of KL(old || new) divided by its mean, `[num_seeds, U]`."""
-    over_states = run.metrics["kl"]
+    """Returns the maximum over states of KL(old || new) divided by its mean, `[num_seeds, U]`.
+
+    If a penalty keeps the mean below its bound, the maximum is divided by the bound. A single state
+    does not move too far only because the other states move little.
+    """
+    over_states, bound = run.metrics["kl"], kl_bound(run)
+    if bound is not None:
+        over_states = np.where(is_penalised(run), np.maximum(over_states, bound), over_states)
     return run.metrics["kl_max"] / np.where(over_states > 0, over_states, np.nan)
 
 
