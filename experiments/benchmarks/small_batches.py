@@ -45,7 +45,7 @@ VARIANTS = {
     ("Pendulum-v1", 128): (
         "radius=trpo --kl-penalty 0 --max-kl 0.0006",
         "penalty=trpo --kl-penalty 32",
-        "ua_trpo=ua_trpo --kl-penalty 0 --max-kl 0.002 --c 1000",
+        "ua_trpo=ua_trpo --kl-penalty 0 --max-kl 0.0006 --c 1",
         "accept=trpo_held_out --kl-penalty 0 --max-kl 0.0006",
     ),
     ("Pendulum-v1", 512): (
