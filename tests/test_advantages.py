@@ -126,7 +126,7 @@ def test_the_strength_compares_an_update_with_the_weighted_mean_of_variances():
     rng, spread, memory = np.random.default_rng(0), init_spread(), 0.8
     batches = [scale * rng.normal(size=(4, 3)) for scale in (1.0, 5.0, 0.1, 0.7)]
     for count, advantages in enumerate(batches, 1):
-        spread, strength = update_spread(spread, jnp.asarray(advantages, jnp.float32), memory)
+        spread, strength = update_spread(spread, jnp.float32(advantages.var()), memory)
         weights = memory ** np.arange(count)[::-1]
         mean = np.average([x.var() for x in batches[:count]], weights=weights)
         expected = min(1.0, 2 * np.sqrt(advantages.var() / mean))
@@ -136,9 +136,9 @@ def test_the_strength_compares_an_update_with_the_weighted_mean_of_variances():
 
 @pytest.mark.parametrize("memory", [0.0, 0.9])
 def test_the_strength_is_one_without_other_updates_and_positive_without_advantages(memory):
-    spread, strength = update_spread(init_spread(), jnp.zeros(4), memory)  # no signal yet
+    spread, strength = update_spread(init_spread(), jnp.zeros(()), memory)  # no signal yet
     assert strength == 1
-    spread, strength = update_spread(spread, jnp.arange(4.0), memory)
+    spread, strength = update_spread(spread, jnp.ones(()), memory)
     assert strength == 1
-    _, strength = update_spread(spread, jnp.ones(4), memory)
+    _, strength = update_spread(spread, jnp.zeros(()), memory)
     assert 0 < strength <= 1

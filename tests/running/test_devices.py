@@ -116,7 +116,7 @@ def test_devices_that_share_environments_exchange_only_sums(sharded):
     # with two numbers.
     assert sizes[-3:] == [CRITIC + 1, POLICY, POLICY + 2]
     assert all(size <= 13 for size in sizes[:-3])
-    assert len(sizes) <= 20
+    assert len(sizes) <= 21  # one of them is for the spread of the advantages
     (product,) = (x for x in found if x.num_bytes == 4 * SEEDS * POLICY)
     assert product.source.count("while") == 2  # the loops of updates and of conjugate gradient
 

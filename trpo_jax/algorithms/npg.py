@@ -5,6 +5,8 @@ divergence is `max_kl` (Rajeswaran et al. 2017, arXiv:1703.02660, equation 5, wh
 2 max_kl). The other step is a fixed multiple of F^-1 g, as in Kakade's paper.
 """
 
+import jax.numpy as jnp
+
 from trpo_jax.advantages import init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
@@ -47,9 +49,8 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        spread, strength = update_spread(
-            step_input.step_state, step_input.reward_scale * batch.advantages, config.penalty_memory
-        )
+        variance = (step_input.reward_scale * jnp.std(batch.advantages)) ** 2
+        spread, strength = update_spread(step_input.step_state, variance, config.penalty_memory)
         distribution_fn = lambda p: agent.distributions(p, batch)
         surrogate = importance_sampled_surrogate(
             batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef

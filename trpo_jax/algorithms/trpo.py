@@ -7,6 +7,8 @@ gradient with a line search; see `trpo_jax.trust_region`.
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from trpo_jax.advantages import init_spread, standardize, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
@@ -76,9 +78,8 @@ def step_arguments(
 
     def step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        spread, strength = update_spread(
-            step_input.step_state, step_input.reward_scale * batch.advantages, config.penalty_memory
-        )
+        variance = (step_input.reward_scale * jnp.std(batch.advantages)) ** 2
+        spread, strength = update_spread(step_input.step_state, variance, config.penalty_memory)
         params, info = trust_region_step(
             params,
             lambda p: agent.distributions(p, batch),

@@ -92,7 +92,9 @@ def make(
         branches, params = branch_rollouts(branch_key, step_input), step_input.actor.policy_params
         distributions = lambda p: agent.distributions(p, branches.batch)
         advantages = differences(branches.returns)
-        spread, strength = update_spread(step_input.step_state, advantages, config.penalty_memory)
+        spread, strength = update_spread(
+            step_input.step_state, jnp.var(advantages), config.penalty_memory
+        )
         params, info = trust_region_step(
             params,
             lambda p: jax.tree.map(lambda x: x[:, 0], distributions(p)),
