@@ -55,14 +55,15 @@ def total_damping(env: Environment, config: configs.NaturalGradient) -> Float[Ar
 
 
 def length_options(
-    env: Environment, config: configs.NaturalGradient, strength: Float[Array, ""]
+    env: Environment, config: configs.NaturalGradient, strength: Float[Array, ""] | float = 1.0
 ) -> dict[str, Any]:
     """Returns the keyword arguments of `natural_step`, without the radius.
 
     Args:
         env: the environment.
         config: a validated config.
-        strength: from `trpo_jax.advantages.update_spread`. The penalty is divided by it.
+        strength: from `trpo_jax.advantages.update_spread`. The penalty is divided by it. With 1,
+            `penalty_memory` has no effect.
     """
     return {
         "damping": total_damping(env, config),
