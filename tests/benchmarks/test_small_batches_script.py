@@ -66,6 +66,13 @@ def test_a_batch_without_published_variants_is_refused(capsys):
     assert "no variants for a batch of 64 on Pendulum-v1" in capsys.readouterr().err
 
 
+def test_the_command_without_arguments_has_variants_for_every_environment_and_batch():
+    args = small_batches.build_parser().parse_args([])
+    assert {(env, batch) for env in args.envs for batch in args.batches} == {
+        *small_batches.VARIANTS
+    }
+
+
 @pytest.mark.parametrize("env, batch", small_batches.VARIANTS)
 def test_the_published_variants_can_run(env, batch):
     args = small_batches.build_parser().parse_args([])
