@@ -126,7 +126,7 @@ def test_the_strength_compares_an_update_with_the_weighted_mean_of_variances():
     rng, spread, memory = np.random.default_rng(0), init_spread(), 0.8
     batches = [scale * rng.normal(size=(4, 3)) for scale in (1.0, 5.0, 0.1, 0.7)]
     for count, advantages in enumerate(batches, 1):
-        spread, strength = update_spread(spread, jnp.float32(advantages.var()), memory)
+        spread, strength = update_spread(spread, jnp.float32(advantages.std()), memory)
         weights = memory ** np.arange(count)[::-1]
         mean = np.average([x.var() for x in batches[:count]], weights=weights)
         expected = min(1.0, 2 * np.sqrt(advantages.var() / mean))

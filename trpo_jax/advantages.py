@@ -151,7 +151,7 @@ def init_spread(*_: object) -> Spread:
 
 
 def update_spread(
-    spread: Spread, variance: Float[Array, ""], memory: Float[Array, ""] | float
+    spread: Spread, deviation: Float[Array, ""], memory: Float[Array, ""] | float
 ) -> tuple[Spread, Float[Array, ""]]:
     """Returns the spread after one more update, and how strong the advantages of this update are.
 
@@ -162,16 +162,18 @@ def update_spread(
 
     Args:
         spread: the spread so far.
-        variance: variance of the advantages of this update, in a unit that all updates share.
+        deviation: standard deviation of the advantages of this update, in a unit that all updates
+            share.
         memory: in [0, 1), the factor of all weights from one update to the next. With 0, the mean
             holds this update only, so the strength is 1.
 
     Examples:
-        >>> spread, strength = update_spread(init_spread(), jnp.array(49.0), 0.5)
+        >>> spread, strength = update_spread(init_spread(), jnp.array(7.0), 0.5)
         >>> spread, strength = update_spread(spread, jnp.array(1.0), 0.5)
         >>> print(strength)  # the mean of 49 and 1 with weights of 1/3 and 2/3 is 17; 2 / sqrt(17)
         0.48507124
     """
+    variance = deviation**2
     spread = Spread(memory * spread.variance + variance, memory * spread.weight + 1)
     mean = spread.variance / spread.weight
     varies = mean > 0

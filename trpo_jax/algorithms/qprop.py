@@ -147,9 +147,9 @@ def make(
         rows = Experience(*(getattr(step_input.trajectory, name) for name in Experience._fields))
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
         replay = add_rows(step_input.step_state.replay, rows)
-        variance = (step_input.reward_scale * jnp.std(batch.advantages)) ** 2
+        deviation = step_input.reward_scale * jnp.std(batch.advantages)
         spread, strength = update_spread(
-            step_input.step_state.spread, variance, config.penalty_memory
+            step_input.step_state.spread, deviation, config.penalty_memory
         )
         kept = step_input.step_state._replace(replay=replay, spread=spread)
         q_state, q_loss = fit(fit_key, step_input, kept)

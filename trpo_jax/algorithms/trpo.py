@@ -78,8 +78,8 @@ def step_arguments(
 
     def step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        variance = (step_input.reward_scale * jnp.std(batch.advantages)) ** 2
-        spread, strength = update_spread(step_input.step_state, variance, config.penalty_memory)
+        deviation = step_input.reward_scale * jnp.std(batch.advantages)
+        spread, strength = update_spread(step_input.step_state, deviation, config.penalty_memory)
         params, info = trust_region_step(
             params,
             lambda p: agent.distributions(p, batch),

@@ -62,8 +62,8 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        variance = (step_input.reward_scale * jnp.std(batch.advantages)) ** 2
-        spread, strength = update_spread(step_input.step_state, variance, config.penalty_memory)
+        deviation = step_input.reward_scale * jnp.std(batch.advantages)
+        spread, strength = update_spread(step_input.step_state, deviation, config.penalty_memory)
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         values, _ = member_values(member, step_input.critic_params, step_input.sequences)
         disagreement = jnp.std(values, axis=0)

@@ -58,8 +58,8 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        variance = (step_input.reward_scale * jnp.std(batch.advantages)) ** 2
-        spread, strength = update_spread(step_input.step_state, variance, config.penalty_memory)
+        deviation = step_input.reward_scale * jnp.std(batch.advantages)
+        spread, strength = update_spread(step_input.step_state, deviation, config.penalty_memory)
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         advantages = standardize(batch.advantages, batch.values)
         fitted = jax.tree.map(lambda x: x[:, :num_fitted], batch)

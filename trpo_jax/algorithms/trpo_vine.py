@@ -93,7 +93,7 @@ def make(
         distributions = lambda p: agent.distributions(p, branches.batch)
         advantages = differences(branches.returns)
         spread, strength = update_spread(
-            step_input.step_state, jnp.var(advantages), config.penalty_memory
+            step_input.step_state, jnp.std(advantages), config.penalty_memory
         )
         params, info = trust_region_step(
             params,
