@@ -7,6 +7,16 @@ LISTED = 80  # most names that a message lists
 RAISED = (Exception, SystemExit)  # errors of an environment; Ctrl-C comes from the user
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number and its noun, as messages print them.
+
+    Examples:
+        >>> counted(1, "seed"), counted(2_000, "step")
+        ('1 seed', '2,000 steps')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 class ConfigurationError(ValueError):
     """A setting that cannot work. The message says what is wrong, what is allowed, what to do."""
 

@@ -18,7 +18,7 @@ from trpo_jax.cli.command_line import Parser, user_errors
 from trpo_jax.cli.run_flags import plan_of
 from trpo_jax.envs.base import Environment, Pool
 from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete
-from trpo_jax.errors import ConfigurationError, EnvironmentFailure
+from trpo_jax.errors import ConfigurationError, EnvironmentFailure, counted
 from trpo_jax.host_rollout import failures_named
 from trpo_jax.running.loop import compile_program
 from trpo_jax.running.plan import RunPlan
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EnvironmentFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    title = f"{args.num_seeds} seeds, medians of {args.repeats} turns, steps/s"
+    seeds, turns = counted(args.num_seeds, "seed"), counted(args.repeats, "turn")
+    title = f"{seeds}, medians of {turns}, steps/s"
     table = Table("environment", "environments a seed", "training", "bare", "share", title=title)
     for run, (bare, training) in zip(runs, np.moveaxis(turns, 0, -1), strict=True):
         rates = (f"{np.median(x):,.0f}" for x in (training, bare))

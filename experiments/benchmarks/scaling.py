@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help_text = "output folder; it must be new or empty (default: runs/scaling)"
         default = Path("runs/scaling")
         parser.add_argument("--out", type=Path, default=default, metavar="FOLDER", help=help_text)
-        help_text = "file of speed.py with the speeds of one device (default: %(default)s)"
+        help_text = "file of speed.py with the speeds of one device (default: the published one)"
         parser.add_argument("--speed", type=Path, default=SPEED, metavar="FILE", help=help_text)
         args = parser.parse_args(words)
         require_at_least(repeats=(args.repeats, 1))

@@ -104,7 +104,7 @@ def test_the_time_of_an_environment_is_compared_with_training(capsys):
     small = [*SMALL[: SMALL.index("--total-steps")], "--num-seeds", "1", "--repeats", "1"]
     assert host_speed.main(["--env", "gym/host_tasks:Counter-v0", *small]) == 0
     table = capsys.readouterr().out
-    assert "1 seeds, medians of 1 turns, steps/s" in table
+    assert "1 seed, medians of 1 turn, steps/s" in table
     row = re.search(r"gym/host_tasks:Counter-v0 +│ +2 +│ +([\d,]+) +│ +([\d,]+) +│ +(\d+)%", table)
     training, bare, share = (float(x.replace(",", "")) for x in row.groups())
     assert share == pytest.approx(100 * training / bare, abs=1)

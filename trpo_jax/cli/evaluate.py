@@ -21,6 +21,7 @@ from trpo_jax.errors import (
     EnvironmentFailure,
     MemoryFailure,
     StorageFailure,
+    counted,
 )
 from trpo_jax.records.files import make_parents, write_json
 from trpo_jax.records.limits import cost_limits
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 num_envs=description.get("config", {}).get("num_envs"),
                 carry=stored.carry,
             )
-            title = f"{mode.capitalize()} policy, {args.episodes} episodes per seed"
+            title = f"{mode.capitalize()} policy, {counted(args.episodes, 'episode')} per seed"
             number = args.number + OWN_EPISODES
             with evaluation_progress(console, title) as tell:
                 played[mode] = evaluation(stored.actor, stored.seeds, number, tell)

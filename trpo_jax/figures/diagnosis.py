@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter
 from trpo_jax.analysis import diagnosis_signs as signs
 from trpo_jax.analysis.diagnosis import RunWarning, describe
 from trpo_jax.analysis.diagnosis_costs import cost_notes
+from trpo_jax.errors import counted
 from trpo_jax.figures.curves import COLORS, Figure, style
 from trpo_jax.figures.diagnosis_panels import Panel, panels
 from trpo_jax.records.runs import StoredRun
@@ -37,7 +38,7 @@ def headline(run: StoredRun) -> tuple[str, str]:
     stopped = f" of {planned:,}" if planned >= steps + steps // updates else ""
     return (
         f"{run.description['algorithm'].upper()} on {run.description['env']}",
-        f"{which}: {steps:,}{stopped} environment steps{each}, in {updates:,} updates",
+        f"{which}: {steps:,}{stopped} environment steps{each}, in {counted(updates, 'update')}",
     )
 
 

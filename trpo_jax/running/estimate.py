@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment, key_shape
+from trpo_jax.errors import counted
 from trpo_jax.rollout import start_episodes
 from trpo_jax.running.description import splits_runs
 from trpo_jax.running.host_program import trajectory_shapes
@@ -48,7 +49,7 @@ def require_memory(
     total = num_seeds * sum(parts_of_seed.values()) // (1 if on_cpu else len(devices))
     largest = max(parts_of_seed, key=lambda names: parts_of_seed[names])
     require_room(
-        f"The training of {num_seeds:,} seeds" if num_seeds > 1 else "The training of a seed",
+        f"The training of {counted(num_seeds, 'seed')}",
         total,
         devices[0],
         _flags(config, largest, num_seeds),

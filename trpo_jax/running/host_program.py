@@ -25,6 +25,7 @@ from trpo_jax.algorithms.base import Actor, Algorithm, State
 from trpo_jax.envs.base import Pool
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.envs.threads import OwnThread, close_in
+from trpo_jax.errors import counted
 from trpo_jax.host_rollout import action_keys, failures_named, make_choose
 from trpo_jax.running.host_groups import (
     HostPrograms,
@@ -135,7 +136,7 @@ def start_host_runs(
             thread.end()
 
     try:
-        starting = f"Starting {num_envs} environments per seed"
+        starting = f"Starting {counted(num_envs, 'environment')} per seed"
         told = tell and (lambda words: tell(f"{starting}: {words}"))
         states = in_order(in_threads(open_and_start, members(seeds), members(states), tell=told))
     except BaseException:

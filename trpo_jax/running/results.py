@@ -15,11 +15,7 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import ScoreSummary
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.specs import split_part
-from trpo_jax.errors import (
-    ConfigurationError,
-    FileGone,
-    StorageFailure,
-)
+from trpo_jax.errors import ConfigurationError, FileGone, StorageFailure, counted
 from trpo_jax.processes import is_first
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.files import write_json, write_whole
@@ -216,8 +212,8 @@ class Run(NamedTuple):
 
     def __repr__(self) -> str:
         """Returns the run in one line."""
-        parts = [f"Run of {self.title}", f"{len(self.seeds)} seeds", f"{self.num_updates} updates"]
-        parts.append(f"{self.seconds:.1f} s")
+        parts = [f"Run of {self.title}", counted(len(self.seeds), "seed")]
+        parts += [counted(self.num_updates, "update"), f"{self.seconds:.1f} s"]
         if self.evaluation is not None:
             parts.append(f"mean return {return_text(self.evaluation.summary.mean)}")
             for name, x in self.evaluated_costs.items():

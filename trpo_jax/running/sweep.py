@@ -15,7 +15,7 @@ from trpo_jax import envs
 from trpo_jax.analysis.returns import return_text
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment
-from trpo_jax.errors import ConfigurationError, unknown_name
+from trpo_jax.errors import ConfigurationError, counted, unknown_name
 from trpo_jax.processes import decided_by_first, is_first
 from trpo_jax.records.files import (
     causes_kept,
@@ -175,8 +175,8 @@ class Sweep(NamedTuple):
 
     def __repr__(self) -> str:
         """Returns the sweep in one line."""
-        parts = [f"Sweep of {self.title}", f"{len(self.settings)} settings"]
-        parts += [f"{len(self.seeds)} seeds"]
+        parts = [f"Sweep of {self.title}", counted(len(self.settings), "setting")]
+        parts += [counted(len(self.seeds), "seed")]
         if self.ranking and self.ranking[0].summary is not None:
             values = ", ".join(f"{name} = {x}" for name, x in self.ranking[0].setting.items())
             parts.append(f"best {values} with {return_text(self.ranking[0].summary.iqm)}")
@@ -471,8 +471,9 @@ def say_plan(plan: SweepPlan, num_done: int, console: Console) -> None:
     """Prints the algorithm, the environment and the number of runs of a sweep."""
     num_settings, num_seeds = len(plan.settings), len(plan.seeds)
     console.print(
-        f"{plan.task.name.upper()} on {plan.task.env.name}: {num_settings} settings x {num_seeds} "
-        f"seeds = {num_settings * num_seeds} runs, {plan.total_steps:,} steps each",
+        f"{plan.task.name.upper()} on {plan.task.env.name}: {counted(num_settings, 'setting')} x "
+        f"{counted(num_seeds, 'seed')} = {counted(num_settings * num_seeds, 'run')}, "
+        f"{plan.total_steps:,} steps each",
         soft_wrap=True,
     )
     if num_done:
@@ -504,13 +505,13 @@ def run_compilation(
             program = compile_host_sweep(make, fields, plan.batch or host_block(plan.seeds), room)
     values = ", ".join(f"{name} = {value}" for name, value in compilation.static.items())
     size = program.block_size
-    takes = "at a time"
+    takes = f"{counted(size, 'run')} at a time"
     if program.num_bytes is not None:
         on_each = "" if plan.placement is None else " on each device"
-        takes = f"at a time take {program.num_bytes / 1e6:,.0f} MB{on_each}"
+        takes += f": {program.num_bytes / 1e6:,.0f} MB{on_each}"
     console.print(
         f"Compiled for {values or 'all settings'}, on {describe_placement(plan.placement)}, in "
-        f"{program.seconds:.1f} s; {size} runs {takes}",
+        f"{program.seconds:.1f} s; {takes}",
         soft_wrap=True,
     )
     evaluation = make_evaluation(

@@ -18,11 +18,7 @@ from trpo_jax.analysis.statistics import summarize
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import Environment, wide_bounds
 from trpo_jax.envs.options import Cost, Wrapper
-from trpo_jax.errors import (
-    EnvironmentFailure,
-    MemoryFailure,
-    PeerFailure,
-)
+from trpo_jax.errors import EnvironmentFailure, MemoryFailure, PeerFailure, counted
 from trpo_jax.processes import is_first
 from trpo_jax.records.checkpoints import Saved, to_state
 from trpo_jax.records.files import causes_kept
@@ -200,7 +196,8 @@ def say_plan(plan: RunPlan, saved: Saved | None, console: Console) -> None:
     seeds, total = plan.seeds, plan.num_updates * plan.algorithm.steps_per_update
     ends = f"{seeds[0]} to {seeds[-1]}" if len(seeds) == seeds[-1] - seeds[0] + 1 else f"{seeds}"
     of_seeds = f"for seed {seeds[0]}" if len(seeds) == 1 else f"for each of the seeds {ends}"
-    console.print(f"{plan.title}: {total:,} steps in {plan.num_updates:,} updates {of_seeds}")
+    updates = counted(plan.num_updates, "update")
+    console.print(f"{plan.title}: {total:,} steps in {updates} {of_seeds}")
     for note in plan.notes if is_first() else ():
         print(f"warning: {note}", file=sys.stderr)
     if is_first() and (wide := wide_bounds(plan.env)):
