@@ -2,8 +2,9 @@
 
 `experiments/reproduce.toml` describes the benchmarks. After an interruption, run the same command
 again. It keeps the finished tasks and resumes the unfinished one. `--tasks` runs only some tasks.
-The table always shows all finished tasks. `--redraw` makes the tables and figures of
-`experiments/results` from the numbers there, without a run.
+The table always shows all finished tasks. `--publish` adds the tasks to the table of
+`experiments/results`, which keeps its other tasks. `--redraw` makes the tables and figures of
+`experiments/results` from the numbers there and the texts of `reproduce.toml`, without a run.
 """
 
 import json
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{', '.join(benchmarks)}."
                 )
             if args.redraw:
-                redraw([name for name in names if name in benchmarks], console)
+                for name in (x for x in names if x in benchmarks):
+                    redraw(benchmarks[name], name, console)
                 return 0
             cache_compilations()
             for name in names:
@@ -86,21 +88,21 @@ def build_parser() -> Parser:
     help_text = "output folder; finished runs in it are kept (default: runs/<benchmark>)"
     add("--out", type=Path, metavar="FOLDER", help=help_text)
     add("--no-peers", action="store_true", help="do not run the other libraries")
+    after = parser.add_mutually_exclusive_group()
+    help_text = "add the finished tasks to the table of experiments/results"
+    after.add_argument("--publish", action="store_true", help=help_text)
     help_text = "write the tables and figures of experiments/results again, from the numbers there"
-    add("--redraw", action="store_true", help=help_text)
+    after.add_argument("--redraw", action="store_true", help=help_text)
     return parser
 
 
-def redraw(names: Sequence[str], console: Console) -> None:
-    """Writes the tables and figures of `experiments/results` again, from the reports there."""
-    found = reports()
-    for name in names:
-        if name in found:
-            console.print(f"Table: {write_files(found[name], name, RESULTS)}")
-        else:
-            console.print(
-                f"{name} has no report with curves. Run --benchmark {name} without --redraw."
-            )
+def redraw(benchmark: dict[str, Any], name: str, console: Console) -> None:
+    """Writes the table and figure of `experiments/results` again, from the numbers there."""
+    if name in (found := reports()):
+        report = heading(benchmark, name) | {"rows": found[name]["rows"]}
+        console.print(f"Table: {write_files(report, name, RESULTS)}")
+    else:
+        console.print(f"{name} has no report with curves. Run --benchmark {name} without --redraw.")
 
 
 def run(benchmark: dict[str, Any], name: str, args: Namespace, console: Console) -> bool:
@@ -121,7 +123,10 @@ def run(benchmark: dict[str, Any], name: str, args: Namespace, console: Console)
         failed = execute(wanted, console)
         if not args.no_peers:
             failed |= peers.execute([x for x in others if x.task in chosen], console)
-        table = write_files(describe(benchmark, name, runs, others), name, folder)
+        report = describe(benchmark, name, runs, others)
+        table = write_files(report, name, folder)
+        if args.publish:
+            table = write_files(with_published(report, name), name, RESULTS)
     console.print(f"Table: {table}")
     return failed
 
@@ -168,15 +173,30 @@ def describe(
     others: Sequence[peers.PeerRun],
 ) -> dict[str, Any]:
     """Returns the report of a benchmark: everything that its table and its figure show."""
-    left_out = ("extras", "flags", "methods", "peers")
-    settings = {key: x for key, x in benchmark.items() if key not in left_out}
-    extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
-    command = f"python3 -m uv run{extras} experiments/reproduce.py --benchmark {name}"
     if "limit" in benchmark:
         rows = limits.describe(benchmark, runs)
     else:
         rows = {**returns_table.describe(runs), **peers.read(others)}
-    return {**settings, "command": command, "rows": rows}
+    return heading(benchmark, name) | {"rows": rows}
+
+
+def heading(benchmark: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns the report of a benchmark without its rows."""
+    left_out = ("extras", "flags", "methods", "peers")
+    settings = {key: x for key, x in benchmark.items() if key not in left_out}
+    extras = "".join(f" --extra {extra}" for extra in benchmark["extras"])
+    command = f"python3 -m uv run{extras} experiments/reproduce.py --benchmark {name}"
+    return {**settings, "command": command}
+
+
+def with_published(report: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns a report with the rows of `experiments/results` for the tasks that it lacks."""
+    published = reports().get(name, {"rows": {}})["rows"]
+    rows = {}
+    for method, found in report["rows"].items():
+        known = published.get(method, {}) | found
+        rows[method] = {task: known[task] for task in report["tasks"] if task in known}
+    return report | {"rows": rows}
 
 
 def write_files(report: dict[str, Any], name: str, folder: Path) -> Path:

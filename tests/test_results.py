@@ -22,8 +22,9 @@ NEWER_FIELDS = {"penalty_memory": 0.0}  # fields that some tables lack, without 
 
 
 @pytest.mark.parametrize("name", CURRENT)
-def test_a_table_shows_the_numbers_of_its_report(name, tmp_path):
-    reproduce.write_files(CURRENT[name], name, tmp_path)
+def test_a_table_shows_the_numbers_of_its_report_and_the_texts_of_its_benchmark(name, tmp_path):
+    report = CURRENT[name] | reproduce.heading(BENCHMARKS[name], name)
+    reproduce.write_files(report, name, tmp_path)
     for kind in ("json", "md"):
         path = Path(f"{name}.{kind}")
         assert (tmp_path / path).read_text() == (reproduce.RESULTS / path).read_text()

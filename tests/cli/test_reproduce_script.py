@@ -139,18 +139,35 @@ def test_a_peer_that_has_not_run_has_no_column():
     assert "| task | TRPO | IQM |\n" in "\n".join(returns_table.table_lines(report))
 
 
+def test_a_published_table_keeps_the_tasks_that_did_not_run_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    row = ROW | {"curve": [[1.0] * returns_table.POINTS], "steps": 100}
+    report = REPORT | {"tasks": {name: {"env": "x"} for name in ("Pole", "Hill", "Cart")}}
+    published = report | {"rows": {"TRPO": {"Cart": row, "Hill": row}}}
+    again = row | {"per_seed": [2.0]}
+    report |= {"rows": {"TRPO": {"Pole": row, "Hill": again}, "peer": {}}}
+    assert reproduce.with_published(report, "tiny") == report
+    reproduce.write_files(published, "tiny", tmp_path)
+    rows = reproduce.with_published(report, "tiny")["rows"]
+    assert list(rows["TRPO"].items()) == [("Pole", row), ("Hill", again), ("Cart", row)]
+    assert rows["peer"] == {}
+
+
 def test_redrawing_says_which_tables_it_wrote(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(reproduce, "BENCHMARKS_FILE", reproduce.HERE / "reproduce.toml")
+    (tmp_path / "reproduce.toml").write_text(BENCHMARKS + BENCHMARKS.replace("tiny", "other"))
+    monkeypatch.setattr(reproduce, "BENCHMARKS_FILE", tmp_path / "reproduce.toml")
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     row = ROW | {"curve": [[1.0] * returns_table.POINTS], "steps": 100}
     report = REPORT | {"rows": {"TRPO": {"Pole": row}}}
-    (tmp_path / "box2d.json").write_text(json.dumps(report))
-    assert reproduce.main(["--benchmark", "box2d", "vine", "--redraw"]) == 0
+    (tmp_path / "tiny.json").write_text(json.dumps(report))
+    assert reproduce.main(["--benchmark", "tiny", "other", "--redraw"]) == 0
     said = capsys.readouterr().out
-    assert f"Table: {tmp_path / 'box2d.md'}" in said
-    assert "vine has no report with curves" in said
-    assert (tmp_path / "box2d.png").is_file()
-    assert (tmp_path / "box2d.md").read_text().endswith("![Learning curves](box2d.png)\n")
+    assert f"Table: {tmp_path / 'tiny.md'}" in said
+    assert "other has no report with curves" in said
+    assert (tmp_path / "tiny.png").is_file()
+    table = (tmp_path / "tiny.md").read_text()
+    assert "Nothing to be learnt." in table, "the texts are those of reproduce.toml"
+    assert table.endswith("![Learning curves](tiny.png)\n")
 
 
 def test_a_peer_has_a_column_and_a_probability_that_its_seeds_are_worse():
