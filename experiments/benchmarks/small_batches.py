@@ -21,12 +21,7 @@ from rich.console import Console
 
 from trpo_jax import algorithms
 from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
-from trpo_jax.cli.command_line import (
-    Parser,
-    cache_compilations,
-    step_count,
-    user_errors,
-)
+from trpo_jax.cli.command_line import Parser, cache_compilations, step_count, user_errors
 from trpo_jax.cli.compare import Variant, parse_variant
 from trpo_jax.cli.display import spread_text
 from trpo_jax.cli.run_flags import plan_of

@@ -2,13 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from trpo_jax.envs.specs import (
-    Box,
-    Discrete,
-    MultiDiscrete,
-    to_environment_action,
-    to_space_action,
-)
+from trpo_jax.envs.specs import Box, Discrete, MultiDiscrete, to_environment_action, to_space_action
 
 
 def test_bounded_components_are_clipped_and_mapped_onto_the_bounds():

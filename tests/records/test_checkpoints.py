@@ -8,12 +8,7 @@ import pytest
 from trpo_jax import envs
 from trpo_jax.algorithms import vpg
 from trpo_jax.errors import ConfigurationError, StorageFailure
-from trpo_jax.records.checkpoints import (
-    Checkpoints,
-    digest,
-    to_arrays,
-    to_state,
-)
+from trpo_jax.records.checkpoints import Checkpoints, digest, to_arrays, to_state
 from trpo_jax.running.loop import compile_program, resume_program, run_chunks
 
 CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}

@@ -15,12 +15,7 @@ from trpo_jax.running import memory, sweep_program
 from trpo_jax.running.loop import LONGEST, Chunk, compile_program, run_chunks
 from trpo_jax.running.memory import free_bytes
 from trpo_jax.running.program import Health
-from trpo_jax.running.sweep_program import (
-    compile_sweep,
-    even_share,
-    run_block,
-    score_block,
-)
+from trpo_jax.running.sweep_program import compile_sweep, even_share, run_block, score_block
 
 CONFIG = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "critic_minibatches": 2}
 ENV = envs.make("CartPole-v1")

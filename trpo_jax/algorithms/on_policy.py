@@ -17,13 +17,7 @@ from trpo_jax.advantages import discounted_returns, generalized_advantages
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs
 from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, RolloutState, update_keys
-from trpo_jax.critics import (
-    Sequences,
-    WithCosts,
-    explained_variance,
-    following_values,
-    with_costs,
-)
+from trpo_jax.critics import Sequences, WithCosts, explained_variance, following_values, with_costs
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Transition, stagger

@@ -18,12 +18,7 @@ from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import prepare, require_continuous, require_no_memory
-from trpo_jax.algorithms.natural_gradient import (
-    kl_radius,
-    make_solve,
-    require_solver,
-    step_options,
-)
+from trpo_jax.algorithms.natural_gradient import kl_radius, make_solve, require_solver, step_options
 from trpo_jax.algorithms.on_policy import StepInput
 from trpo_jax.control_variates import CONTROL_WEIGHTS, control_variate, controlled_surrogate
 from trpo_jax.critics import CriticState, fit_with_target, init_critic

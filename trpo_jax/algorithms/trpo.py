@@ -14,12 +14,7 @@ from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import prepare
-from trpo_jax.algorithms.natural_gradient import (
-    kl_radius,
-    make_solve,
-    require_solver,
-    step_options,
-)
+from trpo_jax.algorithms.natural_gradient import kl_radius, make_solve, require_solver, step_options
 from trpo_jax.envs.base import Environment
 from trpo_jax.trust_region import Solve, importance_sampled_surrogate, trust_region_step
 

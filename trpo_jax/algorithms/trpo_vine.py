@@ -23,12 +23,7 @@ from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import prepare, require_no_memory
-from trpo_jax.algorithms.natural_gradient import (
-    kl_radius,
-    make_solve,
-    require_solver,
-    step_options,
-)
+from trpo_jax.algorithms.natural_gradient import kl_radius, make_solve, require_solver, step_options
 from trpo_jax.algorithms.on_policy import Batch, StepInput
 from trpo_jax.critics import Sequences
 from trpo_jax.envs.base import Environment

@@ -12,11 +12,7 @@ from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import decay, prepare
 from trpo_jax.envs.base import Environment
-from trpo_jax.trust_region import (
-    importance_sampled_surrogate,
-    measure_change,
-    surrogate_gradient,
-)
+from trpo_jax.trust_region import importance_sampled_surrogate, measure_change, surrogate_gradient
 
 Config = configs.VPG
 

@@ -19,12 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from trpo_jax import algorithms, envs
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.installing import how_to_install
-from trpo_jax.running.settings import (
-    MOST_RUNS,
-    choose_seeds,
-    require_at_least,
-    require_at_most,
-)
+from trpo_jax.running.settings import MOST_RUNS, choose_seeds, require_at_least, require_at_most
 
 MAX_STEPS = 10**15  # a float holds every whole number up to here exactly
 

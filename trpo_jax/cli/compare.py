@@ -19,11 +19,7 @@ from trpo_jax.analysis import WINDOW
 from trpo_jax.analysis.groups import join
 from trpo_jax.analysis.returns import first_reached, return_text, running_return
 from trpo_jax.analysis.statistics import INTERVAL, INTERVALS, summarize
-from trpo_jax.cli.command_line import (
-    cache_compilations,
-    call_of,
-    user_errors,
-)
+from trpo_jax.cli.command_line import cache_compilations, call_of, user_errors
 from trpo_jax.cli.compare_flags import parse
 from trpo_jax.cli.display import cost_cell, spread_text
 from trpo_jax.cli.environment_flags import options_from

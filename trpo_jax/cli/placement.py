@@ -17,12 +17,7 @@ from trpo_jax.cli.command_line import Parser
 from trpo_jax.cli.environments import make_env
 from trpo_jax.cli.process_flags import SEEDS, add_process_flags
 from trpo_jax.cli.streams import outlive_readers
-from trpo_jax.devices import (
-    Placement,
-    choose_devices,
-    split_environments,
-    split_runs,
-)
+from trpo_jax.devices import Placement, choose_devices, split_environments, split_runs
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.processes import is_first, join, leave
 from trpo_jax.running.task import require_on_device

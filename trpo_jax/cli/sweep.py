@@ -16,14 +16,8 @@ from trpo_jax.cli.command_line import (
     seed_range,
     user_errors,
 )
-from trpo_jax.cli.environment_flags import (
-    options_from,
-)
-from trpo_jax.cli.placement import (
-    IF_LOST,
-    join_processes,
-    place_runs,
-)
+from trpo_jax.cli.environment_flags import options_from
+from trpo_jax.cli.placement import IF_LOST, join_processes, place_runs
 from trpo_jax.cli.sweep_flags import parse
 from trpo_jax.cli.sweep_report import print_ranking
 from trpo_jax.cli.sweep_values import parse_grid, parse_range, refuse_repeats

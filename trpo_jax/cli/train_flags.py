@@ -14,12 +14,7 @@ from trpo_jax.cli.command_line import (
     step_count,
 )
 from trpo_jax.cli.environment_flags import add_environment_flags, add_processes_flag
-from trpo_jax.cli.process_flags import (
-    ENVIRONMENTS,
-    SEEDS,
-    add_process_flags,
-    without_process_flags,
-)
+from trpo_jax.cli.process_flags import ENVIRONMENTS, SEEDS, add_process_flags, without_process_flags
 from trpo_jax.errors import ConfigurationError, unknown_name
 from trpo_jax.running.defaults import defaults_for
 from trpo_jax.running.settings import SERVICES, STOP_EVERY

@@ -4,10 +4,7 @@ import shutil
 import sys
 from contextlib import ExitStack, closing
 
-from trpo_jax.errors import (
-    ConfigurationError,
-    StorageFailure,
-)
+from trpo_jax.errors import ConfigurationError, StorageFailure
 from trpo_jax.processes import decided_by_first
 from trpo_jax.records.checkpoints import Checkpoints, Saved
 from trpo_jax.records.files import create_run_folder, locked, write_json

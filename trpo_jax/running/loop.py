@@ -22,13 +22,7 @@ from trpo_jax.critics import WithCosts
 from trpo_jax.devices import Placement
 from trpo_jax.envs.base import LARGEST
 from trpo_jax.envs.specs import MASK, ObservationSpec, path_name
-from trpo_jax.processes import (
-    any_of,
-    decided_by_first,
-    peer_failures_named,
-    to_devices,
-    to_host,
-)
+from trpo_jax.processes import any_of, decided_by_first, peer_failures_named, to_devices, to_host
 from trpo_jax.running.host_program import HostState, host_program, stack_states
 from trpo_jax.running.memory import shortage_named
 from trpo_jax.running.program import NO_LEGAL_ACTION, OF_COSTS, Health, Program, device_program

@@ -26,9 +26,7 @@ from trpo_jax.records.resuming import BROKEN_SEEDS
 from trpo_jax.records.runs import POLICY, SUMMARY, StoredRun, cost_columns
 from trpo_jax.running.description import config_to_dict
 from trpo_jax.running.evaluation import evaluation_bound
-from trpo_jax.running.loop import (
-    Broken,
-)
+from trpo_jax.running.loop import Broken
 from trpo_jax.running.plan import RunPlan
 from trpo_jax.running.recorder import Columns
 

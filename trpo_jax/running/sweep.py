@@ -27,12 +27,7 @@ from trpo_jax.records.files import (
     write_whole,
 )
 from trpo_jax.records.resuming import differing_settings
-from trpo_jax.records.runs import (
-    as_numbers,
-    damaged,
-    read_object,
-    read_rows,
-)
+from trpo_jax.records.runs import as_numbers, damaged, read_object, read_rows
 from trpo_jax.running.defaults import SPACES_FILE, defaults_for
 from trpo_jax.running.description import (
     as_json,
@@ -48,12 +43,7 @@ from trpo_jax.running.plan import INTERRUPT
 from trpo_jax.running.progress import progress_console, sweep_progress
 from trpo_jax.running.settings import SCORES, choose_seeds, require_at_least
 from trpo_jax.running.sweep_plan import Compilation, Setting, compilations, plan_settings
-from trpo_jax.running.sweep_program import (
-    compile_host_sweep,
-    compile_sweep,
-    run_block,
-    score_block,
-)
+from trpo_jax.running.sweep_program import compile_host_sweep, compile_sweep, run_block, score_block
 from trpo_jax.running.sweep_ranking import (
     STEPS,
     Key,

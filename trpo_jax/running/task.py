@@ -15,10 +15,7 @@ from trpo_jax.envs.base import Environment
 from trpo_jax.envs.threads import with_timeout
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.running.defaults import Defaults, defaults
-from trpo_jax.running.description import (
-    config_to_dict,
-    flags_of,
-)
+from trpo_jax.running.description import config_to_dict, flags_of
 
 DEFAULT_ENV = "CartPole-v1"
 OWN = "own"  # the name of an algorithm that comes without a module

@@ -43,12 +43,7 @@ from trpo_jax.running.loop import (
 )
 from trpo_jax.running.plan import INTERRUPT, STOP_EVERY, RunPlan, plan_run
 from trpo_jax.running.program import Program
-from trpo_jax.running.progress import (
-    evaluation_progress,
-    has_bar,
-    progress_console,
-    with_progress,
-)
+from trpo_jax.running.progress import evaluation_progress, has_bar, progress_console, with_progress
 from trpo_jax.running.recorder import Recorder
 from trpo_jax.running.results import Evaluation, PolicyFailure, Run, write_policy, write_summary
 from trpo_jax.running.task import DEFAULT_ENV
