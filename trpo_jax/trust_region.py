@@ -404,6 +404,7 @@ def trust_region_step(
     kl_peak: Float[Array, ""] | float = 0.0,
     damped_scaling: bool = True,
     kl_penalty: Float[Array, ""] | float = 0.0,
+    state_weights: Float[Array, "*batch"] | None = None,
 ) -> tuple[Params, TrustRegionInfo]:
     """Takes one trust-region step. If no candidate is acceptable, the parameters stay as they are.
 
@@ -427,6 +428,7 @@ def trust_region_step(
         kl_peak: see `search_along`.
         damped_scaling: see `damped` of `kl_length`.
         kl_penalty: see `natural_step`.
+        state_weights: see `search_along`. The matrix F of `solve` should have the same weights.
 
     Returns:
         The new parameters and the measurements of the step.
@@ -472,6 +474,7 @@ def trust_region_step(
         line_search_steps=line_search_steps,
         line_search_shrink=line_search_shrink,
         kl_peak=kl_peak,
+        state_weights=state_weights,
     )
 
 

@@ -115,6 +115,10 @@ def test_a_policy_is_loaded_from_a_checkpoint(run):
         (["{run}", "--checkpoint", "3"], "no checkpoint '3' in"),
         (["{run}", "--checkpoint", "3"], "There are: 2, 4, latest, best."),
         (["{run}", "--episodes", "2"], "--episodes 2 must be at least 3"),
+        (
+            ["{run}", "--number", "4294967296"],
+            "number = 4,294,967,296 must be at most 2,147,483,647",
+        ),
         (["{run}", "--env", "CartPole-v1"], "was trained in Pendulum-v1"),
         (["{run}", "--out", "{run}/config.json"], "exists, and will not be overwritten"),
         (["{stopped}"], "(--checkpoint latest) holds what it"),

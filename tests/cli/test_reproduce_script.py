@@ -244,6 +244,7 @@ def test_the_error_says_why_an_episode_cannot_be_drawn(finished, tmp_path, capsy
         (["--fps", "60"], "--fps 60 is more than the 50"),
         (["--out", str(tmp_path / "episode.avi")], "must be a .gif or an .mp4"),
         (["--width", "100000"], "--width 100,000 is more than the 65,535 pixels"),
+        (["--episode", "-1"], "episode = -1 must be at least 0"),
         (["--checkpoint", "best"], "There is no checkpoint 'best' in"),
     ):
         with pytest.raises(SystemExit, match="2"):

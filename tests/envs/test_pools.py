@@ -231,6 +231,18 @@ def test_a_step_that_hangs_raises_an_environment_failure():
     pool.close()
 
 
+def test_an_environment_that_does_not_open_leaves_no_thread():
+    before = threading.active_count()
+    env = host_environment("odd", SPEC, Discrete(2), None, lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        with_timeout(env, 60.0).open(0, 2)
+    for _ in range(100):
+        if threading.active_count() == before:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the thread is still there")
+
+
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
 def test_a_timeout_must_be_positive_and_for_an_environment_on_the_host(seconds):
     env = host_environment("odd", SPEC, Discrete(2), None, lambda *_: None)

@@ -12,14 +12,13 @@ import pytest
 
 import trpo_jax
 from trpo_jax.agent import build_policy
-from trpo_jax.algorithms.base import Actor
+from trpo_jax.algorithms.base import Actor, acting_by
 from trpo_jax.envs.base import key_shape
 from trpo_jax.envs.specs import ArraySpec, Box, Discrete, MultiDiscrete
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.networks import ACTIVATIONS
 from trpo_jax.observing import init_observing, update_observing
 from trpo_jax.records.acting import make_act
-from trpo_jax.records.policies import acting_by
 
 VECTOR, BYTES = ArraySpec((3,), np.dtype(np.float32)), ArraySpec((4,), np.dtype(np.uint8))
 ONE, SEVERAL = (

@@ -145,6 +145,13 @@ def test_a_run_without_a_limit_has_costs_but_no_limit(run):
 
 
 @pytest.mark.slow
+def test_a_run_that_was_stopped_before_its_first_update_has_its_limit(run):
+    run = run._replace(metrics={})
+    assert run.cost_limits.shape == (1, 0)
+    assert run.evaluated_costs["toll"]["limit"] == 5
+
+
+@pytest.mark.slow
 def test_the_limit_of_the_last_update_counts(run):
     scheduled = {"cost_limit": np.array([[9.0, 6.0, 3.0]] * 3)}
     assert run._replace(metrics=run.metrics | scheduled).evaluated_costs["toll"]["limit"] == 3

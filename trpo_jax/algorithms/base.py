@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from trpo_jax.agent import Agent
+from trpo_jax.agent import Agent, Policy
 from trpo_jax.algorithms import fields
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Episode, Transition
+from trpo_jax.envs.specs import ObservationSpec, split_part
 from trpo_jax.normalization import RunningStatistics
-from trpo_jax.observing import Statistics
+from trpo_jax.observing import Statistics, observe
 from trpo_jax.rollout import rollout_with_state
 
 fields.register_configs()
@@ -172,3 +173,29 @@ class UpdateKeys(NamedTuple):
 def update_keys(state: State) -> UpdateKeys:
     """Returns the keys of the next update, made from `fold_in(state.key, num_updates)`."""
     return UpdateKeys(*jax.random.split(jax.random.fold_in(state.key, state.num_updates), 4))
+
+
+def acting_by(
+    policy: Policy, observation: ObservationSpec, hidden: str | None, normalized: bool
+) -> Callable[[Actor, Any, Any], tuple[Any, Distribution]]:
+    """Returns a policy as a function of the parameters and statistics of an actor.
+
+    The function is `(actor, carry, observations [B, ...]) -> (carry, action distribution)`.
+
+    Args:
+        policy: the policy.
+        observation: spec of the observations that the policy sees.
+        hidden: name of the part of an observation that only the critic sees; None if there is none.
+            Spec, statistics and observations may have this part or lack it.
+        normalized: whether the policy sees standardised observations.
+    """
+
+    def act(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
+        spec, statistics, shown = (
+            split_part(tree, hidden)[0]
+            for tree in (observation, actor.observation_statistics, observations)
+        )
+        seen = observe(spec, statistics, shown, normalized)
+        return policy.step(actor.policy_params, carry, seen)
+
+    return act

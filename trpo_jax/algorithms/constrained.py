@@ -1,4 +1,4 @@
-"""The parts that algorithms with limits on costs share: fields, and the cost of an episode.
+"""The parts that algorithms with limits on costs share, above all the cost of an episode.
 
 A limit is the largest cost of a whole episode, but advantages are about single steps. The length of
 an episode connects them. If a step costs m on average and an episode has L steps, an episode costs
@@ -20,6 +20,7 @@ from trpo_jax.algorithms.on_policy import StepInput
 from trpo_jax.envs.base import Environment, cost_metrics
 from trpo_jax.envs.episodes import Transition
 from trpo_jax.errors import ConfigurationError
+from trpo_jax.rollout import episode_metrics
 
 SHARE = 0.2  # weight of the latest batch in the running mean of the episode length
 
@@ -79,21 +80,15 @@ def episode_costs(
         length: `EpisodeCosts.length` of the last update; 0 in the first update.
         trajectory: the trajectory of this update, `[T, B]`.
     """
-    done = trajectory.done & trajectory.whole
-    count = jnp.sum(done)
-    mean = jnp.sum(jnp.where(done, trajectory.length, 0)) / jnp.maximum(count, 1)
+    ended = episode_metrics(trajectory)
     share = jnp.where(length > 0, SHARE, 1.0)
-    length = jnp.where(count > 0, length + share * (mean - length), length)
+    nearer = length + share * (ended["episode_length"] - length)
+    length = jnp.where(ended["num_episodes"] > 0, nearer, length)
     # Until an episode has ended: the time limit, or the longest length so far if there is none.
     longest = jnp.max(trajectory.length) if env.time_limit is None else env.time_limit
     steps = jnp.where(length > 0, length, longest)
     costs = jnp.mean(trajectory.costs, axis=(0, 1)) * steps
     return EpisodeCosts(length, steps, costs, costs - jnp.asarray(config.cost_limit))
-
-
-def cost_names(env: Environment, metric: str) -> tuple[str, ...]:
-    """Returns the name of a metric for each cost; it ends in the cost if there are several."""
-    return cost_metrics(env.costs, metric)
 
 
 class PricedState(NamedTuple):
@@ -180,7 +175,7 @@ def make_priced(
 
 def of_costs(env: Environment, metric: str, values: Sequence[Any] | Array) -> Metrics:
     """Returns one metric for each cost."""
-    return dict(zip(cost_names(env, metric), values, strict=True))
+    return dict(zip(cost_metrics(env.costs, metric), values, strict=True))
 
 
 def cost_figures(env: Environment, measured: EpisodeCosts) -> Metrics:

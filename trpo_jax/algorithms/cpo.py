@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
@@ -25,15 +24,11 @@ from trpo_jax.algorithms.natural_gradient import (
     require_solver,
     total_damping,
 )
+from trpo_jax.algorithms.on_policy import reward_surrogate
 from trpo_jax.constraints import CostSide, constrained_step, cost_acceptance, cost_surrogate
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.trust_region import (
-    importance_sampled_surrogate,
-    natural_step,
-    search_along,
-    surrogate_gradient,
-)
+from trpo_jax.trust_region import natural_step, search_along, surrogate_gradient
 
 Config = configs.CPO
 
@@ -63,8 +58,7 @@ def make(
         >>> bool(metrics["cost_estimate"] > 2), bool(metrics["cost_active"])
         (True, True)
     """
-    solution = lambda gradient, plain, cost, max_kl: constrained_step(gradient, plain, cost, max_kl)
-    return make_limited(env, config or Config(), agent, solution)
+    return make_limited(env, config or Config(), agent, constrained_step)
 
 
 def make_limited(env: Environment, config: Any, agent: Agent | None, solution: Any) -> Algorithm:
@@ -102,9 +96,7 @@ def make_limited(env: Environment, config: Any, agent: Agent | None, solution: A
         margin = jnp.maximum(margin + config.cost_margin_rate * measured.excess[0], 0.0)
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         distribution_fn = lambda p: agent.distributions(p, batch)
-        surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
-        )
+        surrogate = reward_surrogate(config, batch)
         of_cost = cost_surrogate(batch.actions, batch.cost_advantages[..., 0])
         solve = make_solve(env, config, agent, key, params, batch)
         gradient, cost_gradient = (

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from trpo_jax.advantages import Spread, update_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs
 from trpo_jax.algorithms.checks import decay
-from trpo_jax.algorithms.on_policy import Batch
+from trpo_jax.algorithms.on_policy import Batch, StepInput
 from trpo_jax.envs.base import Environment, key_shape
 from trpo_jax.envs.specs import num_components, split_part
 from trpo_jax.errors import ConfigurationError
@@ -54,6 +55,21 @@ def total_damping(env: Environment, config: configs.NaturalGradient) -> Float[Ar
     return config.damping * kl_components(env, config)
 
 
+def advantage_strength(
+    config: configs.NaturalGradient, step_input: StepInput
+) -> tuple[Spread, Float[Array, ""]]:
+    """Returns the spread of the advantages after this update, and their strength.
+
+    See `trpo_jax.advantages.update_spread`. The unit is that of the rewards of the environment.
+
+    Args:
+        config: the config.
+        step_input: the input of the policy step, whose state is the spread so far.
+    """
+    deviation = step_input.reward_scale * jnp.std(step_input.batch.advantages)
+    return update_spread(step_input.step_state, deviation, config.penalty_memory)
+
+
 def length_options(
     env: Environment, config: configs.NaturalGradient, strength: Float[Array, ""] | float = 1.0
 ) -> dict[str, Any]:
@@ -62,7 +78,7 @@ def length_options(
     Args:
         env: the environment.
         config: a validated config.
-        strength: from `trpo_jax.advantages.update_spread`. The penalty is divided by it. With 1,
+        strength: from `advantage_strength`. The penalty is divided by it. With 1,
             `penalty_memory` has no effect.
     """
     return {

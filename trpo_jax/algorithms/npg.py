@@ -5,26 +5,21 @@ divergence is `max_kl` (Rajeswaran et al. 2017, arXiv:1703.02660, equation 5, wh
 2 max_kl). The other step is a fixed multiple of F^-1 g, as in Kakade's paper.
 """
 
-import jax.numpy as jnp
-
-from trpo_jax.advantages import init_spread, standardize, update_spread
+from trpo_jax.advantages import init_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import decay, prepare
 from trpo_jax.algorithms.natural_gradient import (
+    advantage_strength,
     kl_radius,
     length_options,
     make_solve,
     require_solver,
 )
+from trpo_jax.algorithms.on_policy import reward_surrogate
 from trpo_jax.envs.base import Environment
-from trpo_jax.trust_region import (
-    full_step,
-    importance_sampled_surrogate,
-    natural_step,
-    surrogate_gradient,
-)
+from trpo_jax.trust_region import full_step, natural_step, surrogate_gradient
 
 Config = configs.NPG
 
@@ -49,12 +44,9 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        deviation = step_input.reward_scale * jnp.std(batch.advantages)
-        spread, strength = update_spread(step_input.step_state, deviation, config.penalty_memory)
+        spread, strength = advantage_strength(config, step_input)
         distribution_fn = lambda p: agent.distributions(p, batch)
-        surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
-        )
+        surrogate = reward_surrogate(config, batch)
         num_updates = step_input.num_updates
         step = natural_step(
             surrogate_gradient(params, distribution_fn, surrogate),

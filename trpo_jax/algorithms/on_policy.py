@@ -13,15 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from trpo_jax.advantages import discounted_returns, generalized_advantages
+from trpo_jax.advantages import discounted_returns, generalized_advantages, standardize
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs
-from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, RolloutState, update_keys
+from trpo_jax.algorithms.base import Actor, Algorithm, Metrics, RolloutState, acting_by, update_keys
 from trpo_jax.critics import Sequences, WithCosts, explained_variance, following_values, with_costs
-from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.episodes import Transition, stagger
-from trpo_jax.envs.specs import split_mask, split_part
+from trpo_jax.envs.specs import split_mask
 from trpo_jax.normalization import (
     RunningStatistics,
     init_statistics,
@@ -30,6 +29,7 @@ from trpo_jax.normalization import (
 )
 from trpo_jax.observing import Statistics, init_observing, observe, update_observing
 from trpo_jax.rollout import episode_metrics, random_actions, rollout, start_episodes
+from trpo_jax.trust_region import Surrogate, importance_sampled_surrogate
 
 RANDOM_STEPS = 128  # largest number of random steps for the first statistics
 LEAST_SCALE = 0.01  # share of the largest discounted sum, so that scaled sums are at most 100
@@ -149,6 +149,17 @@ class StepInput(NamedTuple):
     num_updates: Int[Array, ""]
 
 
+def reward_surrogate(config: configs.OnPolicy, batch: Batch) -> Surrogate:
+    """Returns the objective of a policy step: the surrogate with standardised advantages.
+
+    Args:
+        config: the config.
+        batch: the batch, `[T, B]`.
+    """
+    advantages = standardize(batch.advantages, batch.values)
+    return importance_sampled_surrogate(batch.actions, advantages, config.entropy_coef)
+
+
 class FitInput(NamedTuple):
     """The input of a fit of the critic; targets are `[T, B]`, or `WithCosts`."""
 
@@ -240,18 +251,9 @@ def make(
         names = ("critic_loss", "cost_critic_loss")
         return critic, dict(zip(names, jax.tree.leaves(loss), strict=False))
 
-    def policy(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
-        # The part that only the critic sees may be missing from `observations`.
-        spec, statistics, shown = (
-            split_part(tree, agent.critic_observation)[0]
-            for tree in (env.observation, actor.observation_statistics, observations)
-        )
-        return agent.policy.step(
-            actor.policy_params,
-            carry,
-            observe(spec, statistics, shown, config.normalize_observations),
-        )
-
+    policy = acting_by(
+        agent.policy, env.observation, agent.critic_observation, config.normalize_observations
+    )
     steps_per_update = config.num_envs * config.num_steps + extra_steps
     return Algorithm(
         env,

@@ -18,10 +18,11 @@ from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import decay, prepare
+from trpo_jax.algorithms.on_policy import reward_surrogate
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.minibatches import Minibatches
-from trpo_jax.trust_region import importance_sampled_surrogate, measure_change
+from trpo_jax.trust_region import measure_change
 
 
 def clipped_gain(
@@ -125,9 +126,7 @@ def step_arguments(env: Environment, config: configs.Proximal, agent: Agent) -> 
             (old_params, step_input.step_state),
             parts.shuffled(key, config.policy_epochs),
         )
-        surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
-        )
+        surrogate = reward_surrogate(config, batch)
         change = measure_change(
             lambda p: agent.distributions(p, batch), surrogate, old_params, params
         )

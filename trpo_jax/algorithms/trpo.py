@@ -7,16 +7,21 @@ gradient with a line search; see `trpo_jax.trust_region`.
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
-from trpo_jax.advantages import init_spread, standardize, update_spread
+from trpo_jax.advantages import init_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import prepare
-from trpo_jax.algorithms.natural_gradient import kl_radius, make_solve, require_solver, step_options
+from trpo_jax.algorithms.natural_gradient import (
+    advantage_strength,
+    kl_radius,
+    make_solve,
+    require_solver,
+    step_options,
+)
+from trpo_jax.algorithms.on_policy import reward_surrogate
 from trpo_jax.envs.base import Environment
-from trpo_jax.trust_region import Solve, importance_sampled_surrogate, trust_region_step
+from trpo_jax.trust_region import Solve, trust_region_step
 
 Config = configs.TRPO
 
@@ -73,16 +78,11 @@ def step_arguments(
 
     def step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        deviation = step_input.reward_scale * jnp.std(batch.advantages)
-        spread, strength = update_spread(step_input.step_state, deviation, config.penalty_memory)
+        spread, strength = advantage_strength(config, step_input)
         params, info = trust_region_step(
             params,
             lambda p: agent.distributions(p, batch),
-            importance_sampled_surrogate(
-                batch.actions,
-                standardize(batch.advantages, batch.values),
-                config.entropy_coef,
-            ),
+            reward_surrogate(config, batch),
             make_solve(env, config, agent, key, params, batch),
             max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
             **step_options(env, config, strength),

@@ -11,29 +11,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from trpo_jax.advantages import init_spread, standardize, update_spread
+from trpo_jax.advantages import init_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.natural_gradient import (
+    advantage_strength,
     fisher_precision,
     kl_radius,
-    length_options,
-    line_search_options,
     require_every_step,
     require_solver,
     solver_of,
+    step_options,
 )
-from trpo_jax.critics import Critic, Sequences
+from trpo_jax.algorithms.on_policy import reward_surrogate
+from trpo_jax.critics import Critic, Sequences, several
 from trpo_jax.envs.base import Environment
 from trpo_jax.fisher import fisher_vector_product
-from trpo_jax.trust_region import (
-    importance_sampled_surrogate,
-    natural_step,
-    search_along,
-    surrogate_gradient,
-)
+from trpo_jax.trust_region import trust_region_step
 
 Config = configs.TRPOEnsemble
 
@@ -62,31 +58,20 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        deviation = step_input.reward_scale * jnp.std(batch.advantages)
-        spread, strength = update_spread(step_input.step_state, deviation, config.penalty_memory)
-        max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
+        spread, strength = advantage_strength(config, step_input)
         values, _ = member_values(member, step_input.critic_params, step_input.sequences)
         disagreement = jnp.std(values, axis=0)
         weights = uncertainty_weights(disagreement, config.uncertainty_exponent)
         distribution_fn = lambda p: agent.distributions(p, batch)
-        surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
-        )
         with fisher_precision(config):
             product = fisher_vector_product(distribution_fn, params, weights)
-        full = natural_step(
-            surrogate_gradient(params, distribution_fn, surrogate),
-            solver_of(env, config, agent, params, batch, product),
-            max_kl=max_kl,
-            **length_options(env, config, strength),
-        )
-        params, info = search_along(
+        params, info = trust_region_step(
             params,
             distribution_fn,
-            surrogate,
-            full,
-            max_kl=max_kl,
-            **line_search_options(config),
+            reward_surrogate(config, batch),
+            solver_of(env, config, agent, params, batch, product),
+            max_kl=kl_radius(env, config, step_input.num_updates, batch_size),
+            **step_options(env, config, strength),
             state_weights=weights,
         )
         spread_metrics = {"value_mean": jnp.mean(values), "value_std": jnp.mean(disagreement)}
@@ -102,15 +87,7 @@ def make_ensemble(member: Critic, size: int) -> Critic:
 
     The parameters of the members have the leading axis `[size]`.
     """
-
-    def init(key):
-        return jax.vmap(member.init)(jax.random.split(key, size))
-
-    def carry(num_envs):
-        of_all = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (size, *x.shape)), member.carry(num_envs)
-        )
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), of_all)
+    members = several(member, size)
 
     def values(params, sequences):
         of_all, carries = member_values(member, params, sequences)
@@ -127,12 +104,11 @@ def make_ensemble(member: Critic, size: int) -> Critic:
             )
             return member.fit(fit_key, state, drawn, targets[:, envs])
 
-        carries = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), sequences.carry)
-        keys = jax.random.split(key, size)
-        state, losses = jax.vmap(fit_member)(keys, state, carries)
+        fit_all = jax.vmap(fit_member, (0, 0, 1))
+        state, losses = fit_all(jax.random.split(key, size), state, sequences.carry)
         return state, jnp.mean(losses)
 
-    return Critic(init, values, fit, carry)
+    return members._replace(values=values, fit=fit)
 
 
 def member_values(

@@ -8,12 +8,13 @@ confidence 1 - alpha, by Student's t-test over environments.
 import jax
 import jax.numpy as jnp
 
-from trpo_jax.advantages import init_spread, standardize, update_spread
+from trpo_jax.advantages import init_spread, standardize
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.natural_gradient import (
+    advantage_strength,
     kl_radius,
     length_options,
     line_search_options,
@@ -58,8 +59,7 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        deviation = step_input.reward_scale * jnp.std(batch.advantages)
-        spread, strength = update_spread(step_input.step_state, deviation, config.penalty_memory)
+        spread, strength = advantage_strength(config, step_input)
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         advantages = standardize(batch.advantages, batch.values)
         fitted = jax.tree.map(lambda x: x[:, :num_fitted], batch)

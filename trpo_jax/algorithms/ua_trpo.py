@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from trpo_jax.advantages import init_spread, standardize, update_spread
+from trpo_jax.advantages import init_spread
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import prepare
 from trpo_jax.algorithms.natural_gradient import (
+    advantage_strength,
     fisher_precision,
     kl_radius,
     length_options,
@@ -31,6 +32,7 @@ from trpo_jax.algorithms.natural_gradient import (
     require_solver,
     solver_of,
 )
+from trpo_jax.algorithms.on_policy import reward_surrogate
 from trpo_jax.confidence import (
     covariance_product,
     directional_means,
@@ -41,12 +43,7 @@ from trpo_jax.confidence import (
 from trpo_jax.envs.base import Environment
 from trpo_jax.errors import ConfigurationError
 from trpo_jax.fisher import gauss_newton_product, mean_fisher_product
-from trpo_jax.trust_region import (
-    importance_sampled_surrogate,
-    natural_step,
-    search_along,
-    surrogate_gradient,
-)
+from trpo_jax.trust_region import natural_step, search_along, surrogate_gradient
 
 Config = configs.UATRPO
 
@@ -79,13 +76,10 @@ def make(
 
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
-        deviation = step_input.reward_scale * jnp.std(batch.advantages)
-        spread, strength = update_spread(step_input.step_state, deviation, config.penalty_memory)
+        spread, strength = advantage_strength(config, step_input)
         max_kl = kl_radius(env, config, step_input.num_updates, batch_size)
         distribution_fn = lambda p: agent.distributions(p, batch)
-        surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
-        )
+        surrogate = reward_surrogate(config, batch)
         radius = squared_radius(krylov, config.num_envs, config.alpha)
         radius = radius.astype(batch.advantages.dtype)
         with jax.default_matmul_precision("float32"):

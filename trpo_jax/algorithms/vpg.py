@@ -6,13 +6,13 @@ preconditions it with the Fisher matrix.
 
 import optax
 
-from trpo_jax.advantages import standardize
 from trpo_jax.agent import Agent
 from trpo_jax.algorithms import configs, on_policy
 from trpo_jax.algorithms.base import Algorithm
 from trpo_jax.algorithms.checks import decay, prepare
+from trpo_jax.algorithms.on_policy import reward_surrogate
 from trpo_jax.envs.base import Environment
-from trpo_jax.trust_region import importance_sampled_surrogate, measure_change, surrogate_gradient
+from trpo_jax.trust_region import measure_change, surrogate_gradient
 
 Config = configs.VPG
 
@@ -37,9 +37,7 @@ def make(
     def policy_step(key, step_input):
         params, batch = step_input.actor.policy_params, step_input.batch
         distribution_fn = lambda p: agent.distributions(p, batch)
-        surrogate = importance_sampled_surrogate(
-            batch.actions, standardize(batch.advantages, batch.values), config.entropy_coef
-        )
+        surrogate = reward_surrogate(config, batch)
         gradient = surrogate_gradient(params, distribution_fn, surrogate)
         updates, moments = optimizer.update(optax.tree.scale(-1.0, gradient), step_input.step_state)
         share = decay(config, step_input.num_updates, batch_size)

@@ -25,7 +25,6 @@ GAIN_RATIO = (0.5, 2.0)  # actual over predicted gain; 0.7 to 1.05 in healthy ru
 ENTROPY_LOST = 0.95  # share of the first entropy; a Gaussian has 1/4 of its deviation left
 ENTROPY_GAINED = 1.0  # share of the first entropy; a Gaussian has 4 times its deviation
 CRITIC = (0.1, 1.0)  # explained variance; a good critic soon reaches 0.7
-LAST_THIRD = 2 / 3  # the last third begins after this share of a run
 EXCESS = 0.1  # share of the cost; at the limit, noise is above it in half of the updates
 LISTED = 8  # most seeds that a warning lists
 PRICES = {"multiplier_lr": "--multiplier-lr", "pid_i": "--pid-i"}  # flags that raise a price
@@ -108,7 +107,7 @@ CHECKS = (
     Check(
         "steps often rejected",
         ("step_rejected",),
-        LAST_THIRD,
+        signs.LAST_THIRD,
         signs.often_rejected_share,
         REJECTED,
         "{} % of the steps were rejected",
@@ -117,7 +116,7 @@ CHECKS = (
     Check(
         "steps of one agent often rejected",
         ("step_rejected", "step_rejected_agent_0"),
-        LAST_THIRD,
+        signs.LAST_THIRD,
         signs.agent_rejected_share,
         REJECTED,
         "{} % of the steps of one agent were rejected (columns step_rejected_agent_...)",
@@ -136,7 +135,7 @@ CHECKS = (
     Check(
         "CG residual high",
         ("cg_residual",),
-        LAST_THIRD,
+        signs.LAST_THIRD,
         signs.median_of(lambda run: run.metrics["cg_residual"]),
         RESIDUAL,
         "median relative residual {}",
@@ -172,7 +171,7 @@ CHECKS = (
     Check(
         "single states moved too far",
         ("kl_max", "kl"),
-        LAST_THIRD,
+        signs.LAST_THIRD,
         signs.median_of(signs.kl_peak),
         (0, KL_PEAK),
         "the maximum of the KL divergence is {} times its mean",
@@ -181,7 +180,7 @@ CHECKS = (
     Check(
         "gain not as predicted",
         ("surrogate_gain_ratio",),
-        LAST_THIRD,
+        signs.LAST_THIRD,
         signs.median_of(lambda run: signs.accepted(run, "surrogate_gain_ratio")),
         GAIN_RATIO,
         "the median step gained {} times the gain that its gradient predicted",
@@ -190,7 +189,7 @@ CHECKS = (
     Check(
         "entropy collapsed",
         ("entropy", *RETURNS),
-        LAST_THIRD,
+        signs.LAST_THIRD,
         signs.entropy_lost_for_nothing,
         (-np.inf, ENTROPY_LOST),
         "{} % of the entropy of the first update was lost, and the return has not risen",
@@ -199,7 +198,7 @@ CHECKS = (
     Check(
         "entropy grows without end",
         ("entropy",),
-        LAST_THIRD,
+        signs.LAST_THIRD,
         signs.entropy_gained_still,
         (-np.inf, ENTROPY_GAINED),
         "the entropy has grown by {} % of the entropy of the first update, and still grows",
@@ -208,7 +207,7 @@ CHECKS = (
     Check(
         "critic useless",
         ("explained_variance", *RETURNS),
-        LAST_THIRD,
+        signs.LAST_THIRD,
         signs.explained_variance,
         CRITIC,
         "median explained variance {}",
@@ -280,7 +279,7 @@ def _excess_checks(run: StoredRun) -> Iterator[Check]:
         yield Check(
             f"{costs.name} above its limit",
             (costs.metric,),
-            LAST_THIRD,
+            signs.LAST_THIRD,
             lambda run, looked_at, costs=costs: excess_share(costs),
             (-np.inf, EXCESS),
             "{} % of the cost of an episode is above the limit",

@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from trpo_jax.analysis import diagnosis_signs as signs
-from trpo_jax.records.runs import ONLY_COST, StoredRun, cost_columns
+from trpo_jax.records.runs import StoredRun, cost_columns, cost_text
 
-LATE = 2 / 3  # the late part begins after this share of a run
 NEARLY_ALL = 0.9  # share of the late steps
 
 
@@ -47,7 +46,7 @@ def costs_of(run: StoredRun) -> list[CostSigns]:
         nothing = np.full(metrics[metric].shape, np.nan)
         found.append(
             CostSigns(
-                "cost" if name == ONLY_COST else f"cost {name}",
+                cost_text(name),
                 metric,
                 metrics[metric],
                 metrics[f"cost_estimate{suffix}"],
@@ -66,7 +65,7 @@ def out_of_reach(costs: CostSigns) -> np.ndarray:
     limit in all updates, although the price kept rising late in the run, or nearly all late steps
     only lowered the cost.
     """
-    start, end = int(LATE * costs.excess.shape[1]), costs.excess.shape[1]
+    start, end = int(signs.LAST_THIRD * costs.excess.shape[1]), costs.excess.shape[1]
     tried = np.zeros(len(costs.excess), bool)
     if costs.recovery is not None:
         tried |= signs.mean(costs.recovery[:, start:]) >= NEARLY_ALL
@@ -84,7 +83,7 @@ def excess_share(costs: CostSigns) -> np.ndarray:
 
     The share is NaN for a seed whose limit is out of reach (see `out_of_reach`).
     """
-    late = slice(int(LATE * costs.excess.shape[1]), None)
+    late = slice(int(signs.LAST_THIRD * costs.excess.shape[1]), None)
     cost = signs.mean(costs.cost[:, late])
     share = signs.mean(costs.excess[:, late]) / np.where(cost > 0, cost, np.nan)
     return np.where(np.isnan(out_of_reach(costs)), share, np.nan)

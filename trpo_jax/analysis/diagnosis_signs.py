@@ -11,6 +11,7 @@ import numpy as np
 
 from trpo_jax.records.runs import StoredRun
 
+LAST_THIRD = 2 / 3  # the last third begins after this share of a run
 OFTEN_REJECTED = 0.2  # share of the steps; more wastes over one batch in five
 ALWAYS_REJECTED = 0.9  # share of all steps; with more, the policy hardly learns
 FAR_BEYOND = 2.0  # times the KL bound; the quadratic model then predicts less than half of the KL
@@ -53,7 +54,7 @@ def mean(values: np.ndarray, axis: int = 1) -> np.ndarray:
 def step_share(run: StoredRun) -> np.ndarray:
     """Returns the share of the full step size that `decay_steps` leaves at each update, `[U]`.
 
-    These are the numbers that `groups.decay` returned during the run.
+    These are the numbers that `trpo_jax.algorithms.checks.decay` returned during the run.
     """
     update, env_steps = run.metrics["update"][0], run.metrics["env_steps"][0]
     decay_steps = run.description["config"].get("decay_steps")
@@ -215,7 +216,7 @@ def overshot_share(run: StoredRun, looked_at: slice) -> np.ndarray:
 
 
 def _bound_is_kept(run: StoredRun) -> bool:
-    # With weights of states (ua_trpo), the bound is on a weighted mean. The metric has no weights.
+    # trpo_ensemble bounds a mean with weights of states. The metric has no weights.
     weighted = run.description["config"].get("uncertainty_exponent", 0.0) != 0
     return has_line_search(run) and not weighted
 

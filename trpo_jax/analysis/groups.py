@@ -64,16 +64,13 @@ def join_runs(
 def join(runs: Sequence[StoredRun], window: int) -> Group:
     """Returns the group of the runs of one label on one task; see `join_runs`."""
     shortest = min(run.metrics["env_steps"].shape[1] for run in runs)
-    seeds, env_steps, returns, num_episodes = (
-        np.concatenate([run.metrics[name][:, :shortest] for run in runs])
-        for name in ("seed", "env_steps", "episodic_return", "num_episodes")
-    )
-    returns = running_return(returns, num_episodes, window)
     metrics = {
         name: np.concatenate([run.metrics[name][:, :shortest] for run in runs])
         for name in runs[0].metrics
         if all(name in run.metrics for run in runs)
     }
+    seeds, env_steps, num_episodes = (metrics[x] for x in ("seed", "env_steps", "num_episodes"))
+    returns = running_return(metrics["episodic_return"], num_episodes, window)
     columns = cost_columns(metrics, order=runs[0].description.get("cost_names", ()))
     costs = {
         name: running_return(metrics[column], num_episodes, window)

@@ -23,6 +23,7 @@ from trpo_jax.cli.command_line import cache_compilations, call_of, user_errors
 from trpo_jax.cli.compare_flags import parse
 from trpo_jax.cli.display import cost_cell, spread_text
 from trpo_jax.cli.environment_flags import options_from
+from trpo_jax.cli.plot_report import table_head, table_row
 from trpo_jax.cli.run_flags import parse_run, plan_of
 from trpo_jax.errors import ConfigurationError, StorageFailure, unknown_name
 from trpo_jax.figures.curves import Curve, comparison, curve_of, file_of
@@ -356,8 +357,7 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
     columns += [] if threshold is None else [f"steps to {threshold:g}", f"seconds to {threshold:g}"]
     costs = dict.fromkeys(name for row in rows.values() for name in row.get("costs", ()))
     columns += [f"cost {name}" for name in costs]
-    yield "| " + " | ".join(columns) + " |"
-    yield "| --- " + "| ---: " * (len(columns) - 1) + "|"
+    yield from table_head(columns)
     found = [row for row in rows.values() if "missing" not in row]
     best = max(found, key=preferred, default=None)
     for label, row in rows.items():
@@ -367,12 +367,11 @@ def section_lines(threshold: float | None, rows: dict[str, dict[str, Any]]) -> I
             cells = [f"{row['total_steps']:,}", str(len(row["per_seed"])), score_cell(row, best)]
             cells += [spread_text(row["iqm_ci95"], row["per_seed"], return_text)]
             cells += [f"{row['seconds']:.1f}"]
-        if "missing" not in row and threshold is not None:
-            cells += [threshold_cell(row["env_steps_to_threshold"], ",.0f")]
-            cells += [threshold_cell(row["seconds_to_threshold"], ".1f")]
-        if "missing" not in row:
+            if threshold is not None:
+                cells += [threshold_cell(row["env_steps_to_threshold"], ",.0f")]
+                cells += [threshold_cell(row["seconds_to_threshold"], ".1f")]
             cells += [cost_cell(row.get("costs", {}).get(name)) for name in costs]
-        yield "| " + " | ".join([label, *cells]) + " |"
+        yield table_row([label, *cells])
     for label, row in rows.items():
         if "missing" in row:
             yield ""
@@ -421,7 +420,3 @@ def distinct(values: Iterator[Any]) -> list[Any]:
 def read_curve(pair: Pair) -> Curve:
     """Returns the learning curve of a finished run."""
     return curve_of(join([read_run(pair.folder, (), MEASURED)], WINDOW))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

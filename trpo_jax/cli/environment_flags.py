@@ -42,8 +42,8 @@ def add_environment_flags(parser: argparse._ActionsContainer) -> None:
     help_text = "add the previous action and the previous reward to the observation"
     add("--observe-previous", action="store_true", help=help_text)
     help_text = (
-        "stop with an error if a reset or a step of a gym/ or envpool/ environment takes more "
-        "seconds than this (default: no limit)"
+        "stop with an error if a reset or a step of an environment on the host takes more seconds "
+        "than this (default: no limit)"
     )
     add("--env-timeout", type=float, metavar="SECONDS", help=help_text)
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"needs at least {LEAST_SEEDS} returns."
             )
         require_at_least(number=(args.number, 1), evaluation_steps=(args.evaluation_steps, 1))
-        require_at_most(episodes=(args.episodes, MOST))
+        require_at_most(number=(args.number, MOST), episodes=(args.episodes, MOST))
         description = read_description(args.folder, "env", "algorithm", "config", "seeds")
         env = make_stored(description, args)
         stored = read_policies(args.folder, env, checkpoint=args.checkpoint)

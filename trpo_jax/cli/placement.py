@@ -102,10 +102,11 @@ def exit_with(main: Callable[[], int], received: Sequence[int] = ()) -> NoReturn
     if code == 130 and received:
         code = 128 + received[0]
     if code and jax.distributed.is_initialized():
+        code = code if isinstance(code, int) else 1
         sys.stdout.flush()
         sys.stderr.flush()
         with suppress(RuntimeError):  # the first process may be gone
-            leave(code if isinstance(code, int) else 1)
+            leave(code)
         if is_first():
             time.sleep(FIRST_LEAVES_AFTER)
         os._exit(code)

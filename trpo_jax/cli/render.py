@@ -26,6 +26,7 @@ from trpo_jax.records.policies import load_policy
 from trpo_jax.records.policy_files import with_origin
 from trpo_jax.records.runs import read_description
 from trpo_jax.running.animation import MAX_FPS, MAX_SIDE, play, require_video, write_animation
+from trpo_jax.running.settings import MOST, require_at_least, require_at_most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("steps", "every", "fps", "width"):
             if getattr(args, name) <= 0:
                 raise ConfigurationError(f"--{name} {getattr(args, name)} must be more than 0.")
+        require_at_least(episode=(args.episode, 0))
+        require_at_most(episode=(args.episode, MOST))
         checkpoint = f"-{args.checkpoint}" if args.checkpoint else ""
         out = args.out or args.folder / f"episode{checkpoint}.gif"
         if out.suffix not in MAX_SIDE:

@@ -11,7 +11,7 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import INTERVAL
 from trpo_jax.cli.display import spread_text
 from trpo_jax.records.files import cell
-from trpo_jax.records.runs import ONLY_COST
+from trpo_jax.records.runs import cost_text
 from trpo_jax.running.sweep_ranking import Ranked
 
 SHOWN = 16  # at most so many settings are printed
@@ -25,7 +25,7 @@ def print_ranking(console: Console, ranking: Sequence[Ranked], title: str) -> No
     table = Table(title=title)
     for name in fields if len(fields) <= MOST_COLUMNS else ["setting"]:
         table.add_column(name, justify="right" if len(fields) <= MOST_COLUMNS else "left")
-    costs = ["cost" if name == ONLY_COST else f"cost {name}" for name in ranking[0].costs]
+    costs = [cost_text(name) for name in ranking[0].costs]
     for name in ("IQM", INTERVAL, "mean", "worst seed", *costs):
         table.add_column(name, justify="right", no_wrap=True)
     for ranked in ranking[:SHOWN]:

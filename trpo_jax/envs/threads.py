@@ -83,7 +83,11 @@ def with_timeout(env: Environment, seconds: float | int) -> Environment:
 
     def open(*args: Any, **options: Any) -> Pool:
         thread = OwnThread()
-        pool = thread.submit(lambda: env.open(*args, **options)).result()
+        try:
+            pool = thread.submit(lambda: env.open(*args, **options)).result()
+        except BaseException:
+            thread.end()
+            raise
 
         def within(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: np.ndarray) -> Any:

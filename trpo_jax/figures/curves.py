@@ -16,7 +16,7 @@ from PIL import Image
 
 from trpo_jax.analysis.groups import Group
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
-from trpo_jax.records.runs import ONLY_COST
+from trpo_jax.records.runs import ONLY_COST, cost_text
 
 # The colours are Okabe and Ito's. People with any kind of colour vision can tell them apart. Every
 # second line is dashed, so that a line under another line shows. An algorithm has the same look in
@@ -176,7 +176,7 @@ def comparison(curves: dict[str, dict[str, Curve]], labels: Sequence[str]) -> Fi
             bands |= _draw_labels(axes, found, values, labels)
             _draw_limits(axes, found, name, labels)
             top.set_ylabel("return", fontsize="small")
-            axes.set_ylabel("cost" if name == ONLY_COST else f"cost {name}", fontsize="small")
+            axes.set_ylabel(cost_text(name), fontsize="small")
             axes.sharex(top)
         used += [top, *others]
     for axes in set(all_axes.ravel()) - set(used):

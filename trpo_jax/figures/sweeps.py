@@ -12,7 +12,7 @@ from trpo_jax.analysis.returns import return_text
 from trpo_jax.analysis.statistics import interquartile_mean, iqm_spread
 from trpo_jax.figures.curves import LIMIT, Figure, line_look, style
 from trpo_jax.records.limits import best_of
-from trpo_jax.records.runs import ONLY_COST
+from trpo_jax.records.runs import cost_text
 
 RATIO_OF_LOG = 10  # least ratio of the largest to the smallest value for a logarithmic axis
 MOST_TICKS = 8  # most values of an axis that each get a tick
@@ -107,7 +107,7 @@ def limits_figure(
             label = f"limit {_label(limits[index])}" if len(order) <= MOST_TICKS else None
             look = {"fmt": "o", "color": color, "capsize": 2, "label": label}
             axes.errorbar(x, y, bars[1], bars[0], **look)
-        axes.set_xlabel("cost" if name == ONLY_COST else f"cost {name}")
+        axes.set_xlabel(cost_text(name))
         style(axes, "both")
     first = figure.axes[0]
     first.set_ylabel("return")

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trpo_jax.agent import Agent, Policy, build_policy
-from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, learnt_of
+from trpo_jax.agent import Agent, build_policy
+from trpo_jax.algorithms.base import Actor, Algorithm, Learnt, acting_by, learnt_of
 from trpo_jax.critics import WithCosts
 from trpo_jax.distributions import Distribution
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.specs import ActionSpec, Agents, ObservationSpec, split_part
 from trpo_jax.errors import ConfigurationError
-from trpo_jax.observing import init_observing, observe
+from trpo_jax.observing import init_observing
 from trpo_jax.records.acting import ActingPolicy, make_act
 from trpo_jax.records.checkpoints import named_leaves, to_state
 from trpo_jax.records.limits import best_of
@@ -198,29 +198,6 @@ def index_of(
     if seed not in seeds:
         raise ConfigurationError(f"The run has no seed {seed}. It has {list(seeds)}.")
     return seeds.index(seed)
-
-
-def acting_by(
-    policy: Policy, observation: ObservationSpec, hidden: str | None, normalized: bool
-) -> Callable[[Actor, Any, Any], tuple[Any, Distribution]]:
-    """Returns a policy as a function of the parameters and statistics of an actor.
-
-    The function is `(actor, carry, observations [B, ...]) -> (carry, action distribution)`.
-
-    Args:
-        policy: the policy.
-        observation: spec of the observations that the policy sees.
-        hidden: name of the part of an observation that only the critic sees; None if there is none.
-            Observations may have this part or lack it.
-        normalized: whether the policy sees standardised observations.
-    """
-
-    def act(actor: Actor, carry: Any, observations: Any) -> tuple[Any, Distribution]:
-        shown, _ = split_part(observations, hidden)
-        seen = observe(observation, actor.observation_statistics, shown, normalized)
-        return policy.step(actor.policy_params, carry, seen)
-
-    return act
 
 
 def learnt_from(path: str | Path, algorithm: Algorithm, seeds: Sequence[int]) -> Learnt:

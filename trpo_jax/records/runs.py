@@ -30,6 +30,11 @@ KINDS = {
 }
 
 
+def cost_text(name: str) -> str:
+    """Returns "cost" and the name of a cost, for a table or a figure."""
+    return "cost" if name == ONLY_COST else f"cost {name}"
+
+
 class NoUpdateError(ConfigurationError):
     """Raised for a run that has not finished its first update."""
 

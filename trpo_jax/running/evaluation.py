@@ -184,14 +184,14 @@ def make_evaluation(
         played = []
         for index, seed in enumerate(seeds):
             of_seed = jax.tree.map(lambda x, i=index: x[i], actor)
-            place = (EVALUATION, seed, *((number,) if number else ()))
+            episode_seeds = (EVALUATION, seed, *((number,) if number else ()))
             say = tell and (lambda words, seed=seed: tell(f"seed {seed}, {words}"))
             played.append(
                 evaluate_on_host(
                     env,
                     partial(given, of_seed),
                     key_of(np.uint32(seed), number),
-                    place,
+                    episode_seeds,
                     num_episodes,
                     max_steps,
                     num_envs,
@@ -247,10 +247,10 @@ def evaluate_on_host(
     key: PRNGKeyArray,
     seeds: tuple[int, ...],
     num_episodes: int,
-    max_steps: int | None = None,
-    num_envs: int | None = None,
-    tell: Callable[[str], None] | None = None,
-    carry: Callable[[int], Any] = lambda num_envs: (),
+    max_steps: int | None,
+    num_envs: int | None,
+    tell: Callable[[str], None] | None,
+    carry: Callable[[int], Any],
 ) -> Played:
     """Does the same as `evaluate`, for an environment that runs on the host.
 

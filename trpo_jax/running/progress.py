@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trpo_jax.analysis.returns import return_text
-from trpo_jax.records.runs import ONLY_COST, cost_columns
+from trpo_jax.records.runs import cost_columns, cost_text
 from trpo_jax.running.loop import Chunk
 
 PLAIN_LINES = 10  # number of progress lines of a whole run if there is no bar
@@ -113,10 +113,7 @@ def with_progress(
 
 def shown_metrics(names: Iterable[str]) -> dict[str, tuple[str, Callable[[float], str]]]:
     """Returns the metrics to show: for each, a word and a function that formats its number."""
-    costs = {
-        metric: ("cost" if name == ONLY_COST else f"cost {name}", return_text)
-        for name, metric in cost_columns(names).items()
-    }
+    costs = {metric: (cost_text(name), return_text) for name, metric in cost_columns(names).items()}
     return {
         "episodic_return": ("return", return_text),
         **costs,

@@ -128,7 +128,8 @@ class Run(NamedTuple):
     @property
     def cost_limits(self) -> np.ndarray | None:
         """The limit of each cost at each update, `[K, U]`; None if the algorithm has no limits."""
-        return cost_limits(config_to_dict(self.config), self.metrics, len(self.env.costs))
+        metrics = {"update": np.empty((1, 0)), **self.metrics}  # empty before the first update
+        return cost_limits(config_to_dict(self.config), metrics, len(self.env.costs))
 
     @property
     def evaluated_costs(self) -> dict[str, dict[str, Any]]:

@@ -241,9 +241,8 @@ def sweep(
         evaluation_episodes: number of episodes for evaluating the final policy of each run.
         score: the score that ranks the settings. "evaluation" is the return of the final policy.
             "training" is the return of the training episodes in the second half of a run. If there
-            are
-            limits on costs, the settings whose mean costs of these episodes keep their own limits
-            come first.
+            are limits on costs, the settings whose mean costs of these episodes keep their own
+            limits come first.
         batch: maximum number of runs in parallel. If the environment runs on the host, None stands
             for as many whole settings as keep twice the number of cores busy, and for at least one
             setting. Otherwise it stands for 16 on a CPU, and for as many as fit into half of the
