@@ -1,7 +1,7 @@
 """Makes an `Environment` from the functions of a suite that runs in JAX."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,6 +105,23 @@ def as_tree(observation: Any) -> Any:
     return (
         tuple(map(as_tree, observation)) if isinstance(observation, tuple | list) else observation
     )
+
+
+def box_of(space: Any) -> Box:
+    """Returns the spec of a space whose bounds are one number, or an array of the space's shape."""
+    bounds = (np.asarray(x, np.float32) for x in (space.low, space.high))
+    return Box(*(np.broadcast_to(x, tuple(space.shape)) for x in bounds))
+
+
+def frames_of(figure: Any, draw: Callable[[Any], Any], views: Iterable[Any]) -> list[np.ndarray]:
+    """Returns a frame `[H, W, 3]` of a figure of matplotlib for each view that `draw` draws."""
+    frames = []
+    for view in views:
+        draw(view)
+        figure.canvas.draw()
+        frames.append(np.array(figure.canvas.buffer_rgba())[..., :3])
+    figure.clear()
+    return frames
 
 
 def _as(x: Any, spec: jax.ShapeDtypeStruct) -> Array:

@@ -7,11 +7,10 @@ from importlib import import_module
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.deferred import deferred, make_lazy
-from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.functional import box_of, frames_of, make_environment
 from trpo_jax.envs.options import parameters_of, replace_fields, require_known_args
 from trpo_jax.envs.specs import Box, Discrete
 from trpo_jax.errors import ConfigurationError, unknown_name
@@ -116,13 +115,7 @@ def make(name: str, **args: Any) -> Environment:
         visualizer.init()
         if not hasattr(visualizer, "im"):
             raise ConfigurationError(f"gymnax cannot draw environment {name!r}.")
-        canvas = visualizer.fig.canvas
-        frames = []
-        for index in range(len(states)):
-            visualizer.update(index)
-            canvas.draw()
-            frames.append(np.array(canvas.buffer_rgba())[..., :3])
-        return frames
+        return frames_of(visualizer.fig, visualizer.update, range(len(states)))
 
     time_limit = int(params.max_steps_in_episode)
     made = make_environment(name, reset, step, action, time_limit, render=render)
@@ -145,11 +138,7 @@ def _action_spec(name: str, space: Any) -> Discrete | Box:
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n))
     if isinstance(space, spaces.Box) and jnp.issubdtype(space.dtype, jnp.floating):
-        shape = tuple(space.shape)
-        low, high = (
-            np.broadcast_to(np.asarray(x, np.float32), shape) for x in (space.low, space.high)
-        )
-        return Box(low, high)
+        return box_of(space)
     raise ConfigurationError(
         f"Environment {name!r} has actions of type {type(space).__name__}, which no policy can "
         "choose. Supported: Discrete, and Box of floating-point numbers. Wrap it so that it takes "

@@ -1,7 +1,7 @@
 """Adapter for JaxMARL 0.2 (https://github.com/FLAIROx/JaxMARL): several agents in JAX."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from inspect import signature
 from io import StringIO
@@ -23,7 +23,7 @@ from trpo_jax.envs.agents import (
 )
 from trpo_jax.envs.base import Environment
 from trpo_jax.envs.deferred import deferred
-from trpo_jax.envs.functional import make_environment
+from trpo_jax.envs.functional import box_of, frames_of, make_environment
 from trpo_jax.envs.options import require_known_args
 from trpo_jax.envs.specs import MASK, SHOWN, Agents, Box, Discrete
 from trpo_jax.errors import ConfigurationError, require_known_environment
@@ -167,11 +167,7 @@ def _action_spec(name: str, space: Any) -> Discrete | Box:
         case spaces.Discrete():
             return Discrete(int(space.n))
         case spaces.Box():
-            low, high = (
-                np.broadcast_to(np.asarray(x, np.float32), space.shape)
-                for x in (space.low, space.high)
-            )
-            return Box(low, high)
+            return box_of(space)
     raise ConfigurationError(
         f"Environment {name!r} has actions of type {type(space).__name__}, which no policy can "
         "choose. Supported: Discrete and Box. Choose another environment."
@@ -187,7 +183,7 @@ def _renderer(
         def render(states):
             with redirect_stdout(StringIO()):
                 visualizer = MPEVisualizer(env, list(states))
-            return _frames(visualizer.fig, visualizer.update, range(len(states)))
+            return frames_of(visualizer.fig, visualizer.update, range(len(states)))
 
         return render
     if not hasattr(env, "all_agents"):
@@ -201,16 +197,6 @@ def _renderer(
             attacks = dict(zip(env.all_agents, np.asarray(game.prev_attack_actions), strict=True))
             env.init_render(visualizer.ax, (None, game, attacks), 0, int(game.step))
 
-        return _frames(visualizer.fig, draw, states)
+        return frames_of(visualizer.fig, draw, states)
 
     return render_smax
-
-
-def _frames(figure: Any, draw: Callable[[Any], None], views: Iterable[Any]) -> list[np.ndarray]:
-    frames = []
-    for view in views:
-        draw(view)
-        figure.canvas.draw()
-        frames.append(np.array(figure.canvas.buffer_rgba())[..., :3])
-    figure.clear()
-    return frames

@@ -125,6 +125,17 @@ def _wrong(path: tuple[Any, ...], found: Any, promised: str) -> Unpromised:
     )
 
 
+def require_tuple(call: str, returned: Any, *names: str) -> tuple[Any, ...]:
+    """Returns what a call of an environment returned, if it is a tuple of the named parts.
+
+    Raises:
+        Unpromised: if it is not.
+    """
+    if not isinstance(returned, tuple) or len(returned) != len(names):
+        raise Unpromised(f"{in_words(returned)} from {call}, not ({', '.join(names)})")
+    return returned
+
+
 def in_words(value: Any) -> str:
     """Describes a value: the dtype, shape and range of an array, or the class and the parts."""
     if value is None or isinstance(value, bool | int | float | str):

@@ -30,7 +30,7 @@ from trpo_jax.envs.gymnasium import (
     environment_seeds,
     observation_spec,
 )
-from trpo_jax.envs.observations import array_spec, centre, in_words, num_numbers, to_arrays
+from trpo_jax.envs.observations import array_spec, centre, num_numbers, require_tuple, to_arrays
 from trpo_jax.envs.options import parameters_of, require_known_args
 from trpo_jax.envs.pools import Shows, open_pool
 from trpo_jax.envs.specs import (
@@ -101,8 +101,7 @@ class TeamEnv:
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         """Starts an episode. Returns its first observation, and an empty info."""
         returned = self.env.reset(**options)
-        if not isinstance(returned, tuple) or len(returned) != 2:
-            raise Unpromised(f"{in_words(returned)} from reset, not (observations, infos)")
+        returned = require_tuple("reset", returned, "observations", "infos")
         self.num_steps = 0
         return self._shown(*returned, self.env.agents), {}
 
@@ -117,12 +116,8 @@ class TeamEnv:
         acting = list(self.env.agents)
         pairs = zip(agents, each, own_actions(self.team.action, rows), strict=True)
         actions = {agent: to_space_action(own, x)[()] for agent, own, x in pairs if agent in acting}
-        returned = self.env.step(actions)
-        if not isinstance(returned, tuple) or len(returned) != 5:
-            raise Unpromised(
-                f"{in_words(returned)} from step, not (observations, rewards, terminations, "
-                "truncations, infos)"
-            )
+        names = ("observations", "rewards", "terminations", "truncations", "infos")
+        returned = require_tuple("step", self.env.step(actions), *names)
         observations, rewards, terminations, truncations, infos = returned
         self.num_steps += 1
         going_on = [

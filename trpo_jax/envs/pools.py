@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from trpo_jax.envs.base import Pool, StepResult
-from trpo_jax.envs.observations import in_words, to_arrays
+from trpo_jax.envs.observations import in_words, require_tuple, to_arrays
 from trpo_jax.envs.specs import (
     MASK,
     ActionSpec,
@@ -138,9 +138,7 @@ class Copy:
     def reset(self, seed: int | None) -> Any:
         """Starts an episode, and returns its first observation."""
         returned = self.env.reset() if seed is None else self.env.reset(seed=seed)
-        if not isinstance(returned, tuple) or len(returned) != 2:
-            raise Unpromised(f"{in_words(returned)} from reset, not (observation, info)")
-        return self.arrays(*returned)
+        return self.arrays(*require_tuple("reset", returned, "observation", "info"))
 
     def arrays(self, observation: Any, info: Any) -> Any:
         """Returns an observation as the arrays of its spec."""
@@ -152,12 +150,8 @@ class Copy:
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, list[float]]:
         """Takes a step. Returns observation, reward, terminated, truncated and costs."""
-        returned = self.env.step(action)
-        if not isinstance(returned, tuple) or len(returned) != 5:
-            raise Unpromised(
-                f"{in_words(returned)} from step, not (observation, reward, terminated, "
-                "truncated, info)"
-            )
+        names = ("observation", "reward", "terminated", "truncated", "info")
+        returned = require_tuple("step", self.env.step(action), *names)
         observation, reward, terminated, truncated, info = returned
         return (
             self.arrays(observation, info),
