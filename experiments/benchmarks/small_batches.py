@@ -121,22 +121,28 @@ def measure(
     report: dict[str, Any],
     console: Console,
 ) -> None:
-    """Runs everything that the report lacks, and writes the report after each run."""
-    finished = {(row["env"], row["batch"], row["variant"]) for row in report["table"]}
-    for env, batch, variant, run in runs:
-        if (env, batch, variant.label) in finished:
+    """Runs everything that the report lacks, and writes the report after each run.
+
+    A row whose variant has other settings by now is measured again.
+    """
+    settings_of = lambda variant: shlex.join([variant.algorithm, *variant.flags])
+    key_of = lambda row: (row["env"], row["batch"], row["variant"], row["settings"])
+    order = [(env, batch, x.label, settings_of(x)) for env, batch, x, _ in runs]
+    report["table"] = [row for row in report["table"] if key_of(row) in order]
+    finished = {key_of(row) for row in report["table"]}
+    for (env, batch, variant, run), key in zip(runs, order, strict=True):
+        if key in finished:
             continue
         actor, changes = checked_run(run, args.checks, args.episodes)
         evaluation = make_evaluation(run.env, run.algorithm.policy, FINAL_EPISODES)
         scores = evaluation(actor, run.seeds).returns.mean(axis=1)
-        settings = shlex.join([variant.algorithm, *variant.flags])
-        row = {"env": env, "batch": batch, "variant": variant.label, "settings": settings}
+        row = {"env": env, "batch": batch, "variant": variant.label, "settings": key[-1]}
         row |= {
             "total_steps": run.description["total_steps"],
             **describe(scores, changes),
             **provenance(env),
         }
-        report["table"].append(row)
+        report["table"] = sorted([*report["table"], row], key=lambda x: order.index(key_of(x)))
         jax.clear_caches()  # compiled programs of finished runs would fill the memory
         console.print(
             f"{env:<23} batch {batch:>5}  {variant.label:<8} IQM {row['iqm']:8.1f}  "

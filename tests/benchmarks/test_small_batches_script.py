@@ -36,6 +36,11 @@ def test_it_measures_every_variant_and_keeps_its_rows(tmp_path, capsys, monkeypa
     assert stop.value.code == 2
     assert "is the result of another command" in capsys.readouterr().err
 
+    file = tmp_path / "out" / "small_batches.json"
+    file.write_text(file.read_text().replace('"settings": "trpo"', '"settings": "trpo --c 1"'))
+    with pytest.raises(TypeError):  # the variant has other settings now, so it is trained again
+        small_batches.main(argv)
+
 
 def test_variants_differ_in_nothing_that_trpo_has():
     args = small_batches.build_parser().parse_args([])
