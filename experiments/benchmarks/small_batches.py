@@ -41,19 +41,19 @@ VARIANTS = {
         "radius=trpo --kl-penalty 0 --max-kl 0.0006",
         "penalty=trpo --kl-penalty 32",
         "ua_trpo=ua_trpo --kl-penalty 0 --max-kl 0.0006 --c 1",
-        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.0006",
+        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.02",
     ),
     ("Pendulum-v1", 512): (
         "radius=trpo --kl-penalty 0 --max-kl 0.006",
         "penalty=trpo --kl-penalty 8",
         "ua_trpo=ua_trpo --kl-penalty 0 --max-kl 0.006 --c 1",
-        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.006",
+        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.02",
     ),
     ("Pendulum-v1", 2048): (
         "radius=trpo --kl-penalty 0 --max-kl 0.006",
         "penalty=trpo --kl-penalty 2",
         "ua_trpo=ua_trpo --kl-penalty 0 --max-kl 0.006 --c 1",
-        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.006",
+        "accept=trpo_held_out --kl-penalty 0 --max-kl 0.02",
     ),
 }
 
