@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EnvironmentFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    seeds, turns = counted(args.num_seeds, "seed"), counted(args.repeats, "turn")
-    title = f"{seeds}, medians of {turns}, steps/s"
+    seeds, repeats = counted(args.num_seeds, "seed"), counted(args.repeats, "turn")
+    title = f"{seeds}, medians of {repeats}, steps/s"
     table = Table("environment", "environments a seed", "training", "bare", "share", title=title)
     for run, (bare, training) in zip(runs, np.moveaxis(turns, 0, -1), strict=True):
         rates = (f"{np.median(x):,.0f}" for x in (training, bare))
